@@ -1,0 +1,117 @@
+"""The bridge from gymnasium's vector environments to Stable-Baselines3's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import VecEnv
+
+
+class SB3VecEnv(VecEnv):
+    r"""
+    A gymnasium `VectorEnv` in SAME_STEP mode as a Stable-Baselines3 `VecEnv`.
+
+    An ended episode's last observation is handed on as `infos[i]["terminal_observation"]` and
+    `infos[i]["TimeLimit.truncated"]` is set where an episode was cut by a time limit, so that learners bootstrap as they
+    do on `DummyVecEnv`.
+
+    Args:
+        envs (`gymnasium.vector.VectorEnv`):
+            The environments. NEXT_STEP autoreset is refused: its reset steps are not experience, and a learner would
+            take them for it.
+
+    Raises:
+        ValueError: if the environments do not autoreset in the same step.
+    """
+
+    def __init__(self, envs: VectorEnv) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(f"expected environments with autoreset_mode=AutoresetMode.SAME_STEP, got {mode}")
+        self.envs = envs
+        self.render_mode = envs.render_mode
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self._actions: np.ndarray | None = None
+
+    def reset(self) -> Any:
+        """Reset all environments with the seeds given to `seed()`; returns observations (num_envs, ...)."""
+        # VecEnv.seed() gives environment i the seed + i, as gymnasium's vector environments do from one integer.
+        observations, infos = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
+        self.reset_infos = _split_infos(infos, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions (num_envs, ...) for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Step all environments; returns observations, rewards (float32), dones and one info per environment."""
+        observations, rewards, terminations, truncations, vector_infos = self.envs.step(self._actions)
+        dones = terminations | truncations
+        final_observations = vector_infos.pop("final_obs", None)
+        vector_infos.pop("_final_obs", None)
+        infos = _split_infos(vector_infos, self.num_envs)
+        for index in np.flatnonzero(dones):
+            # SB3 reports an ended episode's own info; the new episode's goes to reset_infos.
+            final_info = infos[index].pop("final_info", None)
+            if final_info is not None:
+                self.reset_infos[index], infos[index] = infos[index], final_info
+            infos[index]["terminal_observation"] = final_observations[index]  # type: ignore[index]
+            infos[index]["TimeLimit.truncated"] = bool(truncations[index] and not terminations[index])
+        return observations, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """One frame per environment."""
+        return self.envs.render() or [None] * self.num_envs
+
+    def _singles(self, indices: Any) -> list[gym.Env]:
+        singles = getattr(self.envs.unwrapped, "envs", None)
+        if singles is None:
+            raise AttributeError(f"{self.envs} is vectorised natively: it has no single environments to reach into")
+        return [singles[index] for index in self._get_indices(indices)]
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute of the single environments, where there are such."""
+        if attr_name == "render_mode":  # which VecEnv reads at its start, from native vector environments too
+            return [self.render_mode for _ in self._get_indices(indices)]
+        return [env.get_wrapper_attr(attr_name) for env in self._singles(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the single environments, where there are such."""
+        for env in self._singles(indices):
+            env.set_wrapper_attr(attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        """Call a method of the single environments, where there are such."""
+        return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in self._singles(indices)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """Whether each single environment is wrapped by a class (never, where they are vectorised natively)."""
+        if not hasattr(self.envs.unwrapped, "envs"):
+            return [False for _ in self._get_indices(indices)]
+        return [is_wrapped(env, wrapper_class) for env in self._singles(indices)]
+
+
+def _split_infos(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """Gymnasium's dict of arrays with masks as one dict per environment."""
+    singles: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for name, values in infos.items():
+        if name.startswith("_"):
+            continue
+        if isinstance(values, dict):  # nested infos are split in turn, their masks inside them
+            values = _split_infos(values, num_envs)
+        mask = infos.get(f"_{name}")
+        for index in range(num_envs) if mask is None else np.flatnonzero(mask):
+            singles[index][name] = values[index]
+    return singles

@@ -1,0 +1,1 @@
+"""Learning histories: the schema of their datasets, transforms, and the windows that a model is trained on."""

@@ -1,0 +1,196 @@
+"""The schema of a learning-history dataset, its tables, and the metadata beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features, List, Value
+from gymnasium import spaces
+
+from ad_hf.envs.spaces import storage_dtype
+
+SCHEMA_VERSION = 1
+METADATA_FILE = "metadata.json"
+VERSIONED_PACKAGES = ("ad_hf", "datasets", "gymnasium", "numpy", "pyarrow", "stable_baselines3", "torch")
+
+
+@dataclass
+class HistoryMetadata:
+    """
+    What `metadata.json` says about a learning-history dataset: enough to make its environments again and to build a
+    model for it.
+
+    Attributes:
+        env_id (`str`), env_kwargs (`dict`):
+            The environment and the keyword arguments that all tasks share.
+        tasks (`list[dict]`):
+            `task_id`, `kwargs` and `split` of each task.
+        observation_space, action_space (`dict`):
+            Spaces of one environment as JSON.
+        source (`dict`):
+            `algorithm`, `n_envs`, `total_timesteps` and `hyperparameters` of the source.
+        seeds (`list[int]`):
+            Seeds of the source, each of which learnt every task.
+        versions (`dict[str, str]`):
+            Versions of the packages that made the data.
+        schema_version (`int`):
+            Version of this layout.
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    tasks: list[dict[str, Any]]
+    observation_space: dict[str, Any]
+    action_space: dict[str, Any]
+    source: dict[str, Any]
+    seeds: list[int]
+    versions: dict[str, str] = field(default_factory=lambda: package_versions(VERSIONED_PACKAGES))
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """The text of `metadata.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> HistoryMetadata:
+        """
+        The inverse of [`~HistoryMetadata.to_json`].
+
+        Raises:
+            ValueError: if the text was written by a newer schema, or is none of ours.
+        """
+        data = json.loads(text)
+        found = data.get("schema_version") if isinstance(data, dict) else None
+        if found != SCHEMA_VERSION:
+            raise ValueError(f"metadata.json has schema version {found}, this version of ad_hf reads {SCHEMA_VERSION}")
+        return cls(**data)
+
+
+def package_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Installed version of each package."""
+    return {package: version(package) for package in packages}
+
+
+def read_metadata(dataset: str | Path, config_name: str = "default") -> HistoryMetadata:
+    """
+    The metadata of a learning-history dataset.
+
+    Args:
+        dataset (`str` or `Path`):
+            Folder of the dataset.
+        config_name (`str`, *optional*, defaults to `"default"`):
+            Configuration in it.
+
+    Raises:
+        FileNotFoundError: if there is no finished dataset.
+    """
+    path = Path(dataset) / config_name / METADATA_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{dataset} holds no learning histories: {path} does not exist; collect them with `ad-hf collect`"
+        )
+    return HistoryMetadata.from_json(path.read_text())
+
+
+def _element_feature(space: spaces.Space) -> Any:
+    feature: Any = Value(str(storage_dtype(space)))
+    for length in reversed(space.shape or ()):
+        feature = List(feature, length=length)
+    return feature
+
+
+def history_features(observation_space: spaces.Space, action_space: spaces.Space) -> Features:
+    """
+    Columns of a learning-history dataset. A row is a history of T steps, or a contiguous piece of one.
+
+    Args:
+        observation_space, action_space (`gymnasium.Space`):
+            Spaces of one environment; they type the elements of `observations`, `final_observations` and `actions`.
+    """
+    return Features(
+        {
+            "history_id": Value("string"),
+            "task_id": Value("int32"),
+            "stream": Value("int32"),
+            "piece": Value("int32"),
+            "start_step": Value("int64"),
+            "observations": List(_element_feature(observation_space)),
+            "actions": List(_element_feature(action_space)),
+            "rewards": List(Value("float64")),
+            "terminations": List(Value("bool")),
+            "truncations": List(Value("bool")),
+            "final_observations": List(_element_feature(observation_space)),
+        }
+    )
+
+
+def _list_column(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
+    """Arrays (T_i, ...) as one Arrow column of lists, without a Python object per element."""
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
+    lengths = []
+    inner = kind.value_type
+    while pa.types.is_fixed_size_list(inner):
+        lengths.append(inner.list_size)
+        inner = inner.value_type
+    values = pa.array(np.concatenate([np.ravel(array) for array in arrays]), type=inner)
+    for length in reversed(lengths):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
+
+
+def _piece_bounds(episode_ends: np.ndarray, num_steps: int, max_piece_steps: int) -> list[tuple[int, int]]:
+    """Steps [start, stop) of each piece: as many whole episodes as fit, at least one."""
+    borders = np.append(np.flatnonzero(episode_ends) + 1, num_steps)
+    bounds, start = [], 0
+    while start < num_steps:
+        fitting = borders[(borders > start) & (borders <= start + max_piece_steps)]
+        stop = int(fitting[-1]) if fitting.size else int(borders[borders > start][0])
+        bounds.append((start, stop))
+        start = stop
+    return bounds
+
+
+def history_table(recorded: Any, features: Features, task_id: int, seed: int, max_piece_steps: int) -> pa.Table:
+    """
+    The rows of one learner's streams.
+
+    Args:
+        recorded ([`~ad_hf.sources.recorder.RecordedSteps`]):
+            Steps, streams first.
+        features (`datasets.Features`):
+            From [`history_features`].
+        task_id, seed (`int`):
+            Of the learner; with the stream they make the history's id.
+        max_piece_steps (`int`):
+            Longer histories are cut, at episode borders, into pieces of at most so many steps.
+    """
+    rows: dict[str, list] = {name: [] for name in features}
+    for stream, finals in enumerate(recorded.final_observations):
+        ends = recorded.terminations[stream] | recorded.truncations[stream]
+        for piece, (start, stop) in enumerate(_piece_bounds(ends, len(ends), max_piece_steps)):
+            episodes_before, episodes_after = int(ends[:start].sum()), int(ends[:stop].sum())
+            if stop == len(ends):  # an unfinished last episode has a final observation, too
+                episodes_after = len(finals)
+            rows["history_id"].append(f"{task_id}-{seed}-{stream}")
+            rows["task_id"].append(task_id)
+            rows["stream"].append(stream)
+            rows["piece"].append(piece)
+            rows["start_step"].append(start)
+            for name in ("observations", "actions", "rewards", "terminations", "truncations"):
+                rows[name].append(getattr(recorded, name)[stream, start:stop])
+            rows["final_observations"].append(finals[episodes_before:episodes_after])
+    schema = features.arrow_schema
+    columns = [
+        _list_column(rows[column.name], column.type)
+        if pa.types.is_list(column.type)
+        else pa.array(rows[column.name], type=column.type)
+        for column in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,1 @@
+"""Cards for datasets and models."""

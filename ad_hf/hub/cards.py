@@ -1,0 +1,56 @@
+"""Cards: the README.md of a dataset or model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from ad_hf.files import write_text
+from ad_hf.histories.schema import METADATA_FILE, read_metadata
+
+
+def template_path(folder: str, name: str) -> Path:
+    """A card template: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for parent in (package, package.parent):
+        if (parent / folder / name).is_file():
+            return parent / folder / name
+    raise FileNotFoundError(f"the card template {folder}/{name} is missing from this installation of ad_hf")
+
+
+def write_dataset_card(dataset: str | Path) -> Path:
+    """
+    Write the README.md of a learning-history dataset, whose YAML tells `datasets` which files belong to which split.
+
+    Args:
+        dataset (`str` or `Path`):
+            Folder with one sub-folder per configuration, as [`~ad_hf.collect`] leaves it.
+    """
+    dataset = Path(dataset)
+    names = sorted(path.parent.name for path in dataset.glob(f"[!.]*/{METADATA_FILE}"))
+    described = [{"name": name, "metadata": read_metadata(dataset, name)} for name in names]
+    data_files: list[dict[str, Any]] = []
+    for config in described:
+        splits = [
+            {"split": split, "path": f"{config['name']}/{split}-*.parquet"}
+            for split in ("train", "validation", "test")
+            if any((dataset / config["name"]).glob(f"{split}-*.parquet"))
+        ]
+        data_files.append({"config_name": config["name"], "data_files": splits})
+    env_ids = sorted({config["metadata"].env_id for config in described})
+    card_data = DatasetCardData(
+        pretty_name=f"Learning histories of {', '.join(env_ids)}",
+        task_categories=["reinforcement-learning"],
+        tags=["in-context-reinforcement-learning", "algorithm-distillation", *env_ids],
+        configs=data_files,
+    )
+    card = DatasetCard.from_template(
+        card_data,
+        template_path=str(template_path("dataset_cards", "learning_histories.md")),
+        folder=dataset.name,
+        configs=described,
+    )
+    write_text(dataset / "README.md", str(card))
+    return dataset / "README.md"

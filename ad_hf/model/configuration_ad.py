@@ -1,0 +1,136 @@
+"""Configuration of Algorithm Distillation models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+SPACE_FIELDS = {
+    "Discrete": {"n"},
+    "MultiDiscrete": {"nvec"},
+    "MultiBinary": {"n"},
+    "Box": {"shape", "low", "high", "dtype"},
+}
+
+
+def _check_space(name: str, space: dict[str, Any]) -> None:
+    kind = space.get("type") if isinstance(space, dict) else None
+    if kind not in SPACE_FIELDS or not SPACE_FIELDS[kind] <= set(space):
+        raise ValueError(
+            f"{name} must be a space as JSON, such as {{'type': 'Discrete', 'n': 5}}, with a type of "
+            f"{', '.join(SPACE_FIELDS)}; got {space!r}"
+        )
+
+
+@strict
+class ADConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`ADModel`], a causal transformer that continues learning histories
+    (https://huggingface.co/papers/2210.14215).
+
+    Args:
+        observation_space (`dict`):
+            Observation space of one environment as JSON: `{"type": "Discrete", "n"}`, `{"type": "MultiDiscrete",
+            "nvec"}`, `{"type": "MultiBinary", "n"}` or `{"type": "Box", "shape", "low", "high", "dtype"}`.
+        action_space (`dict`):
+            Action space of one environment: Discrete, MultiDiscrete or a bounded Box of one dimension.
+        hidden_size (`int`, *optional*, defaults to 128):
+            Width of the tokens.
+        num_hidden_layers (`int`, *optional*, defaults to 4):
+            Number of transformer blocks.
+        num_attention_heads (`int`, *optional*, defaults to 2):
+            Attention heads of each block. Few wide heads are faster on CPUs.
+        intermediate_size (`int`, *optional*, defaults to 512):
+            Width of the blocks' feed-forward layers.
+        context_length (`int`, *optional*, defaults to 200):
+            Steps that the model sees, in training and at rollout.
+        rope_theta (`float`, *optional*, defaults to 10000.0):
+            Base of the rotary position embedding.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the layer normalisations.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights.
+        dropout, attention_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout on the residual branches and on the attention weights (paper: 0.1 and 0.5).
+        input_mask_probability (`float`, *optional*, defaults to 0.0):
+            Probability that a step's token is blanked in training (paper: 0.3).
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Label smoothing of the loss (paper: 0.2 on Dark Room Hard).
+        observation_mean, observation_std (`list[float]`, *optional*):
+            Statistics with which Box vectors are normalised, one number per dimension.
+        reward_scale (`float`, *optional*, defaults to 1.0):
+            Rewards are divided by it.
+        num_action_bins (`int`, *optional*, defaults to 21):
+            Bins into which each dimension of a Box action is divided.
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration, with its `model_type`, of a decoder of transformers that takes `inputs_embeds`, to use in
+            place of this package's own blocks.
+
+    Raises:
+        ValueError: for spaces that are none, or numbers that do not fit together.
+    """
+
+    model_type = "ad"
+
+    observation_space: dict | None = None
+    action_space: dict | None = None
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 2
+    intermediate_size: int = 512
+    context_length: int = 200
+    rope_theta: float | int = 10000.0
+    layer_norm_eps: float | int = 1e-5
+    initializer_range: float | int = 0.02
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    input_mask_probability: float | int = 0.0
+    label_smoothing: float | int = 0.0
+    observation_mean: list | None = None
+    observation_std: list | None = None
+    reward_scale: float | int = 1.0
+    num_action_bins: int = 21
+    backbone_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            from transformers import CONFIG_MAPPING
+
+            kind = self.backbone_config.get("model_type")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config needs the model_type of a transformers model, got {kind!r}")
+            self.backbone_config = CONFIG_MAPPING[kind](**self.backbone_config)
+        if isinstance(self.backbone_config, PreTrainedConfig):
+            self.hidden_size = self.backbone_config.hidden_size
+        super().__post_init__(**kwargs)
+
+    def validate_spaces(self):
+        """Part of the strict validation: spaces are known, bounded where actions are continuous."""
+        if self.observation_space is None and self.action_space is None:
+            return  # transformers compares every configuration with one made without arguments
+        _check_space("observation_space", self.observation_space)
+        _check_space("action_space", self.action_space)
+        action = self.action_space
+        if action["type"] == "Box" and (len(action["shape"]) != 1 or None in action["low"] + action["high"]):
+            raise ValueError(f"a Box action_space must have one dimension and finite bounds, got {action!r}")
+        if action["type"] == "MultiBinary":
+            raise ValueError(f"write a MultiBinary action_space as MultiDiscrete with an nvec of twos, got {action!r}")
+
+    def validate_architecture(self):
+        """Part of the strict validation: sizes fit together."""
+        if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be an even multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        for name in ("num_hidden_layers", "intermediate_size", "context_length", "num_action_bins"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("dropout", "attention_dropout", "input_mask_probability", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+__all__ = ["ADConfig"]

@@ -1,0 +1,324 @@
+"""The Algorithm Distillation model: a causal transformer over the steps of a learning history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .configuration_ad import ADConfig
+from .context_ad import ADCache, ADContext
+from .rollout_ad import RolloutConfig, RolloutOutput, rollout
+from .spaces_ad import ActionHead, StepEmbedding
+
+# On CPUs, explicit attention (two batched matmuls and a softmax) trains twice as fast as the fused kernel at windows of
+# some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
+EAGER_CPU_WINDOW = 512
+
+# Arguments of from_pretrained that say where files are, not what to make of them.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as two matmuls and a softmax; query, key, value (batch, heads, time, head_dim)."""
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    # Softmax accumulates in float32 whatever the dtype of its input.
+    weights = F.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def rotary_tables(
+    positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and signed sines (..., time, 1, head_dim) of rotary positions (https://huggingface.co/papers/2104.09864)."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions.unsqueeze(-1).float() * theta**-exponents  # (..., time, head_dim / 2)
+    cosines = torch.cat([angles.cos(), angles.cos()], dim=-1).unsqueeze(-2)
+    sines = torch.cat([-angles.sin(), angles.sin()], dim=-1).unsqueeze(-2)
+    return cosines.to(dtype), sines.to(dtype)
+
+
+class ADAttention(nn.Module):
+    """Causal self-attention with one matrix for queries, keys and values, and rotary positions."""
+
+    def __init__(self, config: ADConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // self.num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        attention_implementation: str,
+        past_key_values: ADCache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, time, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch, time, 3 * self.num_heads, self.head_dim)
+        rotated, value = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
+        cosines, sines = rotary
+        rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, dims=-1), sines)
+        query, key = rotated.transpose(1, 2).split(self.num_heads, dim=1)  # (batch, heads, time, head_dim)
+        value = value.transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
+        attended, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+        )
+        return self.output(attended.reshape(batch, time, width)), weights
+
+
+class ADBlock(GradientCheckpointingLayer):
+    """A pre-norm transformer block: attention, then a ReLU feed-forward layer."""
+
+    def __init__(self, config: ADConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = ADAttention(config, layer_idx)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        attended, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
+        hidden_states = hidden_states + F.dropout(attended, self.dropout, self.training)
+        # A leaky ReLU with slope 0 is a ReLU, whose bfloat16 backward pass torch has not vectorised on CPUs (25 x slower).
+        inner = F.leaky_relu(self.up(self.feed_forward_norm(hidden_states)), negative_slope=0.0)
+        return hidden_states + F.dropout(self.down(inner), self.dropout, self.training)
+
+
+class ADPreTrainedModel(PreTrainedModel):
+    """Flags and initialisation that transformers asks of a model."""
+
+    config_class = ADConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ADBlock"]  # noqa: RUF012  transformers reads a list
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": ADBlock, "attentions": ADAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ADBlock):
+            # Residual branches start small, so that depth does not change the scale of the stream (as in GPT-2).
+            scale = self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5
+            for linear in (module.attention.output, module.down):
+                init.normal_(linear.weight, std=scale)
+
+
+@dataclass
+class ADOutput(ModelOutput):
+    """
+    Output of [`ADModel`].
+
+    Attributes:
+        loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`):
+            Mean negative log-likelihood of the actions, in nats per action.
+        logits (`torch.Tensor` of shape `(batch, time, n)`):
+            Logits of the action at every step; a multi-dimensional action's distributions stand side by side.
+        past_key_values ([`ADCache`], *optional*):
+            The cache that was passed in.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Any = None
+
+
+class ADModel(ADPreTrainedModel):
+    """
+    A causal transformer that continues learning histories, one token per step: embed(observation_t) +
+    embed(action_{t-1}) + embed(reward_{t-1}) + embed(episode_start_t) -> decoder -> distribution of action_t.
+
+    Unless `attn_implementation` is given, attention is explicit on CPUs for windows of up to 512 steps and the fused
+    `sdpa` elsewhere.
+
+    Args:
+        config ([`ADConfig`]):
+            The model's configuration.
+    """
+
+    def __init__(self, config: ADConfig) -> None:
+        if config.observation_space is None or config.action_space is None:
+            raise ValueError("ADConfig needs observation_space and action_space to make a model of")
+        self._automatic_attention = config._attn_implementation is None
+        super().__init__(config)
+        self.embedding = StepEmbedding(config)
+        self.blocks: nn.ModuleList | None = None
+        self.backbone: PreTrainedModel | None = None
+        if config.backbone_config is None:
+            self.blocks = nn.ModuleList(ADBlock(config, index) for index in range(config.num_hidden_layers))
+            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        else:
+            self.backbone = AutoModel.from_config(config.backbone_config)
+        self.head = ActionHead(config)
+        self.rollout_config = RolloutConfig()
+        self.post_init()
+
+    def attention_implementation(self, window: int, device: torch.device) -> str:
+        """Name of the attention implementation for a window of so many steps on a device."""
+        if not self._automatic_attention:
+            return self.config._attn_implementation
+        return "eager" if device.type == "cpu" and window <= EAGER_CPU_WINDOW else "sdpa"
+
+    def forward(
+        self,
+        observations: torch.Tensor,
+        previous_actions: torch.Tensor,
+        previous_rewards: torch.Tensor,
+        episode_starts: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: ADCache | None = None,
+    ) -> ADOutput:
+        r"""
+        Args:
+            observations (`torch.Tensor` of shape `(batch, time, ...)`):
+                What was seen at each step.
+            previous_actions (`torch.Tensor` of shape `(batch, time, ...)`):
+                The action before each step; "none" (Discrete: n, MultiDiscrete: nvec, Box: zeros) at the first step of
+                a history.
+            previous_rewards (`torch.Tensor` of shape `(batch, time)`):
+                The reward before each step; 0 at the first step of a history.
+            episode_starts (`torch.Tensor` of shape `(batch, time)`):
+                Whether each step is the first of its episode.
+            attention_mask (`torch.Tensor` of shape `(batch, time)`, *optional*):
+                0 for padding, which stands at the end.
+            labels (`torch.Tensor` of shape `(batch, time, ...)`, *optional*):
+                The actions that were taken; -100 to ignore one.
+            past_key_values ([`ADCache`], *optional*):
+                Keys and values of the steps before these, to which these are added.
+        """
+        hidden_states = self.embedding(observations, previous_actions, previous_rewards, episode_starts)
+        if self.training and self.config.input_mask_probability:
+            kept = torch.rand(hidden_states.shape[:2], device=hidden_states.device) >= self.config.input_mask_probability
+            hidden_states = hidden_states * kept.unsqueeze(-1)
+        if torch.is_autocast_enabled(hidden_states.device.type):  # a residual stream of half the size
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
+        if self.backbone is not None:
+            if past_key_values is not None:
+                raise ValueError("ADCache belongs to this package's own blocks; a backbone re-encodes its context")
+            hidden_states = self.backbone(inputs_embeds=hidden_states, attention_mask=attention_mask, use_cache=False)[0]
+        else:
+            hidden_states = self._decode(hidden_states, past_key_values)
+        logits = self.head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.head.loss(logits, labels, None if attention_mask is None else attention_mask == 0)
+        return ADOutput(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _decode(self, hidden_states: torch.Tensor, past_key_values: ADCache | None) -> torch.Tensor:
+        time, dtype, device = hidden_states.shape[1], hidden_states.dtype, hidden_states.device
+        implementation = self.attention_implementation(time, device)
+        positions = torch.arange(time, device=device)
+        if past_key_values is not None:
+            positions = past_key_values.append(time, device)  # (batch, time)
+            mask = past_key_values.mask(positions, dtype)
+        elif implementation == "eager":
+            mask = torch.full((time, time), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1)
+        else:  # padding stands at the end, where no step attends to it, so that one mask serves the whole batch
+            mask = create_causal_mask(self.config, hidden_states[:1], attention_mask=None, past_key_values=None)
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        rotary = rotary_tables(positions, head_dim, self.config.rope_theta, dtype)
+        assert self.blocks is not None
+        for block in self.blocks:
+            hidden_states = block(
+                hidden_states,
+                rotary=rotary,
+                attention_mask=mask,
+                attention_implementation=implementation,
+                past_key_values=past_key_values,
+            )
+        return self.norm(hidden_states)
+
+    def init_context(self, num_envs: int, seed: int = 0, rollout_config: RolloutConfig | None = None) -> ADContext:
+        """
+        An empty context for environments of one's own: `actions = context.act(observations, rewards, episode_starts)`.
+
+        Args:
+            num_envs (`int`):
+                Number of environments that are acted in side by side.
+            seed (`int`, *optional*, defaults to 0):
+                Seed of the sampled actions.
+            rollout_config ([`RolloutConfig`], *optional*):
+                How actions are chosen; by default the model's own `rollout_config`.
+        """
+        config = rollout_config or self.rollout_config
+        return ADContext(self, num_envs, seed=seed, do_sample=config.do_sample, temperature=config.temperature)
+
+    def rollout(self, envs: Any, rollout_config: RolloutConfig | None = None, **overrides: Any) -> RolloutOutput:
+        r"""
+        Act in environments with the context as the only memory: frozen weights, learning from one's own experience.
+
+        Args:
+            envs (`gymnasium.vector.VectorEnv`):
+                Environments of any autoreset mode, with the spaces of the model.
+            rollout_config ([`RolloutConfig`], *optional*):
+                Settings; by default the model's own `rollout_config`.
+            overrides:
+                Fields of [`RolloutConfig`], such as `num_episodes`, `do_sample`, `temperature` and `seed`, and
+                `callback`, called after each step with the [`RolloutOutput`] so far.
+
+        Returns:
+            [`RolloutOutput`]: `episode_returns` and `episode_lengths` (num_envs, num_episodes).
+
+        Raises:
+            ValueError: for environments with other spaces than the model's and for unknown settings.
+        """
+        return rollout(self, envs, rollout_config, **overrides)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save weights and configuration as every model of transformers, and `rollout_config.json` beside them."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.rollout_config.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as every model of transformers, and its `rollout_config.json` if there is one."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        model.rollout_config = RolloutConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        return loaded
+
+
+__all__ = ["ADModel", "ADOutput", "ADPreTrainedModel"]

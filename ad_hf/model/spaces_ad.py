@@ -1,0 +1,181 @@
+"""What the spaces of an environment make of a model: how steps become tokens, and what the action head predicts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_ad import ADConfig
+
+
+class CategoricalEmbedding(nn.Module):
+    """One table per dimension of a Discrete, MultiDiscrete or MultiBinary element, their rows summed."""
+
+    def __init__(self, sizes: list[int], width: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """values (batch, time) or (batch, time, dimensions), integers -> (batch, time, width)."""
+        if values.ndim == 2:
+            values = values.unsqueeze(-1)
+        values = values.int()
+        embedded = self.tables[0](values[..., 0])
+        for dimension, table in enumerate(self.tables[1:], start=1):
+            embedded = embedded + table(values[..., dimension])
+        return embedded
+
+
+class VectorEmbedding(nn.Module):
+    """A linear map of a normalised Box vector."""
+
+    def __init__(self, size: int, width: int, mean: list[float] | None, std: list[float] | None) -> None:
+        super().__init__()
+        self.mean, self.std = mean or [0.0] * size, std or [1.0] * size
+        self.linear = nn.Linear(size, width)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """values (batch, time, size) -> (batch, time, width)."""
+        values = values.to(self.linear.weight.dtype)
+        return self.linear((values - values.new_tensor(self.mean)) / values.new_tensor(self.std))
+
+
+class ImageEmbedding(nn.Module):
+    """Three strided convolutions over a Box image (height, width, channels), averaged over what is left of it."""
+
+    def __init__(self, shape: list[int], width: int, high: float | None) -> None:
+        super().__init__()
+        self.scale = high or 1.0
+        channels = [shape[-1], 32, 64, 64]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1)
+            for before, after in zip(channels[:-1], channels[1:])
+        )
+        cells = math.prod(math.ceil(size / 8) for size in shape[:2])
+        self.linear = nn.Linear(channels[-1] * cells, width)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """values (batch, time, height, width, channels) -> (batch, time, width)."""
+        frames = values.flatten(0, 1).movedim(-1, 1).to(self.linear.weight.dtype) / self.scale
+        for convolution in self.convolutions:
+            frames = F.relu(convolution(frames))
+        return self.linear(frames.flatten(1)).unflatten(0, values.shape[:2])
+
+
+def _categories(space: dict) -> list[int]:
+    """Number of categories of each dimension of a discrete space."""
+    if space["type"] == "Discrete":
+        return [space["n"]]
+    return list(space["nvec"]) if space["type"] == "MultiDiscrete" else [2] * space["n"]
+
+
+class StepEmbedding(nn.Module):
+    """
+    The token of a step: embed(observation_t) + embed(action_{t-1}) + embed(reward_{t-1}) + embed(episode_start_t).
+
+    Before the first step of a history there is no action; the extra category n (Discrete), nvec (MultiDiscrete), or a
+    vector of zeros (Box) stands for it.
+    """
+
+    def __init__(self, config: ADConfig) -> None:
+        super().__init__()
+        width, observations, actions = config.hidden_size, config.observation_space, config.action_space
+        self.reward_scale = config.reward_scale
+        self.observation: nn.Module
+        if observations["type"] != "Box":
+            self.observation = CategoricalEmbedding(_categories(observations), width)
+        elif len(observations["shape"]) == 3:
+            self.observation = ImageEmbedding(observations["shape"], width, observations["high"][0])
+        elif len(observations["shape"]) == 1:
+            size = observations["shape"][0]
+            self.observation = VectorEmbedding(size, width, config.observation_mean, config.observation_std)
+        else:
+            raise ValueError(
+                f"a Box observation must be a vector or an image (height, width, channels), got {observations}; "
+                "reshape it with gymnasium.wrappers.ReshapeObservation"
+            )
+        self.previous_action: nn.Module
+        if actions["type"] == "Box":
+            self.previous_action = VectorEmbedding(actions["shape"][0], width, None, None)
+        else:
+            self.previous_action = CategoricalEmbedding([size + 1 for size in _categories(actions)], width)
+        self.previous_reward = nn.Linear(1, width)
+        self.episode_start = nn.Embedding(2, width)
+
+    def forward(
+        self,
+        observations: torch.Tensor,
+        previous_actions: torch.Tensor,
+        previous_rewards: torch.Tensor,
+        episode_starts: torch.Tensor,
+    ) -> torch.Tensor:
+        """Four tensors (batch, time, ...) -> tokens (batch, time, width)."""
+        rewards = previous_rewards.to(self.previous_reward.weight.dtype) / self.reward_scale
+        return (
+            self.observation(observations)
+            + self.previous_action(previous_actions)
+            + self.previous_reward(rewards.unsqueeze(-1))
+            + self.episode_start(episode_starts.int())
+        )
+
+
+class ActionHead(nn.Module):
+    """
+    Logits over actions: one categorical distribution per dimension, side by side. A Box action is divided into
+    `num_action_bins` equal bins per dimension, each of which stands for its centre.
+    """
+
+    def __init__(self, config: ADConfig) -> None:
+        super().__init__()
+        space = config.action_space
+        self.is_box, self.is_scalar = space["type"] == "Box", space["type"] == "Discrete"
+        self.sizes = [config.num_action_bins] * space["shape"][0] if self.is_box else _categories(space)
+        self.low, self.high = (space["low"], space["high"]) if self.is_box else ([], [])
+        self.label_smoothing = config.label_smoothing
+        self.linear = nn.Linear(config.hidden_size, sum(self.sizes))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states (batch, time, width) -> logits (batch, time, sum of sizes)."""
+        return self.linear(hidden_states)
+
+    def to_categories(self, actions: torch.Tensor) -> torch.Tensor:
+        """Actions (..., [dimensions]) as categories (..., dimensions); discrete labels of -100 stay what they are."""
+        if not self.is_box:
+            return actions.long().unsqueeze(-1) if self.is_scalar else actions.long()
+        low, high = (torch.tensor(bound, device=actions.device, dtype=torch.float32) for bound in (self.low, self.high))
+        bins = self.sizes[0]
+        return ((actions - low) / (high - low) * bins).long().clamp(0, bins - 1)
+
+    def to_actions(self, categories: torch.Tensor) -> torch.Tensor:
+        """The inverse: categories (..., dimensions) as actions (..., [dimensions])."""
+        if not self.is_box:
+            return categories.squeeze(-1) if self.is_scalar else categories
+        low, high = (torch.tensor(bound, device=categories.device) for bound in (self.low, self.high))
+        return low + (categories + 0.5) / self.sizes[0] * (high - low)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor | None) -> torch.Tensor:
+        """
+        Mean negative log-likelihood of the actions that were taken, summed over an action's dimensions.
+
+        Args:
+            logits (`torch.Tensor` of shape `(batch, time, n)`):
+                From the head.
+            labels (`torch.Tensor` of shape `(batch, time, ...)`):
+                Actions; steps with a discrete label of -100 are ignored.
+            ignored (`torch.Tensor` of shape `(batch, time)`, *optional*):
+                Further steps to leave out (padding), the only way for continuous actions.
+        """
+        categories = self.to_categories(labels)
+        if ignored is not None:
+            categories = categories.masked_fill(ignored.unsqueeze(-1), -100)
+        loss = logits.new_zeros((), dtype=torch.float32)
+        for dimension, part in enumerate(logits.float().split(self.sizes, dim=-1)):
+            targets = categories[..., dimension].flatten()
+            loss = loss + F.cross_entropy(part.flatten(0, 1), targets, label_smoothing=self.label_smoothing)
+        return loss
+
+
+__all__ = ["ActionHead", "StepEmbedding"]

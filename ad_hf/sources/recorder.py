@@ -1,0 +1,129 @@
+"""Records all that a learner's parallel environments live through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+from ad_hf.envs.spaces import storage_dtype
+
+
+@dataclass
+class RecordedSteps:
+    """
+    The histories of the streams of one learner; step t of a stream holds what it saw, did and got at that step.
+
+    Attributes:
+        observations (`np.ndarray` of shape `(num_envs, num_steps, ...)`), actions (`(num_envs, num_steps, ...)`),
+        rewards, terminations, truncations (`(num_envs, num_steps)`):
+            The steps. `observations[:, t]` led to `actions[:, t]`, which brought `rewards[:, t]`.
+        final_observations (`list[np.ndarray]` of shape `(num_episodes, ...)`):
+            Per stream, the last observation of each episode, that of an unfinished last episode included.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    final_observations: list[np.ndarray]
+
+
+class HistoryRecorder(VectorWrapper):
+    r"""
+    Keeps every step of a gymnasium vector environment, whoever drives it, on- and off-policy learners alike.
+
+    Args:
+        envs (`gymnasium.vector.VectorEnv`):
+            Environments in SAME_STEP mode.
+        num_steps (`int`):
+            Expected number of steps per environment; more are kept as well, at the cost of a copy.
+        on_step (`Callable[[int], None]`, *optional*):
+            Called at each step with the number of transitions it added, e.g. by a progress bar.
+
+    Raises:
+        ValueError: if the environments do not autoreset in the same step.
+    """
+
+    def __init__(self, envs: VectorEnv, num_steps: int, on_step: Callable[[int], None] | None = None) -> None:
+        super().__init__(envs)
+        mode = envs.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(f"expected environments with autoreset_mode=AutoresetMode.SAME_STEP, got {mode}")
+        self._on_step = on_step
+        self._num_steps = 0
+        observations, actions = envs.single_observation_space, envs.single_action_space
+        self._observation_dtype = storage_dtype(observations)
+        # Time comes first while recording, so that a step is one contiguous write.
+        self._observations = self._empty(num_steps, observations.shape, self._observation_dtype)
+        self._actions = self._empty(num_steps, actions.shape, storage_dtype(actions))
+        self._rewards = self._empty(num_steps, (), np.float64)
+        self._terminations = self._empty(num_steps, (), np.bool_)
+        self._truncations = self._empty(num_steps, (), np.bool_)
+        self._final_observations: list[list[np.ndarray]] = [[] for _ in range(envs.num_envs)]
+        self._last_observations: np.ndarray | None = None
+
+    def _empty(self, num_steps: int, shape: tuple[int, ...] | None, dtype: Any) -> np.ndarray:
+        return np.empty((max(1, num_steps), self.env.num_envs, *(shape or ())), dtype=dtype)
+
+    def _grow(self) -> None:
+        for name in ("_observations", "_actions", "_rewards", "_terminations", "_truncations"):
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array, np.empty_like(array)]))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Reset the environments; episodes under way are recorded as truncated at their last step."""
+        last = self._last_observations
+        if self._num_steps and last is not None:
+            ended = self._terminations[self._num_steps - 1] | self._truncations[self._num_steps - 1]
+            self._truncations[self._num_steps - 1, ~ended] = True
+            self._keep_final(np.flatnonzero(~ended), last)
+        observations, infos = self.env.reset(seed=seed, options=options)
+        self._last_observations = np.array(observations)
+        return observations, infos
+
+    def _keep_final(self, indices: np.ndarray, final_observations: Any) -> None:
+        for index in indices:
+            self._final_observations[index].append(np.asarray(final_observations[index], self._observation_dtype))
+
+    def step(self, actions: np.ndarray):
+        """Step the environments and keep what they return."""
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        step = self._num_steps
+        if step == len(self._rewards):
+            self._grow()
+        self._observations[step] = self._last_observations
+        self._actions[step] = actions
+        self._rewards[step] = rewards
+        self._terminations[step] = terminations
+        self._truncations[step] = truncations
+        self._num_steps += 1
+        ended = np.flatnonzero(terminations | truncations)
+        if ended.size:
+            self._keep_final(ended, infos["final_obs"])
+        self._last_observations = np.array(observations)
+        if self._on_step is not None:
+            self._on_step(self.env.num_envs)
+        return observations, rewards, terminations, truncations, infos
+
+    def recorded(self) -> RecordedSteps:
+        """Everything recorded so far, streams first."""
+        steps = self._num_steps
+        finals = []
+        for index, kept in enumerate(self._final_observations):
+            ended = steps and (self._terminations[steps - 1, index] or self._truncations[steps - 1, index])
+            if steps and not ended and self._last_observations is not None:
+                kept = [*kept, self._last_observations[index].astype(self._observation_dtype)]
+            shape = (len(kept), *self._observations.shape[2:])
+            finals.append(np.array(kept, dtype=self._observation_dtype).reshape(shape))
+        return RecordedSteps(
+            *(
+                np.ascontiguousarray(np.swapaxes(array[:steps], 0, 1))
+                for array in (self._observations, self._actions, self._rewards, self._terminations, self._truncations)
+            ),
+            final_observations=finals,
+        )
