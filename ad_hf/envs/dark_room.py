@@ -29,7 +29,7 @@ def optimal_return(
     sparse_reward: bool = False,
     **_: Any,
 ) -> float:
-    """Return of an episode in which the agent walks straight to the goal and, if rewards are dense, stays there."""
+    """Return of an episode in which the agent walks straight to the goal and, with dense rewards, stays there."""
     # The reward is paid after a move, so a goal under the start pays from the first step as a neighbouring one does.
     steps_rewarded = max(0, max_episode_steps - max(1, goal_distance(size=size, goal=goal)) + 1)
     return float(min(1, steps_rewarded) if sparse_reward else steps_rewarded)
@@ -60,7 +60,7 @@ def _draw(position: np.ndarray, goal: np.ndarray, size: int) -> np.ndarray:
 
 class DarkRoomEnv(gym.Env[np.ndarray, np.int64]):
     r"""
-    A room of `size` x `size` cells; the agent starts each episode in its centre and sees its cell (x, y), not the goal.
+    A room of `size` x `size` cells. The agent starts in its centre and sees its cell (x, y), not the goal.
 
     `gym.make("ad_hf/DarkRoom-v0", max_episode_steps=...)` truncates episodes, after 20 steps unless told otherwise.
 
@@ -112,7 +112,7 @@ class DarkRoomEnv(gym.Env[np.ndarray, np.int64]):
         self._paid |= on_goal
         return self._position.copy(), reward, False, False, {}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """A frame (size * 16, size * 16, 3), or `None` without a render mode."""
         return _draw(self._position, self.goal, self.size) if self.render_mode == "rgb_array" else None
 
@@ -182,7 +182,7 @@ class DarkRoomVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._positions.copy(), {}
 
     def step(self, actions: np.ndarray):
-        """Move all agents; actions (num_envs,) -> observations (num_envs, 2), rewards, terminations, truncations, info."""
+        """Move all agents by actions (num_envs,); observations are (num_envs, 2), all else (num_envs,)."""
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
             raise RuntimeError("an episode has ended: call reset(options={'reset_mask': ...}) before the next step")
         resetting = self._ended.copy()  # only NEXT_STEP leaves ended rooms for the next step

@@ -16,9 +16,9 @@ class SB3VecEnv(VecEnv):
     r"""
     A gymnasium `VectorEnv` in SAME_STEP mode as a Stable-Baselines3 `VecEnv`.
 
-    An ended episode's last observation is handed on as `infos[i]["terminal_observation"]` and
-    `infos[i]["TimeLimit.truncated"]` is set where an episode was cut by a time limit, so that learners bootstrap as they
-    do on `DummyVecEnv`.
+    An ended episode's last observation is handed on as `infos[i]["terminal_observation"]`, and
+    `infos[i]["TimeLimit.truncated"]` is set where an episode was cut by a time limit, so that learners bootstrap as
+    they do on `DummyVecEnv`.
 
     Args:
         envs (`gymnasium.vector.VectorEnv`):
@@ -63,7 +63,7 @@ class SB3VecEnv(VecEnv):
             final_info = infos[index].pop("final_info", None)
             if final_info is not None:
                 self.reset_infos[index], infos[index] = infos[index], final_info
-            infos[index]["terminal_observation"] = final_observations[index]  # type: ignore[index]
+            infos[index]["terminal_observation"] = final_observations[index]
             infos[index]["TimeLimit.truncated"] = bool(truncations[index] and not terminations[index])
         return observations, rewards.astype(np.float32), dones, infos
 
@@ -73,7 +73,8 @@ class SB3VecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """One frame per environment."""
-        return self.envs.render() or [None] * self.num_envs
+        frames: Any = self.envs.render()
+        return [None] * self.num_envs if frames is None else list(frames)
 
     def _singles(self, indices: Any) -> list[gym.Env]:
         singles = getattr(self.envs.unwrapped, "envs", None)

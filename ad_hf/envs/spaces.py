@@ -13,8 +13,8 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     A space as a JSON object, as stored in `metadata.json` and in a model's config.
 
     Raises:
-        TypeError: for spaces other than Discrete, MultiDiscrete, MultiBinary and Box (put Dict and Tuple spaces through
-            `gymnasium.wrappers.FlattenObservation`), and for Discrete and MultiDiscrete spaces that do not start at 0.
+        TypeError: for spaces other than Discrete, MultiDiscrete, MultiBinary and Box (put Dict and Tuple spaces
+            through `gymnasium.wrappers.FlattenObservation`), and for discrete spaces that do not start at 0.
     """
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return {"type": "Discrete", "n": int(space.n)}
@@ -52,7 +52,9 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
             np.array([limit if value is None else value for value in data[name]], dtype=dtype)
             for name, limit in (("low", -np.inf), ("high", np.inf))
         )
-        low, high = (np.broadcast_to(bound, shape) if bound.size == 1 else bound.reshape(shape) for bound in (low, high))
+        low, high = (
+            np.broadcast_to(bound, shape) if bound.size == 1 else bound.reshape(shape) for bound in (low, high)
+        )
         return spaces.Box(low, high, shape=shape, dtype=dtype.type)
     raise ValueError(f"unknown space {data!r}: expected a type of Discrete, MultiDiscrete, MultiBinary or Box")
 

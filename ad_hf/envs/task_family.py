@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pydoc import locate
 from typing import Any
 
@@ -96,8 +97,8 @@ class TaskFamily:
     r"""
     Tasks of one environment id, split into training, validation and test tasks.
 
-    The split is a pure function of the task list and `split_seed`. With `stratify_by`, tasks are ordered by that number
-    (ties at random) and test, then validation tasks are drawn one from each of equally long stretches.
+    The split is a pure function of the task list and `split_seed`. With `stratify_by`, tasks are ordered by that
+    number (ties at random), and test, then validation tasks are drawn one from each of equally long stretches.
 
     Args:
         env_id (`str`):
@@ -140,8 +141,8 @@ class TaskFamily:
         held_out = num_validation_tasks + num_test_tasks
         if min(num_validation_tasks, num_test_tasks) < 0 or held_out >= len(tasks):
             raise ValueError(
-                f"{num_validation_tasks} validation and {num_test_tasks} test tasks leave none of {len(tasks)} tasks to "
-                "train on: hold out fewer or define more tasks"
+                f"{num_validation_tasks} validation and {num_test_tasks} test tasks leave none of {len(tasks)} tasks "
+                "to train on: hold out fewer or define more tasks"
             )
         rng = np.random.default_rng(split_seed)
         order = rng.permutation(len(tasks)).tolist()
@@ -213,7 +214,9 @@ class TaskFamily:
         tasks = list(tasks) * (num_envs // len(tasks))
         shared = dict(self.env_kwargs) if render_mode is None else {**self.env_kwargs, "render_mode": render_mode}
         if self.native_vector:
-            stacked = {name: np.stack([task.kwargs[name] for task in tasks]) for name in tasks[0].kwargs}
+            stacked: dict[str, Any] = {
+                name: np.stack([task.kwargs[name] for task in tasks]) for name in tasks[0].kwargs
+            }
             envs = gym.make_vec(
                 self.env_id,
                 num_envs=num_envs,
@@ -224,7 +227,7 @@ class TaskFamily:
             )
         else:
             envs = SyncVectorEnv(
-                [lambda kwargs=task.kwargs: gym.make(self.env_id, **shared, **kwargs) for task in tasks],
+                [partial(gym.make, self.env_id, **shared, **task.kwargs) for task in tasks],
                 autoreset_mode=autoreset_mode,
             )
         if seed is not None:

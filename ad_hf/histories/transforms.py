@@ -42,7 +42,9 @@ def keep_episodes(
         The kept steps (num_steps,) as a mask and the kept histories' offsets.
     """
     if every < 1 or (first is not None and first < 1):
-        raise ValueError(f"expected to keep every 1st episode or fewer, and at least 1, got every={every}, first={first}")
+        raise ValueError(
+            f"expected to keep every 1st episode or fewer, and at least 1, got every={every}, first={first}"
+        )
     lengths = np.diff(offsets)
     numbers = episode_numbers(ends, offsets)
     last_numbers = np.zeros(len(lengths), dtype=np.int64)

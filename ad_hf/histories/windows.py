@@ -37,11 +37,11 @@ def none_action(space: spaces.Space) -> np.ndarray:
 
 class HistoryWindows:
     r"""
-    All windows of `context_length` consecutive steps of a learning-history dataset, in memory, and an order of them for
-    each epoch.
+    All windows of `context_length` consecutive steps of a learning-history dataset, in memory, and an order of them
+    for each epoch.
 
-    In epoch e every history is tiled by consecutive windows, from a phase that is drawn from (seed, e, history_id), and
-    the windows of all histories are shuffled by (seed, e). So an epoch's batches are a pure function of (seed, e),
+    In epoch e every history is tiled by consecutive windows, from a phase that is drawn from (seed, e, history_id),
+    and the windows of all histories are shuffled by (seed, e). So an epoch's batches are a pure function of (seed, e),
     whatever the number of processes. Histories shorter than a window give one window each, padded at its end.
 
     Args:
@@ -124,8 +124,8 @@ class HistoryWindows:
         if self.context_length < median < 2 * self.context_length:
             warnings.warn(
                 f"histories of {median} steps (median) are shorter than two windows of {self.context_length}: most "
-                "windows start with a source that has not learnt yet, and once the context slides at rollout the model "
-                "sees what it was not trained on; shorten context_length, keep more episodes, or collect longer",
+                "windows start with a source that has not learnt yet, and once the context slides at rollout the "
+                "model sees what it was not trained on; shorten context_length, keep more episodes, or collect longer",
                 stacklevel=3,
             )
 

@@ -30,18 +30,19 @@ def write_dataset_card(dataset: str | Path) -> Path:
     """
     dataset = Path(dataset)
     names = sorted(path.parent.name for path in dataset.glob(f"[!.]*/{METADATA_FILE}"))
-    described = [{"name": name, "metadata": read_metadata(dataset, name)} for name in names]
+    metadata = {name: read_metadata(dataset, name) for name in names}
     data_files: list[dict[str, Any]] = []
-    for config in described:
+    for name in names:
         splits = [
-            {"split": split, "path": f"{config['name']}/{split}-*.parquet"}
+            {"split": split, "path": f"{name}/{split}-*.parquet"}
             for split in ("train", "validation", "test")
-            if any((dataset / config["name"]).glob(f"{split}-*.parquet"))
+            if any((dataset / name).glob(f"{split}-*.parquet"))
         ]
-        data_files.append({"config_name": config["name"], "data_files": splits})
-    env_ids = sorted({config["metadata"].env_id for config in described})
+        data_files.append({"config_name": name, "data_files": splits})
+    env_ids = sorted({config.env_id for config in metadata.values()})
+    title = f"Learning histories of {', '.join(env_ids)}"
     card_data = DatasetCardData(
-        pretty_name=f"Learning histories of {', '.join(env_ids)}",
+        pretty_name=title,
         task_categories=["reinforcement-learning"],
         tags=["in-context-reinforcement-learning", "algorithm-distillation", *env_ids],
         configs=data_files,
@@ -49,8 +50,9 @@ def write_dataset_card(dataset: str | Path) -> Path:
     card = DatasetCard.from_template(
         card_data,
         template_path=str(template_path("dataset_cards", "learning_histories.md")),
+        title=title,
         folder=dataset.name,
-        configs=described,
+        configs=[{"name": name, "metadata": config} for name, config in metadata.items()],
     )
     write_text(dataset / "README.md", str(card))
     return dataset / "README.md"

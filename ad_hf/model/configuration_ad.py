@@ -99,7 +99,7 @@ class ADConfig(PreTrainedConfig):
             from transformers import CONFIG_MAPPING
 
             kind = self.backbone_config.get("model_type")
-            if kind not in CONFIG_MAPPING:
+            if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
                 raise ValueError(f"backbone_config needs the model_type of a transformers model, got {kind!r}")
             self.backbone_config = CONFIG_MAPPING[kind](**self.backbone_config)
         if isinstance(self.backbone_config, PreTrainedConfig):
@@ -110,9 +110,9 @@ class ADConfig(PreTrainedConfig):
         """Part of the strict validation: spaces are known, bounded where actions are continuous."""
         if self.observation_space is None and self.action_space is None:
             return  # transformers compares every configuration with one made without arguments
-        _check_space("observation_space", self.observation_space)
-        _check_space("action_space", self.action_space)
-        action = self.action_space
+        observation, action = self.observation_space or {}, self.action_space or {}
+        _check_space("observation_space", observation)
+        _check_space("action_space", action)
         if action["type"] == "Box" and (len(action["shape"]) != 1 or None in action["low"] + action["high"]):
             raise ValueError(f"a Box action_space must have one dimension and finite bounds, got {action!r}")
         if action["type"] == "MultiBinary":

@@ -1,4 +1,4 @@
-"""The context of a rollout: the model's last steps, across episodes, and the keys and values that they were encoded to."""
+"""The context of a rollout: the model's last steps, across episodes, and their keys and values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ADCache:
         return self._positions
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new steps' keys and values (batch, heads, time, head_dim) of a block; returns those of all steps."""
+        """Write a block's keys and values (batch, heads, time, head_dim) of the new steps; returns those of all."""
         assert self._positions is not None
         index = self._positions[:, None, :, None].expand_as(key)
         self.keys[layer].scatter_(2, index, key.to(self.keys.dtype))
@@ -107,7 +107,9 @@ class ADContext:
         self, model: ADModel, num_envs: int, seed: int = 0, do_sample: bool = True, temperature: float = 1.0
     ) -> None:
         if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest action")
+            raise ValueError(
+                f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest action"
+            )
         self.model, self.num_envs = model, num_envs
         self.do_sample, self.temperature = do_sample, temperature
         config = model.config
@@ -122,7 +124,7 @@ class ADContext:
         self._counters = np.zeros(num_envs, dtype=np.uint64)
         self.lengths = torch.zeros(num_envs, dtype=torch.long)
         self._steps: list[torch.Tensor] | None = None  # observations, previous actions and rewards, episode starts
-        self._none = self._no_action(config.action_space)
+        self._none = self._no_action(config.action_space or {})
         self._last_actions = self._none.expand(num_envs, *self._none.shape).clone()
         self._fresh = torch.ones(num_envs, dtype=torch.bool)
         self.logits: torch.Tensor | None = None
@@ -219,8 +221,8 @@ class ADContext:
         if self._cache is not None:
             inputs = [part.unsqueeze(1).to(self._device) for part in step]
             before = self._cache.lengths.clone()
-            # A row that is not active is encoded like the others, into a slot that its next step overwrites. One that is
-            # full has no such slot: it lends its last one, which is encoded anew, with all others, when it slides.
+            # A row that is not active is encoded like the others, into a slot that its next step overwrites. One that
+            # is full has no such slot: it lends its last one, which is encoded anew, with all others, when it slides.
             self._cache.lengths.clamp_(max=self.length - 1)
             logits = self.model(*inputs, past_key_values=self._cache).logits[:, -1]
             self._cache.lengths = torch.where(rows, self._cache.lengths, before)

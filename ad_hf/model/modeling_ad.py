@@ -1,7 +1,5 @@
 """The Algorithm Distillation model: a causal transformer over the steps of a learning history."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +18,8 @@ from .context_ad import ADCache, ADContext
 from .rollout_ad import RolloutConfig, RolloutOutput, rollout
 from .spaces_ad import ActionHead, StepEmbedding
 
-# On CPUs, explicit attention (two batched matmuls and a softmax) trains twice as fast as the fused kernel at windows of
-# some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
+# On CPUs, explicit attention (two batched matmuls and a softmax) trains twice as fast as the fused kernel at windows
+# of some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
 EAGER_CPU_WINDOW = 512
 
 # Arguments of from_pretrained that say where files are, not what to make of them.
@@ -41,7 +39,7 @@ def eager_attention_forward(
     """Attention as two matmuls and a softmax; query, key, value (batch, heads, time, head_dim)."""
     weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
-        weights = weights + attention_mask
+        weights = weights.add_(attention_mask)  # in place: no gradient needs the scores before it
     # Softmax accumulates in float32 whatever the dtype of its input.
     weights = F.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
@@ -69,6 +67,8 @@ class ADAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        # Without it, attention scores outgrow bfloat16's resolution within some hundred updates of Muon.
+        self.query_key_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps, bias=False)
         self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
@@ -83,6 +83,7 @@ class ADAttention(nn.Module):
         qkv = self.qkv(hidden_states).view(batch, time, 3 * self.num_heads, self.head_dim)
         rotated, value = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
         cosines, sines = rotary
+        rotated = self.query_key_norm(rotated)
         rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, dims=-1), sines)
         query, key = rotated.transpose(1, 2).split(self.num_heads, dim=1)  # (batch, heads, time, head_dim)
         value = value.transpose(1, 2)
@@ -116,23 +117,24 @@ class ADBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         attended, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
         hidden_states = hidden_states + F.dropout(attended, self.dropout, self.training)
-        # A leaky ReLU with slope 0 is a ReLU, whose bfloat16 backward pass torch has not vectorised on CPUs (25 x slower).
-        inner = F.leaky_relu(self.up(self.feed_forward_norm(hidden_states)), negative_slope=0.0)
+        # A leaky ReLU with slope 0 is a ReLU; torch has not vectorised the ReLU's own bfloat16 gradient on CPUs, which
+        # is 25 times slower.
+        inner = F.leaky_relu(self.up(self.feed_forward_norm(hidden_states)), negative_slope=0.0, inplace=True)
         return hidden_states + F.dropout(self.down(inner), self.dropout, self.training)
 
 
 class ADPreTrainedModel(PreTrainedModel):
     """Flags and initialisation that transformers asks of a model."""
 
-    config_class = ADConfig
+    config: ADConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ADBlock"]  # noqa: RUF012  transformers reads a list
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _no_split_modules = ["ADBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": ADBlock, "attentions": ADAttention}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": ADBlock, "attentions": ADAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -229,14 +231,18 @@ class ADModel(ADPreTrainedModel):
         """
         hidden_states = self.embedding(observations, previous_actions, previous_rewards, episode_starts)
         if self.training and self.config.input_mask_probability:
-            kept = torch.rand(hidden_states.shape[:2], device=hidden_states.device) >= self.config.input_mask_probability
+            kept = (
+                torch.rand(hidden_states.shape[:2], device=hidden_states.device) >= self.config.input_mask_probability
+            )
             hidden_states = hidden_states * kept.unsqueeze(-1)
         if torch.is_autocast_enabled(hidden_states.device.type):  # a residual stream of half the size
             hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
         if self.backbone is not None:
             if past_key_values is not None:
                 raise ValueError("ADCache belongs to this package's own blocks; a backbone re-encodes its context")
-            hidden_states = self.backbone(inputs_embeds=hidden_states, attention_mask=attention_mask, use_cache=False)[0]
+            hidden_states = self.backbone(inputs_embeds=hidden_states, attention_mask=attention_mask, use_cache=False)[
+                0
+            ]
         else:
             hidden_states = self._decode(hidden_states, past_key_values)
         logits = self.head(hidden_states)
@@ -251,7 +257,7 @@ class ADModel(ADPreTrainedModel):
         positions = torch.arange(time, device=device)
         if past_key_values is not None:
             positions = past_key_values.append(time, device)  # (batch, time)
-            mask = past_key_values.mask(positions, dtype)
+            mask: Any = past_key_values.mask(positions, dtype)
         elif implementation == "eager":
             mask = torch.full((time, time), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1)
         else:  # padding stands at the end, where no step attends to it, so that one mask serves the whole batch

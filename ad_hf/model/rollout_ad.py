@@ -56,7 +56,9 @@ class RolloutConfig:
     @classmethod
     def from_pretrained(cls, model: str | Path, **hub_arguments: Any) -> RolloutConfig:
         """The `rollout_config.json` of a model folder or Hub repository, or the defaults if it has none."""
-        path = cached_file(str(model), ROLLOUT_CONFIG_FILE, _raise_exceptions_for_missing_entries=False, **hub_arguments)
+        path = cached_file(
+            str(model), ROLLOUT_CONFIG_FILE, _raise_exceptions_for_missing_entries=False, **hub_arguments
+        )
         return cls() if path is None else cls.from_dict(json.loads(Path(path).read_text()))
 
 

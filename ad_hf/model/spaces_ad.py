@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,8 +53,7 @@ class ImageEmbedding(nn.Module):
         self.scale = high or 1.0
         channels = [shape[-1], 32, 64, 64]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1)
-            for before, after in zip(channels[:-1], channels[1:])
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(channels)
         )
         cells = math.prod(math.ceil(size / 8) for size in shape[:2])
         self.linear = nn.Linear(channels[-1] * cells, width)
@@ -82,7 +83,9 @@ class StepEmbedding(nn.Module):
 
     def __init__(self, config: ADConfig) -> None:
         super().__init__()
-        width, observations, actions = config.hidden_size, config.observation_space, config.action_space
+        width = config.hidden_size
+        observations: dict[str, Any] = config.observation_space or {}
+        actions: dict[str, Any] = config.action_space or {}
         self.reward_scale = config.reward_scale
         self.observation: nn.Module
         if observations["type"] != "Box":
@@ -130,10 +133,11 @@ class ActionHead(nn.Module):
 
     def __init__(self, config: ADConfig) -> None:
         super().__init__()
-        space = config.action_space
+        space: dict[str, Any] = config.action_space or {}
         self.is_box, self.is_scalar = space["type"] == "Box", space["type"] == "Discrete"
         self.sizes = [config.num_action_bins] * space["shape"][0] if self.is_box else _categories(space)
-        self.low, self.high = (space["low"], space["high"]) if self.is_box else ([], [])
+        self.low: list[float] = space.get("low", [])
+        self.high: list[float] = space.get("high", [])
         self.label_smoothing = config.label_smoothing
         self.linear = nn.Linear(config.hidden_size, sum(self.sizes))
 
@@ -145,7 +149,9 @@ class ActionHead(nn.Module):
         """Actions (..., [dimensions]) as categories (..., dimensions); discrete labels of -100 stay what they are."""
         if not self.is_box:
             return actions.long().unsqueeze(-1) if self.is_scalar else actions.long()
-        low, high = (torch.tensor(bound, device=actions.device, dtype=torch.float32) for bound in (self.low, self.high))
+        low, high = (
+            torch.tensor(bound, device=actions.device, dtype=torch.float32) for bound in (self.low, self.high)
+        )
         bins = self.sizes[0]
         return ((actions - low) / (high - low) * bins).long().clamp(0, bins - 1)
 

@@ -1,4 +1,4 @@
-"""Collection: a source learns every task of a family, and what it lived through becomes a dataset of learning histories."""
+"""Collection: a source learns every task of a family, and its learning histories become a dataset."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Features
+from pyarrow import feather
 from tqdm.auto import tqdm
 
 from ad_hf.envs.sb3 import SB3VecEnv
@@ -35,6 +35,8 @@ from ad_hf.sources.recorder import HistoryRecorder
 
 WORK_FOLDER = ".incomplete"
 SETTINGS_FILE = "collection.json"
+
+_progress: Any = None  # in a worker process, the queue to its parent
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _run_job(family: TaskFamily, source: Source, features: Features, max_piece_steps: int, path: Path, job: Job) -> str:
+def _run_job(
+    family: TaskFamily, source: Source, features: Features, max_piece_steps: int, path: Path, job: Job
+) -> str:
     """Learn one task and write its histories to `path`; returns the name of the file."""
     pending, last_report = 0, time.monotonic()
 
@@ -136,9 +140,8 @@ def _run_job(family: TaskFamily, source: Source, features: Features, max_piece_s
 
     recorded = learn_task(family, source, job, on_step).recorded()
     table = history_table(recorded, features, job.task.task_id, job.seed, max_piece_steps)
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    with atomic_path(path) as temporary:
+        feather.write_feather(table, temporary, compression="uncompressed")
     _progress.put(pending)
     return path.name
 
@@ -165,10 +168,9 @@ def _write_shard(path: Path, parts: Sequence[Path]) -> None:
     with atomic_path(path) as temporary:
         writer = None
         for part in parts:
-            with pa.memory_map(str(part)) as source:
-                table = pa.ipc.open_file(source).read_all()
-                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-                writer.write_table(table)
+            table = feather.read_table(part)
+            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+            writer.write_table(table)
         if writer is not None:
             writer.close()
     for part in parts:
@@ -346,12 +348,8 @@ def collect(
         if not (work / shard).is_file()
     }
     to_do = [job for job in jobs if any(job.file_name in names for names in unwritten.values())]
-    features = history_features(
-        space_from_json(metadata.observation_space), space_from_json(metadata.action_space)
-    )
-    calls = [
-        partial(_run_job, family, source, features, max_piece_steps, work / job.file_name, job) for job in to_do
-    ]
+    features = history_features(space_from_json(metadata.observation_space), space_from_json(metadata.action_space))
+    calls = [partial(_run_job, family, source, features, max_piece_steps, work / job.file_name, job) for job in to_do]
 
     def write_complete_shards() -> None:
         for shard in [shard for shard, names in unwritten.items() if not names]:

@@ -44,7 +44,8 @@ def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> No
     unknown = sorted(set(hyperparameters) - accepted)
     if unknown:
         raise ValueError(
-            f"{algorithm} takes no hyper-parameter {', '.join(map(repr, unknown))}: expected {', '.join(sorted(accepted))}"
+            f"{algorithm} takes no hyper-parameter {', '.join(map(repr, unknown))}: expected "
+            f"{', '.join(sorted(accepted))}"
         )
 
 

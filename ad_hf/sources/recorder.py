@@ -120,10 +120,15 @@ class HistoryRecorder(VectorWrapper):
                 kept = [*kept, self._last_observations[index].astype(self._observation_dtype)]
             shape = (len(kept), *self._observations.shape[2:])
             finals.append(np.array(kept, dtype=self._observation_dtype).reshape(shape))
+
+        def streams_first(array: np.ndarray) -> np.ndarray:
+            return np.ascontiguousarray(np.swapaxes(array[:steps], 0, 1))
+
         return RecordedSteps(
-            *(
-                np.ascontiguousarray(np.swapaxes(array[:steps], 0, 1))
-                for array in (self._observations, self._actions, self._rewards, self._terminations, self._truncations)
-            ),
+            observations=streams_first(self._observations),
+            actions=streams_first(self._actions),
+            rewards=streams_first(self._rewards),
+            terminations=streams_first(self._terminations),
+            truncations=streams_first(self._truncations),
             final_observations=finals,
         )

@@ -1,0 +1,82 @@
+"""Pictures of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+if TYPE_CHECKING:
+    from ad_hf.evaluation.report import Curve
+
+INK, AD_COLOUR, SOURCE_COLOUR, OPTIMUM_COLOUR = "#22252b", "#d1495b", "#30638e", "#8d96a0"
+
+
+def plot_learning_curves(path: str | Path, ad: Curve, source: Curve, report: dict[str, Any]) -> None:
+    """
+    A model's return on held-out tasks by environment steps, beside its source's, as a PNG.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write, whatever its suffix.
+        ad, source ([`Curve`]):
+            The two learning curves.
+        report (`dict`):
+            The run's report, for the optimum, the level that both are timed to, and the captions.
+    """
+    layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97))
+    figure = Figure(figsize=(8.4, 4.6), layout=layout)
+    FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
+    axes = figure.add_subplot()
+    algorithm = report.get("source", {}).get("algorithm", "source")
+    for curve, colour, label in (
+        (ad, AD_COLOUR, "frozen transformer, learning in its context"),
+        (source, SOURCE_COLOUR, f"{algorithm}, the source it was distilled from"),
+    ):
+        axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(curve.env_steps, curve.mean, color=colour, linewidth=2, label=label)
+    if report["optimal_return"] is not None:
+        axes.axhline(report["optimal_return"], color=OPTIMUM_COLOUR, linestyle="--", linewidth=1.2, label="optimum")
+    steps = report["env_steps_to_90"]
+    for name, colour in (("ad", AD_COLOUR), ("source", SOURCE_COLOUR)):
+        if steps[name] is not None:
+            axes.plot([steps[name]] * 2, [0, steps["level"]], color=colour, linestyle=":", linewidth=1.2)
+            axes.plot(steps[name], steps["level"], "o", color=colour, markersize=7, markeredgecolor="white")
+            axes.annotate(
+                f"{steps[name]:,} steps",
+                (steps[name], 0),
+                xytext=(5, 5),
+                textcoords="offset points",
+                color=colour,
+                fontsize=9,
+            )
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("environment steps on the task, all parallel streams counted")
+    axes.set_ylabel("return of an episode")
+    faster = f", {steps['ratio']:.0f} times fewer steps than its source" if steps["ratio"] else ""
+    axes.set_title(
+        f"{report.get('env_id', 'Held-out tasks')}: {report['num_test_tasks']} tasks never seen in training{faster}",
+        loc="left",
+        fontsize=11,
+        color=INK,
+    )
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    seeds = report["num_rollout_seeds"]
+    figure.text(
+        0.99,
+        0.005,
+        f"mean and 95% bootstrap interval over tasks and {seeds} rollouts each; "
+        "dots: 90% of the transformer's final level",
+        ha="right",
+        va="bottom",
+        fontsize=7.5,
+        color="#6b7280",
+    )
+    figure.savefig(path, dpi=130, format="png")

@@ -1,0 +1,120 @@
+"""From nothing to an agent that learns unseen tasks in its context: collect, train, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.evaluate import evaluate
+from ad_hf.evaluation.report import write_report
+from ad_hf.model import ADModel
+from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.sources.collect import collect
+from ad_hf.training.trainer import train
+
+
+def collect_recipe(recipe: Recipe, output_dir: str | Path, num_workers: int | None = None) -> Path:
+    """Collect the histories that a recipe's `family` and `source` sections describe."""
+    return collect(
+        TaskFamily.from_config(recipe.family),
+        **asdict(recipe.source),
+        output_dir=output_dir,
+        num_workers=num_workers,
+    )
+
+
+def evaluate_recipe(
+    recipe: Recipe,
+    model: ADModel,
+    dataset: str | Path,
+    output_dir: str | Path,
+    num_seeds: int = 3,
+    details: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Roll a model out on the test tasks of a recipe's family and write `report.json` and `learning_curve.png`."""
+    family = TaskFamily.from_config(recipe.family)
+    start = time.perf_counter()
+    evaluation = evaluate(
+        model, family, "test", recipe.rollout.num_episodes, num_seeds, recipe.rollout.seed, progress=True
+    )
+    seconds = {**(details or {}).get("seconds", {}), "rollout": round(time.perf_counter() - start, 1)}
+    return write_report(
+        output_dir,
+        evaluation,
+        family,
+        dataset,
+        {
+            "env_id": family.env_id,
+            "source": asdict(recipe.source),
+            "seeds": {
+                "split": recipe.family.split_seed,
+                "source": recipe.source.seeds,
+                "training": recipe.training.seed,
+            },
+            **(details or {}),
+            "seconds": seconds,
+        },
+    )
+
+
+def quickstart(
+    recipe: Recipe | str = "dark_room",
+    output_dir: str | Path = "runs/quickstart",
+    num_seeds: int = 3,
+    num_workers: int | None = None,
+) -> dict[str, Any]:
+    r"""
+    Collect learning histories, train a model on them, and report how it learns test tasks in its context.
+
+    Args:
+        recipe ([`Recipe`] or `str`, *optional*, defaults to `"dark_room"`):
+            What to do.
+        output_dir (`str` or `Path`, *optional*, defaults to `"runs/quickstart"`):
+            Folder of the run: `histories/`, `model/`, `report.json`, `learning_curve.png`. Histories that are there
+            already are not collected again.
+        num_seeds (`int`, *optional*, defaults to 3):
+            Rollouts per test task.
+        num_workers (`int`, *optional*):
+            Worker processes of the collection, by default one per core.
+
+    Returns:
+        `dict`: the report.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    histories = collect_recipe(recipe, output_dir / "histories", num_workers)
+    collected = time.perf_counter()
+    model = train(recipe, histories, output_dir)
+    trained = time.perf_counter()
+    seconds = {"collect": round(collected - begin, 1), "train": round(trained - collected, 1)}
+    report = evaluate_recipe(recipe, model, histories, output_dir, num_seeds, {"seconds": seconds})
+    tqdm.write(summary(report, output_dir))
+    return report
+
+
+def summary(report: dict[str, Any], output_dir: str | Path) -> str:
+    """A report in a few lines."""
+    first, last = report["final_episodes"]
+    optimum = "" if report["optimal_return"] is None else f" of {report['optimal_return']:.2f} possible"
+    low, high = report["test_return_final_interval"]
+    steps = report["env_steps_to_90"]
+    lines = [
+        f"return on {report['num_test_tasks']} held-out tasks, episodes {first} to {last}: "
+        f"{report['test_return_final']:.2f} (95% interval {low:.2f} to {high:.2f}){optimum}",
+        f"in the first episode: {report['test_return_first']:.2f}; the source's final return: "
+        f"{report['source_return_final']:.2f}",
+    ]
+    if steps["ratio"]:
+        lines.append(
+            f"environment steps to {steps['level']:.2f}: {steps['ad']:,} in context, {steps['source']:,} for the "
+            f"source ({steps['ratio']:.0f} times as many)"
+        )
+    lines.append(f"picture: {Path(output_dir) / 'learning_curve.png'}   report: {Path(output_dir) / 'report.json'}")
+    return "\n".join(lines)

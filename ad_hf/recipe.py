@@ -1,0 +1,162 @@
+"""Recipes: every setting of a run, in one YAML file with one section per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ad_hf.envs.task_family import FamilyConfig
+from ad_hf.model.rollout_ad import RolloutConfig
+from ad_hf.training.config import TrainingConfig
+
+
+@dataclass
+class SourceConfig:
+    """The `source` section: how each task is learnt.
+
+    Args:
+        algorithm: Any Stable-Baselines3 or sb3-contrib algorithm.
+        n_envs: Parallel environments of a learner; each gives one history.
+        total_timesteps: Transitions per task and seed, over all environments.
+        hyperparameters: Arguments of the algorithm.
+        seeds: Each task is learnt once with each of them.
+    """
+
+    algorithm: str = "A2C"
+    n_envs: int = 50
+    total_timesteps: int = 100_000
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass
+class DataConfig:
+    """The `data` section: which steps of the histories are trained on.
+
+    Args:
+        keep_every_episode: Keep only every k-th episode of each history, and the last.
+        max_episodes: Before that, cut each history after so many episodes.
+    """
+
+    keep_every_episode: int = 1
+    max_episodes: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    """The `model` section; the spaces come from the dataset. See `ADConfig`.
+
+    Args:
+        hidden_size: Width of the tokens.
+        num_hidden_layers: Transformer blocks.
+        num_attention_heads: Attention heads of each block.
+        intermediate_size: Width of the feed-forward layers.
+        context_length: Steps that the model sees.
+        initializer_range: Standard deviation of the initial weights.
+        dropout: Dropout on the residual branches.
+        attention_dropout: Dropout on the attention weights.
+        input_mask_probability: Probability that a step's token is blanked in training.
+        label_smoothing: Label smoothing of the loss.
+        reward_scale: Rewards are divided by it.
+        backbone_config: Configuration, with its `model_type`, of a transformers decoder to use instead of our blocks.
+        attn_implementation: eager, sdpa, ...; chosen by device and window unless given.
+    """
+
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 2
+    intermediate_size: int = 512
+    context_length: int = 200
+    initializer_range: float = 0.02
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    input_mask_probability: float = 0.0
+    label_smoothing: float = 0.0
+    reward_scale: float = 1.0
+    backbone_config: dict[str, Any] | None = None
+    attn_implementation: str | None = None
+
+
+@dataclass
+class Recipe:
+    """All settings of a run."""
+
+    family: FamilyConfig = field(default_factory=FamilyConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def to_yaml(self) -> str:
+        """The complete recipe, defaults included."""
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+SECTIONS = tuple(section.name for section in fields(Recipe))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(
+        path.name.removesuffix(".yaml") for path in files("ad_hf.recipes").iterdir() if path.name.endswith(".yaml")
+    )
+
+
+def recipe_path(recipe: str | Path) -> Path:
+    """
+    The YAML file of a recipe, given by name or as a file.
+
+    Raises:
+        FileNotFoundError: if there is neither, with the names that exist.
+    """
+    packaged = Path(str(files("ad_hf.recipes"))) / f"{recipe}.yaml"
+    for path in (packaged, Path(recipe)):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"unknown recipe {str(recipe)!r}: expected one of {', '.join(recipe_names())}, or a YAML file"
+    )
+
+
+def recipe_parser(sections: Sequence[str] = SECTIONS) -> ArgumentParser:
+    """A parser of the settings of some sections, each as a dotted option such as `--training.learning_rate`."""
+    parser = ArgumentParser(exit_on_error=False, add_help=False, usage="")
+    types = {section.name: section.default_factory for section in fields(Recipe)}
+    for section in sections:
+        parser.add_class_arguments(types[section], section)
+    return parser
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """
+    Read a recipe.
+
+    Args:
+        recipe (`str` or `Path`):
+            Its name, such as `"dark_room"`, or a YAML file.
+        overrides (`Sequence[str]`, *optional*):
+            Settings that take the place of the file's, as on a command line: `["--training.learning_rate", "3e-4"]`.
+
+    Returns:
+        [`Recipe`]
+
+    Raises:
+        FileNotFoundError: for an unknown recipe.
+        ValueError: for unknown settings and for values of a wrong type, naming them.
+    """
+    path = recipe_path(recipe)
+    parser = recipe_parser()
+    try:
+        settings = parser.parse_string(path.read_text(encoding="utf-8"), defaults=True)
+        settings = parser.parse_args(list(overrides), namespace=settings)
+        parsed = parser.instantiate_classes(settings)
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(f"recipe {recipe}: {' '.join(str(error).split())}") from error
+    return Recipe(**{name: parsed[name] for name in SECTIONS})

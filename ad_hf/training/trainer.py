@@ -1,0 +1,261 @@
+"""Training: the Accelerate loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from ad_hf.envs.spaces import space_from_json
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.evaluate import evaluate
+from ad_hf.files import atomic_folder, write_text
+from ad_hf.histories.dataset import config_from_dataset, load_histories
+from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.windows import COLUMNS, HistoryWindows, WindowBatches
+from ad_hf.model import ADModel
+from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.training.config import TrainingConfig
+from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.precision import choose_precision
+
+FINAL_EPISODES = 10
+
+
+def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """
+    The optimizers of a model's weights: Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all.
+
+    Weight decay is for the matrices of linear maps alone: embeddings, norms and biases have none. Muon's step is
+    scaled to the size of AdamW's, so that one learning rate serves both (https://huggingface.co/papers/2502.16982).
+    """
+    embeddings = {id(table.weight) for table in model.modules() if isinstance(table, torch.nn.Embedding)}
+    muon: list[torch.nn.Parameter] = []
+    if config.optimizer == "muon":
+        decoder: Any = model.blocks if model.blocks is not None else model.backbone
+        muon = [weight for weight in decoder.parameters() if weight.ndim == 2 and id(weight) not in embeddings]
+    chosen = {id(weight) for weight in muon}
+    rest = [weight for weight in model.parameters() if id(weight) not in chosen]
+    decayed = [weight for weight in rest if weight.ndim >= 2 and id(weight) not in embeddings]
+    chosen |= {id(weight) for weight in decayed}
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": [weight for weight in rest if id(weight) not in chosen], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            fused=True,
+        )
+    ]
+    if muon:
+        decay, rate = config.weight_decay, config.learning_rate
+        optimizers.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def check_family(family: TaskFamily, metadata: HistoryMetadata, dataset: str | Path) -> None:
+    """Refuse a dataset of other tasks, or of another split: a validation or test task would have been trained on."""
+    if (metadata.env_id, metadata.env_kwargs) != (family.env_id, family.env_kwargs):
+        raise ValueError(
+            f"{dataset} holds histories of {metadata.env_id} with {metadata.env_kwargs}, the recipe is for "
+            f"{family.env_id} with {family.env_kwargs}"
+        )
+    wanted = {task.task_id: json.loads(json.dumps(asdict(task))) for task in family.tasks()}
+    for task in metadata.tasks:
+        if task != wanted.get(task["task_id"]):
+            raise ValueError(
+                f"{dataset} holds histories of other tasks or of another split than the recipe's family: "
+                f"it has {task}, the recipe {wanted.get(task['task_id'])}"
+            )
+
+
+class Trainer:
+    """One run of training: what [`train`] sets up, and its loop."""
+
+    def __init__(self, recipe: Recipe, dataset: str | Path, output_dir: Path, say: Callable[[str], None]) -> None:
+        self.recipe, self.config, self.output_dir = recipe, recipe.training, output_dir
+        self.family = TaskFamily.from_config(recipe.family)
+        rows, metadata = load_histories(dataset, "train", columns=list(COLUMNS))
+        check_family(self.family, metadata, dataset)
+        precision = self.config.mixed_precision
+        if precision == "auto":
+            precision, why = choose_precision(Accelerator().device)
+            say(f"training in {precision if precision != 'no' else 'float32'} ({why})")
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_steps=self.config.gradient_accumulation_steps,
+            log_with=self.config.log_with,
+            project_dir=str(output_dir),
+        )
+        # Every process starts from the same weights; regularisation draws on random numbers of its own in each.
+        set_seed(self.config.seed)
+        settings = asdict(recipe.model)
+        implementation = settings.pop("attn_implementation")
+        config = config_from_dataset(dataset, **settings)
+        if implementation is not None:
+            config._attn_implementation = implementation
+        model = ADModel(config)
+        model.rollout_config = recipe.rollout
+        set_seed(self.config.seed, device_specific=True)
+        self.windows = HistoryWindows(
+            rows,
+            space_from_json(metadata.action_space),
+            config.context_length,
+            recipe.data.keep_every_episode,
+            recipe.data.max_episodes,
+            self.config.seed,
+        )
+        self.batches = WindowBatches(
+            self.windows,
+            self.config.batch_size // self.config.gradient_accumulation_steps,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.model, *self.optimizers = self.accelerator.prepare(model, *make_optimizers(model, self.config))
+        # Stepped once per update by every process: not prepared, since Accelerate would step them once per process.
+        self.schedulers = [
+            get_scheduler(
+                "cosine_with_min_lr",
+                optimizer.optimizer,
+                num_warmup_steps=round(self.config.warmup_ratio * self.config.max_steps),
+                num_training_steps=self.config.max_steps,
+                scheduler_specific_kwargs={"min_lr_rate": self.config.min_learning_rate_ratio},
+            )
+            for optimizer in self.optimizers
+        ]
+        self.best: tuple[float, int] | None = None
+
+    def update(self, batches: Any) -> torch.Tensor:
+        """One update of the weights; returns the mean loss of its windows."""
+        losses = []
+        for _ in range(self.config.gradient_accumulation_steps):
+            batch = {name: part.to(self.accelerator.device) for name, part in next(batches).items()}
+            with self.accelerator.accumulate(self.model):
+                loss = self.model(**batch).loss
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            losses.append(loss.detach())
+        for scheduler in self.schedulers:
+            scheduler.step()
+        return torch.stack(losses).mean()
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Roll out on the validation tasks; keeps the model if it is the best so far."""
+        model = self.accelerator.unwrap_model(self.model)
+        tasks = self.family.tasks("validation")
+        metrics = {}
+        if self.accelerator.is_main_process:
+            score = float(step)  # without validation tasks the newest model is kept
+            if tasks:
+                returns = evaluate(
+                    model,
+                    self.family,
+                    "validation",
+                    num_episodes=self.config.eval_episodes,
+                    num_seeds=self.config.eval_repeats,
+                    seed=self.config.seed,
+                ).returns
+                score = float(returns[..., -FINAL_EPISODES:].mean())
+                metrics = {"validation_return": score, "validation_return_first": float(returns[..., 0].mean())}
+            if self.best is None or score > self.best[0]:
+                self.best = (score, step)
+                with atomic_folder(self.output_dir / "model") as folder:
+                    model.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
+        return metrics
+
+    def run(self, metrics_file: TextIO) -> None:
+        """Train to the end."""
+        config, accelerator = self.config, self.accelerator
+        tokens_per_step = config.batch_size * self.windows.context_length
+        batches = iter(self.batches)
+        self.model.train()
+        with tqdm(
+            desc="train",
+            total=config.max_steps * tokens_per_step,
+            unit=" tokens",
+            unit_scale=True,
+            disable=not accelerator.is_local_main_process,
+        ) as bar:
+            for step in range(1, config.max_steps + 1):
+                loss = self.update(batches)
+                bar.update(tokens_per_step)
+                metrics = {}
+                if step % config.logging_steps == 0 or step in (1, config.max_steps):
+                    loss_value = float(accelerator.reduce(loss, "mean"))
+                    metrics = {"loss": loss_value, "learning_rate": self.schedulers[0].get_last_lr()[0]}
+                    metrics["tokens_per_second"] = bar.format_dict["rate"] or 0.0
+                    bar.set_postfix(
+                        step=step, loss=f"{loss_value:.3f}", validation=self.best and f"{self.best[0]:.2f}"
+                    )
+                if step % config.eval_steps == 0 or step == config.max_steps:
+                    metrics |= self.validate(step)
+                if metrics:
+                    accelerator.log(metrics, step=step)
+                    if accelerator.is_main_process:
+                        metrics_file.write(json.dumps({"step": step, **metrics}) + "\n")
+                        metrics_file.flush()
+
+
+def train(
+    recipe: Recipe | str | Path,
+    dataset: str | Path,
+    output_dir: str | Path,
+    say: Callable[[str], None] = tqdm.write,
+) -> ADModel:
+    r"""
+    Train a model on learning histories.
+
+    Writes `recipe.yaml` (complete), `metrics.jsonl` and `model/`, the model that did best on the validation tasks,
+    into `output_dir`. Start it with `accelerate launch scripts/train.py` to train on several processes.
+
+    Args:
+        recipe ([`Recipe`], `str` or `Path`):
+            Settings: a recipe, its name, or a YAML file.
+        dataset (`str` or `Path`):
+            Folder of a dataset that [`collect`] wrote.
+        output_dir (`str` or `Path`):
+            Folder of the run.
+        say (`Callable[[str], None]`, *optional*):
+            Prints a line for people.
+
+    Returns:
+        [`ADModel`]: the best model.
+
+    Raises:
+        FileNotFoundError: for an unknown recipe or dataset.
+        ValueError: if the dataset is of other tasks than the recipe's family, or split otherwise.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    output_dir = Path(output_dir)
+    keep_freed_memory()
+    trainer = Trainer(recipe, dataset, output_dir, say)
+    accelerator = trainer.accelerator
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        write_text(output_dir / "recipe.yaml", recipe.to_yaml())
+    if recipe.training.log_with is not None:
+        accelerator.init_trackers("ad_hf", config=json.loads(json.dumps(asdict(recipe.training))))
+    windows = trainer.windows
+    parameters = sum(weight.numel() for weight in trainer.model.parameters())
+    say(f"{windows.num_histories} histories of {windows.num_steps:,} steps, a model of {parameters:,} parameters")
+    with open(output_dir / "metrics.jsonl", "w") as metrics_file:
+        trainer.run(metrics_file)
+    accelerator.end_training()
+    if trainer.best is not None and trainer.family.tasks("validation"):
+        say(f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")
+    return ADModel.from_pretrained(output_dir / "model")

@@ -1,0 +1,259 @@
+"""
+How fast each part is, as one JSON line per part, with ratios against something measured in the same run.
+
+    python scripts/benchmark.py all
+    python scripts/benchmark.py collect --jobs 24
+    python scripts/benchmark.py train --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import make
+from pyarrow import feather
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import ad_hf
+from ad_hf.envs.sb3 import SB3VecEnv
+from ad_hf.envs.spaces import space_from_json
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.histories.schema import history_features, history_table
+from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.model import ADConfig, ADModel
+from ad_hf.recipe import load_recipe
+from ad_hf.sources.collect import Job, Source, available_cores, collect, learn_task
+from ad_hf.sources.learners import make_learner
+from ad_hf.training.config import TrainingConfig
+from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.precision import choose_precision, matmul_flops
+from ad_hf.training.trainer import make_optimizers
+
+BATCH, WINDOW = 64, 200
+
+
+def print_line(part: str, **figures: Any) -> None:
+    """One JSON line, numbers rounded to four digits."""
+    rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
+    print(json.dumps({"part": part, **rounded}), flush=True)
+
+
+def _paired_jobs(family: TaskFamily, source: Source, jobs: list[Job]) -> list[tuple[float, float]]:
+    """Seconds of each job with recording and writing, and of the same learner without, in turn."""
+    torch.set_num_threads(1)
+    torch.distributions.Distribution.set_default_validate_args(False)
+    envs = family.make_vec(family.tasks()[:1])
+    features = history_features(envs.single_observation_space, envs.single_action_space)
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, job in enumerate([jobs[0], *jobs]):  # the first warms up
+            start = time.perf_counter()
+            table = history_table(learn_task(family, source, job).recorded(), features, 0, 0, 10_000)
+            feather.write_feather(table, str(Path(folder) / "part.arrow"), compression="uncompressed")
+            recorded = time.perf_counter() - start
+            start = time.perf_counter()
+            bare = SB3VecEnv(family.make_vec([job.task], num_envs=source.n_envs))
+            learner = make_learner(source.algorithm, bare, job.learner_seed, source.hyperparameters)
+            learner.learn(source.total_timesteps)
+            if number:
+                seconds.append((recorded, time.perf_counter() - start))
+    return seconds
+
+
+def _public_recipe_rate(family: TaskFamily, timesteps: int = 8000) -> float:
+    """Transitions per second of SB3 PPO as in a public AD: single environments, tiny batches."""
+    torch.set_num_threads(1)
+    goal = family.tasks("train")[0].kwargs["goal"]
+    envs = DummyVecEnv([lambda: make("ad_hf/DarkRoom-v0", goal=goal)] * 100)
+    learner = PPO("MlpPolicy", envs, n_steps=20, batch_size=50, n_epochs=20, device="cpu", seed=0)
+    start = time.perf_counter()
+    learner.learn(timesteps)
+    return timesteps / (time.perf_counter() - start)
+
+
+def benchmark_collect(num_jobs: int) -> None:
+    """Collection with all cores, against the same learner that neither records nor writes."""
+    recipe = load_recipe("dark_room")
+    family = TaskFamily.from_config(recipe.family)
+    settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
+    source, cores = Source(**settings), available_cores()
+    tasks = family.tasks("train")[:num_jobs]
+    parts = [[Job(task, 0) for task in tasks[start::cores]] for start in range(cores)]
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as executor:
+        results = [executor.submit(_paired_jobs, family, source, jobs) for jobs in parts]
+        pairs = [pair for result in results for pair in result.result()]
+        public = executor.submit(_public_recipe_rate, family).result()
+    few = TaskFamily(family.env_id, [task.kwargs for task in tasks], family.env_kwargs, native_vector=True)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        collect(few, **settings, output_dir=folder)
+        whole = time.perf_counter() - start
+    recorded = source.total_timesteps * cores / statistics.median(pair[0] for pair in pairs)
+    bare = source.total_timesteps * cores / statistics.median(pair[1] for pair in pairs)
+    print_line(
+        "collect",
+        transitions_per_second=recorded,
+        without_recording=bare,
+        ratio_to_without_recording=statistics.median(pair[1] / pair[0] for pair in pairs),
+        whole_command_transitions_per_second=source.total_timesteps * len(tasks) / whole,
+        cores=cores,
+        jobs=len(tasks),
+        algorithm=source.algorithm,
+        public_ppo_recipe_transitions_per_second_and_core=public,
+        ratio_per_core_to_public_ppo_recipe=recorded / cores / public,
+    )
+
+
+def _model_flops(model: ADModel, batch: int, window: int) -> float:
+    """Floating-point operations of an update: 6 per parameter and token, and attention's two products, three times."""
+    config = model.config
+    parameters = sum(weight.numel() for weight in model.parameters())
+    attention = 3 * 2 * 2 * config.num_hidden_layers * config.hidden_size * window**2 * batch
+    return 6.0 * parameters * batch * window + attention
+
+
+def benchmark_train(repeats: int = 12) -> None:
+    """Updates of a 4-layer, 128-wide model on 64 windows of 200 steps, against this machine's matmul peak."""
+    keep_freed_memory()
+    config = ADConfig(
+        observation_space={"type": "MultiDiscrete", "nvec": [9, 9]}, action_space={"type": "Discrete", "n": 5}
+    )
+    model, rng = ADModel(config).train(), torch.Generator().manual_seed(0)
+    shape = (BATCH, WINDOW)
+    batch = {
+        "observations": torch.randint(0, 9, (*shape, 2), generator=rng),
+        "previous_actions": torch.randint(0, 5, shape, generator=rng),
+        "previous_rewards": torch.randint(0, 2, shape, generator=rng).float(),
+        "episode_starts": (torch.arange(WINDOW) % 20 == 0).expand(shape),
+        "labels": torch.randint(0, 5, shape, generator=rng),
+    }
+    precision, _ = choose_precision(torch.device("cpu"))
+    for optimizer_name in ("adamw", "muon"):
+        optimizers = make_optimizers(model, TrainingConfig(optimizer=optimizer_name))
+        seconds, peaks = [], {torch.float32: 0.0, torch.bfloat16: 0.0}
+        for repeat in range(repeats + 2):
+            for dtype in peaks:
+                peaks[dtype] = max(peaks[dtype], matmul_flops(dtype, size=2048, repeats=2))
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if repeat >= 2:
+                seconds.append(time.perf_counter() - start)
+        flops = _model_flops(model, BATCH, WINDOW) / statistics.median(seconds)
+        print_line(
+            "train",
+            optimizer=optimizer_name,
+            tokens_per_second=BATCH * WINDOW / statistics.median(seconds),
+            model_gflops=flops / 1e9,
+            share_of_matmul_peak=flops / max(peaks.values()),
+            peak_gflops_float32=peaks[torch.float32] / 1e9,
+            peak_gflops_bfloat16=peaks[torch.bfloat16] / 1e9,
+            precision=precision,
+            threads=torch.get_num_threads(),
+        )
+
+
+def benchmark_loader(batches: int = 200) -> None:
+    """Batches without a model, from a really collected dataset, against what training consumes in the same run."""
+    recipe = load_recipe("dark_room")
+    family = TaskFamily.from_config(recipe.family)
+    few = TaskFamily(
+        family.env_id, [task.kwargs for task in family.tasks("train")[:4]], family.env_kwargs, native_vector=True
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
+        collect(few, **settings, output_dir=folder)
+        rows, metadata = ad_hf.load_histories(folder, "train")
+        start = time.perf_counter()
+        windows = HistoryWindows(rows, space_from_json(metadata.action_space), WINDOW)
+        loading = time.perf_counter() - start
+        model = ADModel(ad_hf.config_from_dataset(folder))
+    stream = iter(WindowBatches(windows, BATCH))
+    batch = next(stream)
+    start = time.perf_counter()
+    for _ in range(batches):
+        batch = next(stream)
+    loader = batches * BATCH * WINDOW / (time.perf_counter() - start)
+    consumed = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(**batch).loss.backward()
+        consumed.append(BATCH * WINDOW / (time.perf_counter() - start))
+    print_line(
+        "loader",
+        tokens_per_second=loader,
+        ratio_to_training=loader / max(consumed),
+        transitions_read_per_second=windows.num_steps / loading,
+    )
+
+
+def benchmark_rollout(num_envs: int = 48, episodes: int = 30) -> None:
+    """Cached rollout of an untrained model, against encoding the whole context anew at every step."""
+    recipe = load_recipe("dark_room")
+    family = TaskFamily.from_config(recipe.family)
+    config = ADConfig(
+        observation_space={"type": "MultiDiscrete", "nvec": [9, 9]}, action_space={"type": "Discrete", "n": 5}
+    )
+    model = ADModel(config).eval()
+    envs = family.make_vec(family.tasks("test"), num_envs=num_envs)
+    start = time.perf_counter()
+    model.rollout(envs, num_episodes=episodes)
+    cached = num_envs * episodes * 20 / (time.perf_counter() - start)
+    full = (
+        torch.zeros(num_envs, WINDOW, 2, dtype=torch.long),
+        torch.zeros(num_envs, WINDOW, dtype=torch.long),
+        torch.zeros(num_envs, WINDOW),
+        torch.zeros(num_envs, WINDOW, dtype=torch.bool),
+    )
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with torch.no_grad():
+            model(*full)
+        seconds.append(time.perf_counter() - start)
+    uncached = num_envs / statistics.median(seconds)
+    print_line(
+        "rollout",
+        env_steps_per_second=cached,
+        uncached_env_steps_per_second=uncached,
+        ratio_to_uncached=cached / uncached,
+    )
+
+
+def main() -> None:
+    """Parse the command line and run the parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["all", "collect", "train", "loader", "rollout"])
+    parser.add_argument("--jobs", type=int, default=16, help="tasks that collect learns (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=available_cores(), help="threads of torch (default: all cores)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.part in ("all", "collect"):
+        benchmark_collect(arguments.jobs)
+    if arguments.part in ("all", "train"):
+        benchmark_train()
+    if arguments.part in ("all", "loader"):
+        benchmark_loader()
+    if arguments.part in ("all", "rollout"):
+        benchmark_rollout()
+
+
+if __name__ == "__main__":
+    main()

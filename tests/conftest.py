@@ -1,0 +1,78 @@
+"""What all tests share."""
+
+import os
+
+# Before anything imports the Hugging Face libraries: no test reaches for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+import yaml
+
+import ad_hf
+from ad_hf.recipe import Recipe, load_recipe
+
+TINY = {
+    "family": {
+        "env_id": "ad_hf/DarkRoom-v0",
+        "env_kwargs": {"size": 3, "max_episode_steps": 6},
+        "grid": {"goal": {"shape": [3, 3]}},
+        "num_validation_tasks": 1,
+        "num_test_tasks": 2,
+        "stratify_by": "ad_hf.envs.dark_room.goal_distance",
+        "optimal_return": "ad_hf.envs.dark_room.optimal_return",
+        "native_vector": True,
+    },
+    "source": {
+        "algorithm": "A2C",
+        "n_envs": 8,
+        "total_timesteps": 2400,
+        "hyperparameters": {"n_steps": 6, "learning_rate": 0.003, "gamma": 0.9},
+    },
+    "model": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "context_length": 24,
+    },
+    "training": {
+        "max_steps": 20,
+        "batch_size": 8,
+        "eval_steps": 10,
+        "eval_episodes": 12,
+        "logging_steps": 1,
+        "mixed_precision": "no",
+    },
+    "rollout": {"num_episodes": 12},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe_file(tmp_path_factory):
+    """A recipe that runs in seconds."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture
+def tiny_recipe(tiny_recipe_file) -> Recipe:
+    """The tiny recipe, as read from its file."""
+    return load_recipe(tiny_recipe_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_histories(tiny_recipe_file, tmp_path_factory):
+    """Really collected histories of the tiny recipe."""
+    from ad_hf.pipeline import collect_recipe
+
+    return collect_recipe(load_recipe(tiny_recipe_file), tmp_path_factory.mktemp("data") / "histories", num_workers=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_recipe_file, tiny_histories, tmp_path_factory):
+    """A training run of the tiny recipe."""
+    output_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    ad_hf.train(tiny_recipe_file, tiny_histories, output_dir)
+    return output_dir

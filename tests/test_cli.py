@@ -1,0 +1,107 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from ad_hf.cli import main
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def fails(capsys, *arguments):
+    """Run a command that must fail with one clear line; returns the line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("ad-hf: error: ")
+    return lines[0]
+
+
+def test_quickstart_goes_from_nothing_to_a_report_and_a_picture(tiny_recipe_file, tmp_path):
+    run = tmp_path / "run"
+    assert main(["quickstart", "--recipe", str(tiny_recipe_file), "--output_dir", str(run), "--num_workers", "2"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    for key in ("test_return_final", "optimal_return", "source_return_final", "env_steps_to_90", "versions", "seeds"):
+        assert report[key] is not None
+    assert set(report["seconds"]) == {"collect", "train", "rollout"}
+    assert report["num_test_tasks"] == 2
+    assert report["num_rollout_seeds"] == 3
+    assert len(report["curves"]["ad"]["mean"]) == 12
+    with Image.open(run / "learning_curve.png") as picture:
+        assert picture.width > 600
+    assert not any(path.name.startswith(".") for path in run.rglob("*"))
+
+
+def test_verbs_one_by_one_and_the_script_that_accelerate_launches(tiny_recipe_file, tmp_path):
+    histories, run = tmp_path / "histories", tmp_path / "run"
+    common = ["--recipe", str(tiny_recipe_file)]
+    assert main(["collect", *common, "--output_dir", str(histories), "--source.n_envs", "4"]) == 0
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(REPOSITORY / "scripts" / "train.py")]
+    command += [*common, "--dataset", str(histories), "--output_dir", str(run), "--training.learning_rate", "3e-4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["training"]["learning_rate"] == 3e-4
+    arguments = ["--model", str(run / "model"), "--dataset", str(histories), "--output_dir", str(run)]
+    assert main(["rollout", *common, *arguments, "--num_seeds", "2", "--rollout.num_episodes", "11"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["num_rollout_seeds"] == 2
+    assert report["final_episodes"] == [2, 11]
+
+
+def test_unknown_recipes_are_told_with_those_that_exist(capsys):
+    assert "dark_room" in fails(capsys, "collect", "--recipe", "dark_rom")
+
+
+def test_unknown_settings_are_named(capsys, tmp_path):
+    assert "--training.learning_rte" in fails(
+        capsys, "train", "--dataset", tmp_path, "--output_dir", tmp_path, "--training.learning_rte", "1"
+    )
+
+
+def test_settings_of_a_wrong_type_are_named(capsys, tmp_path):
+    assert "training.max_steps" in fails(
+        capsys, "train", "--dataset", tmp_path, "--output_dir", tmp_path, "--training.max_steps", "many"
+    )
+
+
+def test_unknown_algorithms_are_told_with_those_that_exist(capsys, tmp_path):
+    line = fails(capsys, "collect", "--output_dir", tmp_path, "--source.algorithm", "A3C")
+    assert "'A3C'" in line
+    assert "A2C" in line
+
+
+def test_unknown_hyperparameters_are_named(capsys, tmp_path):
+    assert "'gama'" in fails(capsys, "collect", "--output_dir", tmp_path, "--source.hyperparameters.gama", "0.9")
+
+
+def test_missing_datasets_and_models_are_told(capsys, tmp_path, tiny_recipe_file):
+    missing = tmp_path / "missing"
+    assert str(missing) in fails(capsys, "train", "--dataset", missing, "--output_dir", tmp_path)
+    arguments = ["--dataset", missing, "--output_dir", tmp_path, "--recipe", tiny_recipe_file]
+    assert str(missing) in fails(capsys, "rollout", "--model", missing, *arguments)
+
+
+def test_a_dataset_whose_spaces_do_not_fit_the_recipe_is_refused(capsys, tiny_histories, tmp_path):
+    assert "size" in fails(
+        capsys, "train", "--recipe", "dark_room", "--dataset", tiny_histories, "--output_dir", tmp_path
+    )
+
+
+def test_a_model_whose_spaces_do_not_fit_the_recipe_is_refused(capsys, tiny_run, tiny_histories, tmp_path):
+    arguments = ["--model", tiny_run / "model", "--dataset", tiny_histories, "--output_dir", tmp_path]
+    assert "observation_space" in fails(capsys, "rollout", "--recipe", "dark_room", *arguments)
+
+
+@pytest.mark.parametrize("verb", ["quickstart", "collect", "train", "rollout"])
+def test_help_lists_a_verbs_options_and_the_settings_that_it_reads(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--recipe" in text
+    assert "--family.env_id" in text
+    assert ("--training.learning_rate" in text) == (verb in ("quickstart", "train"))
