@@ -79,9 +79,12 @@ def make_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Do what a verb says."""
     # Imported here, so that `ad-hf --help` answers at once.
+    from transformers.utils.logging import disable_progress_bar
+
     from ad_hf import pipeline
     from ad_hf.recipe import load_recipe
 
+    disable_progress_bar()  # of loading a model's weights, which takes no time
     recipe = load_recipe(arguments.recipe, overrides)
     if arguments.verb == "quickstart":
         pipeline.quickstart(recipe, arguments.output_dir, arguments.num_seeds, arguments.num_workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -99,6 +100,12 @@ class Recipe:
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
+# Fields that hold whatever an environment, an algorithm or a model takes.
+FREE_FIELDS = (
+    *(("family", name) for name in ("env_kwargs", "tasks", "grid")),
+    ("source", "hyperparameters"),
+    ("model", "backbone_config"),
+)
 SECTIONS = tuple(section.name for section in fields(Recipe))
 
 
@@ -127,7 +134,7 @@ def recipe_path(recipe: str | Path) -> Path:
 
 def recipe_parser(sections: Sequence[str] = SECTIONS) -> ArgumentParser:
     """A parser of the settings of some sections, each as a dotted option such as `--training.learning_rate`."""
-    parser = ArgumentParser(exit_on_error=False, add_help=False, usage="")
+    parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False, usage="")
     types = {section.name: section.default_factory for section in fields(Recipe)}
     for section in sections:
         parser.add_class_arguments(types[section], section)
@@ -151,12 +158,43 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         FileNotFoundError: for an unknown recipe.
         ValueError: for unknown settings and for values of a wrong type, naming them.
     """
-    path = recipe_path(recipe)
+    given = _read_sections(recipe)
     parser = recipe_parser()
     try:
-        settings = parser.parse_string(path.read_text(encoding="utf-8"), defaults=True)
+        settings = parser.parse_object(deepcopy(given))  # which it changes
         settings = parser.parse_args(list(overrides), namespace=settings)
-        parsed = parser.instantiate_classes(settings)
+        parsed = parser.instantiate(settings)
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"recipe {recipe}: {' '.join(str(error).split())}") from error
-    return Recipe(**{name: parsed[name] for name in SECTIONS})
+    loaded = Recipe(**{name: parsed[name] for name in SECTIONS})
+    for section, name in FREE_FIELDS:
+        if name in given.get(section, {}):
+            settings = getattr(loaded, section)
+            setattr(settings, name, _restore_text(getattr(settings, name), given[section][name]))
+    return loaded
+
+
+def _read_sections(recipe: str | Path) -> dict[str, dict[str, Any]]:
+    """A recipe's YAML as it stands; a section of which nothing is set is empty."""
+    try:
+        read = yaml.safe_load(recipe_path(recipe).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"recipe {recipe}: expected the sections {', '.join(SECTIONS)}, got {read!r}")
+    sections = {name: {} if section is None else section for name, section in read.items()}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ValueError(f"recipe {recipe}: section {name} must hold settings, got {section!r}")
+    return sections
+
+
+def _restore_text(parsed: Any, given: Any) -> Any:
+    """Text that a file quotes and the parser read as a number or truth value, where it was not overridden."""
+    if isinstance(given, dict) and isinstance(parsed, dict):
+        return {name: _restore_text(value, given.get(name)) for name, value in parsed.items()}
+    if isinstance(given, list) and isinstance(parsed, list) and len(given) == len(parsed):
+        return [_restore_text(*pair) for pair in zip(parsed, given, strict=True)]
+    if isinstance(given, str) and not isinstance(parsed, str) and yaml.safe_load(given) == parsed:
+        return given
+    return parsed

@@ -53,7 +53,8 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
             for name, limit in (("low", -np.inf), ("high", np.inf))
         )
         low, high = (
-            np.broadcast_to(bound, shape) if bound.size == 1 else bound.reshape(shape) for bound in (low, high)
+            bound.reshape(shape) if bound.size == np.prod(shape) else np.broadcast_to(bound, shape)
+            for bound in (low, high)
         )
         return spaces.Box(low, high, shape=shape, dtype=dtype.type)
     raise ValueError(f"unknown space {data!r}: expected a type of Discrete, MultiDiscrete, MultiBinary or Box")

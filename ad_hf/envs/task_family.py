@@ -86,11 +86,10 @@ def _import_function(path: str | None, setting: str) -> Callable[..., float] | N
     return function
 
 
-def _spread(candidates: list[int], count: int, total: int, rng: np.random.Generator) -> list[int]:
-    """`count` of the ordered candidates, one from each of `count` equal stretches."""
-    edges = np.linspace(0, total, count + 1)
-    picks = np.floor(rng.uniform(edges[:-1], edges[1:])).astype(int)
-    return [candidates[min(pick, total - 1)] for pick in picks]
+def _spread(candidates: list[int], count: int, rng: np.random.Generator) -> list[int]:
+    """`count` of the ordered candidates, one from each of `count` stretches of about equal length."""
+    edges = np.linspace(0, len(candidates), count + 1).round().astype(int)
+    return [candidates[pick] for pick in rng.integers(edges[:-1], edges[1:])]
 
 
 class TaskFamily:
@@ -150,7 +149,7 @@ class TaskFamily:
             order.sort(key=lambda index: stratify_by(**self.env_kwargs, **tasks[index]))
         splits = {}
         for split, count in (("test", num_test_tasks), ("validation", num_validation_tasks)):
-            for index in _spread(order, count, len(order), rng):
+            for index in _spread(order, count, rng):
                 splits[index] = split
             order = [index for index in order if index not in splits]
         self.all_tasks = [Task(index, dict(kwargs), splits.get(index, "train")) for index, kwargs in enumerate(tasks)]

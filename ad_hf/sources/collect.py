@@ -151,14 +151,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _shards(jobs: Sequence[Job], jobs_per_shard: int, config_name: str) -> dict[str, list[Job]]:
-    """Jobs of each shard by its path in the dataset; the layout depends on the list of jobs alone."""
+def _shards(jobs: Sequence[Job], jobs_per_shard: int) -> dict[str, list[Job]]:
+    """Jobs of each shard by its name; the layout depends on the list of jobs alone."""
     shards = {}
     for split in SPLITS:
         chosen = [job for job in jobs if job.task.split == split]
         groups = [chosen[start : start + jobs_per_shard] for start in range(0, len(chosen), jobs_per_shard)]
         for index, group in enumerate(groups):
-            shards[f"{config_name}/{split}-{index:05d}-of-{len(groups):05d}.parquet"] = group
+            shards[f"{split}-{index:05d}-of-{len(groups):05d}.parquet"] = group
     return shards
 
 
@@ -183,6 +183,7 @@ def _run_jobs(calls: Sequence[Callable[[], str]], num_workers: int, bar: tqdm) -
         return
     context = multiprocessing.get_context("spawn")
     progress = context.SimpleQueue()
+    others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(progress,))
     try:
         waiting = {executor.submit(call) for call in calls}
@@ -194,7 +195,7 @@ def _run_jobs(calls: Sequence[Callable[[], str]], num_workers: int, bar: tqdm) -
                 yield future.result()
     except BaseException:
         # Jobs under way are dropped: finished ones stay on disk and are not run again.
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         raise
     finally:
@@ -209,8 +210,8 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         for name in sorted({*before, *settings}):
             if before.get(name) != settings.get(name):
                 raise ValueError(
-                    f"{folder.parent} holds a collection with {name} = {before.get(name)!r}, now it is "
-                    f"{settings.get(name)!r}: give another output_dir, or delete {folder.parent} to start again"
+                    f"{folder} holds a collection with {name} = {before.get(name)!r}, now it is "
+                    f"{settings.get(name)!r}: give another output_dir, or delete {folder} to start again"
                 )
     else:
         write_text(path, json.dumps(settings, indent=2) + "\n")
@@ -248,12 +249,20 @@ def _describe(family: TaskFamily, tasks: Sequence[Task], source: Source, seeds: 
         source=asdict(source),
         seeds=list(seeds),
     )
-    return HistoryMetadata.from_json(described.to_json())  # as it will be read: lists for tuples
+    try:
+        return HistoryMetadata.from_json(described.to_json())  # as it will be read: lists for tuples
+    except TypeError as error:
+        raise ValueError(
+            f"tasks, env_kwargs and hyperparameters are stored as JSON, which these are not ({error}): use numbers, "
+            "text, lists and dicts"
+        ) from error
 
 
-def _finish(output_dir: Path) -> None:
+def _finish(output_dir: Path, work: Path) -> None:
     write_dataset_card(output_dir)
-    shutil.rmtree(output_dir / WORK_FOLDER)
+    shutil.rmtree(work)
+    if not any(work.parent.iterdir()):  # else another configuration is being collected
+        work.parent.rmdir()
 
 
 def _check_arguments(**numbers: int) -> None:
@@ -327,25 +336,30 @@ def collect(
         max_piece_steps=max_piece_steps,
         number_of_seeds=len(seeds),
     )
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must differ from one another, got {list(seeds)}")
     source = Source(algorithm, n_envs, total_timesteps, hyperparameters or {})
     tasks = family.tasks(split)
     metadata = _describe(family, tasks, source, seeds)
     output_dir = Path(output_dir)
-    work = output_dir / WORK_FOLDER
+    work = output_dir / WORK_FOLDER / config_name
     if _is_finished(output_dir, config_name, metadata):
         if work.exists():  # interrupted in its last moment
-            _finish(output_dir)
+            _finish(output_dir, work)
         return output_dir
-    layout = {"shard_transitions": shard_transitions, "max_piece_steps": max_piece_steps, "config_name": config_name}
+    layout = {"shard_transitions": shard_transitions, "max_piece_steps": max_piece_steps}
     _check_settings(work, {**asdict(metadata), **layout})
+    for leftover in work.rglob(".*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink()
 
     jobs = [Job(task, seed) for task in tasks for seed in seeds]
-    shards = _shards(jobs, max(1, shard_transitions // total_timesteps), config_name)
+    shards = _shards(jobs, max(1, shard_transitions // total_timesteps))
+    finished_shards = work / "shards"
     parts = {shard: [work / job.file_name for job in group] for shard, group in shards.items()}
     unwritten = {
         shard: {part.name for part in files if not part.is_file()}
         for shard, files in parts.items()
-        if not (work / shard).is_file()
+        if not (finished_shards / shard).is_file()
     }
     to_do = [job for job in jobs if any(job.file_name in names for names in unwritten.values())]
     features = history_features(space_from_json(metadata.observation_space), space_from_json(metadata.action_space))
@@ -353,7 +367,7 @@ def collect(
 
     def write_complete_shards() -> None:
         for shard in [shard for shard, names in unwritten.items() if not names]:
-            _write_shard(work / shard, parts[shard])
+            _write_shard(finished_shards / shard, parts[shard])
             del unwritten[shard]
 
     with tqdm(
@@ -368,7 +382,7 @@ def collect(
             for names in unwritten.values():
                 names.discard(finished)
             write_complete_shards()
-    write_text(work / config_name / METADATA_FILE, metadata.to_json())
-    os.replace(work / config_name, output_dir / config_name)
-    _finish(output_dir)
+    write_text(finished_shards / METADATA_FILE, metadata.to_json())
+    os.replace(finished_shards, output_dir / config_name)
+    _finish(output_dir, work)
     return output_dir

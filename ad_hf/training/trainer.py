@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -89,8 +90,10 @@ class Trainer:
         check_family(self.family, metadata, dataset)
         precision = self.config.mixed_precision
         if precision == "auto":
-            precision, why = choose_precision(Accelerator().device)
+            precision, why = choose_precision(PartialState().device)
             say(f"training in {precision if precision != 'no' else 'float32'} ({why})")
+        # Accelerate keeps a process's first precision for ever; a second run in it may choose another.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=precision,
             gradient_accumulation_steps=self.config.gradient_accumulation_steps,

@@ -1,0 +1,89 @@
+"""Stable-Baselines3 learners by name."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from ad_hf.sources.learners import available_algorithms, check_hyperparameters, find_algorithm, make_learner
+
+
+class Still(gym.Env):
+    """An environment of one space in which nothing happens."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def test_algorithms_are_found_by_name():
+    assert {"A2C", "DDPG", "DQN", "PPO", "SAC", "TD3"} <= set(available_algorithms())
+    assert find_algorithm("A2C") is A2C
+    assert find_algorithm("DQN") is DQN
+
+
+@pytest.mark.parametrize("name", ["a2c", "REINFORCE", "HerReplayBuffer", ""])
+def test_unknown_algorithm_is_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=rf"unknown source algorithm '{name}'.*A2C.*DQN.*PPO"):
+        find_algorithm(name)
+
+
+def test_unknown_hyperparameters_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"A2C takes no hyper-parameter 'batch_size', 'lr': .*learning_rate.*n_steps"):
+        check_hyperparameters("A2C", {"lr": 1e-3, "n_steps": 5, "batch_size": 3})
+    check_hyperparameters("PPO", {"batch_size": 3, "policy": "MlpPolicy", "device": "cpu"})
+
+
+@pytest.mark.parametrize("name", ["env", "seed"])
+def test_environment_and_seed_are_no_hyperparameters(name):
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        check_hyperparameters("A2C", {name: 1})
+
+
+@pytest.mark.parametrize(
+    ("space", "policy"),
+    [
+        (spaces.Discrete(4), ActorCriticPolicy),
+        (spaces.MultiDiscrete([3, 3]), ActorCriticPolicy),
+        (spaces.MultiBinary(3), ActorCriticPolicy),
+        (spaces.Box(-1.0, 1.0, (3,), np.float32), ActorCriticPolicy),
+        (spaces.Box(0, 255, (40, 40, 3), np.uint8), ActorCriticCnnPolicy),
+        (spaces.Dict({"cell": spaces.Discrete(3), "bit": spaces.MultiBinary(1)}), MultiInputActorCriticPolicy),
+    ],
+    ids=str,
+)
+def test_policy_fits_the_observations(space, policy):
+    learner = make_learner("A2C", DummyVecEnv([lambda: Still(space)] * 2), 0, {"n_steps": 2})
+    assert type(learner.policy) is policy
+    learner.learn(8)
+    assert learner.num_timesteps == 8
+
+
+def test_hyperparameters_reach_the_learner():
+    envs = DummyVecEnv([lambda: Still(spaces.Discrete(4))])
+    arguments = {"gamma": 0.5, "n_steps": 7, "policy": "MlpPolicy", "policy_kwargs": {"net_arch": [3]}}
+    learner = make_learner("PPO", envs, 5, {**arguments, "batch_size": 7})
+    assert isinstance(learner, PPO)
+    assert (learner.gamma, learner.n_steps, learner.seed) == (0.5, 7, 5)
+    assert learner.policy.action_net.in_features == 3
+    assert learner.device.type == "cpu"
+
+
+def test_seed_decides_the_weights():
+    def weight(seed):
+        envs = DummyVecEnv([lambda: Still(spaces.Discrete(4))])
+        return make_learner("A2C", envs, seed, {}).policy.action_net.weight.detach().numpy().tolist()
+
+    assert weight(1) == weight(1)
+    assert weight(1) != weight(2)

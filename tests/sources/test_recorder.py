@@ -1,0 +1,169 @@
+"""The recorder against an independent log kept inside every environment."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import ad_hf.envs  # noqa: F401  registers the environments
+from ad_hf.envs.sb3 import SB3VecEnv
+from ad_hf.sources.learners import make_learner
+from ad_hf.sources.recorder import HistoryRecorder
+
+NUM_ENVS = 3
+ENVS = {
+    "CartPole-v1": {"max_episode_steps": 12},
+    "ad_hf/DarkRoom-v0": {"size": 4, "goal": (2, 3), "max_episode_steps": 6},
+    "Pendulum-v1": {"max_episode_steps": 9},
+    "FrozenLake-v1": {"is_slippery": True, "max_episode_steps": 8},
+}
+
+
+class Log(gym.Wrapper):
+    """Keeps an environment's episodes: the observations, one more than there are steps, and the steps."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.episodes = []
+
+    def reset(self, **kwargs):
+        observation, info = self.env.reset(**kwargs)
+        self.episodes.append(([np.copy(observation)], []))
+        return observation, info
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        observations, steps = self.episodes[-1]
+        observations.append(np.copy(observation))
+        steps.append((np.copy(action), float(reward), terminated, truncated))
+        return observation, reward, terminated, truncated, info
+
+
+def make_envs(env_id, autoreset_mode=AutoresetMode.SAME_STEP):
+    env_fns = [lambda: Log(gym.make(env_id, **ENVS[env_id])) for _ in range(NUM_ENVS)]
+    return SyncVectorEnv(env_fns, autoreset_mode=autoreset_mode)
+
+
+def assert_recorded(recorded, envs):
+    """Compare with the logs; an episode that a reset broke off counts as truncated."""
+    for stream, env in enumerate(envs.envs):
+        episodes = [episode for episode in env.episodes if episode[1]]
+        steps = [step for _, of_episode in episodes for step in of_episode]
+        observations = [observation for seen, _ in episodes for observation in seen[:-1]]
+        actions, rewards, terminations, truncations = (list(values) for values in zip(*steps, strict=True))
+        last = -1
+        for _, of_episode in episodes[:-1]:
+            last += len(of_episode)
+            truncations[last] = truncations[last] or not terminations[last]
+        np.testing.assert_array_equal(recorded.observations[stream], observations)
+        np.testing.assert_array_equal(recorded.actions[stream], actions)
+        np.testing.assert_array_equal(recorded.rewards[stream], rewards)
+        np.testing.assert_array_equal(recorded.terminations[stream], terminations)
+        np.testing.assert_array_equal(recorded.truncations[stream], truncations)
+        finals = np.array([seen[-1] for seen, _ in episodes])
+        np.testing.assert_array_equal(recorded.final_observations[stream], finals)
+        assert recorded.final_observations[stream].dtype == recorded.observations.dtype
+
+
+def step_randomly(recorder, rng, num_steps):
+    space = recorder.single_action_space
+    space.seed(int(rng.integers(1000)))
+    for _ in range(num_steps):
+        recorder.step(np.array([space.sample() for _ in range(NUM_ENVS)]))
+
+
+@pytest.mark.parametrize("env_id", list(ENVS))
+def test_recorded_steps_are_the_environments_own(env_id):
+    envs = make_envs(env_id)
+    recorder = HistoryRecorder(envs, num_steps=40)
+    recorder.reset(seed=0)
+    step_randomly(recorder, np.random.default_rng(0), 40)
+    recorded = recorder.recorded()
+    assert recorded.rewards.shape == (NUM_ENVS, 40)
+    unfinished = ~(recorded.terminations[:, -1] | recorded.truncations[:, -1])
+    assert unfinished.any()
+    assert_recorded(recorded, envs)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "ad_hf/DarkRoom-v0"])
+def test_episodes_broken_off_by_a_reset_are_truncated(env_id):
+    envs, rng = make_envs(env_id), np.random.default_rng(1)
+    recorder = HistoryRecorder(envs, num_steps=25)
+    recorder.reset(seed=0)
+    step_randomly(recorder, rng, 10)
+    recorder.reset()
+    recorder.reset()  # a second one ends nothing
+    step_randomly(recorder, rng, 15)
+    recorded = recorder.recorded()
+    assert (recorded.terminations[:, 9] | recorded.truncations[:, 9]).all()
+    assert_recorded(recorded, envs)
+
+
+def test_history_that_ends_with_an_episode_has_no_final_observation_too_many():
+    envs = make_envs("ad_hf/DarkRoom-v0")
+    recorder = HistoryRecorder(envs, num_steps=12)
+    recorder.reset(seed=0)
+    step_randomly(recorder, np.random.default_rng(0), 12)
+    recorded = recorder.recorded()
+    assert [len(finals) for finals in recorded.final_observations] == [2] * NUM_ENVS
+    assert_recorded(recorded, envs)
+
+
+@pytest.mark.parametrize("announced", [0, 1, 7])
+def test_more_steps_than_announced_are_kept(announced):
+    envs = make_envs("CartPole-v1")
+    recorder = HistoryRecorder(envs, num_steps=announced)
+    recorder.reset(seed=0)
+    step_randomly(recorder, np.random.default_rng(2), 50)
+    assert recorder.recorded().rewards.shape == (NUM_ENVS, 50)
+    assert_recorded(recorder.recorded(), envs)
+
+
+def test_recording_can_be_read_on_the_way_and_goes_on():
+    envs, rng = make_envs("FrozenLake-v1"), np.random.default_rng(3)
+    recorder = HistoryRecorder(envs, num_steps=30)
+    recorder.reset(seed=0)
+    assert recorder.recorded().rewards.shape == (NUM_ENVS, 0)
+    step_randomly(recorder, rng, 11)
+    before = recorder.recorded()
+    kept = before.observations.copy()
+    step_randomly(recorder, rng, 19)
+    np.testing.assert_array_equal(before.observations, kept)
+    np.testing.assert_array_equal(recorder.recorded().observations[:, :11], kept)
+    assert_recorded(recorder.recorded(), envs)
+
+
+def test_elements_take_no_more_bytes_than_they_need():
+    recorder = HistoryRecorder(make_envs("ad_hf/DarkRoom-v0"), num_steps=3)
+    recorder.reset(seed=0)
+    recorder.step(np.zeros(NUM_ENVS, dtype=np.int64))
+    recorded = recorder.recorded()
+    assert recorded.observations.dtype == recorded.actions.dtype == np.uint8
+    assert recorded.observations.shape == (NUM_ENVS, 1, 2)
+    assert recorded.rewards.dtype == np.float64
+    assert recorded.terminations.dtype == recorded.truncations.dtype == np.bool_
+
+
+@pytest.mark.parametrize("autoreset_mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_other_autoreset_modes_are_refused(autoreset_mode):
+    with pytest.raises(ValueError, match="SAME_STEP"):
+        HistoryRecorder(make_envs("CartPole-v1", autoreset_mode), num_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env_id", "hyperparameters"),
+    [
+        ("A2C", "CartPole-v1", {"n_steps": 4}),
+        ("PPO", "ad_hf/DarkRoom-v0", {"n_steps": 16, "batch_size": 48, "n_epochs": 1}),
+        ("DQN", "CartPole-v1", {"learning_starts": 20, "train_freq": 4, "buffer_size": 200}),
+        ("SAC", "Pendulum-v1", {"learning_starts": 30, "train_freq": 16, "policy_kwargs": {"net_arch": [8]}}),
+    ],
+)
+def test_on_and_off_policy_learners_are_recorded_alike(algorithm, env_id, hyperparameters):
+    envs, announced = make_envs(env_id), []
+    recorder = HistoryRecorder(envs, num_steps=60, on_step=announced.append)
+    make_learner(algorithm, SB3VecEnv(recorder), 1, hyperparameters).learn(180)
+    recorded = recorder.recorded()
+    assert recorded.rewards.shape[1] >= 60
+    assert sum(announced) == recorded.rewards.size
+    assert_recorded(recorded, envs)
