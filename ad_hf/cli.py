@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from huggingface_hub.errors import StrictDataclassError
+
 EPILOG = """\
 examples:
   ad-hf quickstart                                          collect, train and report on Dark Room
@@ -123,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "\nad-hf: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr
         )
         return 130
-    except (ValueError, OSError) as error:  # what users can get wrong: settings, names, folders
+    except (ValueError, OSError, StrictDataclassError) as error:  # what users can get wrong: settings, names, folders
         if arguments.debug:
             raise
-        print(f"ad-hf: error: {error}", file=sys.stderr)
+        print(f"ad-hf: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

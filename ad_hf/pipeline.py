@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,17 @@ from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.collect import collect
 from ad_hf.training.trainer import train
+
+
+def peak_memory_gigabytes() -> float | None:
+    """Largest resident memory so far: of this process, or of its largest child process if that was larger."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(max(peaks) * unit / 1e9, 2)
 
 
 def collect_recipe(recipe: Recipe, output_dir: str | Path, num_workers: int | None = None) -> Path:
@@ -39,9 +51,7 @@ def evaluate_recipe(
     """Roll a model out on the test tasks of a recipe's family and write `report.json` and `learning_curve.png`."""
     family = TaskFamily.from_config(recipe.family)
     start = time.perf_counter()
-    evaluation = evaluate(
-        model, family, "test", recipe.rollout.num_episodes, num_seeds, recipe.rollout.seed, progress=True
-    )
+    evaluation = evaluate(model, family, "test", num_seeds=num_seeds, rollout_config=recipe.rollout, progress=True)
     seconds = {**(details or {}).get("seconds", {}), "rollout": round(time.perf_counter() - start, 1)}
     return write_report(
         output_dir,
@@ -51,6 +61,7 @@ def evaluate_recipe(
         {
             "env_id": family.env_id,
             "source": asdict(recipe.source),
+            "peak_memory_gigabytes": peak_memory_gigabytes(),
             "seeds": {
                 "split": recipe.family.split_seed,
                 "source": recipe.source.seeds,

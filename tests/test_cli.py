@@ -106,3 +106,17 @@ def test_help_lists_a_verbs_options_and_the_settings_that_it_reads(capsys, verb)
     assert "--recipe" in text
     assert "--family.env_id" in text
     assert ("--training.learning_rate" in text) == (verb in ("quickstart", "train"))
+
+
+def test_model_sizes_that_do_not_fit_together_are_told(capsys, tiny_recipe_file, tiny_histories, tmp_path):
+    arguments = ["--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", tmp_path]
+    assert "num_attention_heads" in fails(capsys, "train", *arguments, "--model.hidden_size", "18")
+
+
+def test_rollout_settings_reach_the_rollout(tiny_recipe_file, tiny_run, tiny_histories, tmp_path):
+    """The likeliest action is taken whatever the seed, so that all rollouts of a task are alike."""
+    arguments = ["--recipe", tiny_recipe_file, "--model", tiny_run / "model", "--dataset", tiny_histories]
+    arguments += ["--output_dir", tmp_path / "run", "--rollout.do_sample", "false"]
+    assert main(["rollout", *map(str, arguments)]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert all(float(task["return"]).is_integer() for task in report["tasks"])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.model.modeling_ad import ADModel
-from ad_hf.model.rollout_ad import RolloutOutput
+from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
 
 
 @dataclass
@@ -38,9 +38,10 @@ def evaluate(
     model: ADModel,
     family: TaskFamily,
     split: str = "test",
-    num_episodes: int = 100,
+    num_episodes: int | None = None,
     num_seeds: int = 3,
-    seed: int = 0,
+    seed: int | None = None,
+    rollout_config: RolloutConfig | None = None,
     progress: bool = False,
 ) -> Evaluation:
     r"""
@@ -48,29 +49,39 @@ def evaluate(
 
     Args:
         model ([`ADModel`]):
-            The model; it acts as its `rollout_config` says.
+            The model.
         family ([`TaskFamily`]):
             The tasks.
         split (`str`, *optional*, defaults to `"test"`):
             Which of them.
-        num_episodes (`int`, *optional*, defaults to 100):
-            Episodes per rollout.
+        num_episodes (`int`, *optional*):
+            Episodes per rollout, by default as many as `rollout_config` says.
         num_seeds (`int`, *optional*, defaults to 3):
             Rollouts per task.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the first rollout.
+        seed (`int`, *optional*):
+            Seed of the first rollout, by default that of `rollout_config`.
+        rollout_config ([`RolloutConfig`], *optional*, defaults to the model's):
+            How to act.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
     Raises:
         ValueError: if the family has no task in the split.
     """
+    config = rollout_config or model.rollout_config
+    if num_episodes is not None:
+        config = replace(config, num_episodes=num_episodes)
+    if seed is not None:
+        config = replace(config, seed=seed)
     tasks = family.tasks(split)
     if not tasks:
         raise ValueError(f"the family has no {split} tasks to evaluate on")
     envs = family.make_vec(tasks, num_envs=len(tasks) * num_seeds)
     with tqdm(
-        desc=f"rollout on {split} tasks", total=envs.num_envs * num_episodes, unit=" episodes", disable=not progress
+        desc=f"rollout on {split} tasks",
+        total=envs.num_envs * config.num_episodes,
+        unit=" episodes",
+        disable=not progress,
     ) as bar:
 
         def show(output: RolloutOutput) -> None:
@@ -82,7 +93,9 @@ def evaluate(
                 bar.set_postfix({"mean return": f"{np.nanmean(returns[:, last]):.2f}"}, refresh=False)
                 bar.update(newly)
 
-        output = model.rollout(envs, num_episodes=num_episodes, seed=seed, callback=show if progress else None)
+        output = model.rollout(envs, config, callback=show if progress else None)
     envs.close()
-    shape = (num_seeds, len(tasks), num_episodes)
-    return Evaluation(tasks, output["episode_returns"].reshape(shape), output["episode_lengths"].reshape(shape), seed)
+    shape = (num_seeds, len(tasks), config.num_episodes)
+    return Evaluation(
+        tasks, output["episode_returns"].reshape(shape), output["episode_lengths"].reshape(shape), config.seed
+    )

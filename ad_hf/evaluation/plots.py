@@ -54,7 +54,8 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve, report: dic
                 fontsize=9,
             )
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    if min(ad.low.min(), source.low.min()) >= 0:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("environment steps on the task, all parallel streams counted")
     axes.set_ylabel("return of an episode")
     faster = f", {steps['ratio']:.0f} times fewer steps than its source" if steps["ratio"] else ""

@@ -89,8 +89,9 @@ def source_returns(dataset: str | Path, split: str = "test") -> tuple[np.ndarray
             runs[task] = runs.get(task, -1) + 1
             streams[task, runs[task]], lengths[task, runs[task]] = [], []
         stops = np.flatnonzero(ends) + 1
-        starts = np.concatenate([[0], stops[:-1]])
-        streams[task, runs[task]].append(np.add.reduceat(row["rewards"], starts))
+        starts = np.concatenate([[0], stops])[:-1]
+        totals = np.concatenate([[0.0], np.cumsum(row["rewards"])])
+        streams[task, runs[task]].append(totals[stops] - totals[starts])
         lengths[task, runs[task]].append(stops - starts)
     episodes = min(sum(map(len, parts)) for parts in streams.values())
     tasks = sorted(runs)
@@ -139,6 +140,7 @@ def write_report(
         `dict`: the report.
     """
     output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
     returns = evaluation.returns
     ad = bootstrap_curve(returns, evaluation.lengths.mean(axis=(0, 1)).cumsum())
     source_episode_returns, source_steps = source_returns(dataset)
@@ -147,7 +149,7 @@ def write_report(
     final = returns[..., -FINAL_EPISODES:].mean(axis=(0, 2))  # (num_tasks,)
     final_interval = bootstrap_curve(returns[..., -FINAL_EPISODES:].mean(axis=2, keepdims=True), np.zeros(1))
     test_return = float(final.mean())
-    level = 0.9 * test_return
+    level = test_return - 0.1 * abs(test_return)
     steps = {"ad": steps_to_level(ad, level), "source": steps_to_level(source, level)}
     ratio = steps["source"] / steps["ad"] if steps["source"] and steps["ad"] else None
     report = {
@@ -155,10 +157,10 @@ def write_report(
         "test_return_final_interval": [float(final_interval.low[0]), float(final_interval.high[0])],
         "test_return_first": float(returns[..., 0].mean()),
         "optimal_return": None if optimal is None else float(optimal.mean()),
-        "fraction_of_optimal": None if optimal is None else test_return / float(optimal.mean()),
+        "fraction_of_optimal": test_return / float(optimal.mean()) if optimal is not None and optimal.any() else None,
         "source_return_final": float(source.mean[-FINAL_EPISODES:].mean()),
         "env_steps_to_90": {**steps, "level": level, "ratio": ratio},
-        "final_episodes": [returns.shape[2] - FINAL_EPISODES + 1, returns.shape[2]],
+        "final_episodes": [max(1, returns.shape[2] - FINAL_EPISODES + 1), returns.shape[2]],
         "num_test_tasks": len(evaluation.tasks),
         "num_rollout_seeds": returns.shape[0],
         "rollout_seed": evaluation.seed,

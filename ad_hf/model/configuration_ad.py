@@ -1,7 +1,6 @@
 """Configuration of Algorithm Distillation models."""
 
-from __future__ import annotations
-
+# Annotations are not postponed here: `strict` checks values against types, not against their names.
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -69,7 +68,8 @@ class ADConfig(PreTrainedConfig):
             place of this package's own blocks.
 
     Raises:
-        ValueError: for spaces that are none, or numbers that do not fit together.
+        StrictDataclassError (of `huggingface_hub`): for values of a wrong type, spaces that are none, and numbers that
+            do not fit together.
     """
 
     model_type = "ad"
@@ -120,6 +120,8 @@ class ADConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of the strict validation: sizes fit together."""
+        if self.num_attention_heads < 1:
+            raise ValueError(f"num_attention_heads must be at least 1, got {self.num_attention_heads}")
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be an even multiple of num_attention_heads "
@@ -128,6 +130,14 @@ class ADConfig(PreTrainedConfig):
         for name in ("num_hidden_layers", "intermediate_size", "context_length", "num_action_bins"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.reward_scale > 0:
+            raise ValueError(f"reward_scale must be positive, got {self.reward_scale}")
+        for name in ("observation_mean", "observation_std"):
+            values = getattr(self, name)
+            if values is not None and [len(values)] != list((self.observation_space or {}).get("shape", [])):
+                raise ValueError(f"{name} must hold one number per dimension of a Box observation, got {values}")
+        if self.observation_std is not None and min(self.observation_std) <= 0:
+            raise ValueError(f"observation_std must be positive, got {self.observation_std}")
         for name in ("dropout", "attention_dropout", "input_mask_probability", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")

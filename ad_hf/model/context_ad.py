@@ -62,6 +62,14 @@ class ADCache:
         )
 
 
+def _as_tensor(values: np.ndarray) -> torch.Tensor:
+    """An array as a tensor; torch can do next to nothing with unsigned integers of more than 8 bits."""
+    values = np.asarray(values)
+    if values.dtype.kind == "u" and values.dtype.itemsize > 1:
+        values = values.astype(np.int64)
+    return torch.as_tensor(values)
+
+
 def _uniform(seeds: np.ndarray, counters: np.ndarray, dimensions: int) -> np.ndarray:
     """
     Numbers in [0, 1), (rows, dimensions), that depend on a row's own seed and counter alone (SplitMix64).
@@ -106,6 +114,8 @@ class ADContext:
     def __init__(
         self, model: ADModel, num_envs: int, seed: int = 0, do_sample: bool = True, temperature: float = 1.0
     ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
         if temperature <= 0:
             raise ValueError(
                 f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest action"
@@ -187,7 +197,7 @@ class ADContext:
         if episode_starts is not None:
             starts = torch.as_tensor(episode_starts, dtype=torch.bool)
         return [
-            torch.as_tensor(np.asarray(observations)),
+            _as_tensor(observations),
             self._last_actions.clone(),
             rewards.masked_fill(self._fresh, 0.0),
             starts | self._fresh,

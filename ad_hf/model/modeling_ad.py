@@ -1,6 +1,7 @@
 """The Algorithm Distillation model: a causal transformer over the steps of a learning history."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ def rotary_tables(
     return cosines.to(dtype), sines.to(dtype)
 
 
+class ResidualLinear(nn.Linear):
+    """The last map of a residual branch, which starts small, so that depth does not change the stream's scale."""
+
+
 class ADAttention(nn.Module):
     """Causal self-attention with one matrix for queries, keys and values, and rotary positions."""
 
@@ -69,7 +74,7 @@ class ADAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         # Without it, attention scores outgrow bfloat16's resolution within some hundred updates of Muon.
         self.query_key_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps, bias=False)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.output = ResidualLinear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -112,7 +117,7 @@ class ADBlock(GradientCheckpointingLayer):
         self.attention = ADAttention(config, layer_idx)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down = ResidualLinear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         attended, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
@@ -134,16 +139,13 @@ class ADPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": ADBlock, "attentions": ADAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ADBlock):
-            # Residual branches start small, so that depth does not change the scale of the stream (as in GPT-2).
+        if isinstance(module, ResidualLinear):
             scale = self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5
-            for linear in (module.attention.output, module.down):
-                init.normal_(linear.weight, std=scale)
+            init.normal_(module.weight, std=scale)
 
 
 @dataclass
@@ -181,8 +183,10 @@ class ADModel(ADPreTrainedModel):
     def __init__(self, config: ADConfig) -> None:
         if config.observation_space is None or config.action_space is None:
             raise ValueError("ADConfig needs observation_space and action_space to make a model of")
-        self._automatic_attention = config._attn_implementation is None
+        automatic = config._attn_implementation is None
         super().__init__(config)
+        if automatic:  # the library has filled in its own default, which takes no account of device and window
+            config._attn_implementation_internal = None
         self.embedding = StepEmbedding(config)
         self.blocks: nn.ModuleList | None = None
         self.backbone: PreTrainedModel | None = None
@@ -197,7 +201,7 @@ class ADModel(ADPreTrainedModel):
 
     def attention_implementation(self, window: int, device: torch.device) -> str:
         """Name of the attention implementation for a window of so many steps on a device."""
-        if not self._automatic_attention:
+        if self.config._attn_implementation is not None:
             return self.config._attn_implementation
         return "eager" if device.type == "cpu" and window <= EAGER_CPU_WINDOW else "sdpa"
 
@@ -260,6 +264,8 @@ class ADModel(ADPreTrainedModel):
             mask: Any = past_key_values.mask(positions, dtype)
         elif implementation == "eager":
             mask = torch.full((time, time), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1)
+        elif self.config._attn_implementation is None:
+            mask = None  # sdpa is causal by itself
         else:  # padding stands at the end, where no step attends to it, so that one mask serves the whole batch
             mask = create_causal_mask(self.config, hidden_states[:1], attention_mask=None, past_key_values=None)
         head_dim = self.config.hidden_size // self.config.num_attention_heads
@@ -313,9 +319,10 @@ class ADModel(ADPreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save weights and configuration as every model of transformers, and `rollout_config.json` beside them."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
+        if kwargs.get("is_main_process", True):  # first, so that push_to_hub=True takes it along
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
             self.rollout_config.save_pretrained(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -87,7 +87,10 @@ def _check_spaces(model: ADModel, envs: Any) -> None:
         sizes = {"Discrete": "n", "MultiDiscrete": "nvec", "MultiBinary": "n", "Box": "shape"}
         kind = type(space).__name__
         size = np.array(getattr(space, sizes[kind])).tolist() if kind in sizes else None
-        if kind != wanted["type"] or size != wanted[sizes[kind]]:
+        fits = kind == wanted["type"] and size == wanted[sizes[kind]] and not np.any(getattr(space, "start", 0))
+        if fits and kind == "Box" and name == "action_space":  # the bins of an action lie between its bounds
+            fits = space.low.tolist() == wanted["low"] and space.high.tolist() == wanted["high"]
+        if not fits:
             raise ValueError(f"the environments' {name} is {space}, the model was trained for {wanted}")
 
 
@@ -117,27 +120,29 @@ def rollout(
     observations, _ = envs.reset(seed=config.seed)
     context_rewards = np.zeros(num_envs)  # the reward that led to each observation, kept across reset steps
     starts, active = np.ones(num_envs, dtype=bool), np.ones(num_envs, dtype=bool)
-    while episodes.min() < config.num_episodes:
-        actions = context.act(observations, context_rewards, starts, active)
-        observations, rewards, terminations, truncations, _ = envs.step(actions)
-        context_rewards = np.where(active, rewards, context_rewards)
-        returns += np.where(active, rewards, 0.0)
-        lengths += active
-        ended = (terminations | truncations) & active
-        counted = np.flatnonzero(ended & (episodes < config.num_episodes))
-        output.episode_returns[counted, episodes[counted]] = returns[counted]  # type: ignore[index]
-        output.episode_lengths[counted, episodes[counted]] = lengths[counted]  # type: ignore[index]
-        episodes += ended
-        returns[ended], lengths[ended] = 0.0, 0
-        if mode == "NextStep":  # the step after an episode's end resets: it is no experience
-            starts, active = ~active, ~ended
-        else:
-            starts = ended
-            if mode == "Disabled" and ended.any():
-                observations, _ = envs.reset(options={"reset_mask": ended})
-        if callback is not None:
-            callback(output)
-    model.train(training)
+    try:
+        while episodes.min() < config.num_episodes:
+            actions = context.act(observations, context_rewards, starts, active)
+            observations, rewards, terminations, truncations, _ = envs.step(actions)
+            context_rewards = np.where(active, rewards, context_rewards)
+            returns += np.where(active, rewards, 0.0)
+            lengths += active
+            ended = (terminations | truncations) & active
+            counted = np.flatnonzero(ended & (episodes < config.num_episodes))
+            output.episode_returns[counted, episodes[counted]] = returns[counted]  # type: ignore[index]
+            output.episode_lengths[counted, episodes[counted]] = lengths[counted]  # type: ignore[index]
+            episodes += ended
+            returns[ended], lengths[ended] = 0.0, 0
+            if mode == "NextStep":  # the step after an episode's end resets: it is no experience
+                starts, active = ~active, ~ended
+            else:
+                starts = ended
+                if mode == "Disabled" and ended.any():
+                    observations, _ = envs.reset(options={"reset_mask": ended})
+            if callback is not None:
+                callback(output)
+    finally:
+        model.train(training)
     return output
 
 

@@ -46,7 +46,7 @@ class VectorEmbedding(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """Three strided convolutions over a Box image (height, width, channels), averaged over what is left of it."""
+    """Three strided convolutions over a Box image (height, width, channels), then a linear map."""
 
     def __init__(self, shape: list[int], width: int, high: float | None) -> None:
         super().__init__()

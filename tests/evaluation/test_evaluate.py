@@ -1,0 +1,96 @@
+"""Evaluation on a split: whose returns stand where, and that the seed decides them."""
+
+import numpy as np
+import pytest
+import torch
+
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.evaluate import evaluate
+from ad_hf.model.rollout_ad import RolloutConfig
+
+
+@pytest.mark.parametrize(("split", "num_tasks"), [("test", 3), ("validation", 2), ("train", 4)])
+def test_returns_stand_by_seed_task_and_episode(dark_room_family, dark_room_model, split, num_tasks):
+    result = evaluate(dark_room_model, dark_room_family, split, num_episodes=5, num_seeds=2, seed=3)
+
+    assert result.tasks == dark_room_family.tasks(split)
+    assert result.returns.shape == result.lengths.shape == (2, num_tasks, 5)
+    assert (result.lengths == 4).all()
+    assert result.seed == 3
+    assert ((result.returns >= 0) & (result.returns <= 4)).all()
+
+
+def test_each_return_is_that_of_a_rollout_on_its_task_alone(dark_room_family, dark_room_model):
+    result = evaluate(dark_room_model, dark_room_family, num_episodes=6, num_seeds=2, seed=10)
+
+    for run in range(2):
+        for index, task in enumerate(result.tasks):
+            alone = dark_room_model.rollout(
+                dark_room_family.make_vec([task]), num_episodes=6, seed=10 + run * len(result.tasks) + index
+            )
+            np.testing.assert_array_equal(result.returns[run, index], alone.episode_returns[0])
+
+
+def test_the_seed_alone_decides_the_result(dark_room_family, dark_room_model):
+    results = []
+    for global_seed, seed in [(0, 0), (1, 0), (1, 100)]:
+        torch.manual_seed(global_seed)
+        results.append(evaluate(dark_room_model, dark_room_family, num_episodes=10, seed=seed).returns)
+
+    assert results[0].shape == (3, 3, 10)
+    np.testing.assert_array_equal(results[0], results[1])
+    assert (results[1] != results[2]).any()
+    assert (results[0][0] != results[0][1]).any()
+
+
+def test_the_model_acts_as_its_own_rollout_config_says(dark_room_family, dark_room_model):
+    dark_room_model.rollout_config = RolloutConfig(do_sample=False)
+    returns = evaluate(dark_room_model, dark_room_family, num_episodes=3, num_seeds=2).returns
+
+    np.testing.assert_array_equal(returns[0], returns[1])
+
+
+def test_native_and_single_environments_give_the_same_result(dark_room_family, dark_room_model):
+    single = TaskFamily(
+        dark_room_family.env_id,
+        [task.kwargs for task in dark_room_family.tasks("test")] + [{"goal": [0, 0]}],
+        dark_room_family.env_kwargs,
+        num_test_tasks=3,
+    )
+    native = TaskFamily(
+        dark_room_family.env_id,
+        [task.kwargs for task in single.all_tasks],
+        dark_room_family.env_kwargs,
+        num_test_tasks=3,
+        native_vector=True,
+    )
+    results = [evaluate(dark_room_model, family, num_episodes=4, num_seeds=1) for family in (single, native)]
+
+    assert results[0].tasks == results[1].tasks
+    np.testing.assert_array_equal(results[0].returns, results[1].returns)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_in_the_middle_of_training_leaves_the_model_as_it_was(dark_room_family, dark_room_model, training):
+    dark_room_model.train(training)
+    before = {name: weight.clone() for name, weight in dark_room_model.state_dict().items()}
+
+    evaluate(dark_room_model, dark_room_family, num_episodes=1, num_seeds=1)
+
+    assert dark_room_model.training == training
+    assert all(torch.equal(weight, before[name]) for name, weight in dark_room_model.state_dict().items())
+
+
+def test_progress_counts_every_episode_and_shows_the_mean_return(dark_room_family, dark_room_model, capsys):
+    evaluate(dark_room_model, dark_room_family, num_episodes=4, num_seeds=2, progress=True)
+
+    shown = capsys.readouterr().err
+    assert "rollout on test tasks: 100%" in shown
+    assert "24/24" in shown
+    assert "mean return" in shown
+
+
+def test_a_family_without_tasks_in_the_split_is_refused(dark_room_model):
+    family = TaskFamily("ad_hf/DarkRoom-v0", [{"goal": [0, 0]}], {"size": 3}, native_vector=True)
+    with pytest.raises(ValueError, match="no test tasks"):
+        evaluate(dark_room_model, family)

@@ -1,0 +1,356 @@
+"""ADModel: shapes, losses, what a step may depend on, and that ways of computing the same thing agree."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.context_ad import ADCache
+from ad_hf.model.modeling_ad import rotary_tables
+
+OBSERVATIONS = {
+    "discrete": {"type": "Discrete", "n": 7},
+    "multi_discrete": {"type": "MultiDiscrete", "nvec": [4, 3]},
+    "multi_binary": {"type": "MultiBinary", "n": 3},
+    "vector": {"type": "Box", "shape": [3], "low": [None] * 3, "high": [None] * 3, "dtype": "float32"},
+    "image": {"type": "Box", "shape": [9, 5, 3], "low": [0], "high": [255], "dtype": "uint8"},
+}
+ACTIONS = {
+    "discrete": {"type": "Discrete", "n": 5},
+    "multi_discrete": {"type": "MultiDiscrete", "nvec": [3, 2]},
+    "box": {"type": "Box", "shape": [2], "low": [-1.0, 0.0], "high": [1.0, 4.0], "dtype": "float32"},
+}
+BINS = 7
+SIZES = {"discrete": [5], "multi_discrete": [3, 2], "box": [BINS, BINS]}
+INPUTS = ["observations", "previous_actions", "previous_rewards", "episode_starts"]
+BACKBONES = {
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32,
+        "initializer_range": 0.3,
+        "vocab_size": 4,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 32,
+        "initializer_range": 0.3,
+        "vocab_size": 4,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
+}
+
+
+def spaces(observation, action):
+    return {"observation_space": OBSERVATIONS[observation], "action_space": ACTIONS[action], "num_action_bins": BINS}
+
+
+def categories_by_hand(kind, actions):
+    """Actions (batch, time, ...) as the category of each dimension (batch, time, dimensions)."""
+    if kind == "box":
+        space = ACTIONS["box"]
+        low, high = np.array(space["low"]), np.array(space["high"])
+        return np.clip(np.floor((actions.numpy() - low) / (high - low) * BINS), 0, BINS - 1).astype(int)
+    return actions.numpy().reshape(*actions.shape[:2], -1)
+
+
+def loss_by_hand(kind, logits, actions, counted, smoothing=0.0):
+    """Mean over the counted steps of the negative log-likelihood, summed over an action's dimensions."""
+    total, categories = 0.0, categories_by_hand(kind, actions)
+    for row, step in zip(*np.nonzero(counted)):
+        offset = 0
+        for dimension, size in enumerate(SIZES[kind]):
+            part = logits[row, step, offset : offset + size].detach().double().numpy()
+            offset += size
+            log_probabilities = part - np.log(np.exp(part).sum())
+            likelihood = log_probabilities[categories[row, step, dimension]]
+            total -= (1 - smoothing) * likelihood + smoothing * log_probabilities.mean()
+    return total / counted.sum()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_every_kind_of_space_gives_logits_per_step_and_a_loss(make_model, make_history, observation, action):
+    model = make_model(**spaces(observation, action))
+    inputs, labels = make_history(model.config, batch=3, time=6)
+
+    output = model(**inputs, labels=labels)
+
+    assert output.logits.shape == (3, 6, sum(SIZES[action]))
+    assert output.logits.isfinite().all()
+    assert output.loss.item() == pytest.approx(loss_by_hand(action, output.logits, labels, np.ones((3, 6))), rel=1e-5)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_gradients_reach_every_parameter(make_model, make_history, action):
+    for observation in OBSERVATIONS:
+        model = make_model(**spaces(observation, action))
+        inputs, labels = make_history(model.config, batch=8, time=12)
+
+        model(**inputs, labels=labels).loss.backward()
+
+        unreached = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+        assert not unreached, observation
+
+
+def test_no_loss_without_labels(make_model, make_history):
+    model = make_model()
+    assert model(**make_history(model.config)[0]).loss is None
+
+
+@pytest.mark.parametrize("action", ["discrete", "multi_discrete"])
+def test_loss_ignores_labels_of_minus_100_and_padding(make_model, make_history, action):
+    model = make_model(**spaces("discrete", action))
+    inputs, labels = make_history(model.config, batch=3, time=6)
+    counted = np.ones((3, 6), dtype=bool)
+    counted[0, 2] = counted[1, 0] = False
+    ignored_labels = labels.clone()
+    ignored_labels[~torch.from_numpy(counted)] = -100
+    counted[2, 4:] = False
+    attention_mask = torch.ones(3, 6, dtype=torch.long)
+    attention_mask[2, 4:] = 0
+
+    output = model(**inputs, labels=ignored_labels, attention_mask=attention_mask)
+
+    assert output.loss.item() == pytest.approx(loss_by_hand(action, output.logits, labels, counted), rel=1e-5)
+
+
+def test_loss_of_continuous_actions_ignores_padding(make_model, make_history):
+    model = make_model(**spaces("vector", "box"))
+    inputs, labels = make_history(model.config, batch=2, time=5)
+    attention_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+
+    output = model(**inputs, labels=labels, attention_mask=attention_mask)
+
+    expected = loss_by_hand("box", output.logits, labels, attention_mask.numpy())
+    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_bounds_of_continuous_actions_belong_to_the_outer_bins(make_model, make_history):
+    model = make_model(**spaces("discrete", "box"))
+    inputs, _ = make_history(model.config, batch=2, time=5)
+    for bound in ("low", "high"):
+        labels = torch.tensor(ACTIONS["box"][bound]).expand(2, 5, 2)
+        output = model(**inputs, labels=labels)
+        assert output.loss.item() == pytest.approx(
+            loss_by_hand("box", output.logits, labels, np.ones((2, 5))), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_label_smoothing_mixes_in_the_uniform_distribution(make_model, make_history, action):
+    model = make_model(**spaces("discrete", action), label_smoothing=0.2)
+    inputs, labels = make_history(model.config)
+    output = model(**inputs, labels=labels)
+
+    expected = loss_by_hand(action, output.logits, labels, np.ones(labels.shape[:2]), smoothing=0.2)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32])
+def test_steps_may_come_in_the_small_integers_that_datasets_store(make_model, make_history, dtype):
+    model = make_model(**spaces("multi_discrete", "multi_discrete"))
+    inputs, labels = make_history(model.config)
+    expected = model(**inputs, labels=labels)
+    small = {name: part.to(dtype) if name in INPUTS[:2] else part for name, part in inputs.items()}
+
+    output = model(**small, labels=labels.to(dtype))
+
+    assert torch.equal(output.logits, expected.logits)
+    assert torch.equal(output.loss, expected.loss)
+
+
+def test_vectors_are_normalised_and_rewards_scaled(make_model, make_history):
+    plain = make_model(**spaces("vector", "discrete"))
+    mean, std = [1.0, -2.0, 0.5], [2.0, 0.1, 1.0]
+    scaled = make_model(**spaces("vector", "discrete"), observation_mean=mean, observation_std=std, reward_scale=10.0)
+    inputs, _ = make_history(plain.config)
+    raw = {
+        **inputs,
+        "observations": inputs["observations"] * torch.tensor(std) + torch.tensor(mean),
+        "previous_rewards": inputs["previous_rewards"] * 10.0,
+    }
+
+    torch.testing.assert_close(scaled(**raw).logits, plain(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"type": "Box", "shape": [4, 4], "low": [0.0], "high": [1.0], "dtype": "float32"},
+        {"type": "Box", "shape": [], "low": [0.0], "high": [1.0], "dtype": "float32"},
+    ],
+)
+def test_refuses_boxes_that_are_neither_vector_nor_image(make_model, space):
+    with pytest.raises(ValueError, match="vector or an image"):
+        make_model(observation_space=space)
+
+
+def test_refuses_a_configuration_without_spaces():
+    with pytest.raises(ValueError, match="observation_space and action_space"):
+        ADModel(ADConfig())
+
+
+def assert_causal(model, history, other_history):
+    time = history["observations"].shape[1]
+    before = model(**history).logits
+    for name in INPUTS:
+        for step in (1, time // 2, time - 1):
+            changed = {**history, name: history[name].clone()}
+            changed[name][:, step:] = other_history[name][:, step:]
+            if name == "episode_starts":
+                changed[name][:, step:] = ~history[name][:, step:]
+            after = model(**changed).logits
+            torch.testing.assert_close(after[:, :step], before[:, :step], atol=1e-6, rtol=0)
+            assert (after[:, step] - before[:, step]).abs().max() > 1e-4, f"{name} has no effect"
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("observation", ["discrete", "vector", "image"])
+def test_a_step_changes_no_logit_before_it_and_its_own(make_model, make_history, observation, attention):
+    model = make_model(**spaces(observation, "multi_discrete"), attn_implementation=attention)
+    history, other = (make_history(model.config, batch=4, time=7, seed=seed)[0] for seed in (0, 50))
+    assert_causal(model, history, other)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbones_are_causal_too(make_model, make_history, backbone):
+    model = make_model(backbone_config=BACKBONES[backbone])
+    history, other = (make_history(model.config, batch=8, time=7, seed=seed)[0] for seed in (0, 50))
+    assert_causal(model, history, other)
+
+
+@pytest.mark.parametrize("settings", [{}, {"attn_implementation": "sdpa"}, {"backbone_config": BACKBONES["llama"]}])
+def test_padding_changes_nothing_for_real_steps(make_model, make_history, settings):
+    model = make_model(**settings)
+    lengths = [7, 3, 1]
+    inputs, labels = make_history(model.config, batch=3, time=7)
+    attention_mask = (torch.arange(7) < torch.tensor(lengths).unsqueeze(1)).long()
+
+    padded = model(**inputs, attention_mask=attention_mask, labels=labels)
+
+    alone = []
+    for row, length in enumerate(lengths):
+        steps = {name: part[row : row + 1, :length] for name, part in inputs.items()}
+        alone.append(model(**steps, labels=labels[row : row + 1, :length]))
+        torch.testing.assert_close(padded.logits[row, :length], alone[-1].logits[0], atol=1e-5, rtol=0)
+    expected = sum(output.loss * length for output, length in zip(alone, lengths)) / sum(lengths)
+    torch.testing.assert_close(padded.loss, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_feed_forward_activation_is_exactly_relu_forwards_and_backwards(make_model, dtype):
+    block = make_model().blocks[0].to(dtype)
+    with torch.no_grad():
+        block.up.weight[:4], block.up.bias[:4] = 0.0, 0.0  # pre-activations of exactly 0, where gradients could differ
+    hidden = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mask = torch.full((5, 5), torch.finfo(dtype).min, dtype=dtype).triu(1)
+    rotary = rotary_tables(torch.arange(5), 8, 10000.0, dtype)
+    attending = {
+        "rotary": rotary,
+        "attention_mask": mask,
+        "attention_implementation": "eager",
+        "past_key_values": None,
+    }
+
+    def by_hand(hidden):
+        hidden = hidden + block.attention(block.attention_norm(hidden), **attending)[0]
+        return hidden + block.down(F.relu(block.up(block.feed_forward_norm(hidden))))
+
+    outputs, gradients = [], []
+    for forward in (lambda hidden: block(hidden, **attending), by_hand):
+        block.zero_grad()
+        leaf = hidden.clone().requires_grad_()
+        outputs.append(forward(leaf))
+        outputs[-1].float().square().sum().backward()
+        gradients.append([leaf.grad, *(weight.grad.clone() for weight in block.parameters())])
+
+    assert torch.equal(*outputs)
+    for ours, expected in zip(*gradients):
+        assert torch.equal(ours, expected)
+    assert not block.up.weight.grad[:4].any()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_gradient_checkpointing_computes_blocks_twice_to_the_same_result(make_model, make_history, dropout):
+    results = []
+    for checkpointing in (False, True):
+        model = make_model(dropout=dropout, attention_dropout=dropout).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        calls = []
+        model.blocks[0].up.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        inputs, labels = make_history(model.config)
+        torch.manual_seed(0)
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        assert len(calls) == 1 + checkpointing
+        results.append((loss, {name: weight.grad for name, weight in model.named_parameters()}))
+
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("setting", ["dropout", "attention_dropout", "input_mask_probability"])
+def test_regularisation_acts_in_training_only(make_model, make_history, setting, attention):
+    model, plain = (make_model(attn_implementation=attention, **chosen) for chosen in ({setting: 0.5}, {}))
+    inputs, _ = make_history(model.config)
+
+    assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+    model.train()
+    plain.train()
+    assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
+    assert torch.equal(plain(**inputs).logits, plain(**inputs).logits)
+
+
+def test_input_masking_blanks_whole_steps(make_model, make_history):
+    model = make_model(input_mask_probability=1 - 1e-9).train()
+    first, second = (model(**make_history(model.config, seed=seed)[0]).logits for seed in (0, 9))
+
+    torch.testing.assert_close(first, second)
+
+
+def test_initial_weights_have_the_configured_scale_and_residual_branches_a_smaller_one(make_model):
+    layers, scale = 3, 0.05
+    model = make_model(hidden_size=64, intermediate_size=128, num_hidden_layers=layers, initializer_range=scale)
+
+    for block in model.blocks:
+        for linear in (block.attention.qkv, block.up):
+            assert linear.weight.std().item() == pytest.approx(scale, rel=0.1)
+        for linear in (block.attention.output, block.down):
+            assert linear.weight.std().item() == pytest.approx(scale / math.sqrt(2 * layers), rel=0.1)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_gives_shapes_loss_and_gradients_as_our_own_blocks_do(make_model, make_history, backbone):
+    model = make_model(**spaces("vector", "multi_discrete"), backbone_config=BACKBONES[backbone])
+    inputs, labels = make_history(model.config)
+
+    output = model(**inputs, labels=labels)
+    output.loss.backward()
+
+    assert model.blocks is None
+    expected = loss_by_hand("multi_discrete", output.logits, labels, np.ones(labels.shape[:2]))
+    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
+    token_tables = ("backbone.embed_tokens.weight", "backbone.wte.weight")  # text models' own, which nothing reads
+    for name, weight in model.named_parameters():
+        assert name in token_tables or weight.grad.any(), name
+
+
+def test_a_backbone_takes_no_cache_of_ours(make_model, make_history):
+    model = make_model(backbone_config=BACKBONES["llama"])
+    cache = ADCache(model.config, 3, torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match="backbone"):
+        model(**make_history(model.config)[0], past_key_values=cache)
