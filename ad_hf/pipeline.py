@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
 from ad_hf.evaluation.report import write_report
+from ad_hf.hub.cards import write_model_card
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.collect import collect
@@ -106,6 +107,7 @@ def quickstart(
     trained = time.perf_counter()
     seconds = {"collect": round(collected - begin, 1), "train": round(trained - collected, 1)}
     report = evaluate_recipe(recipe, model, histories, output_dir, num_seeds, {"seconds": seconds})
+    write_model_card(output_dir / "model", recipe.to_yaml(), report)
     tqdm.write(summary(report, output_dir))
     return report
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from ad_hf.cli import main
@@ -32,6 +33,9 @@ def test_quickstart_goes_from_nothing_to_a_report_and_a_picture(tiny_recipe_file
     assert report["num_test_tasks"] == 2
     assert report["num_rollout_seeds"] == 3
     assert len(report["curves"]["ad"]["mean"]) == 12
+    card = ModelCard.load(run / "model" / "README.md")
+    assert card.data.eval_results[0].metric_value.startswith(f"{report['test_return_final']:.2f} +/- ")
+    assert "keep_every_episode" in card.text
     with Image.open(run / "learning_curve.png") as picture:
         assert picture.width > 600
     assert not any(path.name.startswith(".") for path in run.rglob("*"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from ad_hf.files import write_text
 from ad_hf.histories.schema import METADATA_FILE, read_metadata
@@ -56,3 +56,52 @@ def write_dataset_card(dataset: str | Path) -> Path:
     )
     write_text(dataset / "README.md", str(card))
     return dataset / "README.md"
+
+
+def write_model_card(model: str | Path, recipe_yaml: str, report: dict[str, Any]) -> Path:
+    """
+    Write the README.md of a model, with its results as a `model-index`.
+
+    Args:
+        model (`str` or `Path`):
+            Folder of the model.
+        recipe_yaml (`str`):
+            The complete recipe that it was trained with.
+        report (`dict`):
+            The report of its rollouts on test tasks.
+    """
+    model, env_id = Path(model), report["env_id"]
+    title = f"Algorithm Distillation on {env_id}"
+    low, high = report["test_return_final_interval"]
+    card_data = ModelCardData(
+        model_name=title,
+        pipeline_tag="reinforcement-learning",
+        library_name="ad_hf",
+        tags=[
+            *("reinforcement-learning", "in-context-reinforcement-learning", "algorithm-distillation", "transformers"),
+            env_id,
+        ],
+        eval_results=[
+            EvalResult(
+                task_type="reinforcement-learning",
+                task_name="in-context reinforcement learning",
+                dataset_type=env_id,
+                dataset_name=f"{env_id}, {report['num_test_tasks']} held-out tasks",
+                metric_type="mean_reward",
+                metric_name=f"mean return of episodes {report['final_episodes'][0]} to {report['final_episodes'][1]}",
+                metric_value=f"{report['test_return_final']:.2f} +/- {(high - low) / 2:.2f}",
+            )
+        ],
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(template_path("model_cards", "ad_model.md")),
+        title=title,
+        env_id=env_id,
+        folder=model.name,
+        source=report["source"],
+        report=report,
+        recipe=recipe_yaml,
+    )
+    write_text(model / "README.md", str(card))
+    return model / "README.md"
