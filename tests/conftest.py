@@ -1,10 +1,12 @@
 """What all tests share."""
 
 import os
+import tempfile
 
 # Before anything imports the Hugging Face libraries: no test reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="ad_hf_tests_")
 
 import pytest
 import yaml

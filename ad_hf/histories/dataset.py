@@ -35,7 +35,10 @@ def load_histories(
     splits = sorted({task["split"] for task in metadata.tasks})
     if split not in splits:
         raise ValueError(f"{dataset} has no split {split!r}: expected one of {', '.join(splits)}")
-    rows = load_dataset(str(dataset), config_name, split=split)
+    # By its files and not by its folder: datasets caches a local folder by its name alone, so that another folder of
+    # that name, or this one collected anew, would be taken for it.
+    files = sorted(str(path) for path in (Path(dataset) / config_name).resolve().glob(f"{split}-*.parquet"))
+    rows = load_dataset("parquet", data_files={split: files}, split=split)
     return (rows if columns is None else rows.select_columns(columns)), metadata
 
 

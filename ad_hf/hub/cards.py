@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ def template_path(folder: str, name: str) -> Path:
         if (parent / folder / name).is_file():
             return parent / folder / name
     raise FileNotFoundError(f"the card template {folder}/{name} is missing from this installation of ad_hf")
+
+
+def _fingerprint(folder: Path) -> str:
+    """Digest of the contents of a configuration's shards, in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.glob("*.parquet")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def write_dataset_card(dataset: str | Path) -> Path:
@@ -38,7 +48,10 @@ def write_dataset_card(dataset: str | Path) -> Path:
             for split in ("train", "validation", "test")
             if any((dataset / name).glob(f"{split}-*.parquet"))
         ]
-        data_files.append({"config_name": name, "data_files": splits})
+        # The fingerprint keeps datasets' cache, which knows a local folder by its name and these lines alone, from
+        # taking one dataset for another.
+        description = f"{metadata[name].source['algorithm']}, fingerprint {_fingerprint(dataset / name)}"
+        data_files.append({"config_name": name, "data_files": splits, "description": description})
     env_ids = sorted({config.env_id for config in metadata.values()})
     title = f"Learning histories of {', '.join(env_ids)}"
     card_data = DatasetCardData(
