@@ -56,6 +56,8 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve, report: dic
     axes.set_xscale("log")
     if min(ad.low.min(), source.low.min()) >= 0:
         axes.set_ylim(bottom=0)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.25 * (top - bottom))  # room for the legend above the curves
     axes.set_xlabel("environment steps on the task, all parallel streams counted")
     axes.set_ylabel("return of an episode")
     faster = f", {steps['ratio']:.0f} times fewer steps than its source" if steps["ratio"] else ""
