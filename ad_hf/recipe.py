@@ -169,8 +169,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     loaded = Recipe(**{name: parsed[name] for name in SECTIONS})
     for section, name in FREE_FIELDS:
         if name in given.get(section, {}):
-            settings = getattr(loaded, section)
-            setattr(settings, name, _restore_text(getattr(settings, name), given[section][name]))
+            config = getattr(loaded, section)
+            setattr(config, name, _restore_text(getattr(config, name), given[section][name]))
     return loaded
 
 

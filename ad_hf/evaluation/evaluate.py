@@ -11,6 +11,8 @@ from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
 
+FINAL_EPISODES = 10
+
 
 @dataclass
 class Evaluation:
@@ -32,6 +34,11 @@ class Evaluation:
     returns: np.ndarray
     lengths: np.ndarray
     seed: int
+
+    @property
+    def final_returns(self) -> np.ndarray:
+        """Returns of the last ten episodes (num_seeds, num_tasks, 10), which count as what was learnt in the end."""
+        return self.returns[..., -FINAL_EPISODES:]
 
 
 def evaluate(

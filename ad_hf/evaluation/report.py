@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import Evaluation
+from ad_hf.evaluation.evaluate import FINAL_EPISODES, Evaluation
 from ad_hf.files import atomic_path, write_text
 from ad_hf.histories.dataset import load_histories
 from ad_hf.histories.schema import package_versions
 
-FINAL_EPISODES = 10
 SMOOTHING_EPISODES = 5
 VERSIONED_PACKAGES = (
     *("ad_hf", "accelerate", "datasets", "gymnasium", "huggingface_hub", "numpy", "stable_baselines3", "torch"),
@@ -146,8 +145,8 @@ def write_report(
     source_episode_returns, source_steps = source_returns(dataset)
     source = bootstrap_curve(source_episode_returns, source_steps)
     optimal = family.optimal_returns(evaluation.tasks)
-    final = returns[..., -FINAL_EPISODES:].mean(axis=(0, 2))  # (num_tasks,)
-    final_interval = bootstrap_curve(returns[..., -FINAL_EPISODES:].mean(axis=2, keepdims=True), np.zeros(1))
+    final = evaluation.final_returns.mean(axis=(0, 2))  # (num_tasks,)
+    final_interval = bootstrap_curve(evaluation.final_returns.mean(axis=2, keepdims=True), np.zeros(1))
     test_return = float(final.mean())
     level = test_return - 0.1 * abs(test_return)
     steps = {"ad": steps_to_level(ad, level), "source": steps_to_level(source, level)}
@@ -177,7 +176,7 @@ def write_report(
         "versions": package_versions(VERSIONED_PACKAGES),
         "curves": {"ad": ad.to_json(), "source": source.to_json()},
     }
-    from ad_hf.evaluation.plots import plot_learning_curves
+    from ad_hf.evaluation.plots import plot_learning_curves  # only here is matplotlib needed
 
     with atomic_path(output_dir / "learning_curve.png") as path:
         plot_learning_curves(path, ad, source, report)

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from ad_hf.envs.task_family import SPLITS
 from ad_hf.files import write_text
 from ad_hf.histories.schema import METADATA_FILE, read_metadata
 
@@ -45,7 +46,7 @@ def write_dataset_card(dataset: str | Path) -> Path:
     for name in names:
         splits = [
             {"split": split, "path": f"{name}/{split}-*.parquet"}
-            for split in ("train", "validation", "test")
+            for split in SPLITS
             if any((dataset / name).glob(f"{split}-*.parquet"))
         ]
         # The fingerprint keeps datasets' cache, which knows a local folder by its name and these lines alone, from

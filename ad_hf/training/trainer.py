@@ -28,8 +28,6 @@ from ad_hf.training.config import TrainingConfig
 from ad_hf.training.memory import keep_freed_memory
 from ad_hf.training.precision import choose_precision
 
-FINAL_EPISODES = 10
-
 
 def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """
@@ -164,16 +162,17 @@ class Trainer:
         if self.accelerator.is_main_process:
             score = float(step)  # without validation tasks the newest model is kept
             if tasks:
-                returns = evaluate(
+                evaluation = evaluate(
                     model,
                     self.family,
                     "validation",
                     num_episodes=self.config.eval_episodes,
                     num_seeds=self.config.eval_repeats,
                     seed=self.config.seed,
-                ).returns
-                score = float(returns[..., -FINAL_EPISODES:].mean())
-                metrics = {"validation_return": score, "validation_return_first": float(returns[..., 0].mean())}
+                )
+                score = float(evaluation.final_returns.mean())
+                first = float(evaluation.returns[..., 0].mean())
+                metrics = {"validation_return": score, "validation_return_first": first}
             if self.best is None or score > self.best[0]:
                 self.best = (score, step)
                 with atomic_folder(self.output_dir / "model") as folder:
