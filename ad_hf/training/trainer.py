@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TextIO
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_seed
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
@@ -62,6 +63,14 @@ def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.
     return optimizers
 
 
+def train_on_cpu() -> bool:
+    """
+    Whether to tell Accelerate to train on the CPU. Without being told, it takes the processes that torchrun starts on
+    a machine without accelerators for so many runs of one process, all writing to one folder.
+    """
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
 def check_family(family: TaskFamily, metadata: HistoryMetadata, dataset: str | Path) -> None:
     """Refuse a dataset of other tasks, or of another split: a validation or test task would have been trained on."""
     if (metadata.env_id, metadata.env_kwargs) != (family.env_id, family.env_kwargs):
@@ -88,11 +97,13 @@ class Trainer:
         check_family(self.family, metadata, dataset)
         precision = self.config.mixed_precision
         if precision == "auto":
-            precision, why = choose_precision(PartialState().device)
+            # Timed by each process, it could come out differently: the first one's choice is everyone's.
+            precision, why = broadcast_object_list([choose_precision(PartialState(cpu=train_on_cpu()).device)])[0]
             say(f"training in {precision if precision != 'no' else 'float32'} ({why})")
         # Accelerate keeps a process's first precision for ever; a second run in it may choose another.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
+            cpu=train_on_cpu(),
             mixed_precision=precision,
             gradient_accumulation_steps=self.config.gradient_accumulation_steps,
             log_with=self.config.log_with,
@@ -208,9 +219,8 @@ class Trainer:
                     metrics |= self.validate(step)
                 if metrics:
                     accelerator.log(metrics, step=step)
-                    if accelerator.is_main_process:
-                        metrics_file.write(json.dumps({"step": step, **metrics}) + "\n")
-                        metrics_file.flush()
+                    metrics_file.write(json.dumps({"step": step, **metrics}) + "\n")
+                    metrics_file.flush()
 
 
 def train(
@@ -245,6 +255,7 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     output_dir = Path(output_dir)
     keep_freed_memory()
+    say = PartialState(cpu=train_on_cpu()).on_main_process(say)
     trainer = Trainer(recipe, dataset, output_dir, say)
     accelerator = trainer.accelerator
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -254,8 +265,13 @@ def train(
         accelerator.init_trackers("ad_hf", config=json.loads(json.dumps(asdict(recipe.training))))
     windows = trainer.windows
     parameters = sum(weight.numel() for weight in trainer.model.parameters())
-    say(f"{windows.num_histories} histories of {windows.num_steps:,} steps, a model of {parameters:,} parameters")
-    with open(output_dir / "metrics.jsonl", "w") as metrics_file:
+    say(
+        f"{windows.num_histories} histories of {windows.num_steps:,} steps, a model of {parameters:,} parameters, "
+        f"processes: {accelerator.num_processes}"
+    )
+    # Opened by another process as well, the file could be emptied after its first lines.
+    metrics_path = output_dir / "metrics.jsonl" if accelerator.is_main_process else os.devnull
+    with open(metrics_path, "w") as metrics_file:
         trainer.run(metrics_file)
     accelerator.end_training()
     if trainer.best is not None and trainer.family.tasks("validation"):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import ad_hf
-from ad_hf.files import write_text
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.precision import choose_precision
 from ad_hf.training.trainer import make_optimizers
@@ -63,13 +62,7 @@ def test_accumulating_gradients_changes_no_loss(tiny_run, tiny_recipe, tiny_hist
 
 
 def test_two_processes_train_as_one_does(tiny_run, tiny_recipe_file, tiny_histories, tmp_path):
-    script = tmp_path / "count.py"
-    write_text(
-        script,
-        "import sys, runpy\nfrom accelerate import PartialState\nassert PartialState(cpu=True).num_processes == 2\n"
-        f"sys.argv[0] = {str(REPOSITORY / 'scripts' / 'train.py')!r}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n",
-    )
+    script = REPOSITORY / "scripts" / "train.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     command += [
         "--recipe",
@@ -79,11 +72,14 @@ def test_two_processes_train_as_one_does(tiny_run, tiny_recipe_file, tiny_histor
         "--output_dir",
         str(tmp_path / "run"),
     ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = ([line["loss"] for line in metrics(run)] for run in (tiny_run, tmp_path / "run"))
     assert two == pytest.approx(one, abs=1e-3)
+    printed = done.stdout + done.stderr
+    assert "processes: 2" in printed
+    assert printed.count("best on the validation tasks") == 1
 
 
 def test_weight_decay_is_for_matrices_alone(tiny_histories):
