@@ -43,10 +43,19 @@ class DataConfig:
     Args:
         keep_every_episode: Keep only every k-th episode of each history, and the last.
         max_episodes: Before that, cut each history after so many episodes.
+        buffer_megabytes: Of a streamed dataset, histories that are mixed at a time; twice as much is held.
+        num_workers: Of a streamed dataset, processes that read and decode beside each training process.
     """
 
     keep_every_episode: int = 1
     max_episodes: int | None = None
+    buffer_megabytes: int = 64
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("keep_every_episode", 1), ("buffer_megabytes", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass

@@ -27,8 +27,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ad_hf
 from ad_hf.envs.sb3 import SB3VecEnv
-from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import TaskFamily
+from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import history_features, history_table
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.model import ADConfig, ADModel
@@ -179,9 +179,10 @@ def benchmark_loader(batches: int = 200) -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
         collect(few, **settings, output_dir=folder)
-        rows, metadata = ad_hf.load_histories(folder, "train")
+        dataset = HistoryDataset.open(folder)
+        rows = dataset.load("train")
         start = time.perf_counter()
-        windows = HistoryWindows(rows, space_from_json(metadata.action_space), WINDOW)
+        windows = HistoryWindows(rows, *dataset.spaces, WINDOW)
         loading = time.perf_counter() - start
         model = ADModel(ad_hf.config_from_dataset(folder))
     stream = iter(WindowBatches(windows, BATCH))

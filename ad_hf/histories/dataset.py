@@ -1,56 +1,158 @@
-"""Loading learning-history datasets, and what they say about the models that can be trained on them."""
+"""Learning-history datasets: where their files are, what they say of themselves, and their rows."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from gymnasium import spaces
 
-from ad_hf.histories.schema import HistoryMetadata, read_metadata
+from ad_hf.envs.spaces import space_from_json
+from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
+from ad_hf.histories.validation import check_columns
+from ad_hf.hub.repositories import Repository, find_repository
 from ad_hf.model.configuration_ad import ADConfig
 
 
+@dataclass(frozen=True)
+class HistoryDataset:
+    """
+    One configuration of a learning-history dataset, in a folder or on the Hub.
+
+    Attributes:
+        repository ([`~ad_hf.hub.repositories.Repository`]):
+            Where it is.
+        config_name (`str`):
+            The configuration.
+        metadata ([`~ad_hf.histories.schema.HistoryMetadata`]):
+            What its `metadata.json` says.
+    """
+
+    repository: Repository
+    config_name: str
+    metadata: HistoryMetadata
+
+    @classmethod
+    def open(cls, dataset: str | Path | HistoryDataset, config_name: str | None = None) -> HistoryDataset:
+        """
+        Find a dataset.
+
+        Args:
+            dataset (`str` or `Path`):
+                A folder, or a Hub id, with `@revision` if need be.
+            config_name (`str`, *optional*):
+                A configuration; may be left out if there is only one, or one called `default`.
+
+        Raises:
+            FileNotFoundError: if there is no such dataset.
+            ValueError: if it has no such configuration, or several of which none was chosen.
+        """
+        if isinstance(dataset, HistoryDataset):
+            return dataset
+        repository = find_repository(dataset)
+        ending = f"/{METADATA_FILE}"
+        names = [path.removesuffix(ending) for path in repository.files() if path.endswith(ending)]
+        names = [name for name in names if "/" not in name and not name.startswith(".")]
+        if not names:
+            raise FileNotFoundError(
+                f"{repository} holds no learning histories: it has no {METADATA_FILE}; collect them with "
+                "`ad-hf collect`, or import others with `ad-hf convert`"
+            )
+        if config_name is None:
+            config_name = names[0] if len(names) == 1 else "default"
+        if config_name not in names:
+            raise ValueError(f"{repository} has no configuration {config_name!r}: expected one of {', '.join(names)}")
+        folder = repository.download([f"{config_name}/{METADATA_FILE}"])
+        return cls(repository, config_name, read_metadata(folder, config_name))
+
+    def __str__(self) -> str:
+        return str(self.repository)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run's files say about it: name, revision, configuration, fingerprint."""
+        return {**self.repository.to_json(), "config_name": self.config_name, "fingerprint": self.fingerprint()}
+
+    def fingerprint(self) -> str:
+        """A digest of its metadata and of its files' names and sizes, the same wherever a copy of it is."""
+        sizes = self.repository.sizes(f"{self.config_name}/*.parquet")
+        names = {path.removeprefix(f"{self.config_name}/"): size for path, size in sizes.items()}
+        return hashlib.blake2b(f"{self.metadata.to_json()}{names}".encode(), digest_size=8).hexdigest()
+
+    @property
+    def spaces(self) -> tuple[spaces.Space, spaces.Space]:
+        """Observation and action space of one environment."""
+        return space_from_json(self.metadata.observation_space), space_from_json(self.metadata.action_space)
+
+    def pattern(self, split: str) -> str:
+        """Glob pattern of the files of a split, which must exist."""
+        splits = sorted({task["split"] for task in self.metadata.tasks})
+        if split not in splits:
+            raise ValueError(f"{self} has no split {split!r}: expected one of {', '.join(splits)}")
+        return f"{self.config_name}/{split}-*.parquet"
+
+    def load(self, split: str, columns: list[str] | None = None) -> Dataset:
+        """A split, with all or some of its columns; what is not there yet is downloaded."""
+        # By its files and not by its folder: datasets caches a local folder by its name alone, so that another folder
+        # of that name, or this one collected anew, would be taken for it.
+        pattern = self.pattern(split)
+        folder = self.repository.download([pattern])
+        files = sorted(str(path) for path in folder.resolve().glob(pattern))
+        if not files:
+            raise FileNotFoundError(f"{self} lacks the files of its split {split!r}: {pattern}")
+        try:
+            for file in files:
+                check_columns(pq.read_schema(file), *self.spaces, f"{self}, {Path(file).name}")
+            rows = load_dataset("parquet", data_files={split: files}, split=split)
+        except (DatasetGenerationError, pa.ArrowException) as error:
+            cause = error.__cause__ or error
+            raise ValueError(f"{self}: the files of split {split!r} cannot be read: {cause}") from error
+        return rows if columns is None else rows.select_columns(columns)
+
+
 def load_histories(
-    dataset: str | Path, split: str, config_name: str = "default", columns: list[str] | None = None
+    dataset: str | Path | HistoryDataset,
+    split: str,
+    config_name: str | None = None,
+    columns: list[str] | None = None,
 ) -> tuple[Dataset, HistoryMetadata]:
     """
     A split of a learning-history dataset and the dataset's metadata.
 
     Args:
         dataset (`str` or `Path`):
-            Folder of the dataset.
+            Folder of the dataset, or its id on the Hub, with `@revision` if need be.
         split (`str`):
             `"train"`, `"validation"` or `"test"`.
-        config_name (`str`, *optional*, defaults to `"default"`):
-            Configuration in it.
+        config_name (`str`, *optional*):
+            Configuration in it; may be left out if there is only one, or one called `default`.
         columns (`list[str]`, *optional*):
             Columns to keep; all by default.
 
     Raises:
         FileNotFoundError: if there is no such dataset.
-        ValueError: if it has no such split.
+        ValueError: if it has no such split or configuration.
     """
-    metadata = read_metadata(dataset, config_name)
-    splits = sorted({task["split"] for task in metadata.tasks})
-    if split not in splits:
-        raise ValueError(f"{dataset} has no split {split!r}: expected one of {', '.join(splits)}")
-    # By its files and not by its folder: datasets caches a local folder by its name alone, so that another folder of
-    # that name, or this one collected anew, would be taken for it.
-    files = sorted(str(path) for path in (Path(dataset) / config_name).resolve().glob(f"{split}-*.parquet"))
-    rows = load_dataset("parquet", data_files={split: files}, split=split)
-    return (rows if columns is None else rows.select_columns(columns)), metadata
+    opened = HistoryDataset.open(dataset, config_name)
+    return opened.load(split, columns), opened.metadata
 
 
-def config_from_dataset(dataset: str | Path, config_name: str = "default", **settings: Any) -> ADConfig:
+def config_from_dataset(
+    dataset: str | Path | HistoryDataset, config_name: str | None = None, **settings: Any
+) -> ADConfig:
     """
     The configuration of a model for a dataset: its spaces are the dataset's.
 
     Args:
         dataset (`str` or `Path`):
-            Folder of the dataset.
-        config_name (`str`, *optional*, defaults to `"default"`):
-            Configuration in it.
+            Folder of the dataset, or its id on the Hub, with `@revision` if need be.
+        config_name (`str`, *optional*):
+            Configuration in it; may be left out if there is only one, or one called `default`.
         settings:
             Any other field of [`ADConfig`].
 
@@ -61,6 +163,6 @@ def config_from_dataset(dataset: str | Path, config_name: str = "default", **set
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(f"ADConfig has no setting {', '.join(map(repr, unknown))}")
-    metadata = read_metadata(dataset, config_name)
-    spaces = {"observation_space": metadata.observation_space, "action_space": metadata.action_space}
-    return ADConfig(**{**spaces, **settings})
+    metadata = HistoryDataset.open(dataset, config_name).metadata
+    of_dataset = {"observation_space": metadata.observation_space, "action_space": metadata.action_space}
+    return ADConfig(**{**of_dataset, **settings})

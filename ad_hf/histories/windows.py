@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,9 @@ import torch
 from datasets import Dataset
 from gymnasium import spaces
 
+from ad_hf.histories.frames import FramePieces, has_frames
 from ad_hf.histories.transforms import keep_episodes
-
-COLUMNS = ("history_id", "observations", "actions", "rewards", "terminations", "truncations")
+from ad_hf.histories.validation import COLUMNS, check_columns, check_histories
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray:
@@ -35,6 +35,34 @@ def none_action(space: spaces.Space) -> np.ndarray:
     return space.nvec.copy() if isinstance(space, spaces.MultiDiscrete) else np.zeros(space.shape or (), np.float32)
 
 
+class HistoryRows(NamedTuple):
+    """
+    Some rows of learning histories.
+
+    Attributes:
+        name (`str`):
+            What to call the table that they are from in an error.
+        first_row (`int`):
+            Number of their first one in it.
+        table (`pyarrow.Table`):
+            The rows.
+    """
+
+    name: str
+    first_row: int
+    table: pa.Table
+
+
+def _rows_of_dataset(
+    dataset: Dataset, observation_space: spaces.Space, action_space: spaces.Space, name: str
+) -> Iterator[HistoryRows]:
+    check_columns(dataset.features.arrow_schema, observation_space, action_space, name)
+    first_row = 0
+    for table in dataset.select_columns(list(COLUMNS)).with_format("arrow").iter(batch_size=256):
+        yield HistoryRows(name, first_row, table)
+        first_row += len(table)
+
+
 class HistoryWindows:
     r"""
     All windows of `context_length` consecutive steps of a learning-history dataset, in memory, and an order of them
@@ -45,10 +73,10 @@ class HistoryWindows:
     whatever the number of processes. Histories shorter than a window give one window each, padded at its end.
 
     Args:
-        dataset (`datasets.Dataset`):
+        histories (`datasets.Dataset` or iterable of [`HistoryRows`]):
             Rows of learning histories; the pieces of a history stand next to each other.
-        action_space (`gymnasium.Space`):
-            Action space of one environment.
+        observation_space, action_space (`gymnasium.Space`):
+            Spaces of one environment.
         context_length (`int`):
             Steps of a window.
         keep_every_episode (`int`, *optional*, defaults to 1):
@@ -57,25 +85,28 @@ class HistoryWindows:
             Before that, cut each history after so many episodes.
         seed (`int`, *optional*, defaults to 0):
             Seed of the phases and orders.
+        name (`str`, *optional*):
+            What to call a `datasets.Dataset` in an error.
 
     Raises:
-        ValueError: if the dataset is empty or lacks columns.
+        ValueError: if there are no rows, or some that are no learning histories, with the row and the column.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        histories: Dataset | Iterable[HistoryRows],
+        observation_space: spaces.Space,
         action_space: spaces.Space,
         context_length: int,
         keep_every_episode: int = 1,
         max_episodes: int | None = None,
         seed: int = 0,
+        name: str = "the dataset",
     ) -> None:
-        missing = [name for name in COLUMNS if name not in dataset.column_names]
-        if missing or len(dataset) == 0:
-            raise ValueError(f"expected a dataset of learning histories, got {len(dataset)} rows without {missing}")
         self.context_length, self.seed = context_length, seed
-        columns = self._read(dataset)
+        if isinstance(histories, Dataset):
+            histories = _rows_of_dataset(histories, observation_space, action_space, name)
+        columns = self._read(histories, observation_space, action_space)
         ends = columns.pop("terminations") | columns.pop("truncations")
         kept, self.offsets = keep_episodes(ends, columns.pop("offsets"), keep_every_episode, max_episodes)
         self._hashes = columns.pop("hashes")
@@ -91,42 +122,67 @@ class HistoryWindows:
         previous_rewards = np.roll(rewards, 1)
         previous_rewards[first_steps] = 0.0
         self._tensors = {
-            "observations": torch.from_numpy(columns["observations"][kept]),
             "previous_actions": torch.from_numpy(previous_actions),
             "previous_rewards": torch.from_numpy(previous_rewards),
             "episode_starts": torch.from_numpy(starts),
             "labels": torch.from_numpy(actions),
         }
-        self._warn_of_short_histories()
+        self._frames: FramePieces | None = None
+        if has_frames(observation_space):
+            self._frames, self._frame_steps = columns["observations"], np.flatnonzero(kept)
+        else:
+            self._tensors["observations"] = torch.from_numpy(columns["observations"][kept])
 
     @staticmethod
-    def _read(dataset: Dataset) -> dict[str, np.ndarray]:
-        batches: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS[1:]}
+    def _read(
+        histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
+    ) -> dict[str, Any]:
+        framed = has_frames(observation_space)
+        flat: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS[2:]}
         ids: list[str] = []
-        lengths: list[np.ndarray] = []
-        for table in dataset.select_columns(list(COLUMNS)).with_format("arrow").iter(batch_size=256):
+        names: list[str] = []
+        lengths, start_steps, chunks = [], [], []
+        for name, first_row, table in histories:
+            check_histories(table, observation_space, action_space, name, first_row)
             ids.extend(table["history_id"].to_pylist())
+            names.extend(f"{name}: row {first_row + row}" for row in range(len(table)))
+            start_steps.append(np.asarray(table["start_step"]))
             lengths.append(np.asarray(pa.compute.list_value_length(table["rewards"])))
-            for name, parts in batches.items():
-                parts.append(_flat(table[name]))
-        row_ids, row_lengths = np.array(ids), np.concatenate(lengths)
+            if framed:
+                chunks.extend(table["observations"].chunks)
+            for column, parts in flat.items():
+                if not framed or column != "observations":
+                    parts.append(_flat(table[column]))
+        if not ids:
+            raise ValueError("there are no learning histories to make windows of: the dataset has no rows")
+        row_ids, row_lengths, row_starts = np.array(ids), np.concatenate(lengths), np.concatenate(start_steps)
         # Rows that continue the history of the row before are pieces of it.
         firsts = np.flatnonzero(np.concatenate([[True], row_ids[1:] != row_ids[:-1]]))
-        digests = [hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in row_ids[firsts]]
-        return {
-            **{name: np.concatenate(parts) for name, parts in batches.items()},
-            "offsets": np.concatenate([[0], np.cumsum(np.add.reduceat(row_lengths, firsts))]).astype(np.int64),
-            "hashes": np.frombuffer(b"".join(digests), dtype=np.uint64),
-        }
+        offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(row_lengths, firsts))]).astype(np.int64)
+        expected = np.cumsum(row_lengths) - row_lengths
+        expected -= np.repeat(offsets[:-1], np.diff(np.append(firsts, len(ids))))
+        if (row_starts != expected).any():
+            row = int(np.argmax(row_starts != expected))
+            raise ValueError(
+                f"{names[row]} (history {ids[row]!r}), column start_step: {row_starts[row]}, expected "
+                f"{expected[row]}; the pieces of a history must stand next to each other, in order"
+            )
+        digests = [hashlib.blake2b(str(history).encode(), digest_size=8).digest() for history in row_ids[firsts]]
+        columns: dict[str, Any] = {column: np.concatenate(parts) for column, parts in flat.items() if parts}
+        if framed:
+            shape = observation_space.shape or ()
+            columns["observations"] = FramePieces(pa.chunked_array(chunks), row_lengths, shape, names)
+        return {**columns, "offsets": offsets, "hashes": np.frombuffer(b"".join(digests), dtype=np.uint64)}
 
-    def _warn_of_short_histories(self) -> None:
+    def warn_of_short_histories(self) -> None:
+        """Warn if most windows show the start of a history."""
         median = int(np.median(np.diff(self.offsets)))
         if self.context_length < median < 2 * self.context_length:
             warnings.warn(
                 f"histories of {median} steps (median) are shorter than two windows of {self.context_length}: most "
                 "windows start with a source that has not learnt yet, and once the context slides at rollout the "
                 "model sees what it was not trained on; shorten context_length, keep more episodes, or collect longer",
-                stacklevel=3,
+                stacklevel=2,
             )
 
     @property
@@ -139,19 +195,27 @@ class HistoryWindows:
         """Number of steps of all histories, after subsampling."""
         return int(self.offsets[-1])
 
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        """Windows of an epoch in their order: rows of (first step, number of steps), (num_windows, 2)."""
+    def epoch_order(self, epoch: int, *salt: int) -> np.ndarray:
+        """
+        Windows of an epoch in their order: rows of (first step, number of steps), (num_windows, 2).
+
+        Args:
+            epoch (`int`):
+                Which epoch.
+            salt (`int`):
+                Numbers that change the order of the windows, but not the windows.
+        """
         lengths = np.diff(self.offsets)
         spare = np.clip(lengths - self.context_length + 1, 1, self.context_length)
-        salt = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
-        mixed = (self._hashes ^ np.uint64(salt)) * np.uint64(0x9E3779B97F4A7C15)
+        drawn = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
+        mixed = (self._hashes ^ np.uint64(drawn)) * np.uint64(0x9E3779B97F4A7C15)
         phases = ((mixed ^ (mixed >> np.uint64(32))) % spare.astype(np.uint64)).astype(np.int64)
         counts = np.maximum(1, (lengths - phases) // self.context_length)
         histories = np.repeat(np.arange(len(lengths)), counts)
         tiles = np.arange(len(histories)) - np.repeat(np.cumsum(counts) - counts, counts)
         first = self.offsets[histories] + phases[histories] + tiles * self.context_length
         windows = np.stack([first, np.minimum(self.context_length, lengths[histories])], axis=1)
-        return windows[np.random.default_rng([self.seed, epoch]).permutation(len(windows))]
+        return windows[np.random.default_rng([self.seed, epoch, *salt]).permutation(len(windows))]
 
     def batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
         """
@@ -169,6 +233,9 @@ class HistoryWindows:
         time = torch.arange(int(windows[:, 1].max()))
         index = first + torch.minimum(time, lengths - 1)  # padding repeats the last step
         batch = {name: tensor[index] for name, tensor in self._tensors.items()}
+        if self._frames is not None:
+            frames = self._frames.take(self._frame_steps[index.flatten().numpy()])
+            batch["observations"] = torch.from_numpy(frames).unflatten(0, index.shape)
         if int(windows[:, 1].min()) < len(time):
             batch["attention_mask"] = (time < lengths).long()
         return batch

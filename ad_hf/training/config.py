@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+COUNTS = (
+    *("max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit"),
+    "logging_steps",
+)
+
 
 @dataclass
 class TrainingConfig:
@@ -25,6 +30,8 @@ class TrainingConfig:
         eval_steps: Updates between rollouts on validation tasks; the best model is kept. The last is always evaluated.
         eval_episodes: Episodes of such a rollout.
         eval_repeats: Environments per validation task in it.
+        save_steps: Updates between checkpoints, from which training can be resumed; by default eval_steps.
+        save_total_limit: So many checkpoints are kept, the newest ones.
         logging_steps: Updates between lines of metrics.jsonl.
         log_with: An Accelerate tracker (tensorboard, wandb, trackio, ...), if it is installed.
         seed: Of the weights, the windows' order and the regularisation.
@@ -45,13 +52,15 @@ class TrainingConfig:
     eval_steps: int = 250
     eval_episodes: int = 50
     eval_repeats: int = 2
+    save_steps: int | None = None
+    save_total_limit: int = 1
     logging_steps: int = 10
     log_with: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps", "logging_steps"):
-            if getattr(self, name) < 1:
+        for name in COUNTS:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(

@@ -16,15 +16,17 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_see
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
 from ad_hf.files import atomic_folder, write_text
-from ad_hf.histories.dataset import config_from_dataset, load_histories
-from ad_hf.histories.schema import HistoryMetadata
-from ad_hf.histories.windows import COLUMNS, HistoryWindows, WindowBatches
+from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
+from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
+from ad_hf.histories.stream import HistoryStream, StreamedBatches
+from ad_hf.histories.validation import COLUMNS
+from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.memory import keep_freed_memory
 from ad_hf.training.precision import choose_precision
@@ -71,8 +73,9 @@ def train_on_cpu() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
-def check_family(family: TaskFamily, metadata: HistoryMetadata, dataset: str | Path) -> None:
+def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
     """Refuse a dataset of other tasks, or of another split: a validation or test task would have been trained on."""
+    metadata = dataset.metadata
     if (metadata.env_id, metadata.env_kwargs) != (family.env_id, family.env_kwargs):
         raise ValueError(
             f"{dataset} holds histories of {metadata.env_id} with {metadata.env_kwargs}, the recipe is for "
@@ -90,11 +93,13 @@ def check_family(family: TaskFamily, metadata: HistoryMetadata, dataset: str | P
 class Trainer:
     """One run of training: what [`train`] sets up, and its loop."""
 
-    def __init__(self, recipe: Recipe, dataset: str | Path, output_dir: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: HistoryDataset, output_dir: Path, say: Callable[[str], None], streaming: bool
+    ) -> None:
         self.recipe, self.config, self.output_dir = recipe, recipe.training, output_dir
         self.family = TaskFamily.from_config(recipe.family)
-        rows, metadata = load_histories(dataset, "train", columns=list(COLUMNS))
-        check_family(self.family, metadata, dataset)
+        check_family(self.family, dataset)
+        self.dataset, self.dataset_json = dataset, {**dataset.to_json(), "streaming": streaming}
         precision = self.config.mixed_precision
         if precision == "auto":
             # Timed by each process, it could come out differently: the first one's choice is everyone's.
@@ -119,20 +124,8 @@ class Trainer:
         model = ADModel(config)
         model.rollout_config = recipe.rollout
         set_seed(self.config.seed, device_specific=True)
-        self.windows = HistoryWindows(
-            rows,
-            space_from_json(metadata.action_space),
-            config.context_length,
-            recipe.data.keep_every_episode,
-            recipe.data.max_episodes,
-            self.config.seed,
-        )
-        self.batches = WindowBatches(
-            self.windows,
-            self.config.batch_size // self.config.gradient_accumulation_steps,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        self.context_length = config.context_length
+        self.batches = self._make_batches(streaming, say)
         self.model, *self.optimizers = self.accelerator.prepare(model, *make_optimizers(model, self.config))
         # Stepped once per update by every process: not prepared, since Accelerate would step them once per process.
         self.schedulers = [
@@ -146,6 +139,27 @@ class Trainer:
             for optimizer in self.optimizers
         ]
         self.best: tuple[float, int] | None = None
+
+    def _make_batches(self, streaming: bool, say: Callable[[str], None]) -> WindowBatches | StreamedBatches:
+        """Batches from memory, or from a stream, for this process."""
+        data, accelerator = self.recipe.data, self.accelerator
+        batch_size = self.config.batch_size // self.config.gradient_accumulation_steps
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        settings: dict[str, Any] = {
+            "context_length": self.context_length,
+            "keep_every_episode": data.keep_every_episode,
+            "max_episodes": data.max_episodes,
+            "seed": self.config.seed,
+        }
+        if streaming:
+            stream = HistoryStream(self.dataset, "train", **settings, buffer_megabytes=data.buffer_megabytes)
+            say(f"streaming {stream.num_steps:,} steps, {stream.compressed_bytes / 1e6:.1f} MB, from {self.dataset}")
+            return StreamedBatches(stream, batch_size, rank, processes, data.num_workers)
+        rows = self.dataset.load("train", list(COLUMNS))
+        windows = HistoryWindows(rows, *self.dataset.spaces, **settings, name=f"{self.dataset}, split train")
+        windows.warn_of_short_histories()
+        say(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {self.dataset}")
+        return WindowBatches(windows, batch_size, rank, processes)
 
     def update(self, batches: Any) -> torch.Tensor:
         """One update of the weights; returns the mean loss of its windows."""
@@ -191,20 +205,21 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return metrics
 
-    def run(self, metrics_file: TextIO) -> None:
-        """Train to the end."""
+    def run(self, metrics_file: TextIO, done: int = 0) -> None:
+        """Train to the end, from after so many updates that are done."""
         config, accelerator = self.config, self.accelerator
-        tokens_per_step = config.batch_size * self.windows.context_length
+        tokens_per_step = config.batch_size * self.context_length
         batches = iter(self.batches)
         self.model.train()
         with tqdm(
             desc="train",
             total=config.max_steps * tokens_per_step,
+            initial=done * tokens_per_step,
             unit=" tokens",
             unit_scale=True,
             disable=not accelerator.is_local_main_process,
         ) as bar:
-            for step in range(1, config.max_steps + 1):
+            for step in range(done + 1, config.max_steps + 1):
                 loss = self.update(batches)
                 bar.update(tokens_per_step)
                 metrics = {}
@@ -221,27 +236,50 @@ class Trainer:
                     accelerator.log(metrics, step=step)
                     metrics_file.write(json.dumps({"step": step, **metrics}) + "\n")
                     metrics_file.flush()
+                if step % (config.save_steps or config.eval_steps) == 0 and step < config.max_steps:
+                    save_checkpoint(self, step)
+
+
+def _open_metrics(path: Path, done: int) -> TextIO:
+    """The file of the metrics, with the lines of the updates that are done."""
+    kept = []
+    if done and path.is_file():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+    file = open(path, "w")  # noqa: SIM115  # closed by the caller
+    file.writelines(kept)
+    return file
 
 
 def train(
     recipe: Recipe | str | Path,
     dataset: str | Path,
     output_dir: str | Path,
+    config_name: str | None = None,
+    streaming: bool = False,
+    resume: str | Path | None = None,
     say: Callable[[str], None] = tqdm.write,
 ) -> ADModel:
     r"""
     Train a model on learning histories.
 
-    Writes `recipe.yaml` (complete), `metrics.jsonl` and `model/`, the model that did best on the validation tasks,
-    into `output_dir`. Start it with `accelerate launch scripts/train.py` to train on several processes.
+    Writes `recipe.yaml` (complete), `run.json` (which data, at which revision), `metrics.jsonl`, `checkpoint-N/` and
+    `model/`, the model that did best on the validation tasks, into `output_dir`. Start it with `accelerate launch
+    scripts/train.py` to train on several processes.
 
     Args:
         recipe ([`Recipe`], `str` or `Path`):
             Settings: a recipe, its name, or a YAML file.
         dataset (`str` or `Path`):
-            Folder of a dataset that [`collect`] wrote.
+            Folder of a dataset that [`collect`] wrote, or its id on the Hub, with `@revision` if need be.
         output_dir (`str` or `Path`):
             Folder of the run.
+        config_name (`str`, *optional*):
+            Configuration of the dataset; may be left out if there is only one, or one called `default`.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read the histories as they are needed, in memory that does not grow with the dataset, instead of all.
+        resume (`str` or `Path`, *optional*):
+            `"latest"`, to go on from the newest checkpoint in `output_dir` if there is one, or a checkpoint's folder.
         say (`Callable[[str], None]`, *optional*):
             Prints a line for people.
 
@@ -249,30 +287,33 @@ def train(
         [`ADModel`]: the best model.
 
     Raises:
-        FileNotFoundError: for an unknown recipe or dataset.
-        ValueError: if the dataset is of other tasks than the recipe's family, or split otherwise.
+        FileNotFoundError: for an unknown recipe, dataset or checkpoint.
+        ValueError: if the dataset is of other tasks than the recipe's family, or split otherwise, or malformed; if the
+            checkpoint is of another dataset or recipe.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     output_dir = Path(output_dir)
     keep_freed_memory()
     say = PartialState(cpu=train_on_cpu()).on_main_process(say)
-    trainer = Trainer(recipe, dataset, output_dir, say)
+    opened = HistoryDataset.open(dataset, config_name)
+    checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+    trainer = Trainer(recipe, opened, output_dir, say, streaming)
     accelerator = trainer.accelerator
+    done = 0 if checkpoint is None else load_checkpoint(trainer, checkpoint)
     output_dir.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         write_text(output_dir / "recipe.yaml", recipe.to_yaml())
+        run = {"dataset": trainer.dataset_json, "versions": package_versions((*VERSIONED_PACKAGES, "transformers"))}
+        write_text(output_dir / "run.json", json.dumps(run, indent=2) + "\n")
     if recipe.training.log_with is not None:
         accelerator.init_trackers("ad_hf", config=json.loads(json.dumps(asdict(recipe.training))))
-    windows = trainer.windows
     parameters = sum(weight.numel() for weight in trainer.model.parameters())
-    say(
-        f"{windows.num_histories} histories of {windows.num_steps:,} steps, a model of {parameters:,} parameters, "
-        f"processes: {accelerator.num_processes}"
-    )
+    start = f"; going on after {done} updates, from {checkpoint}" if done else ""
+    say(f"a model of {parameters:,} parameters, processes: {accelerator.num_processes}{start}")
     # Opened by another process as well, the file could be emptied after its first lines.
-    metrics_path = output_dir / "metrics.jsonl" if accelerator.is_main_process else os.devnull
-    with open(metrics_path, "w") as metrics_file:
-        trainer.run(metrics_file)
+    metrics_path = output_dir / "metrics.jsonl" if accelerator.is_main_process else Path(os.devnull)
+    with _open_metrics(metrics_path, done) as metrics_file:
+        trainer.run(metrics_file, done)
     accelerator.end_training()
     if trainer.best is not None and trainer.family.tasks("validation"):
         say(f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")

@@ -47,7 +47,7 @@ def make_dataset(histories, action_space=ACTIONS):
 
 
 def make_windows(lengths, context_length, **settings):
-    return HistoryWindows(make_dataset(make_histories(lengths)), ACTIONS, context_length, **settings)
+    return HistoryWindows(make_dataset(make_histories(lengths)), OBSERVATIONS, ACTIONS, context_length, **settings)
 
 
 def steps_of(batch):
@@ -81,6 +81,7 @@ def test_batches_hold_the_values_of_a_slow_reference(keep_every_episode, max_epi
     histories = make_histories([60, 83, 47])
     windows = HistoryWindows(
         make_dataset(histories),
+        OBSERVATIONS,
         ACTIONS,
         context_length,
         keep_every_episode=keep_every_episode,
@@ -138,7 +139,7 @@ def test_tensors_have_the_models_shapes_and_types():
 )
 def test_none_stands_before_the_first_action_of_every_space(space, none):
     histories = make_histories([30, 30], action_space=space)
-    windows = HistoryWindows(make_dataset(histories, space), space, 6)
+    windows = HistoryWindows(make_dataset(histories, space), OBSERVATIONS, space, 6)
     batch = windows.batch(np.array([[0, 6], [30, 6], [6, 6]]))
     assert none_action(space).tolist() == none
     for row, (history, first) in enumerate(((0, 0), (1, 0), (0, 6))):
@@ -191,7 +192,9 @@ def test_order_is_a_pure_function_of_seed_and_epoch():
 
 def test_phase_of_a_history_does_not_depend_on_the_others():
     histories = make_histories([50, 50, 50, 50])
-    alone, among = (HistoryWindows(make_dataset(rows), ACTIONS, 10) for rows in (histories[2:3], histories))
+    alone, among = (
+        HistoryWindows(make_dataset(rows), OBSERVATIONS, ACTIONS, 10) for rows in (histories[2:3], histories)
+    )
     for epoch in range(10):
         of_history = sorted(window for window in windows_of_epoch(among, epoch) if window[0][0] == 2)
         assert of_history == sorted(windows_of_epoch(alone, epoch))
@@ -218,7 +221,9 @@ def test_pieces_of_a_history_are_one_history():
             cut = {name: value[start:stop] if isinstance(value, list) else value for name, value in history.items()}
             pieces.append({**cut, "piece": piece, "start_step": start})
     for settings in ({}, {"keep_every_episode": 2}):
-        joined, expected = (HistoryWindows(make_dataset(rows), ACTIONS, 8, **settings) for rows in (pieces, whole))
+        joined, expected = (
+            HistoryWindows(make_dataset(rows), OBSERVATIONS, ACTIONS, 8, **settings) for rows in (pieces, whole)
+        )
         assert joined.num_histories == expected.num_histories == 3
         assert joined.num_steps == expected.num_steps
         for epoch in range(5):
@@ -230,7 +235,7 @@ def test_pieces_of_a_history_are_one_history():
 def test_many_rows_and_a_selection_of_them_are_read_in_order():
     histories = make_histories([12] * 600)
     dataset = make_dataset(histories).select([*range(300, 600), 5])
-    windows = HistoryWindows(dataset, ACTIONS, 6)
+    windows = HistoryWindows(dataset, OBSERVATIONS, ACTIONS, 6)
     assert (windows.num_histories, windows.num_steps) == (301, 301 * 12)
     batch = windows.batch(np.array([[0, 6], [300 * 12 + 6, 6]]))
     assert steps_of(batch) == [[(300, step) for step in range(6)], [(5, step) for step in range(6, 12)]]
@@ -255,26 +260,27 @@ def test_histories_shorter_than_a_window_are_padded_and_masked():
 
 def test_warning_for_histories_shorter_than_two_windows():
     with pytest.warns(UserWarning, match=r"histories of 30 steps.*two windows of 16"):
-        make_windows([30, 30, 90], 16)
+        make_windows([30, 30, 90], 16).warn_of_short_histories()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make_windows([32, 32, 90], 16)
-        make_windows([10, 12], 16)  # bandits: padded on purpose
+        make_windows([32, 32, 90], 16).warn_of_short_histories()
+        make_windows([10, 12], 16).warn_of_short_histories()  # bandits: padded on purpose
 
 
 def test_subsampling_counts_for_the_warning():
     history = make_histories([64])[0] | {"terminations": [False] * 64, "truncations": [False, True] * 32}
-    HistoryWindows(make_dataset([history]), ACTIONS, 16)
+    HistoryWindows(make_dataset([history]), OBSERVATIONS, ACTIONS, 16).warn_of_short_histories()
+    cut = HistoryWindows(make_dataset([history]), OBSERVATIONS, ACTIONS, 16, max_episodes=11)
     with pytest.warns(UserWarning, match="histories of 22 steps"):
-        HistoryWindows(make_dataset([history]), ACTIONS, 16, max_episodes=11)
+        cut.warn_of_short_histories()
 
 
 def test_what_is_no_dataset_of_histories_is_refused():
     dataset = make_dataset(make_histories([20]))
     with pytest.raises(ValueError, match="rewards"):
-        HistoryWindows(dataset.remove_columns("rewards"), ACTIONS, 4)
-    with pytest.raises(ValueError, match="0 rows"):
-        HistoryWindows(dataset.select([]), ACTIONS, 4)
+        HistoryWindows(dataset.remove_columns("rewards"), OBSERVATIONS, ACTIONS, 4)
+    with pytest.raises(ValueError, match="no rows"):
+        HistoryWindows(dataset.select([]), OBSERVATIONS, ACTIONS, 4)
 
 
 def take(batches, count):

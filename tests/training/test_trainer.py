@@ -26,7 +26,8 @@ def tiny_model(dataset, **settings):
 
 
 def test_a_run_leaves_its_recipe_metrics_and_model(tiny_run, tiny_recipe):
-    assert {path.name for path in tiny_run.iterdir()} == {"recipe.yaml", "metrics.jsonl", "model"}
+    names = {"recipe.yaml", "run.json", "metrics.jsonl", "checkpoint-10", "model"}
+    assert {path.name for path in tiny_run.iterdir()} == names
     assert ad_hf.load_recipe(tiny_run / "recipe.yaml") == tiny_recipe
     assert [line["step"] for line in metrics(tiny_run)] == list(range(1, 21))
     assert [line["step"] for line in metrics(tiny_run) if "validation_return" in line] == [10, 20]

@@ -1,0 +1,76 @@
+"""Frames: image observations, kept as one compressed binary per piece of a history."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from gymnasium import spaces
+
+FRAME_CODEC = pa.Codec("zstd")
+
+
+def has_frames(space: spaces.Space) -> bool:
+    """Whether a space holds images: a Box of bytes of shape (height, width, channels)."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def compress_frames(frames: np.ndarray) -> bytes:
+    """Frames (num_frames, height, width, channels) as one zstd frame; no frames are no bytes."""
+    return FRAME_CODEC.compress(np.ascontiguousarray(frames), asbytes=True) if len(frames) else b""
+
+
+def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int, ...]) -> np.ndarray:
+    """
+    The inverse of [`compress_frames`].
+
+    Args:
+        data (`bytes` or `pyarrow.Buffer`):
+            What was stored.
+        num_frames (`int`):
+            How many frames it holds.
+        shape (`tuple[int, ...]`):
+            Shape of a frame.
+
+    Raises:
+        ValueError: if it does not hold that many.
+    """
+    size = num_frames * int(np.prod(shape))
+    try:
+        plain = FRAME_CODEC.decompress(data, decompressed_size=size) if size else b""
+    except OSError as error:
+        raise ValueError(f"expected {num_frames} frames of shape {shape}, zstd-compressed: {error}") from error
+    return np.frombuffer(plain, dtype=np.uint8).reshape(num_frames, *shape)
+
+
+class FramePieces:
+    """
+    Compressed pieces of which any steps can be taken: what is decoded at a time is what a batch needs.
+
+    Args:
+        pieces (`pyarrow.ChunkedArray`):
+            One binary per piece.
+        lengths (`np.ndarray` of shape `(num_pieces,)`):
+            Steps of each piece.
+        shape (`tuple[int, ...]`):
+            Shape of a frame.
+        names (`list[str]`):
+            What to call each piece in an error.
+    """
+
+    def __init__(self, pieces: pa.ChunkedArray, lengths: np.ndarray, shape: tuple[int, ...], names: list[str]) -> None:
+        self._pieces, self._lengths, self._names, self.shape = pieces, lengths, names, shape
+        self._starts = np.cumsum(lengths) - lengths
+
+    def take(self, steps: np.ndarray) -> np.ndarray:
+        """Frames (num_steps, height, width, channels) of the steps of those numbers, counted over all pieces."""
+        frames = np.empty((len(steps), *self.shape), dtype=np.uint8)
+        owners = np.searchsorted(self._starts, steps, side="right") - 1
+        for owner in np.unique(owners):
+            chosen = owners == owner
+            try:
+                data = self._pieces[int(owner)].as_buffer()
+                piece = decompress_frames(data, int(self._lengths[owner]), self.shape)
+            except ValueError as error:
+                raise ValueError(f"{self._names[owner]}, column observations: {error}") from error
+            frames[chosen] = piece[steps[chosen] - self._starts[owner]]
+        return frames

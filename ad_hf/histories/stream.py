@@ -1,0 +1,381 @@
+"""
+Windows of learning histories that are read as they are needed, from a folder or over HTTP from the Hub.
+
+The parquet footers are read once; they tell where histories begin. Blocks of whole histories, runs of row groups of a
+shard, are what is read at once. Each epoch deals all blocks, in an order of its own, to the processes and their
+workers; each of these takes as many of its blocks into memory as its buffer holds, and gives all windows of those in
+random order, while the next are being read. So the order is a pure function of (seed, epoch, rank, worker), every
+window of an epoch comes once, and a place in it is three numbers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.validation import COLUMNS, check_columns
+from ad_hf.histories.windows import HistoryRows, HistoryWindows
+from ad_hf.hub.repositories import HubError, explained
+
+BLOCK_BYTES = 1 << 20  # compressed; enough for one HTTP request to be worth its latency
+READERS = 4  # blocks that are read side by side, which hides that latency
+ATTEMPTS = 4  # further ones beyond those of the Hub's client, as for bodies that are cut short
+
+
+@dataclass(frozen=True)
+class Block:
+    """
+    Whole histories that stand together in a shard.
+
+    Attributes:
+        path (`str`):
+            File of the shard.
+        row_groups (`range`):
+            Its row groups.
+        compressed, decoded (`int`):
+            Size of the columns that training reads, in bytes: in the file, and in memory.
+    """
+
+    path: str
+    row_groups: range
+    compressed: int
+    decoded: int
+
+
+def _item_bytes(schema: pa.Schema) -> dict[str, int]:
+    """Bytes in memory of the innermost elements of the columns that training reads; 0 for text and binaries."""
+    sizes = {}
+    for name in COLUMNS:
+        kind = schema.field(name).type
+        while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        sizes[name] = -(-kind.bit_width // 8) if pa.types.is_primitive(kind) else 0
+    return sizes
+
+
+@dataclass
+class RowGroup:
+    """What a footer says of a row group: rows and steps, sizes as of [`Block`], whether a history begins with it."""
+
+    rows: int
+    steps: int = 0
+    compressed: int = 0
+    decoded: int = 0
+    begins: bool = False
+
+
+def _row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
+    item_bytes = _item_bytes(footer.schema.to_arrow_schema())
+    groups = []
+    for index in range(footer.num_row_groups):
+        columns = footer.row_group(index)
+        group = RowGroup(rows=columns.num_rows)
+        for column in (columns.column(number) for number in range(columns.num_columns)):
+            name = column.path_in_schema.partition(".")[0]
+            if name not in COLUMNS:
+                continue
+            group.compressed += column.total_compressed_size
+            group.decoded += column.num_values * item_bytes[name] or column.total_uncompressed_size
+            if name == "rewards":
+                group.steps = column.num_values
+            if name == "start_step" and column.is_stats_set and column.statistics.has_min_max:
+                group.begins = column.statistics.min == 0
+        groups.append(group)
+    return groups
+
+
+def _blocks_of_shard(path: str, groups: list[RowGroup], target: int) -> list[Block]:
+    """Runs of row groups of about `target` compressed bytes, cut where a history begins."""
+    blocks: list[Block] = []
+    first, compressed, decoded = 0, 0, 0
+    for index, group in enumerate(groups):
+        if index and group.begins and compressed >= target:
+            blocks.append(Block(path, range(first, index), compressed, decoded))
+            first, compressed, decoded = index, 0, 0
+        compressed, decoded = compressed + group.compressed, decoded + group.decoded
+    return [*blocks, Block(path, range(first, len(groups)), compressed, decoded)]
+
+
+class HistoryStream:
+    r"""
+    A split of a learning-history dataset that is read in blocks.
+
+    Args:
+        dataset ([`~ad_hf.histories.dataset.HistoryDataset`]):
+            The dataset.
+        split (`str`):
+            Which part of it.
+        context_length (`int`):
+            Steps of a window.
+        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes (`int`, *optional*):
+            As of [`~ad_hf.histories.windows.HistoryWindows`].
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the order.
+        buffer_megabytes (`int`, *optional*, defaults to 64):
+            Decoded histories (of frames: compressed ones) that a worker mixes at a time; at least one block. Twice as
+            much is held, since the next are read meanwhile.
+
+    Raises:
+        FileNotFoundError: if the dataset lacks the split's files.
+        ValueError: for shards that lack columns, or have others.
+    """
+
+    def __init__(
+        self,
+        dataset: HistoryDataset,
+        split: str,
+        context_length: int,
+        keep_every_episode: int = 1,
+        max_episodes: int | None = None,
+        seed: int = 0,
+        buffer_megabytes: int = 64,
+    ) -> None:
+        self.dataset, self.context_length, self.seed = dataset, context_length, seed
+        self._keep_every_episode, self._max_episodes = keep_every_episode, max_episodes
+        self._buffer_bytes = buffer_megabytes << 20
+        pattern = dataset.pattern(split)
+        self._sizes = dataset.repository.sizes(pattern)
+        if not self._sizes:
+            raise FileNotFoundError(f"{dataset} lacks the files of its split {split!r}: {pattern}")
+        self._folder = None if dataset.repository.is_remote else dataset.repository.download([pattern])
+        with ThreadPoolExecutor(READERS) as executor:
+            self._footers = dict(zip(self._sizes, executor.map(self._read_footer, self._sizes)))
+        self._row_groups = {path: _row_groups(footer) for path, footer in self._footers.items()}
+        groups = [group for parts in self._row_groups.values() for group in parts]
+        self.num_steps = sum(group.steps for group in groups)
+        self.compressed_bytes = sum(group.compressed for group in groups)
+
+    def _open(self, path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        source: Any
+        source = self.dataset.repository.open_remote(path) if self._folder is None else str(self._folder / path)
+        # Buffered ahead, neighbouring columns come in one request.
+        return pq.ParquetFile(source, metadata=footer, pre_buffer=True)
+
+    def _retried(self, path: str, read: Any) -> Any:
+        """What a function reads of a shard, tried again where the way to the Hub fails."""
+        name = f"reading {path} of {self.dataset}"
+        for attempt in range(ATTEMPTS):
+            try:
+                with explained(name):
+                    return read()
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{name}: it is no parquet file, or a damaged one: {error}") from error
+            except OSError as error:
+                cause = error.__cause__ or error
+                answered = isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500
+                if attempt == ATTEMPTS - 1 or answered or not isinstance(cause, HTTPError):
+                    raise HubError(str(error)) from error
+                warnings.warn(f"{error}; trying again", stacklevel=2)
+                time.sleep(2.0**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _read_footer(self, path: str) -> pq.FileMetaData:
+        def read() -> pq.FileMetaData:
+            with self._open(path) as file:
+                check_columns(file.schema_arrow, *self.dataset.spaces, f"{self.dataset}, {path}")
+                return file.metadata
+
+        return self._retried(path, read)
+
+    def _read_block(self, block: Block) -> HistoryRows:
+        def read() -> pa.Table:
+            with self._open(block.path, self._footers[block.path]) as file:
+                return file.read_row_groups(list(block.row_groups), columns=list(COLUMNS))
+
+        first_row = sum(group.rows for group in self._row_groups[block.path][: block.row_groups.start])
+        return HistoryRows(f"{self.dataset}, {block.path}", first_row, self._retried(block.path, read))
+
+    def blocks(self, consumers: int) -> list[Block]:
+        """All blocks, cut finer where there would be too few of them for so many consumers."""
+        target = min(BLOCK_BYTES, self.compressed_bytes // (4 * consumers))
+        parts = [_blocks_of_shard(path, groups, target) for path, groups in self._row_groups.items() if groups]
+        return [block for blocks in parts for block in blocks]
+
+    def groups(self, epoch: int, consumer: int, consumers: int) -> list[list[Block]]:
+        """
+        The blocks of one of so many consumers in an epoch, by the groups in which it takes them into memory.
+
+        Raises:
+            ValueError: if there are fewer blocks than consumers.
+        """
+        blocks = self.blocks(consumers)
+        if len(blocks) < consumers:
+            raise ValueError(
+                f"{self.dataset} can be read in {len(blocks)} parts, which is too few for {consumers} processes and "
+                "workers: use fewer, or train without streaming"
+            )
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(blocks))
+        mine = order[consumer::consumers]
+        held = sum(blocks[index].decoded for index in mine)
+        parts = np.array_split(mine, min(len(mine), -(-held // self._buffer_bytes)))
+        return [[blocks[index] for index in part] for part in parts]
+
+    def read(self, blocks: list[Block]) -> HistoryWindows:
+        """The windows of some blocks."""
+        with ThreadPoolExecutor(READERS) as executor:
+            rows = executor.map(self._read_block, blocks)
+            return HistoryWindows(
+                rows,
+                *self.dataset.spaces,
+                context_length=self.context_length,
+                keep_every_episode=self._keep_every_episode,
+                max_episodes=self._max_episodes,
+                seed=self.seed,
+            )
+
+
+Place = tuple[int, int, int]  # epoch, group of blocks in it, windows of the group that are used up
+
+
+def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Batches one after another; shorter ones are padded at the end, by their last step, and masked."""
+    if len(parts) == 1:
+        return parts[0]
+    time = max(part["labels"].shape[1] for part in parts)
+    masked = any("attention_mask" in part or part["labels"].shape[1] < time for part in parts)
+    padded = []
+    for part in parts:
+        length = part["labels"].shape[1]
+        index = torch.arange(time).clamp(max=length - 1)
+        mask = part.get("attention_mask", torch.ones(part["labels"].shape[:2], dtype=torch.long))
+        whole = {name: tensor[:, index] for name, tensor in part.items()}
+        if masked:
+            whole["attention_mask"] = mask[:, index] * (torch.arange(time) < length)
+        padded.append(whole)
+    return {name: torch.cat([part[name] for part in padded]) for name in padded[0]}
+
+
+def _batches_of_consumer(
+    stream: HistoryStream, size: int, consumer: int, consumers: int, place: Place
+) -> Iterator[tuple[dict[str, torch.Tensor], Place]]:
+    """One consumer's endless batches, each with the place that follows it."""
+    epoch, group, position = place
+    groups = stream.groups(epoch, consumer, consumers)
+    reader = ThreadPoolExecutor(1)
+    try:
+        reading = reader.submit(stream.read, groups[group])
+        parts: list[dict[str, torch.Tensor]] = []
+        missing = size
+        while True:
+            windows, here = reading.result(), (epoch, group)
+            order = windows.epoch_order(epoch, consumer, group)
+            group += 1
+            if group == len(groups):
+                epoch, group = epoch + 1, 0
+                groups = stream.groups(epoch, consumer, consumers)
+            reading = reader.submit(stream.read, groups[group])
+            while position < len(order):
+                chosen = order[position : position + missing]
+                parts.append(windows.batch(chosen))
+                missing, position = missing - len(chosen), position + len(chosen)
+                if not missing:
+                    yield _join(parts), ((*here, position) if position < len(order) else (epoch, group, 0))
+                    parts, missing = [], size
+            position = 0
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
+
+
+class _OfWorker(IterableDataset):
+    """What a worker process of a data loader iterates over."""
+
+    def __init__(
+        self, stream: HistoryStream, size: int, consumers: list[int], total: int, places: list[Place]
+    ) -> None:
+        self._arguments = stream, size, total
+        self._consumers, self._places = consumers, places
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place]]:
+        stream, size, total = self._arguments
+        info = get_worker_info()
+        number = 0 if info is None else info.id
+        return _batches_of_consumer(stream, size, self._consumers[number], total, self._places[number])
+
+
+class StreamedBatches:
+    """
+    An endless stream of batches, epoch after epoch, of which each process takes its share.
+
+    Each worker of each process makes batches of its own blocks; a process takes them from its workers in turn.
+    `state_dict` says where this process is, and `load_state_dict` goes on there, with the same batches, after reading
+    no more than the blocks at hand.
+
+    Args:
+        stream ([`HistoryStream`]):
+            The histories.
+        batch_size (`int`):
+            Windows of a batch over all processes.
+        rank, world_size (`int`, *optional*, defaults to 0 and 1):
+            This process and the number of processes, which divides `batch_size`.
+        num_workers (`int`, *optional*, defaults to 0):
+            Processes that read and decode for this one; without any, this one does, blocks in a thread.
+
+    Raises:
+        ValueError: for a batch size that the processes cannot share, and more processes and workers than blocks.
+    """
+
+    def __init__(
+        self, stream: HistoryStream, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(f"batch_size must be a positive multiple of {world_size} processes, got {batch_size}")
+        self.stream, self.num_workers = stream, num_workers
+        self._size = batch_size // world_size
+        turns = max(1, num_workers)
+        self._consumers = [rank * turns + worker for worker in range(turns)]
+        self._total = world_size * turns
+        stream.groups(0, self._consumers[0], self._total)  # refuses too many of them
+        self._places: list[Place] = [(0, 0, 0)] * turns
+        self._turn = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process is: of each worker the epoch, the group and its used windows, and whose turn it is."""
+        return {"places": [list(place) for place in self._places], "turn": self._turn, "consumers": self._total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Go on where a [`~StreamedBatches.state_dict`] was taken.
+
+        Raises:
+            ValueError: if that was with another number of processes or workers, whose batches were others.
+        """
+        if (state["consumers"], len(state["places"])) != (self._total, len(self._places)):
+            raise ValueError(
+                f"the place in the stream is that of {state['consumers']} readers (processes times workers), "
+                f"{len(state['places'])} in each process; now there are {self._total} and {len(self._places)}"
+            )
+        self._places = [(epoch, group, position) for epoch, group, position in state["places"]]
+        self._turn = state["turn"]
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        turns = [(self._turn + number) % len(self._places) for number in range(len(self._places))]
+        dataset = _OfWorker(
+            self.stream,
+            self._size,
+            [self._consumers[turn] for turn in turns],
+            self._total,
+            [self._places[turn] for turn in turns],
+        )
+        batches: Any = dataset
+        if self.num_workers:  # spawned: threads that read over HTTP do not survive a fork
+            context = multiprocessing.get_context("spawn")
+            batches = DataLoader(
+                dataset, batch_size=None, num_workers=self.num_workers, multiprocessing_context=context
+            )
+        for batch, place in batches:
+            self._places[self._turn] = tuple(place)
+            self._turn = (self._turn + 1) % len(self._places)
+            yield batch

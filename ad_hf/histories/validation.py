@@ -1,0 +1,116 @@
+"""Whether a table is learning histories, as far as a model that trains on it relies on; if not, where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from gymnasium import spaces
+
+from ad_hf.histories.frames import has_frames
+from ad_hf.histories.schema import history_features
+
+COLUMNS = (
+    *("history_id", "start_step", "observations", "actions", "rewards", "terminations", "truncations"),
+)  # what training reads
+
+
+def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> None:
+    """
+    Refuse a table that lacks columns of a learning history, or whose columns are of another type.
+
+    Args:
+        schema (`pyarrow.Schema`):
+            Of the table.
+        observation_space, action_space (`gymnasium.Space`):
+            Spaces of one environment.
+        name (`str`):
+            What to call the table in an error.
+
+    Raises:
+        ValueError: with the column's name.
+    """
+    expected = history_features(observation_space, action_space).arrow_schema
+    for column in COLUMNS:
+        if column not in schema.names:
+            raise ValueError(f"{name}: column {column} is missing, there are {', '.join(schema.names)}")
+        found, wanted = schema.field(column).type, expected.field(column).type
+        if found != wanted:
+            raise ValueError(f"{name}: column {column} is of type {found}, expected {wanted}")
+
+
+def _flatten(lists: pa.Array) -> pa.Array:
+    while not pa.types.is_primitive(lists.type):
+        lists = lists.flatten()
+    return lists
+
+
+def _outside(values: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """Which elements (num_elements, ...) do not belong to a space."""
+    if isinstance(space, spaces.Box):
+        wrong = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
+    else:
+        bound = space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)
+        wrong = values >= np.asarray(bound)
+    return np.asarray(wrong.reshape(len(values), -1).any(axis=1))
+
+
+def check_histories(
+    table: pa.Table, observation_space: spaces.Space, action_space: spaces.Space, name: str, first_row: int = 0
+) -> None:
+    """
+    Refuse rows that are no learning histories.
+
+    Args:
+        table (`pyarrow.Table`):
+            Rows, with the columns that training reads.
+        observation_space, action_space (`gymnasium.Space`):
+            Spaces of one environment.
+        name (`str`):
+            What to call the table in an error.
+        first_row (`int`, *optional*, defaults to 0):
+            Number of the table's first row.
+
+    Raises:
+        ValueError: with the row's number, its history, and the column: for missing values, lengths that disagree,
+            rewards and observations that are not finite, and elements outside of their space.
+    """
+    check_columns(table.schema, observation_space, action_space, name)
+    if not len(table):
+        return
+
+    def refuse(row: int, column: str, what: Any) -> None:
+        history = table["history_id"][row].as_py()
+        raise ValueError(f"{name}: row {first_row + row} (history {history!r}), column {column}: {what}")
+
+    for column in COLUMNS:
+        if table[column].null_count:
+            refuse(int(np.argmax(np.asarray(table[column].is_null()))), column, "no value")
+    lengths = np.asarray(pc.list_value_length(table["rewards"]))
+    framed = has_frames(observation_space)
+    for column in ("observations", "actions", "terminations", "truncations"):
+        if column == "observations" and framed:
+            continue  # how many frames there are shows when they are decoded
+        found = np.asarray(pc.list_value_length(table[column]))
+        if (found != lengths).any():
+            row = int(np.argmax(found != lengths))
+            refuse(row, column, f"{found[row]} steps, where rewards has {lengths[row]}")
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    steps = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    for column, space in (("rewards", None), ("observations", observation_space), ("actions", action_space)):
+        if space is observation_space and framed:
+            continue
+        flat = _flatten(table[column].combine_chunks())
+        if flat.null_count:
+            index = int(np.argmax(np.asarray(flat.is_null()))) * len(owners) // len(flat)
+            refuse(owners[index], column, f"no value at step {steps[index]}")
+        values = np.asarray(flat).reshape(len(owners), -1)
+        if space is not None:
+            values = values.reshape(len(owners), *(space.shape or ()))
+        wrong = ~np.isfinite(values[:, 0]) if space is None else _outside(values, space)
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            expected = "a finite number" if space is None else f"an element of {space}"
+            refuse(owners[index], column, f"{values[index].tolist()} at step {steps[index]}, expected {expected}")

@@ -1,0 +1,185 @@
+"""Datasets and models by name: a local folder, or a repository on the Hub at one commit of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, HfFileSystem, constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@]+))?")
+
+
+class HubError(OSError):
+    """Something that the Hub, or the way to it, did not let us do, and what to do about it."""
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """
+    Turn errors of the Hub's client into a [`HubError`] that says what to do.
+
+    Args:
+        what (`str`):
+            What is being done, such as `"reading the dataset user/name"`.
+    """
+    try:
+        yield
+    except GatedRepoError as error:
+        raise HubError(f"{what}: access has to be asked for on the repository's page first") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{what}: there is no such repository on {constants.ENDPOINT}, or it is private: check the name, and set "
+            "HF_TOKEN or run `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{what}: the repository has no such revision") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise HubError(
+            f"{what}: not in the cache, and the Hub cannot be reached (HF_HUB_OFFLINE={constants.is_offline_mode():d})"
+        ) from error
+    except EntryNotFoundError as error:
+        raise HubError(f"{what}: a file is missing in the repository: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise HubError(
+                f"{what}: the Hub refused it ({status}): set HF_TOKEN to a token that may do this, or run "
+                "`hf auth login`"
+            ) from error
+        raise HubError(f"{what}: the Hub answered with status {status}: {_first_line(error)}") from error
+    except HTTPError as error:
+        raise HubError(
+            f"{what}: the connection to {constants.ENDPOINT} failed: {_first_line(error) or type(error).__name__}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """
+    A folder, or a repository on the Hub at one commit.
+
+    Attributes:
+        name (`str`):
+            The folder as it was given, or the repository's id.
+        kind (`str`):
+            `"dataset"` or `"model"`.
+        revision (`str`, *optional*):
+            Hash of the commit; `None` for a folder.
+    """
+
+    name: str
+    kind: str
+    revision: str | None = None
+    _files: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run's files say about it."""
+        return {"name": self.name, "revision": self.revision}
+
+    def files(self) -> Sequence[str]:
+        """Paths of all files in it."""
+        if not self._files:
+            self._files.extend(sorted(self._list_files()))
+        return self._files
+
+    def _list_files(self) -> list[str]:
+        if self.revision is None or constants.is_offline_mode():
+            folder = self.download(())
+            return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        with explained(f"reading the {self.kind} {self}"):
+            return HfApi().list_repo_files(self.name, repo_type=self.kind, revision=self.revision)
+
+    def download(self, patterns: Sequence[str]) -> Path:
+        """
+        A local folder with the files that match some patterns; those of a Hub repository come from the cache, or are
+        downloaded to it.
+
+        Args:
+            patterns (`Sequence[str]`):
+                Such as `"default/train-*.parquet"`.
+        """
+        if self.revision is None:
+            return Path(self.name)
+        with explained(f"downloading the {self.kind} {self}"):
+            return Path(
+                snapshot_download(
+                    self.name, repo_type=self.kind, revision=self.revision, allow_patterns=list(patterns)
+                )
+            )
+
+    def open_remote(self, path: str) -> Any:
+        """A file of a Hub repository to be read in parts over HTTP: every read is one request, and nothing is kept."""
+        return self._filesystem().open(self._remote_path(path), "rb", cache_type="none")
+
+    def sizes(self, pattern: str) -> dict[str, int]:
+        """Sizes in bytes of the files that match a pattern, by their paths, in order."""
+        if self.revision is None or constants.is_offline_mode():
+            folder = self.download((pattern,))
+            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.glob(pattern))}
+        with explained(f"reading the {self.kind} {self}"):
+            root = self._remote_path("")
+            found: Any = self._filesystem().glob(root + pattern, detail=True)
+        return {path.removeprefix(root): int(found[path]["size"]) for path in sorted(found)}
+
+    @staticmethod
+    def _filesystem() -> HfFileSystem:
+        return HfFileSystem()  # fsspec keeps one for all, with what it has listed
+
+    def _remote_path(self, path: str) -> str:
+        return f"{self.kind}s/{self.name}@{self.revision}/{path}"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its files are read over HTTP, and neither from a folder nor from the cache of an offline machine."""
+        return self.revision is not None and not constants.is_offline_mode()
+
+
+def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
+    """
+    The folder or the repository on the Hub that a name stands for.
+
+    Args:
+        name (`str` or `Path`):
+            A folder, or `user/name`, or `user/name@revision` with a branch, tag or commit. A folder comes first.
+        kind (`str`, *optional*, defaults to `"dataset"`):
+            `"dataset"` or `"model"`.
+
+    Raises:
+        FileNotFoundError: if it is neither a folder nor looks like a Hub id.
+        HubError: if the Hub does not have it, or cannot be reached and the cache does not have it either.
+    """
+    if Path(name).is_dir():
+        return Repository(str(name), kind)
+    match = HUB_ID.fullmatch(str(name))
+    if match is None:
+        raise FileNotFoundError(
+            f"{name} is neither a folder nor the id of a {kind} on the Hub, such as user/name or user/name@revision"
+        )
+    repo_id, revision = match["repo_id"], match["revision"]
+    with explained(f"looking for the {kind} {name} (there is no folder of that name)"):
+        if constants.is_offline_mode():
+            snapshot = snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=[])
+            return Repository(repo_id, kind, Path(snapshot).name)
+        return Repository(repo_id, kind, HfApi().repo_info(repo_id, repo_type=kind, revision=revision).sha)
