@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import ad_hf.envs  # registers the environments
-import ad_hf.model  # noqa: F401  registers the model
+import ad_hf.model  # registers the model
 
 if TYPE_CHECKING:
     from ad_hf.envs.task_family import Task, TaskFamily
     from ad_hf.evaluation.evaluate import Evaluation, evaluate
     from ad_hf.histories.dataset import config_from_dataset, load_histories
+    from ad_hf.hub.push import push_dataset, push_model
     from ad_hf.model.configuration_ad import ADConfig
     from ad_hf.model.modeling_ad import ADModel, ADOutput
     from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
@@ -39,6 +40,8 @@ _MODULES = {
     "evaluate": "ad_hf.evaluation.evaluate",
     "load_histories": "ad_hf.histories.dataset",
     "load_recipe": "ad_hf.recipe",
+    "push_dataset": "ad_hf.hub.push",
+    "push_model": "ad_hf.hub.push",
     "quickstart": "ad_hf.pipeline",
     "train": "ad_hf.training.trainer",
 }
@@ -58,6 +61,8 @@ __all__ = [
     "evaluate",
     "load_histories",
     "load_recipe",
+    "push_dataset",
+    "push_model",
     "quickstart",
     "train",
 ]
@@ -71,3 +76,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
+
+
+def _push_to_hub(model: ad_hf.model.ADModel, repo_id: str, **kwargs: Any) -> str:
+    """Push a model with its card, recipe, report and pictures: see [`~ad_hf.hub.push.push_loaded_model`]."""
+    from ad_hf.hub.push import push_loaded_model
+
+    return push_loaded_model(model, repo_id, **kwargs)
+
+
+# The modelling file itself, which is copied to the Hub, knows nothing of cards.
+ad_hf.model.ADModel.push_to_hub = _push_to_hub  # type: ignore[method-assign, assignment]

@@ -6,8 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
+
+if TYPE_CHECKING:
+    from ad_hf.model import ADModel
 
 EPILOG = """\
 examples:
@@ -15,8 +19,12 @@ examples:
   ad-hf collect --recipe dark_room --output_dir histories
   ad-hf train --recipe dark_room --dataset histories --output_dir runs/dark_room --training.learning_rate 3e-4
   ad-hf rollout --recipe dark_room --model runs/dark_room/model --dataset histories --output_dir runs/dark_room
+  ad-hf push dataset histories user/dark-room-histories
+  ad-hf push model runs/dark_room user/ad-dark-room
+  ad-hf train --dataset user/dark-room-histories --streaming --output_dir runs/streamed
 
-Any setting of a recipe can be given as a dotted option; `ad-hf VERB --help` lists those that matter to a verb.
+A dataset or a model is a folder, or an id on the Hub, as user/name or user/name@revision. Any setting of a recipe can
+be given as a dotted option; `ad-hf VERB --help` lists those that matter to a verb.
 """
 
 SECTIONS_OF_VERBS = {
@@ -34,8 +42,10 @@ class _Help(argparse.Action):
         from ad_hf.recipe import recipe_parser
 
         parser.print_help()
-        print("\nSettings of the recipe, each of which can be overridden:\n")
-        print(recipe_parser(SECTIONS_OF_VERBS[self.const]).format_help().partition("\n\n")[2])
+        sections = SECTIONS_OF_VERBS.get(self.const)
+        if sections is not None:
+            print("\nSettings of the recipe, each of which can be overridden:\n")
+            print(recipe_parser(sections).format_help().partition("\n\n")[2])
         parser.exit()
 
 
@@ -53,7 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     def add_verb(name: str, text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text, add_help=False, allow_abbrev=False)
         verb.add_argument("-h", "--help", action=_Help, const=name, nargs=0, help="show this help and the settings")
-        verb.add_argument("--recipe", default="dark_room", metavar="NAME|FILE", help="recipe (default: dark_room)")
+        if name in SECTIONS_OF_VERBS:
+            verb.add_argument("--recipe", default="dark_room", metavar="NAME|FILE", help="recipe (default: dark_room)")
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return verb
 
@@ -61,20 +72,36 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--output_dir", default="runs/quickstart", help="folder of the run (default: %(default)s)")
     verb.add_argument("--num_workers", type=int, help="processes that collect (default: one per core)")
     verb.add_argument("--num_seeds", type=int, default=3, help="rollouts per test task (default: %(default)s)")
+    verb.add_argument("--dataset", metavar="DIR|ID", help="histories to take instead of collecting any")
+    verb.add_argument("--config_name", help="configuration of the dataset")
 
     verb = add_verb("collect", "Let a source learn every task, and write its learning histories as a dataset.")
     verb.add_argument("--output_dir", default="histories", help="folder of the dataset (default: %(default)s)")
     verb.add_argument("--num_workers", type=int, help="processes that collect (default: one per core)")
 
     verb = add_verb("train", "Train a model on learning histories.")
-    verb.add_argument("--dataset", required=True, help="folder of learning histories")
+    verb.add_argument("--dataset", required=True, metavar="DIR|ID", help="learning histories")
+    verb.add_argument("--config_name", help="configuration of the dataset")
+    verb.add_argument("--streaming", action="store_true", help="read them as they are needed, in bounded memory")
+    verb.add_argument("--resume", metavar="latest|DIR", help="go on from a checkpoint, if there is one")
     verb.add_argument("--output_dir", required=True, help="folder of the run")
 
     verb = add_verb("rollout", "Let a model learn held-out tasks in its context, and report how it did.")
-    verb.add_argument("--model", required=True, help="folder of a model")
-    verb.add_argument("--dataset", required=True, help="histories, for the source's own curves on the same tasks")
-    verb.add_argument("--output_dir", required=True, help="folder of report.json and learning_curve.png")
+    verb.add_argument("--model", required=True, metavar="DIR|ID", help="a model, or the folder of its run")
+    verb.add_argument(
+        "--dataset", required=True, metavar="DIR|ID", help="histories, for the source's own curves on the same tasks"
+    )
+    verb.add_argument("--config_name", help="configuration of the dataset")
+    verb.add_argument("--output_dir", required=True, help="folder of report.json and the pictures")
     verb.add_argument("--num_seeds", type=int, default=3, help="rollouts per test task (default: %(default)s)")
+
+    verb = add_verb("push", "Put a dataset or a model on the Hub, with its card, in one commit.")
+    verb.add_argument("kind", choices=["dataset", "model"], help="what it is")
+    verb.add_argument("folder", metavar="DIR|ID", help="the dataset, the model, or the folder of the model's run")
+    verb.add_argument("repo_id", metavar="REPO", help="user/name of the repository, which is made if need be")
+    verb.add_argument("--private", action="store_true", default=None, help="make a new repository a private one")
+    verb.add_argument("--revision", help="branch to push to, which is made if need be (default: main)")
+    verb.add_argument("--config_name", help="of a dataset: push this configuration alone, or the only one as this")
     return parser
 
 
@@ -87,32 +114,73 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from ad_hf.recipe import load_recipe
 
     disable_progress_bar()  # of loading a model's weights, which takes no time
+    if arguments.verb == "push":
+        push(arguments, overrides)
+        return
     recipe = load_recipe(arguments.recipe, overrides)
     if arguments.verb == "quickstart":
-        pipeline.quickstart(recipe, arguments.output_dir, arguments.num_seeds, arguments.num_workers)
+        pipeline.quickstart(
+            recipe,
+            arguments.output_dir,
+            arguments.num_seeds,
+            arguments.num_workers,
+            arguments.dataset,
+            arguments.config_name,
+        )
     elif arguments.verb == "collect":
         folder = pipeline.collect_recipe(recipe, arguments.output_dir, arguments.num_workers)
         print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
     elif arguments.verb == "train":
-        pipeline.train(recipe, arguments.dataset, arguments.output_dir)
+        pipeline.train(
+            recipe,
+            arguments.dataset,
+            arguments.output_dir,
+            arguments.config_name,
+            arguments.streaming,
+            arguments.resume,
+        )
         print(f"model: {arguments.output_dir}/model   metrics: {arguments.output_dir}/metrics.jsonl")
     else:
-        model = load_model(arguments.model)
+        model, described = load_model(arguments.model)
         report = pipeline.evaluate_recipe(
-            recipe, model, arguments.dataset, arguments.output_dir, arguments.num_seeds, {"model": arguments.model}
+            recipe,
+            model,
+            arguments.dataset,
+            arguments.output_dir,
+            arguments.num_seeds,
+            {"model": described},
+            arguments.config_name,
         )
         print(pipeline.summary(report, arguments.output_dir))
 
 
-def load_model(folder: str):
-    """A model from a folder, or a clear error."""
-    from pathlib import Path
+def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
+    """Push a dataset or a model."""
+    from ad_hf.hub.push import push_dataset, push_model
 
+    if unknown:
+        raise ValueError(f"unknown options: {' '.join(unknown)}")
+    if arguments.kind == "model" and arguments.config_name is not None:
+        raise ValueError("--config_name is for datasets: a model has no configurations")
+    settings = {"private": arguments.private, "revision": arguments.revision}
+    if arguments.kind == "dataset":
+        url = push_dataset(arguments.folder, arguments.repo_id, **settings, config_name=arguments.config_name)
+    else:
+        url = push_model(arguments.folder, arguments.repo_id, **settings)
+    print(url)
+
+
+def load_model(name: str) -> tuple[ADModel, dict[str, Any]]:
+    """A model, and what a report says about where it is from; given by a folder, that of a run, or a Hub id."""
+    from ad_hf.hub.push import model_folder
+    from ad_hf.hub.repositories import explained, find_repository
     from ad_hf.model import ADModel
 
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model: expected config.json and model.safetensors in it")
-    return ADModel.from_pretrained(folder)
+    repository = find_repository(name, "model")
+    if repository.revision is None:
+        return ADModel.from_pretrained(model_folder(name)), repository.to_json()
+    with explained(f"loading the model {repository}"):
+        return ADModel.from_pretrained(repository.name, revision=repository.revision), repository.to_json()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

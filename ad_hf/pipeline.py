@@ -12,7 +12,9 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
+from ad_hf.evaluation.replay import write_replay
 from ad_hf.evaluation.report import write_report
+from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.cards import write_model_card
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
@@ -48,17 +50,22 @@ def evaluate_recipe(
     output_dir: str | Path,
     num_seeds: int = 3,
     details: dict[str, Any] | None = None,
+    config_name: str | None = None,
 ) -> dict[str, Any]:
-    """Roll a model out on the test tasks of a recipe's family and write `report.json` and `learning_curve.png`."""
+    """
+    Roll a model out on the test tasks of a recipe's family and write `report.json`, `learning_curve.png` and, where
+    the environments can be seen, `replay.gif`; of a run, they and a card go into the model's folder, too.
+    """
+    opened = HistoryDataset.open(dataset, config_name)
     family = TaskFamily.from_config(recipe.family)
     start = time.perf_counter()
     evaluation = evaluate(model, family, "test", num_seeds=num_seeds, rollout_config=recipe.rollout, progress=True)
     seconds = {**(details or {}).get("seconds", {}), "rollout": round(time.perf_counter() - start, 1)}
-    return write_report(
+    report = write_report(
         output_dir,
         evaluation,
         family,
-        dataset,
+        opened,
         {
             "env_id": family.env_id,
             "source": asdict(recipe.source),
@@ -72,6 +79,10 @@ def evaluate_recipe(
             "seconds": seconds,
         },
     )
+    write_replay(Path(output_dir) / "replay.gif", model, family, recipe.rollout)
+    if (Path(output_dir) / "model" / "config.json").is_file():
+        write_model_card(output_dir)
+    return report
 
 
 def quickstart(
@@ -79,6 +90,8 @@ def quickstart(
     output_dir: str | Path = "runs/quickstart",
     num_seeds: int = 3,
     num_workers: int | None = None,
+    dataset: str | Path | None = None,
+    config_name: str | None = None,
 ) -> dict[str, Any]:
     r"""
     Collect learning histories, train a model on them, and report how it learns test tasks in its context.
@@ -87,12 +100,16 @@ def quickstart(
         recipe ([`Recipe`] or `str`, *optional*, defaults to `"dark_room"`):
             What to do.
         output_dir (`str` or `Path`, *optional*, defaults to `"runs/quickstart"`):
-            Folder of the run: `histories/`, `model/`, `report.json`, `learning_curve.png`. Histories that are there
-            already are not collected again.
+            Folder of the run: `histories/`, `model/`, `report.json`, `learning_curve.png`, `replay.gif`. Histories
+            that are there already are not collected again.
         num_seeds (`int`, *optional*, defaults to 3):
             Rollouts per test task.
         num_workers (`int`, *optional*):
             Worker processes of the collection, by default one per core.
+        dataset (`str` or `Path`, *optional*):
+            Histories to take instead of collecting any: a folder, or a Hub id.
+        config_name (`str`, *optional*):
+            Configuration in it.
 
     Returns:
         `dict`: the report.
@@ -101,13 +118,13 @@ def quickstart(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    histories = collect_recipe(recipe, output_dir / "histories", num_workers)
+    histories: str | Path
+    histories = dataset if dataset is not None else collect_recipe(recipe, output_dir / "histories", num_workers)
     collected = time.perf_counter()
-    model = train(recipe, histories, output_dir)
+    model = train(recipe, histories, output_dir, config_name)
     trained = time.perf_counter()
     seconds = {"collect": round(collected - begin, 1), "train": round(trained - collected, 1)}
-    report = evaluate_recipe(recipe, model, histories, output_dir, num_seeds, {"seconds": seconds})
-    write_model_card(output_dir / "model", recipe.to_yaml(), report)
+    report = evaluate_recipe(recipe, model, histories, output_dir, num_seeds, {"seconds": seconds}, config_name)
     tqdm.write(summary(report, output_dir))
     return report
 

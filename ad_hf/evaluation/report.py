@@ -12,7 +12,7 @@ import numpy as np
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import FINAL_EPISODES, Evaluation
 from ad_hf.files import atomic_path, write_text
-from ad_hf.histories.dataset import load_histories
+from ad_hf.histories.dataset import HistoryDataset, load_histories
 from ad_hf.histories.schema import package_versions
 
 SMOOTHING_EPISODES = 5
@@ -69,7 +69,7 @@ def bootstrap_curve(returns: np.ndarray, env_steps: np.ndarray, resamples: int =
     return Curve(env_steps, returns.mean(axis=(0, 1)), low, high)
 
 
-def source_returns(dataset: str | Path, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+def source_returns(dataset: str | Path | HistoryDataset, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
     """
     A source's own learning curves, from its histories.
 
@@ -117,7 +117,7 @@ def write_report(
     output_dir: str | Path,
     evaluation: Evaluation,
     family: TaskFamily,
-    dataset: str | Path,
+    dataset: str | Path | HistoryDataset,
     details: dict[str, Any],
 ) -> dict[str, Any]:
     """
@@ -130,7 +130,7 @@ def write_report(
             Rollouts on the test tasks.
         family ([`TaskFamily`]):
             For the optimum.
-        dataset (`str` or `Path`):
+        dataset (`str`, `Path` or [`~ad_hf.histories.dataset.HistoryDataset`]):
             Histories whose test split holds the source's own curves on the same tasks.
         details (`dict`):
             Further entries of the report: seconds by stage, seeds, settings.
@@ -140,7 +140,7 @@ def write_report(
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    returns = evaluation.returns
+    returns, dataset = evaluation.returns, HistoryDataset.open(dataset)
     ad = bootstrap_curve(returns, evaluation.lengths.mean(axis=(0, 1)).cumsum())
     source_episode_returns, source_steps = source_returns(dataset)
     source = bootstrap_curve(source_episode_returns, source_steps)
@@ -165,13 +165,14 @@ def write_report(
         "rollout_seed": evaluation.seed,
         "tasks": [
             {
-                **task.kwargs,
                 "task_id": task.task_id,
+                "kwargs": task.kwargs,
                 "return": float(final[index]),
                 "optimal": None if optimal is None else float(optimal[index]),
             }
             for index, task in enumerate(evaluation.tasks)
         ],
+        "dataset": dataset.to_json(),
         **details,
         "versions": package_versions(VERSIONED_PACKAGES),
         "curves": {"ad": ad.to_json(), "source": source.to_json()},

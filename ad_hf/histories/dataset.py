@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from gymnasium import spaces
 
-from ad_hf.envs.spaces import space_from_json
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
 from ad_hf.histories.validation import check_columns
 from ad_hf.hub.repositories import Repository, find_repository
@@ -76,18 +73,11 @@ class HistoryDataset:
 
     def to_json(self) -> dict[str, Any]:
         """What a run's files say about it: name, revision, configuration, fingerprint."""
-        return {**self.repository.to_json(), "config_name": self.config_name, "fingerprint": self.fingerprint()}
-
-    def fingerprint(self) -> str:
-        """A digest of its metadata and of its files' names and sizes, the same wherever a copy of it is."""
-        sizes = self.repository.sizes(f"{self.config_name}/*.parquet")
-        names = {path.removeprefix(f"{self.config_name}/"): size for path, size in sizes.items()}
-        return hashlib.blake2b(f"{self.metadata.to_json()}{names}".encode(), digest_size=8).hexdigest()
-
-    @property
-    def spaces(self) -> tuple[spaces.Space, spaces.Space]:
-        """Observation and action space of one environment."""
-        return space_from_json(self.metadata.observation_space), space_from_json(self.metadata.action_space)
+        return {
+            **self.repository.to_json(),
+            "config_name": self.config_name,
+            "fingerprint": self.metadata.fingerprint,
+        }
 
     def pattern(self, split: str) -> str:
         """Glob pattern of the files of a split, which must exist."""
@@ -107,7 +97,7 @@ class HistoryDataset:
             raise FileNotFoundError(f"{self} lacks the files of its split {split!r}: {pattern}")
         try:
             for file in files:
-                check_columns(pq.read_schema(file), *self.spaces, f"{self}, {Path(file).name}")
+                check_columns(pq.read_schema(file), *self.metadata.spaces, f"{self}, {Path(file).name}")
             rows = load_dataset("parquet", data_files={split: files}, split=split)
         except (DatasetGenerationError, pa.ArrowException) as error:
             cause = error.__cause__ or error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,12 @@ import pyarrow as pa
 from datasets import Features, List, Value
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import storage_dtype
+from ad_hf.envs.spaces import space_from_json, storage_dtype
 from ad_hf.histories.frames import compress_frames, has_frames
 
 SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
+ROW_GROUP_BYTES = 16 << 20
 VERSIONED_PACKAGES = ("ad_hf", "datasets", "gymnasium", "numpy", "pyarrow", "stable_baselines3", "torch")
 
 
@@ -39,6 +40,10 @@ class HistoryMetadata:
             `algorithm`, `n_envs`, `total_timesteps` and `hyperparameters` of the source.
         seeds (`list[int]`):
             Seeds of the source, each of which learnt every task.
+        statistics (`dict`):
+            For each split what [`~ad_hf.histories.statistics.split_statistics`] says.
+        fingerprint (`str`):
+            Digest of the contents of the dataset's shards.
         versions (`dict[str, str]`):
             Versions of the packages that made the data.
         schema_version (`int`):
@@ -52,8 +57,15 @@ class HistoryMetadata:
     action_space: dict[str, Any]
     source: dict[str, Any]
     seeds: list[int]
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=lambda: package_versions(VERSIONED_PACKAGES))
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def spaces(self) -> tuple[spaces.Space, spaces.Space]:
+        """Observation and action space of one environment."""
+        return space_from_json(self.observation_space), space_from_json(self.action_space)
 
     def to_json(self) -> str:
         """The text of `metadata.json`."""
@@ -67,11 +79,22 @@ class HistoryMetadata:
         Raises:
             ValueError: if the text was written by a newer schema, or is none of ours.
         """
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{METADATA_FILE} is not JSON: {error}") from error
         found = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(found, int) and found > SCHEMA_VERSION:
+            raise ValueError(
+                f"{METADATA_FILE} has schema version {found}, this version of ad_hf reads {SCHEMA_VERSION}: install a "
+                "newer one"
+            )
         if found != SCHEMA_VERSION:
-            raise ValueError(f"metadata.json has schema version {found}, this version of ad_hf reads {SCHEMA_VERSION}")
-        return cls(**data)
+            raise ValueError(f"{METADATA_FILE} has schema version {found}, expected {SCHEMA_VERSION}")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"{METADATA_FILE} is not that of a learning-history dataset: {error}") from error
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
@@ -91,13 +114,17 @@ def read_metadata(dataset: str | Path, config_name: str = "default") -> HistoryM
 
     Raises:
         FileNotFoundError: if there is no finished dataset.
+        ValueError: if the file is not what it should be.
     """
     path = Path(dataset) / config_name / METADATA_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"{dataset} holds no learning histories: {path} does not exist; collect them with `ad-hf collect`"
         )
-    return HistoryMetadata.from_json(path.read_text())
+    try:
+        return HistoryMetadata.from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _elements_feature(space: spaces.Space) -> Any:
@@ -201,3 +228,23 @@ def history_table(recorded: Any, features: Features, task_id: int, seed: int, ma
     schema = features.arrow_schema
     columns = [_column(rows[column.name], column.type) for column in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def default_piece_steps(observation_space: spaces.Space) -> int:
+    """Steps above which a history is cut into several rows: fewer for frames, of which a row is decoded at a time."""
+    return 100 if has_frames(observation_space) else 10_000
+
+
+def row_groups(table: pa.Table) -> Iterator[pa.Table]:
+    """
+    A table in runs of whole histories, each a row group of a parquet file: of a stream, the least that is read.
+
+    Runs hold up to 16 MiB in memory, and more only if a single history does.
+    """
+    begins = np.flatnonzero(np.asarray(table["start_step"]) == 0).tolist()
+    first = 0
+    for begin, after in zip(begins[1:], [*begins[2:], len(table)]):
+        if table.slice(first, after - first).nbytes > ROW_GROUP_BYTES:
+            yield table.slice(first, begin - first)
+            first = begin
+    yield table.slice(first)

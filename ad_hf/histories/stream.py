@@ -11,28 +11,26 @@ window of an epoch comes once, and a place in it is three numbers.
 from __future__ import annotations
 
 import multiprocessing
-import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.validation import COLUMNS, check_columns
 from ad_hf.histories.windows import HistoryRows, HistoryWindows
-from ad_hf.hub.repositories import HubError, explained
+from ad_hf.hub.repositories import retried
 
 BLOCK_BYTES = 1 << 20  # compressed; enough for one HTTP request to be worth its latency
 READERS = 4  # blocks that are read side by side, which hides that latency
-ATTEMPTS = 4  # further ones beyond those of the Hub's client, as for bodies that are cut short
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -164,28 +162,18 @@ class HistoryStream:
         # Buffered ahead, neighbouring columns come in one request.
         return pq.ParquetFile(source, metadata=footer, pre_buffer=True)
 
-    def _retried(self, path: str, read: Any) -> Any:
-        """What a function reads of a shard, tried again where the way to the Hub fails."""
+    def _retried(self, path: str, read: Callable[[], T]) -> T:
+        """What a function reads of a shard."""
         name = f"reading {path} of {self.dataset}"
-        for attempt in range(ATTEMPTS):
-            try:
-                with explained(name):
-                    return read()
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{name}: it is no parquet file, or a damaged one: {error}") from error
-            except OSError as error:
-                cause = error.__cause__ or error
-                answered = isinstance(cause, HfHubHTTPError) and cause.response.status_code < 500
-                if attempt == ATTEMPTS - 1 or answered or not isinstance(cause, HTTPError):
-                    raise HubError(str(error)) from error
-                warnings.warn(f"{error}; trying again", stacklevel=2)
-                time.sleep(2.0**attempt)
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return retried(name, read)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{name}: it is no parquet file, or a damaged one: {error}") from error
 
     def _read_footer(self, path: str) -> pq.FileMetaData:
         def read() -> pq.FileMetaData:
             with self._open(path) as file:
-                check_columns(file.schema_arrow, *self.dataset.spaces, f"{self.dataset}, {path}")
+                check_columns(file.schema_arrow, *self.dataset.metadata.spaces, f"{self.dataset}, {path}")
                 return file.metadata
 
         return self._retried(path, read)
@@ -229,7 +217,7 @@ class HistoryStream:
             rows = executor.map(self._read_block, blocks)
             return HistoryWindows(
                 rows,
-                *self.dataset.spaces,
+                *self.dataset.metadata.spaces,
                 context_length=self.context_length,
                 keep_every_episode=self._keep_every_episode,
                 max_episodes=self._max_episodes,
@@ -298,11 +286,15 @@ class _OfWorker(IterableDataset):
         self._arguments = stream, size, total
         self._consumers, self._places = consumers, places
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place]]:
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place] | Exception]:
         stream, size, total = self._arguments
         info = get_worker_info()
         number = 0 if info is None else info.id
-        return _batches_of_consumer(stream, size, self._consumers[number], total, self._places[number])
+        try:
+            yield from _batches_of_consumer(stream, size, self._consumers[number], total, self._places[number])
+        except (OSError, ValueError) as error:
+            # Raised here, it would reach the other process as the text of a traceback.
+            yield error
 
 
 class StreamedBatches:
@@ -375,7 +367,10 @@ class StreamedBatches:
             batches = DataLoader(
                 dataset, batch_size=None, num_workers=self.num_workers, multiprocessing_context=context
             )
-        for batch, place in batches:
+        for item in batches:
+            if isinstance(item, Exception):
+                raise item
+            batch, place = item
             self._places[self._turn] = tuple(place)
             self._turn = (self._turn + 1) % len(self._places)
             yield batch

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from gymnasium import spaces
 
 from ad_hf.histories.frames import has_frames
-from ad_hf.histories.schema import history_features
+from ad_hf.histories.schema import HistoryMetadata, history_features
 
 COLUMNS = (
     *("history_id", "start_step", "observations", "actions", "rewards", "terminations", "truncations"),
@@ -39,6 +42,32 @@ def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_spa
         found, wanted = schema.field(column).type, expected.field(column).type
         if found != wanted:
             raise ValueError(f"{name}: column {column} is of type {found}, expected {wanted}")
+
+
+def check_shards(folder: Path, metadata: HistoryMetadata) -> list[Path]:
+    """
+    The shards of a configuration's folder, all of which must be there, and have the columns of learning histories.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    shards = sorted(folder.glob("*.parquet"))
+    found = {path.name for path in shards}
+    for split in sorted({task["split"] for task in metadata.tasks}):
+        numbers = [match for name in found if (match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", name))]
+        total = max((int(match[2]) for match in numbers), default=1)
+        expected = {f"{split}-{index:05d}-of-{total:05d}.parquet" for index in range(total)}
+        if expected - found:
+            raise ValueError(
+                f"{folder} lacks {', '.join(sorted(expected - found))}: collect again, or download all of it"
+            )
+    for path in shards:
+        try:
+            schema = pq.read_schema(path)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is no parquet file, or a damaged one: {error}") from error
+        check_columns(schema, *metadata.spaces, str(path))
+    return shards
 
 
 def _flatten(lists: pa.Array) -> pa.Array:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, RepoCard
+from huggingface_hub.utils import yaml_dump
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ad_hf.envs.task_family import SPLITS
-from ad_hf.files import write_text
-from ad_hf.histories.schema import METADATA_FILE, read_metadata
+from ad_hf.files import atomic_path, write_text
+from ad_hf.histories.frames import has_frames
+from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
+
+CARD = "README.md"
+BEGIN = "<!-- ad_hf writes what is between these two lines anew with every push, and keeps all other text. -->"
+END = "<!-- Here ends what ad_hf writes. -->"
+WRITTEN = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+# What a run leaves beside its model, and a model's repository shows.
+RUN_FILES = ("recipe.yaml", "run.json", "report.json", "learning_curve.png", "replay.gif")
 
 
 def template_path(folder: str, name: str) -> Path:
@@ -22,13 +35,120 @@ def template_path(folder: str, name: str) -> Path:
     raise FileNotFoundError(f"the card template {folder}/{name} is missing from this installation of ad_hf")
 
 
-def _fingerprint(folder: Path) -> str:
-    """Digest of the contents of a configuration's shards, in their order."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.glob("*.parquet")):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
+def _render(folder: str, file: str, /, **values: Any) -> str:
+    path = template_path(folder, file)
+    environment = Environment(
+        loader=FileSystemLoader(path.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(path.name).render(**values)
+
+
+def _card_text(data: Mapping[str, Any], body: str) -> str:
+    return f"---\n{yaml_dump(dict(data), sort_keys=False).strip()}\n---\n\n{body.strip()}\n"
+
+
+def without_configs(card: str) -> str:
+    """A dataset's card without what its metadata says of configurations."""
+    loaded = RepoCard(card, ignore_metadata_errors=True)
+    data = {name: value for name, value in loaded.data.to_dict().items() if name != "configs"}
+    return _card_text(data, loaded.text)
+
+
+def merge_card(old: str | None, data: Mapping[str, Any], text: str) -> str:
+    """
+    A card with new metadata and text, which keeps what people wrote into the old one.
+
+    Args:
+        old (`str`, *optional*):
+            The card so far. Its text outside of the two lines that enclose ours stays where it is; if it has no such
+            lines, ours comes after it.
+        data (`Mapping`):
+            Metadata. Entries of the old card that are not in it stay; tags are joined; configurations are replaced by
+            name.
+        text (`str`):
+            What we write.
+    """
+    section = f"{BEGIN}\n\n{text.strip()}\n\n{END}"
+    merged = dict(data)
+    body = section
+    if old is not None and old.strip():
+        card = RepoCard(old, ignore_metadata_errors=True)
+        before = card.data.to_dict()
+        merged = {**before, **data}
+        if "tags" in before and "tags" in data:
+            merged["tags"] = [*before["tags"], *(tag for tag in data["tags"] if tag not in before["tags"])]
+        if "configs" in before and "configs" in data:
+            configs = {config["config_name"]: config for config in (*before["configs"], *data["configs"])}
+            merged["configs"] = [configs[name] for name in sorted(configs)]
+        found = WRITTEN.search(card.text)
+        if found:
+            body = card.text[: found.start()] + section + card.text[found.end() :]
+        elif card.text.strip():
+            body = f"{card.text.strip()}\n\n{section}"
+    return _card_text(merged, body)
+
+
+def dataset_config(folder: Path, metadata: HistoryMetadata, config_name: str) -> dict[str, Any]:
+    """What a dataset card's YAML says of a configuration, whose files are in a folder: which belong to which split."""
+    splits = [
+        {"split": split, "path": f"{config_name}/{split}-*.parquet"}
+        for split in SPLITS
+        if any(folder.glob(f"{split}-*.parquet"))
+    ]
+    # The fingerprint keeps datasets' cache, which knows a local folder by its name and these lines alone, from taking
+    # one dataset for another.
+    description = f"{metadata.source['algorithm']}, fingerprint {metadata.fingerprint}"
+    return {"config_name": config_name, "data_files": splits, "description": description}
+
+
+def dataset_card(
+    metadata: Mapping[str, HistoryMetadata], configs: list[dict[str, Any]], name: str, old: str | None = None
+) -> str:
+    """
+    The text of a dataset's card.
+
+    Args:
+        metadata (`Mapping[str, HistoryMetadata]`):
+            Of every configuration of the dataset.
+        configs (`list[dict]`):
+            What [`dataset_config`] says of those configurations that are new.
+        name (`str`):
+            What `load_dataset` takes: a Hub id or a folder.
+        old (`str`, *optional*):
+            The card so far; see [`merge_card`].
+    """
+    env_ids = sorted({config.env_id for config in metadata.values()})
+    title = f"Learning histories of {', '.join(env_ids)}"
+    rows = sum(split["histories"] for config in metadata.values() for split in config.statistics.values())
+    data = DatasetCardData(
+        pretty_name=title,
+        task_categories=["reinforcement-learning"],
+        size_categories=[_size_category(rows)] if rows else None,
+        tags=["in-context-reinforcement-learning", "algorithm-distillation", *env_ids],
+        configs=configs,
+    )
+    text = _render(
+        "dataset_cards",
+        "learning_histories.md",
+        title=title,
+        name=name,
+        configs=[
+            {
+                "name": config_name,
+                "metadata": config,
+                "splits": config.statistics,
+                "has_frames": has_frames(config.spaces[0]),
+                "num_tasks": {split: sum(task["split"] == split for task in config.tasks) for split in SPLITS},
+            }
+            for config_name, config in sorted(metadata.items())
+        ],
+    )
+    return merge_card(old, data.to_dict(), text)
+
+
+def _size_category(rows: int) -> str:
+    bounds = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+    return next((name for bound, name in bounds if rows < bound), "10M<n<100M")
 
 
 def write_dataset_card(dataset: str | Path) -> Path:
@@ -37,85 +157,123 @@ def write_dataset_card(dataset: str | Path) -> Path:
 
     Args:
         dataset (`str` or `Path`):
-            Folder with one sub-folder per configuration, as [`~ad_hf.collect`] leaves it.
+            Folder with one sub-folder per configuration, as [`~ad_hf.collect`] leaves it. Text that people wrote into
+            its README.md stays.
     """
     dataset = Path(dataset)
     names = sorted(path.parent.name for path in dataset.glob(f"[!.]*/{METADATA_FILE}"))
     metadata = {name: read_metadata(dataset, name) for name in names}
-    data_files: list[dict[str, Any]] = []
-    for name in names:
-        splits = [
-            {"split": split, "path": f"{name}/{split}-*.parquet"}
-            for split in SPLITS
-            if any((dataset / name).glob(f"{split}-*.parquet"))
-        ]
-        # The fingerprint keeps datasets' cache, which knows a local folder by its name and these lines alone, from
-        # taking one dataset for another.
-        description = f"{metadata[name].source['algorithm']}, fingerprint {_fingerprint(dataset / name)}"
-        data_files.append({"config_name": name, "data_files": splits, "description": description})
-    env_ids = sorted({config.env_id for config in metadata.values()})
-    title = f"Learning histories of {', '.join(env_ids)}"
-    card_data = DatasetCardData(
-        pretty_name=title,
-        task_categories=["reinforcement-learning"],
-        tags=["in-context-reinforcement-learning", "algorithm-distillation", *env_ids],
-        configs=data_files,
-    )
-    card = DatasetCard.from_template(
-        card_data,
-        template_path=str(template_path("dataset_cards", "learning_histories.md")),
-        title=title,
-        folder=dataset.name,
-        configs=[{"name": name, "metadata": config} for name, config in metadata.items()],
-    )
-    write_text(dataset / "README.md", str(card))
-    return dataset / "README.md"
+    configs = [dataset_config(dataset / name, metadata[name], name) for name in names]
+    card = dataset / CARD
+    old = card.read_text(encoding="utf-8") if card.is_file() else None
+    write_text(card, dataset_card(metadata, configs, dataset.name, old))
+    return card
 
 
-def write_model_card(model: str | Path, recipe_yaml: str, report: dict[str, Any]) -> Path:
+def model_card(model: Path, name: str, old: str | None = None) -> str:
     """
-    Write the README.md of a model, with its results as a `model-index`.
+    The text of a model's card, made of the files of its run that are beside its weights.
 
     Args:
-        model (`str` or `Path`):
-            Folder of the model.
-        recipe_yaml (`str`):
-            The complete recipe that it was trained with.
-        report (`dict`):
-            The report of its rollouts on test tasks.
+        model (`Path`):
+            Folder of the model, after [`add_run_files`].
+        name (`str`):
+            What `from_pretrained` takes: a Hub id or a folder.
+        old (`str`, *optional*):
+            The card so far; see [`merge_card`].
     """
-    model, env_id = Path(model), report["env_id"]
-    title = f"Algorithm Distillation on {env_id}"
-    low, high = report["test_return_final_interval"]
-    card_data = ModelCardData(
+    config = _read_json(model / "config.json") or {}
+    run, report = _read_json(model / "run.json"), _read_json(model / "report.json")
+    recipe = (model / "recipe.yaml").read_text(encoding="utf-8") if (model / "recipe.yaml").is_file() else None
+    trained_on = (run or {}).get("dataset")
+    env_id = (run or {}).get("env_id") or (report or {}).get("env_id")
+    title = f"Algorithm Distillation on {env_id}" if env_id else "Algorithm Distillation"
+    tags = ["reinforcement-learning", "in-context-reinforcement-learning", "algorithm-distillation", "transformers"]
+    data = ModelCardData(
         model_name=title,
         pipeline_tag="reinforcement-learning",
         library_name="ad_hf",
-        tags=[
-            *("reinforcement-learning", "in-context-reinforcement-learning", "algorithm-distillation", "transformers"),
-            env_id,
-        ],
-        eval_results=[
-            EvalResult(
-                task_type="reinforcement-learning",
-                task_name="in-context reinforcement learning",
-                dataset_type=env_id,
-                dataset_name=f"{env_id}, {report['num_test_tasks']} held-out tasks",
-                metric_type="mean_reward",
-                metric_name=f"mean return of episodes {report['final_episodes'][0]} to {report['final_episodes'][1]}",
-                metric_value=f"{report['test_return_final']:.2f} +/- {(high - low) / 2:.2f}",
-            )
-        ],
+        tags=[*tags, env_id] if env_id else tags,
+        datasets=[trained_on["name"]] if trained_on and trained_on["revision"] else None,
+        eval_results=None if report is None else _eval_results(report),
     )
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(template_path("model_cards", "ad_model.md")),
+    text = _render(
+        "model_cards",
+        "ad_model.md",
         title=title,
+        name=name,
+        is_hub_id=not Path(name).is_dir(),
         env_id=env_id,
-        folder=model.name,
-        source=report["source"],
+        env_kwargs=(run or {}).get("env_kwargs", {}),
+        tasks=[] if report is None else _some_tasks(report),
+        config=config,
+        run=run,
         report=report,
-        recipe=recipe_yaml,
+        recipe=recipe,
+        trained_on=trained_on,
+        pictures=[picture for picture in ("learning_curve.png", "replay.gif") if (model / picture).is_file()],
     )
-    write_text(model / "README.md", str(card))
-    return model / "README.md"
+    return merge_card(old, data.to_dict(), text)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _some_tasks(report: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
+    """Keyword arguments of a few tasks of a report, from all over its list."""
+    tasks = report["tasks"][:: max(1, len(report["tasks"]) // count)][:count]
+    return [task["kwargs"] for task in tasks]
+
+
+def _eval_results(report: dict[str, Any]) -> list[EvalResult]:
+    first, last = report["final_episodes"]
+    low, high = report["test_return_final_interval"]
+    dataset = report.get("dataset") or {}
+    shared: dict[str, Any] = {
+        "task_type": "reinforcement-learning",
+        "task_name": "in-context reinforcement learning",
+        "dataset_type": report["env_id"],
+        "dataset_name": f"{report['env_id']}, {report['num_test_tasks']} held-out tasks",
+        "dataset_split": "test",
+        "dataset_revision": dataset.get("revision"),
+        "dataset_args": {
+            "tasks": report["num_test_tasks"],
+            "rollouts_per_task": report["num_rollout_seeds"],
+            "rollout_seed": report["rollout_seed"],
+            "episodes": last,
+            "training_seed": report.get("seeds", {}).get("training"),
+        },
+    }
+    return [
+        EvalResult(
+            metric_type="mean_reward",
+            metric_name=f"mean return of episodes {first} to {last}",
+            metric_value=f"{report['test_return_final']:.2f} +/- {(high - low) / 2:.2f}",
+            **shared,
+        )
+    ]
+
+
+def add_run_files(model: Path, run: Path) -> None:
+    """Copy what a run says of its model (recipe, data, report, pictures) into the model's folder."""
+    for name in RUN_FILES:
+        if (run / name).is_file():
+            with atomic_path(model / name) as temporary:
+                shutil.copyfile(run / name, temporary)
+
+
+def write_model_card(run: str | Path) -> Path:
+    """
+    Write the README.md of the model of a run, with the run's recipe, data, report and pictures beside it.
+
+    Args:
+        run (`str` or `Path`):
+            Folder of the run, with the model in `model/`. Text that people wrote into its README.md stays.
+    """
+    model = Path(run) / "model"
+    add_run_files(model, Path(run))
+    card = model / CARD
+    old = card.read_text(encoding="utf-8") if card.is_file() else None
+    write_text(card, model_card(model, str(model), old))
+    return card

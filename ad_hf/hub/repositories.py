@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, HfFileSystem, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -15,6 +17,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,
+    IncompleteSnapshotError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -25,7 +28,19 @@ HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@]+))?")
 
 
 class HubError(OSError):
-    """Something that the Hub, or the way to it, did not let us do, and what to do about it."""
+    """
+    Something that the Hub, or the way to it, did not let us do, and what to do about it.
+
+    Attributes:
+        transient (`bool`):
+            Whether another attempt may succeed.
+        status (`int`, *optional*):
+            HTTP status of the Hub's answer, if it gave one.
+    """
+
+    def __init__(self, message: str, transient: bool = False, status: int | None = None) -> None:
+        super().__init__(message)
+        self.transient, self.status = transient, status
 
 
 @contextmanager
@@ -48,28 +63,68 @@ def explained(what: str) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise HubError(f"{what}: the repository has no such revision") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise HubError(
-            f"{what}: not in the cache, and the Hub cannot be reached (HF_HUB_OFFLINE={constants.is_offline_mode():d})"
-        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, IncompleteSnapshotError) as error:
+        offline = constants.is_offline_mode()
+        why = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
+        raise HubError(f"{what}: it is not in the cache, and {why}", transient=not offline) from error
     except EntryNotFoundError as error:
         raise HubError(f"{what}: a file is missing in the repository: {_first_line(error)}") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise HubError(
-                f"{what}: the Hub refused it ({status}): set HF_TOKEN to a token that may do this, or run "
-                "`hf auth login`"
-            ) from error
-        raise HubError(f"{what}: the Hub answered with status {status}: {_first_line(error)}") from error
-    except HTTPError as error:
-        raise HubError(
-            f"{what}: the connection to {constants.ENDPOINT} failed: {_first_line(error) or type(error).__name__}"
-        ) from error
+    except (HTTPError, RuntimeError) as error:
+        raise _explanation(what, error) from error
+
+
+def _explanation(what: str, error: BaseException) -> BaseException:
+    """What came of an HTTP request; the client wraps that of an upload into a RuntimeError."""
+    cause = error.__cause__ if isinstance(error, RuntimeError) else error
+    if not isinstance(cause, HTTPError):
+        return error
+    if not isinstance(cause, HfHubHTTPError):
+        text = _first_line(cause) or type(cause).__name__
+        return HubError(f"{what}: the connection to {constants.ENDPOINT} failed: {text}", transient=True)
+    status = cause.response.status_code
+    if status in (401, 403):
+        return HubError(
+            f"{what}: the Hub refused it ({status}): set HF_TOKEN to a token that may do this, or run `hf auth login`",
+            status=status,
+        )
+    transient = status in (408, 429) or status >= 500
+    return HubError(f"{what}: the Hub answered with status {status}: {_first_line(cause)}", transient, status)
 
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
+T = TypeVar("T")
+
+
+def retried(what: str, call: Callable[[], T], attempts: int = 4) -> T:
+    """
+    What a call to the Hub returns, made again, after 1, 2, 4, ... seconds, where that may help.
+
+    The Hub's client does so itself for some requests, and not for others.
+
+    Args:
+        what (`str`):
+            What is being done, for errors.
+        call (`Callable`):
+            The call.
+        attempts (`int`, *optional*, defaults to 4):
+            How often it is made at most.
+
+    Raises:
+        HubError: if it cannot be done.
+    """
+    for attempt in range(attempts):
+        try:
+            with explained(what):
+                return call()
+        except HubError as error:
+            if not error.transient or attempt == attempts - 1:
+                raise
+            warnings.warn(f"{error}; trying again", stacklevel=2)
+            time.sleep(min(8.0, 2.0**attempt))
+    raise AssertionError("the last attempt returns or raises")
 
 
 @dataclass(frozen=True)
@@ -108,8 +163,10 @@ class Repository:
         if self.revision is None or constants.is_offline_mode():
             folder = self.download(())
             return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        with explained(f"reading the {self.kind} {self}"):
-            return HfApi().list_repo_files(self.name, repo_type=self.kind, revision=self.revision)
+        return retried(
+            f"reading the {self.kind} {self}",
+            lambda: HfApi().list_repo_files(self.name, repo_type=self.kind, revision=self.revision),
+        )
 
     def download(self, patterns: Sequence[str]) -> Path:
         """
@@ -122,12 +179,14 @@ class Repository:
         """
         if self.revision is None:
             return Path(self.name)
-        with explained(f"downloading the {self.kind} {self}"):
-            return Path(
-                snapshot_download(
+        return Path(
+            retried(
+                f"downloading the {self.kind} {self}",
+                lambda: snapshot_download(
                     self.name, repo_type=self.kind, revision=self.revision, allow_patterns=list(patterns)
-                )
+                ),
             )
+        )
 
     def open_remote(self, path: str) -> Any:
         """A file of a Hub repository to be read in parts over HTTP: every read is one request, and nothing is kept."""
@@ -138,9 +197,10 @@ class Repository:
         if self.revision is None or constants.is_offline_mode():
             folder = self.download((pattern,))
             return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.glob(pattern))}
-        with explained(f"reading the {self.kind} {self}"):
-            root = self._remote_path("")
-            found: Any = self._filesystem().glob(root + pattern, detail=True)
+        root = self._remote_path("")
+        found: Any = retried(
+            f"reading the {self.kind} {self}", lambda: self._filesystem().glob(root + pattern, detail=True)
+        )
         return {path.removeprefix(root): int(found[path]["size"]) for path in sorted(found)}
 
     @staticmethod
@@ -178,8 +238,10 @@ def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
             f"{name} is neither a folder nor the id of a {kind} on the Hub, such as user/name or user/name@revision"
         )
     repo_id, revision = match["repo_id"], match["revision"]
-    with explained(f"looking for the {kind} {name} (there is no folder of that name)"):
-        if constants.is_offline_mode():
+    what = f"looking for the {kind} {name} (there is no folder of that name)"
+    if constants.is_offline_mode():
+        with explained(what):
             snapshot = snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=[])
-            return Repository(repo_id, kind, Path(snapshot).name)
-        return Repository(repo_id, kind, HfApi().repo_info(repo_id, repo_type=kind, revision=revision).sha)
+        return Repository(repo_id, kind, Path(snapshot).name)
+    found = retried(what, lambda: HfApi().repo_info(repo_id, repo_type=kind, revision=revision))
+    return Repository(repo_id, kind, found.sha)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Features
@@ -25,10 +26,19 @@ from pyarrow import feather
 from tqdm.auto import tqdm
 
 from ad_hf.envs.sb3 import SB3VecEnv
-from ad_hf.envs.spaces import space_from_json, space_to_json
+from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
 from ad_hf.files import atomic_path, write_text
-from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, history_features, history_table, read_metadata
+from ad_hf.histories.schema import (
+    METADATA_FILE,
+    HistoryMetadata,
+    default_piece_steps,
+    history_features,
+    history_table,
+    read_metadata,
+    row_groups,
+)
+from ad_hf.histories.statistics import content_fingerprint, split_statistics
 from ad_hf.hub.cards import write_dataset_card
 from ad_hf.sources.learners import check_hyperparameters, make_learner
 from ad_hf.sources.recorder import HistoryRecorder
@@ -163,14 +173,17 @@ def _shards(jobs: Sequence[Job], jobs_per_shard: int) -> dict[str, list[Job]]:
 
 
 def _write_shard(path: Path, parts: Sequence[Path]) -> None:
-    """Join the jobs' parts, a row group each, and then drop them."""
+    """Join the jobs' parts, and then drop them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         writer = None
         for part in parts:
             table = feather.read_table(part)
-            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-            writer.write_table(table)
+            # Frames are compressed already, and none is like another: no dictionary for them.
+            framed = pa.types.is_binary(table.schema.field("observations").type)
+            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd", use_dictionary=not framed)
+            for rows in row_groups(table):
+                writer.write_table(rows)
         if writer is not None:
             writer.close()
     for part in parts:
@@ -227,7 +240,7 @@ def _is_finished(output_dir: Path, config_name: str, metadata: HistoryMetadata) 
     except FileNotFoundError as error:
         raise ValueError(f"{folder} exists and holds no learning histories: give another output_dir") from error
     wanted = asdict(metadata)
-    for name in sorted(set(wanted) - {"versions"}):
+    for name in sorted(set(wanted) - {"versions", "statistics", "fingerprint"}):
         if found[name] != wanted[name]:
             raise ValueError(
                 f"{folder} already holds histories with {name} = {found[name]!r}, now it is {wanted[name]!r}: give "
@@ -283,7 +296,7 @@ def collect(
     config_name: str = "default",
     num_workers: int | None = None,
     shard_transitions: int = 1_000_000,
-    max_piece_steps: int = 10_000,
+    max_piece_steps: int | None = None,
 ) -> Path:
     r"""
     Learn every task of a family with a Stable-Baselines3 algorithm and write the learning histories as a dataset that
@@ -316,8 +329,9 @@ def collect(
             Worker processes, by default one per core.
         shard_transitions (`int`, *optional*, defaults to 1000000):
             Transitions per file; a job is never split over two.
-        max_piece_steps (`int`, *optional*, defaults to 10000):
-            Longer histories are cut into several rows, at episode borders.
+        max_piece_steps (`int`, *optional*):
+            Longer histories are cut into several rows, at episode borders; by default at 10,000 steps, and at 100
+            where observations are frames, of which a row is decoded at a time.
 
     Returns:
         `Path`: the folder of the dataset.
@@ -333,7 +347,7 @@ def collect(
         total_timesteps=total_timesteps,
         num_workers=num_workers,
         shard_transitions=shard_transitions,
-        max_piece_steps=max_piece_steps,
+        max_piece_steps=1 if max_piece_steps is None else max_piece_steps,
         number_of_seeds=len(seeds),
     )
     if len(set(seeds)) != len(seeds):
@@ -347,6 +361,7 @@ def collect(
         if work.exists():  # interrupted in its last moment
             _finish(output_dir, work)
         return output_dir
+    max_piece_steps = max_piece_steps or default_piece_steps(metadata.spaces[0])
     layout = {"shard_transitions": shard_transitions, "max_piece_steps": max_piece_steps}
     _check_settings(work, {**asdict(metadata), **layout})
     for leftover in work.rglob(".*.tmp"):  # of a process that was killed while it wrote
@@ -362,7 +377,7 @@ def collect(
         if not (finished_shards / shard).is_file()
     }
     to_do = [job for job in jobs if any(job.file_name in names for names in unwritten.values())]
-    features = history_features(space_from_json(metadata.observation_space), space_from_json(metadata.action_space))
+    features = history_features(*metadata.spaces)
     calls = [partial(_run_job, family, source, features, max_piece_steps, work / job.file_name, job) for job in to_do]
 
     def write_complete_shards() -> None:
@@ -382,6 +397,10 @@ def collect(
             for names in unwritten.values():
                 names.discard(finished)
             write_complete_shards()
+    metadata.statistics = {
+        name: split_statistics(files) for name in SPLITS if (files := sorted(finished_shards.glob(f"{name}-*")))
+    }
+    metadata.fingerprint = content_fingerprint(sorted(finished_shards.glob("*.parquet")))
     write_text(finished_shards / METADATA_FILE, metadata.to_json())
     os.replace(finished_shards, output_dir / config_name)
     _finish(output_dir, work)

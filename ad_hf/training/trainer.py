@@ -24,6 +24,7 @@ from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.validation import COLUMNS
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.hub.cards import write_model_card
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
@@ -156,7 +157,7 @@ class Trainer:
             say(f"streaming {stream.num_steps:,} steps, {stream.compressed_bytes / 1e6:.1f} MB, from {self.dataset}")
             return StreamedBatches(stream, batch_size, rank, processes, data.num_workers)
         rows = self.dataset.load("train", list(COLUMNS))
-        windows = HistoryWindows(rows, *self.dataset.spaces, **settings, name=f"{self.dataset}, split train")
+        windows = HistoryWindows(rows, *self.dataset.metadata.spaces, **settings, name=f"{self.dataset}, split train")
         windows.warn_of_short_histories()
         say(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {self.dataset}")
         return WindowBatches(windows, batch_size, rank, processes)
@@ -303,7 +304,12 @@ def train(
     output_dir.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         write_text(output_dir / "recipe.yaml", recipe.to_yaml())
-        run = {"dataset": trainer.dataset_json, "versions": package_versions((*VERSIONED_PACKAGES, "transformers"))}
+        family = {"env_id": trainer.family.env_id, "env_kwargs": trainer.family.env_kwargs}
+        run = {
+            **family,
+            "dataset": trainer.dataset_json,
+            "versions": package_versions((*VERSIONED_PACKAGES, "transformers")),
+        }
         write_text(output_dir / "run.json", json.dumps(run, indent=2) + "\n")
     if recipe.training.log_with is not None:
         accelerator.init_trackers("ad_hf", config=json.loads(json.dumps(asdict(recipe.training))))
@@ -317,4 +323,7 @@ def train(
     accelerator.end_training()
     if trainer.best is not None and trainer.family.tasks("validation"):
         say(f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")
+    if accelerator.is_main_process:
+        write_model_card(output_dir)
+    accelerator.wait_for_everyone()
     return ADModel.from_pretrained(output_dir / "model")
