@@ -12,7 +12,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
-from ad_hf.histories.validation import check_columns
+from ad_hf.histories.validation import check_complete, check_shards
 from ad_hf.hub.repositories import Repository, find_repository
 from ad_hf.model.configuration_ad import ADConfig
 
@@ -86,23 +86,42 @@ class HistoryDataset:
             raise ValueError(f"{self} has no split {split!r}: expected one of {', '.join(splits)}")
         return f"{self.config_name}/{split}-*.parquet"
 
+    def shards(self, split: str) -> dict[str, int]:
+        """Sizes in bytes of the files of a split, by their paths in the repository; all of them must be there."""
+        sizes = self.repository.sizes(self.pattern(split))
+        check_complete((Path(path).name for path in sizes), split, f"{self}, {self.config_name}")
+        return sizes
+
     def load(self, split: str, columns: list[str] | None = None) -> Dataset:
-        """A split, with all or some of its columns; what is not there yet is downloaded."""
+        """
+        A split, with all or some of its columns; what is not there yet is downloaded.
+
+        Raises:
+            FileNotFoundError: if files are missing.
+            ValueError: for a file that is damaged, or lacks columns of learning histories, with its name.
+        """
+        pattern = self.pattern(split)
+        folder = self.repository.download([pattern]).resolve()
         # By its files and not by its folder: datasets caches a local folder by its name alone, so that another folder
         # of that name, or this one collected anew, would be taken for it.
-        pattern = self.pattern(split)
-        folder = self.repository.download([pattern])
-        files = sorted(str(path) for path in folder.resolve().glob(pattern))
-        if not files:
-            raise FileNotFoundError(f"{self} lacks the files of its split {split!r}: {pattern}")
+        files = [folder / path for path in self.shards(split)]
+        check_shards(files, self.metadata, str(self))
         try:
-            for file in files:
-                check_columns(pq.read_schema(file), *self.metadata.spaces, f"{self}, {Path(file).name}")
-            rows = load_dataset("parquet", data_files={split: files}, split=split)
+            rows = load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
         except (DatasetGenerationError, pa.ArrowException) as error:
-            cause = error.__cause__ or error
-            raise ValueError(f"{self}: the files of split {split!r} cannot be read: {cause}") from error
+            raise ValueError(f"{self}, {_damaged(files)}: it is damaged: {error.__cause__ or error}") from error
         return rows if columns is None else rows.select_columns(columns)
+
+
+def _damaged(files: list[Path]) -> str:
+    """Names of those parquet files that cannot be read whole."""
+    names = []
+    for file in files:
+        try:
+            pq.read_table(file)
+        except (pa.ArrowException, OSError):
+            names.append(file.name)
+    return ", ".join(names)
 
 
 def load_histories(

@@ -61,16 +61,27 @@ class FramePieces:
         self._pieces, self._lengths, self._names, self.shape = pieces, lengths, names, shape
         self._starts = np.cumsum(lengths) - lengths
 
-    def take(self, steps: np.ndarray) -> np.ndarray:
-        """Frames (num_steps, height, width, channels) of the steps of those numbers, counted over all pieces."""
-        frames = np.empty((len(steps), *self.shape), dtype=np.uint8)
+    def take(self, steps: np.ndarray, frames: np.ndarray, places: np.ndarray) -> None:
+        """
+        Decode the frames of some steps.
+
+        Args:
+            steps (`np.ndarray` of shape `(num_steps,)`):
+                Numbers of the steps, counted over all pieces.
+            frames (`np.ndarray` of shape `(any, height, width, channels)`):
+                Array to write to.
+            places (`np.ndarray` of shape `(num_steps,)`):
+                Where in it each step's frame goes.
+
+        Raises:
+            ValueError: if a piece is damaged, with its name.
+        """
         owners = np.searchsorted(self._starts, steps, side="right") - 1
         for owner in np.unique(owners):
-            chosen = owners == owner
+            chosen = np.flatnonzero(owners == owner)
             try:
                 data = self._pieces[int(owner)].as_buffer()
                 piece = decompress_frames(data, int(self._lengths[owner]), self.shape)
             except ValueError as error:
                 raise ValueError(f"{self._names[owner]}, column observations: {error}") from error
-            frames[chosen] = piece[steps[chosen] - self._starts[owner]]
-        return frames
+            frames[places[chosen]] = piece[steps[chosen] - self._starts[owner]]

@@ -92,9 +92,19 @@ class HistoryMetadata:
         if found != SCHEMA_VERSION:
             raise ValueError(f"{METADATA_FILE} has schema version {found}, expected {SCHEMA_VERSION}")
         try:
-            return cls(**data)
+            metadata = cls(**data)
         except TypeError as error:
             raise ValueError(f"{METADATA_FILE} is not that of a learning-history dataset: {error}") from error
+        for name in ("observation_space", "action_space"):
+            try:
+                space_from_json(getattr(metadata, name))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{METADATA_FILE}: {name} is no space: {getattr(metadata, name)!r}") from error
+        entries = metadata.tasks if isinstance(metadata.tasks, list) else [metadata.tasks]
+        for task in entries:
+            if not isinstance(task, dict) or not {"task_id", "kwargs", "split"} <= set(task):
+                raise ValueError(f"{METADATA_FILE}: tasks must hold task_id, kwargs and split each, got {task!r}")
+        return metadata
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:

@@ -11,9 +11,10 @@ window of an epoch comes once, and a place in it is three numbers.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,89 +23,16 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ad_hf.histories.blocks import Block, blocks_of_shard, read_row_groups
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.validation import COLUMNS, check_columns
-from ad_hf.histories.windows import HistoryRows, HistoryWindows
-from ad_hf.hub.repositories import retried
+from ad_hf.histories.windows import HistoryRows, HistoryWindows, make_batch
+from ad_hf.hub.repositories import HubError, retried
 
 BLOCK_BYTES = 1 << 20  # compressed; enough for one HTTP request to be worth its latency
 READERS = 4  # blocks that are read side by side, which hides that latency
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Block:
-    """
-    Whole histories that stand together in a shard.
-
-    Attributes:
-        path (`str`):
-            File of the shard.
-        row_groups (`range`):
-            Its row groups.
-        compressed, decoded (`int`):
-            Size of the columns that training reads, in bytes: in the file, and in memory.
-    """
-
-    path: str
-    row_groups: range
-    compressed: int
-    decoded: int
-
-
-def _item_bytes(schema: pa.Schema) -> dict[str, int]:
-    """Bytes in memory of the innermost elements of the columns that training reads; 0 for text and binaries."""
-    sizes = {}
-    for name in COLUMNS:
-        kind = schema.field(name).type
-        while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-            kind = kind.value_type
-        sizes[name] = -(-kind.bit_width // 8) if pa.types.is_primitive(kind) else 0
-    return sizes
-
-
-@dataclass
-class RowGroup:
-    """What a footer says of a row group: rows and steps, sizes as of [`Block`], whether a history begins with it."""
-
-    rows: int
-    steps: int = 0
-    compressed: int = 0
-    decoded: int = 0
-    begins: bool = False
-
-
-def _row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
-    item_bytes = _item_bytes(footer.schema.to_arrow_schema())
-    groups = []
-    for index in range(footer.num_row_groups):
-        columns = footer.row_group(index)
-        group = RowGroup(rows=columns.num_rows)
-        for column in (columns.column(number) for number in range(columns.num_columns)):
-            name = column.path_in_schema.partition(".")[0]
-            if name not in COLUMNS:
-                continue
-            group.compressed += column.total_compressed_size
-            group.decoded += column.num_values * item_bytes[name] or column.total_uncompressed_size
-            if name == "rewards":
-                group.steps = column.num_values
-            if name == "start_step" and column.is_stats_set and column.statistics.has_min_max:
-                group.begins = column.statistics.min == 0
-        groups.append(group)
-    return groups
-
-
-def _blocks_of_shard(path: str, groups: list[RowGroup], target: int) -> list[Block]:
-    """Runs of row groups of about `target` compressed bytes, cut where a history begins."""
-    blocks: list[Block] = []
-    first, compressed, decoded = 0, 0, 0
-    for index, group in enumerate(groups):
-        if index and group.begins and compressed >= target:
-            blocks.append(Block(path, range(first, index), compressed, decoded))
-            first, compressed, decoded = index, 0, 0
-        compressed, decoded = compressed + group.compressed, decoded + group.decoded
-    return [*blocks, Block(path, range(first, len(groups)), compressed, decoded)]
 
 
 class HistoryStream:
@@ -144,14 +72,12 @@ class HistoryStream:
         self.dataset, self.context_length, self.seed = dataset, context_length, seed
         self._keep_every_episode, self._max_episodes = keep_every_episode, max_episodes
         self._buffer_bytes = buffer_megabytes << 20
-        pattern = dataset.pattern(split)
-        self._sizes = dataset.repository.sizes(pattern)
-        if not self._sizes:
-            raise FileNotFoundError(f"{dataset} lacks the files of its split {split!r}: {pattern}")
-        self._folder = None if dataset.repository.is_remote else dataset.repository.download([pattern])
+        shards = dataset.shards(split)
+        repository = dataset.repository
+        self._folder = None if repository.is_remote else repository.download([dataset.pattern(split)])
         with ThreadPoolExecutor(READERS) as executor:
-            self._footers = dict(zip(self._sizes, executor.map(self._read_footer, self._sizes)))
-        self._row_groups = {path: _row_groups(footer) for path, footer in self._footers.items()}
+            self._footers = dict(zip(shards, executor.map(self._read_footer, shards)))
+        self._row_groups = {path: read_row_groups(footer) for path, footer in self._footers.items()}
         groups = [group for parts in self._row_groups.values() for group in parts]
         self.num_steps = sum(group.steps for group in groups)
         self.compressed_bytes = sum(group.compressed for group in groups)
@@ -167,7 +93,9 @@ class HistoryStream:
         name = f"reading {path} of {self.dataset}"
         try:
             return retried(name, read)
-        except pa.ArrowInvalid as error:
+        except HubError:
+            raise
+        except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{name}: it is no parquet file, or a damaged one: {error}") from error
 
     def _read_footer(self, path: str) -> pq.FileMetaData:
@@ -183,13 +111,22 @@ class HistoryStream:
             with self._open(block.path, self._footers[block.path]) as file:
                 return file.read_row_groups(list(block.row_groups), columns=list(COLUMNS))
 
+        table = self._retried(block.path, read)
+        name = f"{self.dataset}, {block.path}"
         first_row = sum(group.rows for group in self._row_groups[block.path][: block.row_groups.start])
-        return HistoryRows(f"{self.dataset}, {block.path}", first_row, self._retried(block.path, read))
+        history, start = (table[column][0].as_py() if len(table) else 0 for column in ("history_id", "start_step"))
+        if start != 0:
+            raise ValueError(
+                f"{name}: row {first_row} (history {history!r}), column start_step: {start}, expected 0, since row "
+                f"group {block.row_groups.start} begins with it and a stream reads row groups one by one: write the "
+                "dataset with whole histories in each row group, or train without streaming"
+            )
+        return HistoryRows(name, first_row, table)
 
     def blocks(self, consumers: int) -> list[Block]:
         """All blocks, cut finer where there would be too few of them for so many consumers."""
         target = min(BLOCK_BYTES, self.compressed_bytes // (4 * consumers))
-        parts = [_blocks_of_shard(path, groups, target) for path, groups in self._row_groups.items() if groups]
+        parts = [blocks_of_shard(path, groups, target) for path, groups in self._row_groups.items() if groups]
         return [block for blocks in parts for block in blocks]
 
     def groups(self, epoch: int, consumer: int, consumers: int) -> list[list[Block]]:
@@ -211,18 +148,35 @@ class HistoryStream:
         parts = np.array_split(mine, min(len(mine), -(-held // self._buffer_bytes)))
         return [[blocks[index] for index in part] for part in parts]
 
-    def read(self, blocks: list[Block]) -> HistoryWindows:
-        """The windows of some blocks."""
+    def read(self, blocks: list[Block]) -> list[HistoryWindows]:
+        """The windows of each of some blocks, of which few are in memory as tables at the same time."""
+        converting = Lock()
+
+        def read_one(block: Block) -> HistoryWindows:
+            rows = self._read_block(block)
+            with converting:
+                return HistoryWindows(
+                    [rows],
+                    *self.dataset.metadata.spaces,
+                    context_length=self.context_length,
+                    keep_every_episode=self._keep_every_episode,
+                    max_episodes=self._max_episodes,
+                    seed=self.seed,
+                )
+
         with ThreadPoolExecutor(READERS) as executor:
-            rows = executor.map(self._read_block, blocks)
-            return HistoryWindows(
-                rows,
-                *self.dataset.metadata.spaces,
-                context_length=self.context_length,
-                keep_every_episode=self._keep_every_episode,
-                max_episodes=self._max_episodes,
-                seed=self.seed,
-            )
+            parts = list(executor.map(read_one, blocks))
+        pa.default_memory_pool().release_unused()
+        return parts
+
+    def group_order(
+        self, parts: list[HistoryWindows], epoch: int, consumer: int, group: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The windows (num_windows, 2) of a group of blocks in their order, and the block (num_windows,) of each."""
+        windows = [part.epoch_windows(epoch) for part in parts]
+        owners = np.repeat(np.arange(len(parts)), [len(part) for part in windows])
+        order = np.random.default_rng([self.seed, epoch, consumer, group]).permutation(len(owners))
+        return np.concatenate(windows)[order], owners[order]
 
 
 Place = tuple[int, int, int]  # epoch, group of blocks in it, windows of the group that are used up
@@ -258,19 +212,19 @@ def _batches_of_consumer(
         parts: list[dict[str, torch.Tensor]] = []
         missing = size
         while True:
-            windows, here = reading.result(), (epoch, group)
-            order = windows.epoch_order(epoch, consumer, group)
+            blocks, here = reading.result(), (epoch, group)
+            windows, owners = stream.group_order(blocks, epoch, consumer, group)
             group += 1
             if group == len(groups):
                 epoch, group = epoch + 1, 0
                 groups = stream.groups(epoch, consumer, consumers)
             reading = reader.submit(stream.read, groups[group])
-            while position < len(order):
-                chosen = order[position : position + missing]
-                parts.append(windows.batch(chosen))
-                missing, position = missing - len(chosen), position + len(chosen)
+            while position < len(windows):
+                chosen = slice(position, min(len(windows), position + missing))
+                parts.append(make_batch(blocks, owners[chosen], windows[chosen]))
+                missing, position = missing - (chosen.stop - position), chosen.stop
                 if not missing:
-                    yield _join(parts), ((*here, position) if position < len(order) else (epoch, group, 0))
+                    yield _join(parts), ((*here, position) if position < len(windows) else (epoch, group, 0))
                     parts, missing = [], size
             position = 0
     finally:
@@ -281,17 +235,20 @@ class _OfWorker(IterableDataset):
     """What a worker process of a data loader iterates over."""
 
     def __init__(
-        self, stream: HistoryStream, size: int, consumers: list[int], total: int, places: list[Place]
+        self, stream: HistoryStream, size: int, consumers: list[int], total: int, places: list[Place], stop: Any
     ) -> None:
         self._arguments = stream, size, total
-        self._consumers, self._places = consumers, places
+        self._consumers, self._places, self._stop = consumers, places, stop
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place] | Exception]:
         stream, size, total = self._arguments
         info = get_worker_info()
         number = 0 if info is None else info.id
         try:
-            yield from _batches_of_consumer(stream, size, self._consumers[number], total, self._places[number])
+            for item in _batches_of_consumer(stream, size, self._consumers[number], total, self._places[number]):
+                if self._stop.is_set():
+                    return
+                yield item
         except (OSError, ValueError) as error:
             # Raised here, it would reach the other process as the text of a traceback.
             yield error
@@ -352,25 +309,37 @@ class StreamedBatches:
         self._places = [(epoch, group, position) for epoch, group, position in state["places"]]
         self._turn = state["turn"]
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
         turns = [(self._turn + number) % len(self._places) for number in range(len(self._places))]
+        context = multiprocessing.get_context("spawn")  # threads that read over HTTP do not survive a fork
+        stop = context.Event()
         dataset = _OfWorker(
             self.stream,
             self._size,
             [self._consumers[turn] for turn in turns],
             self._total,
             [self._places[turn] for turn in turns],
+            stop,
         )
-        batches: Any = dataset
-        if self.num_workers:  # spawned: threads that read over HTTP do not survive a fork
-            context = multiprocessing.get_context("spawn")
-            batches = DataLoader(
+        loader: Any = dataset
+        if self.num_workers:
+            loader = DataLoader(
                 dataset, batch_size=None, num_workers=self.num_workers, multiprocessing_context=context
             )
-        for item in batches:
-            if isinstance(item, Exception):
-                raise item
-            batch, place = item
-            self._places[self._turn] = tuple(place)
-            self._turn = (self._turn + 1) % len(self._places)
-            yield batch
+        items = iter(loader)
+        try:
+            for item in items:
+                if isinstance(item, Exception):
+                    raise item
+                batch, place = item
+                self._places[self._turn] = tuple(place)
+                self._turn = (self._turn + 1) % len(self._places)
+                yield batch
+        except GeneratorExit:
+            # A worker that is told to exit while it hands a large batch over aborts: let them come to an end first,
+            # unless the interpreter itself is at its end, and sys is perhaps gone.
+            if self.num_workers and sys is not None and not sys.is_finalizing():
+                stop.set()
+                for _ in items:
+                    pass
+            raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,36 +45,53 @@ def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_spa
             raise ValueError(f"{name}: column {column} is of type {found}, expected {wanted}")
 
 
-def check_shards(folder: Path, metadata: HistoryMetadata) -> list[Path]:
+def check_complete(names: Iterable[str], split: str, where: str) -> None:
     """
-    The shards of a configuration's folder, all of which must be there, and have the columns of learning histories.
+    Refuse a split of which shards are missing, as far as their names, `SPLIT-NNNNN-of-NNNNN.parquet`, tell.
+
+    Args:
+        names (`Iterable[str]`):
+            Names of the files that are there.
+        split (`str`):
+            The split.
+        where (`str`):
+            What to call the place in an error.
 
     Raises:
-        ValueError: naming what is missing.
+        FileNotFoundError: naming those that are missing.
     """
-    shards = sorted(folder.glob("*.parquet"))
-    found = {path.name for path in shards}
-    for split in sorted({task["split"] for task in metadata.tasks}):
-        numbers = [match for name in found if (match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", name))]
-        total = max((int(match[2]) for match in numbers), default=1)
-        expected = {f"{split}-{index:05d}-of-{total:05d}.parquet" for index in range(total)}
-        if expected - found:
-            raise ValueError(
-                f"{folder} lacks {', '.join(sorted(expected - found))}: collect again, or download all of it"
-            )
-    for path in shards:
+    found = set(names)
+    numbers = [match for name in found if (match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", name))]
+    total = max((int(match[2]) for match in numbers), default=0 if found else 1)
+    missing = sorted({f"{split}-{index:05d}-of-{total:05d}.parquet" for index in range(total)} - found)
+    if missing:
+        raise FileNotFoundError(f"{where} lacks {', '.join(missing)}: collect again, or download all of it")
+
+
+def check_shards(files: Iterable[Path], metadata: HistoryMetadata, name: str) -> None:
+    """
+    Refuse files that are no shards of learning histories.
+
+    Raises:
+        ValueError: naming the file, and the column.
+    """
+    for file in files:
         try:
-            schema = pq.read_schema(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is no parquet file, or a damaged one: {error}") from error
-        check_columns(schema, *metadata.spaces, str(path))
-    return shards
+            schema = pq.read_schema(file)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{name}, {file.name}: it is no parquet file, or a damaged one: {error}") from error
+        check_columns(schema, *metadata.spaces, f"{name}, {file.name}")
 
 
-def _flatten(lists: pa.Array) -> pa.Array:
-    while not pa.types.is_primitive(lists.type):
-        lists = lists.flatten()
-    return lists
+def _leaves(column: pa.ChunkedArray, num_steps: int) -> tuple[pa.Array, int | None]:
+    """The innermost values of a column of lists, and the first step (counted over all rows) that lacks one."""
+    values = column.combine_chunks().flatten()
+    while True:
+        if values.null_count:  # before the next level is flattened, which would drop them
+            return values, int(np.argmax(np.asarray(values.is_null()))) * num_steps // len(values)
+        if pa.types.is_primitive(values.type):
+            return values, None
+        values = values.flatten()
 
 
 def _outside(values: np.ndarray, space: spaces.Space) -> np.ndarray:
@@ -118,27 +136,28 @@ def check_histories(
         if table[column].null_count:
             refuse(int(np.argmax(np.asarray(table[column].is_null()))), column, "no value")
     lengths = np.asarray(pc.list_value_length(table["rewards"]))
-    framed = has_frames(observation_space)
-    for column in ("observations", "actions", "terminations", "truncations"):
-        if column == "observations" and framed:
-            continue  # how many frames there are shows when they are decoded
+    if not lengths.all():
+        refuse(int(np.argmin(lengths)), "rewards", "no steps")
+    stepwise = ["observations", "actions", "rewards", "terminations", "truncations"]
+    if has_frames(observation_space):
+        stepwise.remove("observations")  # how many frames there are shows when they are decoded
+    for column in stepwise:
         found = np.asarray(pc.list_value_length(table[column]))
         if (found != lengths).any():
             row = int(np.argmax(found != lengths))
             refuse(row, column, f"{found[row]} steps, where rewards has {lengths[row]}")
     owners = np.repeat(np.arange(len(lengths)), lengths)
     steps = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    for column, space in (("rewards", None), ("observations", observation_space), ("actions", action_space)):
-        if space is observation_space and framed:
+    spaces_of = {"observations": observation_space, "actions": action_space}
+    for column in stepwise:
+        flat, missing = _leaves(table[column], len(owners))
+        if missing is not None:
+            refuse(owners[missing], column, f"no value at step {steps[missing]}")
+        space = spaces_of.get(column)
+        if pa.types.is_boolean(flat.type):
             continue
-        flat = _flatten(table[column].combine_chunks())
-        if flat.null_count:
-            index = int(np.argmax(np.asarray(flat.is_null()))) * len(owners) // len(flat)
-            refuse(owners[index], column, f"no value at step {steps[index]}")
-        values = np.asarray(flat).reshape(len(owners), -1)
-        if space is not None:
-            values = values.reshape(len(owners), *(space.shape or ()))
-        wrong = ~np.isfinite(values[:, 0]) if space is None else _outside(values, space)
+        values = np.asarray(flat).reshape(len(owners), *((space.shape or ()) if space else ()))
+        wrong = ~np.isfinite(values) if space is None else _outside(values, space)
         if wrong.any():
             index = int(np.argmax(wrong))
             expected = "a finite number" if space is None else f"an element of {space}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,7 +168,9 @@ class HistoryWindows:
                 f"{expected[row]}; the pieces of a history must stand next to each other, in order"
             )
         digests = [hashlib.blake2b(str(history).encode(), digest_size=8).digest() for history in row_ids[firsts]]
-        columns: dict[str, Any] = {column: np.concatenate(parts) for column, parts in flat.items() if parts}
+        columns: dict[str, Any] = {
+            column: parts[0] if len(parts) == 1 else np.concatenate(parts) for column, parts in flat.items() if parts
+        }
         if framed:
             shape = observation_space.shape or ()
             columns["observations"] = FramePieces(pa.chunked_array(chunks), row_lengths, shape, names)
@@ -195,16 +197,8 @@ class HistoryWindows:
         """Number of steps of all histories, after subsampling."""
         return int(self.offsets[-1])
 
-    def epoch_order(self, epoch: int, *salt: int) -> np.ndarray:
-        """
-        Windows of an epoch in their order: rows of (first step, number of steps), (num_windows, 2).
-
-        Args:
-            epoch (`int`):
-                Which epoch.
-            salt (`int`):
-                Numbers that change the order of the windows, but not the windows.
-        """
+    def epoch_windows(self, epoch: int) -> np.ndarray:
+        """Windows of an epoch, history by history: rows of (first step, number of steps), (num_windows, 2)."""
         lengths = np.diff(self.offsets)
         spare = np.clip(lengths - self.context_length + 1, 1, self.context_length)
         drawn = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
@@ -214,8 +208,12 @@ class HistoryWindows:
         histories = np.repeat(np.arange(len(lengths)), counts)
         tiles = np.arange(len(histories)) - np.repeat(np.cumsum(counts) - counts, counts)
         first = self.offsets[histories] + phases[histories] + tiles * self.context_length
-        windows = np.stack([first, np.minimum(self.context_length, lengths[histories])], axis=1)
-        return windows[np.random.default_rng([self.seed, epoch, *salt]).permutation(len(windows))]
+        return np.stack([first, np.minimum(self.context_length, lengths[histories])], axis=1)
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Windows of an epoch in their order: rows of (first step, number of steps), (num_windows, 2)."""
+        windows = self.epoch_windows(epoch)
+        return windows[np.random.default_rng([self.seed, epoch]).permutation(len(windows))]
 
     def batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
         """
@@ -229,16 +227,51 @@ class HistoryWindows:
             `dict[str, torch.Tensor]`: the model's arguments, (batch, time, ...); with `attention_mask` where a window
             is padded.
         """
-        first, lengths = torch.from_numpy(windows[:, :1]), torch.from_numpy(windows[:, 1:])
-        time = torch.arange(int(windows[:, 1].max()))
-        index = first + torch.minimum(time, lengths - 1)  # padding repeats the last step
-        batch = {name: tensor[index] for name, tensor in self._tensors.items()}
+        return make_batch([self], np.zeros(len(windows), dtype=np.int64), windows)
+
+    def empty_batch(self, size: int, time: int) -> dict[str, torch.Tensor]:
+        """A batch of so many windows of so many steps, to be filled."""
+        batch = {name: tensor.new_empty((size, time, *tensor.shape[1:])) for name, tensor in self._tensors.items()}
         if self._frames is not None:
-            frames = self._frames.take(self._frame_steps[index.flatten().numpy()])
-            batch["observations"] = torch.from_numpy(frames).unflatten(0, index.shape)
-        if int(windows[:, 1].min()) < len(time):
-            batch["attention_mask"] = (time < lengths).long()
+            batch["observations"] = torch.empty((size, time, *self._frames.shape), dtype=torch.uint8)
         return batch
+
+    def fill(self, batch: dict[str, torch.Tensor], rows: np.ndarray, windows: np.ndarray) -> None:
+        """Write windows (number, 2) into some rows (number,) of a batch."""
+        first, lengths = torch.from_numpy(windows[:, :1]), torch.from_numpy(windows[:, 1:])
+        time = batch["labels"].shape[1]
+        index = first + torch.minimum(torch.arange(time), lengths - 1)  # padding repeats the last step
+        for name, tensor in self._tensors.items():
+            batch[name].numpy()[rows] = tensor[index].numpy()  # torch cannot assign all unsigned integers
+        if self._frames is not None:
+            places = (rows[:, None] * time + np.arange(time)).ravel()
+            frames = batch["observations"].flatten(0, 1).numpy()
+            self._frames.take(self._frame_steps[index.flatten().numpy()], frames, places)
+
+
+def make_batch(parts: Sequence[HistoryWindows], owners: np.ndarray, windows: np.ndarray) -> dict[str, torch.Tensor]:
+    """
+    The steps of windows of several sets of histories.
+
+    Args:
+        parts (`Sequence[HistoryWindows]`):
+            The sets, of the same spaces.
+        owners (`np.ndarray` of shape `(batch,)`):
+            The set of each window.
+        windows (`np.ndarray` of shape `(batch, 2)`):
+            Rows of the sets' [`~HistoryWindows.epoch_order`].
+
+    Returns:
+        `dict[str, torch.Tensor]`: as of [`HistoryWindows.batch`].
+    """
+    time = int(windows[:, 1].max())
+    batch = parts[0].empty_batch(len(windows), time)
+    for owner in np.unique(owners):
+        rows = np.flatnonzero(owners == owner)
+        parts[owner].fill(batch, rows, windows[rows])
+    if int(windows[:, 1].min()) < time:
+        batch["attention_mask"] = (torch.arange(time) < torch.from_numpy(windows[:, 1:])).long()
+    return batch
 
 
 class WindowBatches:
@@ -274,7 +307,7 @@ class WindowBatches:
         """Go on where a [`~WindowBatches.state_dict`] was taken."""
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
         order = self.windows.epoch_order(self.epoch)
         while True:
             chosen = order[self.position : self.position + self.batch_size]

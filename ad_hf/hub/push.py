@@ -178,8 +178,11 @@ def push_dataset(
     metadata: dict[str, HistoryMetadata] = {}
     files: dict[str, Path] = {}
     for target, name in chosen.items():
-        metadata[target] = HistoryDataset.open(folder, name).metadata
-        shards = check_shards(folder / name, metadata[target])
+        opened = HistoryDataset.open(folder, name)
+        metadata[target] = opened.metadata
+        splits = sorted({task["split"] for task in metadata[target].tasks})
+        shards = [folder / path for split in splits for path in opened.shards(split)]
+        check_shards(shards, metadata[target], str(folder))
         files |= {f"{target}/{path.name}": path for path in [*shards, folder / name / METADATA_FILE]}
     configs = [dataset_config(folder / name, metadata[target], target) for target, name in chosen.items()]
     # The folder's own card may speak of configurations that are not pushed.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ad_hf.training.trainer import Trainer
 
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.pt", "state.json"
+BEST_FOLDER = "best"  # the model that did best so far
 # What may be another when a run is resumed: it changes none of the updates.
 FREE_SETTINGS = {"logging_steps", "log_with", "save_steps", "save_total_limit"}
 
@@ -71,6 +72,8 @@ def save_checkpoint(trainer: Trainer, step: int) -> None:
                 },
                 folder / OPTIMIZER_FILE,
             )
+            if trainer.best is not None:
+                shutil.copytree(trainer.output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
         for old in list_checkpoints(trainer.output_dir)[: -trainer.config.save_total_limit]:
             shutil.rmtree(old)
@@ -128,7 +131,7 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
             f"{folder} is of a run of {len(state['batches'])} processes, this one has {accelerator.num_processes}"
         )
     model = accelerator.unwrap_model(trainer.model)
-    model.load_state_dict(load_file(folder / MODEL_FILE, device=str(accelerator.device)))
+    model.load_state_dict(load_file(folder / MODEL_FILE))
     # Tensors and plain values alone: whatever else a file holds is refused.
     saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
     for part, states in (("optimizers", saved["optimizers"]), ("schedulers", saved["schedulers"])):
@@ -142,6 +145,10 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
         torch.cuda.set_rng_state(random_state["cuda"])
     trainer.batches.load_state_dict(state["batches"][accelerator.process_index])
     trainer.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+    if trainer.best is not None and accelerator.is_main_process:
+        trainer.output_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(trainer.output_dir / "model") as model_folder:
+            shutil.copytree(folder / BEST_FOLDER, model_folder, dirs_exist_ok=True)
     return int(state["step"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +17,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_see
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
 from ad_hf.files import atomic_folder, write_text
@@ -89,6 +91,12 @@ def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
                 f"{dataset} holds histories of other tasks or of another split than the recipe's family: "
                 f"it has {task}, the recipe {wanted.get(task['task_id'])}"
             )
+    envs = family.make_vec(family.tasks()[:1])
+    for name in ("observation_space", "action_space"):
+        found, made = getattr(metadata, name), space_to_json(getattr(envs, f"single_{name}"))
+        if found != made:
+            raise ValueError(f"{dataset} has an {name} of {found}, the environments of the recipe one of {made}")
+    envs.close()
 
 
 class Trainer:
@@ -210,16 +218,18 @@ class Trainer:
         """Train to the end, from after so many updates that are done."""
         config, accelerator = self.config, self.accelerator
         tokens_per_step = config.batch_size * self.context_length
-        batches = iter(self.batches)
         self.model.train()
-        with tqdm(
-            desc="train",
-            total=config.max_steps * tokens_per_step,
-            initial=done * tokens_per_step,
-            unit=" tokens",
-            unit_scale=True,
-            disable=not accelerator.is_local_main_process,
-        ) as bar:
+        with (
+            closing(iter(self.batches)) as batches,
+            tqdm(
+                desc="train",
+                total=config.max_steps * tokens_per_step,
+                initial=done * tokens_per_step,
+                unit=" tokens",
+                unit_scale=True,
+                disable=not accelerator.is_local_main_process,
+            ) as bar,
+        ):
             for step in range(done + 1, config.max_steps + 1):
                 loss = self.update(batches)
                 bar.update(tokens_per_step)
@@ -320,10 +330,10 @@ def train(
     metrics_path = output_dir / "metrics.jsonl" if accelerator.is_main_process else Path(os.devnull)
     with _open_metrics(metrics_path, done) as metrics_file:
         trainer.run(metrics_file, done)
-    accelerator.end_training()
-    if trainer.best is not None and trainer.family.tasks("validation"):
-        say(f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")
     if accelerator.is_main_process:
         write_model_card(output_dir)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if trainer.best is not None and trainer.family.tasks("validation"):
+        say(f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")
     return ADModel.from_pretrained(output_dir / "model")
