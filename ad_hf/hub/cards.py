@@ -23,7 +23,10 @@ BEGIN = "<!-- ad_hf writes what is between these two lines anew with every push,
 END = "<!-- Here ends what ad_hf writes. -->"
 WRITTEN = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 # What a run leaves beside its model, and a model's repository shows.
-RUN_FILES = ("recipe.yaml", "run.json", "report.json", "learning_curve.png", "replay.gif")
+RESULT_FILES = ("report.json", "learning_curve.png", "replay.gif")
+RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
+# Metadata that is true of one model or dataset alone: where we wrote it, it does not outlast it.
+REPLACED_DATA = ("datasets", "model-index")
 
 
 def template_path(folder: str, name: str) -> Path:
@@ -61,7 +64,7 @@ def merge_card(old: str | None, data: Mapping[str, Any], text: str) -> str:
     Args:
         old (`str`, *optional*):
             The card so far. Its text outside of the two lines that enclose ours stays where it is; if it has no such
-            lines, ours comes after it.
+            lines, ours comes after it, and what it says of results and datasets is not ours either.
         data (`Mapping`):
             Metadata. Entries of the old card that are not in it stay; tags are joined; configurations are replaced by
             name.
@@ -73,14 +76,15 @@ def merge_card(old: str | None, data: Mapping[str, Any], text: str) -> str:
     body = section
     if old is not None and old.strip():
         card = RepoCard(old, ignore_metadata_errors=True)
+        found = WRITTEN.search(card.text)
         before = card.data.to_dict()
-        merged = {**before, **data}
+        kept = {name: value for name, value in before.items() if found is None or name not in REPLACED_DATA}
+        merged = {**kept, **data}
         if "tags" in before and "tags" in data:
             merged["tags"] = [*before["tags"], *(tag for tag in data["tags"] if tag not in before["tags"])]
         if "configs" in before and "configs" in data:
             configs = {config["config_name"]: config for config in (*before["configs"], *data["configs"])}
             merged["configs"] = [configs[name] for name in sorted(configs)]
-        found = WRITTEN.search(card.text)
         if found:
             body = card.text[: found.start()] + section + card.text[found.end() :]
         elif card.text.strip():

@@ -33,6 +33,10 @@ ATTEMPTS = 8
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
 
 
+def _is_pickle(path: str) -> bool:
+    return Path(path).suffix.lower() in PICKLES
+
+
 @dataclass
 class Upload:
     """
@@ -45,14 +49,15 @@ class Upload:
             Local file of each path in the repository.
         replaces (`Callable[[str], bool]`):
             Whether a path of the repository belongs to what is pushed: if it is not among the files, it is deleted.
-        card (`Callable[[str | None, Callable[[str], Path], list[str]], str]`):
-            Makes README.md of the one that is there, of a function that fetches another file, and of all paths there.
+        card (`Callable[[str, str | None, Callable[[str], Path], list[str]], str]`):
+            Makes README.md of the repository's full id, of the README.md that is there, of a function that fetches
+            another file, and of all paths there.
     """
 
     kind: str
     files: dict[str, Path]
     replaces: Callable[[str], bool]
-    card: Callable[[str | None, Callable[[str], Path], list[str]], str]
+    card: Callable[[str, str | None, Callable[[str], Path], list[str]], str]
 
 
 def _is_there(entry: RepoFile | None, file: Path) -> bool:
@@ -76,7 +81,7 @@ def _commit(api: HfApi, repo_id: str, branch: str, upload: Upload, message: str)
         return Path(hf_hub_download(repo_id, path, repo_type=kind, revision=head, token=api.token))
 
     old_card = fetch(CARD).read_text(encoding="utf-8") if CARD in remote else None
-    card = upload.card(old_card, fetch, sorted(remote))
+    card = upload.card(repo_id, old_card, fetch, sorted(remote))
     operations: list[Any] = []
     for path, file in upload.files.items():
         if not _is_there(remote.get(path), file):
@@ -188,13 +193,13 @@ def push_dataset(
     # The folder's own card may speak of configurations that are not pushed.
     first_card = without_configs((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else None
 
-    def card(old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
+    def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
         others = [path for path in paths if re.fullmatch(rf"[^/.][^/]*/{METADATA_FILE}", path)]
         known = dict(metadata)
         for path in others:
             if path.partition("/")[0] not in known:
                 known[path.partition("/")[0]] = HistoryMetadata.from_json(fetch(path).read_text())
-        return dataset_card(known, configs, repo_id, first_card if old is None else old)
+        return dataset_card(known, configs, full_id, first_card if old is None else old)
 
     def replaces(path: str) -> bool:
         return path.partition("/")[0] in chosen and path.endswith(".parquet")
@@ -241,17 +246,17 @@ def push_model(
     if folder.name == "model":
         add_run_files(folder, folder.parent)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
-    pickles = [name for name in files if Path(name).suffix in PICKLES]
+    pickles = [name for name in files if _is_pickle(name)]
     if pickles:
         raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
     own_card = files.pop(CARD, None)
     local_card = own_card.read_text(encoding="utf-8") if own_card else None
 
-    def card(old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
-        return model_card(folder, repo_id, local_card if old is None else old)
+    def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
+        return model_card(folder, full_id, local_card if old is None else old)
 
     def replaces(path: str) -> bool:
-        return "/" not in path and (".safetensors" in path or Path(path).suffix in PICKLES)
+        return "/" not in path and (path in RUN_FILES or ".safetensors" in path or _is_pickle(path))
 
     upload = Upload("model", files, replaces, card)
     return _push(upload, repo_id, private, revision, token, commit_message or "Push a model")
@@ -272,10 +277,13 @@ def model_folder(folder: str | Path) -> Path:
 
 def _folder_of(model: ADModel) -> Path | None:
     """What a model was loaded from: a folder, or the files beside its weights in a Hub repository."""
-    if not model.name_or_path:
+    name, revision = model.name_or_path, getattr(model, "loaded_revision", None)
+    if not name:
         return None
+    if revision is not None and not Path(name).is_dir():
+        name = f"{name}@{revision}"  # the files beside the weights that were loaded, not the newest ones
     try:
-        return find_repository(model.name_or_path, "model").download([*RUN_FILES, CARD])
+        return find_repository(name, "model").download([*RUN_FILES, CARD])
     except FileNotFoundError:  # a folder that is gone
         return None
 

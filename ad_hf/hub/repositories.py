@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,33 +99,42 @@ def _first_line(error: BaseException) -> str:
 T = TypeVar("T")
 
 
-def retried(what: str, call: Callable[[], T], attempts: int = 4) -> T:
+def retried(what: str, call: Callable[[], T], attempts: int = 5, seconds: float = 20.0) -> T:
     """
     What a call to the Hub returns, made again, after 1, 2, 4, ... seconds, where that may help.
 
-    The Hub's client does so itself for some requests, and not for others.
+    The Hub's client does so itself for some requests, for 23 seconds, and not for others.
 
     Args:
         what (`str`):
             What is being done, for errors.
         call (`Callable`):
             The call.
-        attempts (`int`, *optional*, defaults to 4):
+        attempts (`int`, *optional*, defaults to 5):
             How often it is made at most.
+        seconds (`float`, *optional*, defaults to 20.0):
+            After so long it is not made again.
 
     Raises:
         HubError: if it cannot be done.
     """
+    start = time.monotonic()
     for attempt in range(attempts):
         try:
             with explained(what):
                 return call()
         except HubError as error:
-            if not error.transient or attempt == attempts - 1:
+            if not error.transient or attempt == attempts - 1 or time.monotonic() - start > seconds:
                 raise
             warnings.warn(f"{error}; trying again", stacklevel=2)
             time.sleep(min(8.0, 2.0**attempt))
     raise AssertionError("the last attempt returns or raises")
+
+
+@cache
+def _filesystem() -> HfFileSystem:
+    """The one for all threads, with what it has listed: by itself, it makes another one for each."""
+    return HfFileSystem(skip_instance_cache=True)
 
 
 @dataclass(frozen=True)
@@ -190,7 +200,7 @@ class Repository:
 
     def open_remote(self, path: str) -> Any:
         """A file of a Hub repository to be read in parts over HTTP: every read is one request, and nothing is kept."""
-        return self._filesystem().open(self._remote_path(path), "rb", cache_type="none")
+        return _filesystem().open(self._remote_path(path), "rb", cache_type="none")
 
     def sizes(self, pattern: str) -> dict[str, int]:
         """Sizes in bytes of the files that match a pattern, by their paths, in order."""
@@ -199,13 +209,9 @@ class Repository:
             return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.glob(pattern))}
         root = self._remote_path("")
         found: Any = retried(
-            f"reading the {self.kind} {self}", lambda: self._filesystem().glob(root + pattern, detail=True)
+            f"reading the {self.kind} {self}", lambda: _filesystem().glob(root + pattern, detail=True)
         )
         return {path.removeprefix(root): int(found[path]["size"]) for path in sorted(found)}
-
-    @staticmethod
-    def _filesystem() -> HfFileSystem:
-        return HfFileSystem()  # fsspec keeps one for all, with what it has listed
 
     def _remote_path(self, path: str) -> str:
         return f"{self.kind}s/{self.name}@{self.revision}/{path}"
@@ -243,5 +249,8 @@ def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
         with explained(what):
             snapshot = snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=[])
         return Repository(repo_id, kind, Path(snapshot).name)
-    found = retried(what, lambda: HfApi().repo_info(repo_id, repo_type=kind, revision=revision))
-    return Repository(repo_id, kind, found.sha)
+    retried(what, lambda: HfApi().repo_info(repo_id, repo_type=kind, revision=revision))
+    # Notes in the cache which commit the name stands for, so that it is known offline, too. (If the Hub cannot be
+    # reached, it falls back on an older note; that it can be has just been seen.)
+    found = retried(what, lambda: HfApi().resolve_revision(repo_id, repo_type=kind, revision=revision))
+    return Repository(repo_id, kind, found.resolved)

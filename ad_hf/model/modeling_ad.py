@@ -197,6 +197,7 @@ class ADModel(ADPreTrainedModel):
             self.backbone = AutoModel.from_config(config.backbone_config)
         self.head = ActionHead(config)
         self.rollout_config = RolloutConfig()
+        self.loaded_revision: str | None = None
         self.post_init()
 
     def attention_implementation(self, window: int, device: torch.device) -> str:
@@ -331,6 +332,8 @@ class ADModel(ADPreTrainedModel):
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         model.rollout_config = RolloutConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        revision = kwargs.get("revision")
+        model.loaded_revision = getattr(revision, "resolved", revision)  # Auto classes resolve it to a commit
         return loaded
 
 

@@ -26,7 +26,7 @@ from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.validation import COLUMNS
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
-from ad_hf.hub.cards import write_model_card
+from ad_hf.hub.cards import RESULT_FILES, write_model_card
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
@@ -313,6 +313,8 @@ def train(
     done = 0 if checkpoint is None else load_checkpoint(trainer, checkpoint)
     output_dir.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
+        for name in RESULT_FILES:  # of the model that was there before
+            (output_dir / name).unlink(missing_ok=True)
         write_text(output_dir / "recipe.yaml", recipe.to_yaml())
         family = {"env_id": trainer.family.env_id, "env_kwargs": trainer.family.env_kwargs}
         run = {

@@ -1,0 +1,388 @@
+"""Pushing datasets: what is in the repository then, who can read it, and that no accident leaves half of it."""
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import RepoCard
+
+BEGIN, END = "<!-- ad_hf writes", "<!-- Here ends what ad_hf writes. -->"
+
+
+def shards_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*.parquet")}
+
+
+def shards_in(hub, repo, revision="main"):
+    files = hub.files("dataset", repo, revision)
+    return {path: content for path, content in files.items() if path.endswith(".parquet")}
+
+
+def card_of(hub, repo):
+    return hub.files("dataset", repo)["README.md"].decode()
+
+
+def uploads(hub, status=200):
+    return {request.path for request in hub.requests if request.method == "PUT" and request.status == status}
+
+
+def is_untouched(hub):
+    """Whether nobody has asked for a change."""
+    return {request.method for request in hub.requests} <= {"GET", "HEAD"}
+
+
+def refusal(done):
+    """The one line that a command ends with when it gives up."""
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("ad-hf: error: ")
+    assert done.stderr.count("ad-hf: error: ") == 1
+    return last
+
+
+@pytest.fixture
+def histories(tiny_histories, tmp_path):
+    """A copy of really collected histories, to be spoilt."""
+    return shutil.copytree(tiny_histories, tmp_path / "histories")
+
+
+@pytest.fixture
+def another_family(tiny_histories, tmp_path):
+    """Histories of larger rooms, as far as their metadata says."""
+    folder = shutil.copytree(tiny_histories, tmp_path / "larger")
+    metadata = json.loads((folder / "default" / "metadata.json").read_text())
+    metadata["env_kwargs"]["size"] = 4
+    metadata["fingerprint"] = "another"
+    (folder / "default" / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+LOAD = """
+import os, re, sys
+import pyarrow.parquet as pq
+from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
+from huggingface_hub import hf_hub_download
+from pathlib import Path
+
+repo, folder = sys.argv[1], Path(sys.argv[2])
+assert get_dataset_config_names(repo) == ["default"]
+assert get_dataset_split_names(repo) == ["train", "validation", "test"]
+for split in ("train", "validation", "test"):
+    local = [row for path in sorted(folder.glob(f"default/{split}-*")) for row in pq.read_table(path).to_pylist()]
+    assert local
+    assert list(load_dataset(repo, split=split, streaming=True)) == local
+    assert list(load_dataset(repo, "default", split=split)) == local
+card = Path(hf_hub_download(repo, "README.md", repo_type="dataset")).read_text()
+(quick_start,) = re.findall("```python\\n(.*?)```", card, re.DOTALL)
+exec(quick_start)
+assert "ad_hf" not in sys.modules
+sys.stdout.flush()
+os._exit(0)  # after a stream that was not read to its end, pyarrow may abort at exit (apache/arrow#45214)
+"""
+
+
+def test_a_pushed_dataset_is_whole_and_loads_without_the_package(hub, ad_hf_with_hub, run_with_hub, tiny_histories):
+    done = ad_hf_with_hub("push", "dataset", tiny_histories, "local/histories")
+    commits = hub.commits("dataset", "local/histories")
+    assert done.stdout == f"{hub.url}/datasets/local/histories/tree/{commits[0]}\n"
+    assert len(commits) == 2  # the first is the Hub's own
+    files = hub.files("dataset", "local/histories")
+    assert shards_in(hub, "local/histories") == shards_of(tiny_histories) != {}
+    assert files.pop("default/metadata.json") == (tiny_histories / "default" / "metadata.json").read_bytes()
+    assert {path for path in files if not path.endswith(".parquet")} == {".gitattributes", "README.md"}
+    printed = run_with_hub(LOAD, "local/histories", tiny_histories).stdout
+    assert re.fullmatch(r"\d+-0-0 \d+ \d+\.\d+\n", printed)  # history, steps, return
+
+
+FROM_PYTHON = """
+import sys
+import ad_hf
+from huggingface_hub import HfApi
+
+url = ad_hf.push_dataset(
+    sys.argv[1], "local/secret", private=True, revision="new", token="hf_local", commit_message="mine"
+)
+api = HfApi(token="hf_local")
+info = api.dataset_info("local/secret", revision="new")
+assert info.private
+assert url == f"{api.endpoint}/datasets/local/secret/tree/{info.sha}"
+assert api.list_repo_commits("local/secret", repo_type="dataset", revision="new")[0].title == "mine"
+"""
+
+
+def test_from_python_a_dataset_goes_to_a_private_repository_on_a_new_branch(hub, ad_hf_with_hub, tiny_histories):
+    ad_hf_with_hub(tiny_histories, script=FROM_PYTHON, token=None)
+    assert shards_in(hub, "local/secret", "new") == shards_of(tiny_histories)
+    assert hub.files("dataset", "local/secret").keys() == {".gitattributes"}
+
+
+def test_options_of_the_command_line_make_a_private_repository_and_a_branch(hub, ad_hf_with_hub, tiny_histories):
+    ad_hf_with_hub("push", "dataset", tiny_histories, "local/hidden", "--private", "--revision", "side/way")
+    assert shards_in(hub, "local/hidden", "side/way") == shards_of(tiny_histories)
+    assert not shards_in(hub, "local/hidden")
+    asked = "from huggingface_hub import HfApi; print(HfApi().dataset_info('local/hidden').private)"
+    assert ad_hf_with_hub(script=asked).stdout == "True\n"
+
+
+def test_a_repository_can_be_copied_and_its_owner_left_out(hub, ad_hf_with_hub, tiny_histories):
+    ad_hf_with_hub("push", "dataset", tiny_histories, "local/first")
+    done = ad_hf_with_hub("push", "dataset", "local/first", "second")
+    assert done.stdout.startswith(f"{hub.url}/datasets/local/second/tree/")
+    first, second = (hub.files("dataset", name) for name in ("local/first", "local/second"))
+    assert {path for path in first if first[path] != second.pop(path)} == {"README.md"}
+    assert not second
+    assert card_of(hub, "local/second") == card_of(hub, "local/first").replace("local/first", "local/second")
+
+
+LOAD_BOTH = """
+from datasets import get_dataset_config_names, load_dataset
+from ad_hf.histories.dataset import HistoryDataset
+
+assert get_dataset_config_names("local/families") == ["large", "small"]
+for name, size in (("large", 4), ("small", 3)):
+    rows = list(load_dataset("local/families", name, split="test", streaming=True))
+    opened = HistoryDataset.open("local/families", name)
+    assert opened.metadata.env_kwargs["size"] == size
+    assert len(rows) == opened.metadata.statistics["test"]["histories"] > 0
+    assert list(opened.load("test")) == rows
+"""
+
+
+def test_families_pushed_one_after_another_are_configurations_of_one_repository(
+    hub, ad_hf_with_hub, tiny_histories, another_family
+):
+    ad_hf_with_hub("push", "dataset", tiny_histories, "local/families", "--config_name", "small")
+    ad_hf_with_hub("push", "dataset", another_family, "local/families", "--config_name", "large")
+    files = hub.files("dataset", "local/families")
+    assert {path.partition("/")[0] for path in files} == {".gitattributes", "README.md", "large", "small"}
+    assert {path.rpartition("/")[2] for path in shards_in(hub, "local/families")} == {
+        path.rpartition("/")[2] for path in shards_of(tiny_histories)
+    }
+    card = RepoCard(card_of(hub, "local/families"))
+    assert [config["config_name"] for config in card.data.configs] == ["large", "small"]
+    assert card.text.count("## Configuration `small`") == card.text.count("## Configuration `large`") == 1
+    ad_hf_with_hub(script=LOAD_BOTH)
+
+
+def test_a_configuration_that_is_not_there_is_told_with_those_that_are(hub, ad_hf_with_hub, histories, another_family):
+    shutil.copytree(another_family / "default", histories / "large")
+    arguments = ("push", "dataset", histories, "local/histories")
+    last = refusal(ad_hf_with_hub(*arguments, "--config_name", "medium", check=False))
+    assert "'medium'" in last
+    assert "default, large" in last
+    assert is_untouched(hub)
+    ad_hf_with_hub(*arguments, "--config_name", "large")
+    assert {path.partition("/")[0] for path in shards_in(hub, "local/histories")} == {"large"}
+    assert [config["config_name"] for config in RepoCard(card_of(hub, "local/histories")).data.configs] == ["large"]
+
+
+def test_pushing_again_sends_nothing(hub, ad_hf_with_hub, tiny_histories):
+    first = ad_hf_with_hub("push", "dataset", tiny_histories, "local/again")
+    before = hub.commits("dataset", "local/again")
+    hub.clear_log()
+    again = ad_hf_with_hub("push", "dataset", tiny_histories, "local/again")
+    assert again.stdout == first.stdout
+    assert hub.commits("dataset", "local/again") == before
+    assert not uploads(hub)
+
+
+def test_what_people_write_into_a_card_survives(hub, ad_hf_with_hub, histories, another_family):
+    local = (histories / "README.md").read_text()
+    (histories / "README.md").write_text(local.replace("---\n\n", "---\n\nWritten before the first push.\n\n", 1))
+    push = ("push", "dataset", histories, "local/card")
+    ad_hf_with_hub(*push)
+    card = card_of(hub, "local/card")
+    assert card.index("Written before the first push.") < card.index(BEGIN) < card.index(END)
+
+    body = card.partition(BEGIN)[2].partition(END)[0]
+    card = card.replace("---\n", "---\nlicense: mit\nlanguage:\n- cs\n", 1).replace("tags:\n", "tags:\n- dark\n", 1)
+    card = card.replace(BEGIN, f"Žluťoučký.\n\n{BEGIN}").replace(END, f"{END}\n\nAfterwards.\n")
+    card = card.replace("## Limits", "## Nonsense")
+    hub.commit("dataset", "local/card", {"README.md": card.encode()})
+    ad_hf_with_hub(*push)
+    card = RepoCard(card_of(hub, "local/card"))
+    assert (card.data.license, card.data.language) == ("mit", ["cs"])
+    assert card.data.tags[0] == "dark"
+    assert "algorithm-distillation" in card.data.tags
+    before, _, rest = card.text.partition(BEGIN)
+    ours, _, after = rest.partition(END)
+    assert before.split() == ["Written", "before", "the", "first", "push.", "Žluťoučký."]
+    assert after.strip() == "Afterwards."
+    assert ours == body
+
+    hub.commit("dataset", "local/card", {"README.md": b"---\nlicense: mit\n---\n\n# All my own\n\nText.\n"})
+    ad_hf_with_hub("push", "dataset", another_family, "local/card", "--config_name", "large")
+    card = RepoCard(card_of(hub, "local/card"))
+    assert card.data.license == "mit"
+    assert card.text.index("# All my own\n\nText.\n") < card.text.index(BEGIN)
+    assert card.text.count(BEGIN) == 1
+
+    commits = hub.commits("dataset", "local/card")
+    ad_hf_with_hub("push", "dataset", another_family, "local/card", "--config_name", "large")
+    assert hub.commits("dataset", "local/card") == commits
+
+
+def test_stale_shards_go_and_the_files_of_others_stay(hub, ad_hf_with_hub, histories, another_family):
+    whole = histories / "default" / "train-00000-of-00001.parquet"
+    content, table = whole.read_bytes(), pq.read_table(whole)
+    whole.unlink()
+    for index, rows in enumerate((table.slice(0, 8), table.slice(8))):
+        pq.write_table(rows, whole.with_name(f"train-0000{index}-of-00002.parquet"))
+    ad_hf_with_hub("push", "dataset", histories, "local/shards")
+    ad_hf_with_hub("push", "dataset", another_family, "local/shards", "--config_name", "large")
+    hub.commit("dataset", "local/shards", {"notes.txt": b"mine", "other/data.parquet": b"theirs"})
+    assert len(shards_in(hub, "local/shards")) == 4 + 3 + 1
+
+    for path in histories.glob("default/train-*"):
+        path.unlink()
+    whole.write_bytes(content)
+    ad_hf_with_hub("push", "dataset", histories, "local/shards")
+    found = shards_in(hub, "local/shards")
+    assert {path: data for path, data in found.items() if path.startswith("default/")} == shards_of(histories)
+    assert len(found) == 3 + 3 + 1
+    assert hub.files("dataset", "local/shards")["notes.txt"] == b"mine"
+
+
+def test_a_push_that_the_hub_fails_ends_in_one_line_and_is_made_up_for_by_the_next(
+    hub, ad_hf_with_hub, tiny_histories
+):
+    push = ("push", "dataset", tiny_histories, "local/broken")
+    hub.fail("503", times=4, path="/commit/")
+    last = refusal(ad_hf_with_hub(*push, check=False))
+    assert "local/broken" in last
+    assert "503" in last
+    assert hub.files("dataset", "local/broken").keys() == {".gitattributes"}
+    assert len(uploads(hub)) == 3
+
+    hub.clear_log()
+    hub.fail("drop", path="/commit/")
+    ad_hf_with_hub(*push)
+    assert shards_in(hub, "local/broken") == shards_of(tiny_histories)
+    assert not uploads(hub)
+    assert len(hub.commits("dataset", "local/broken")) == 2
+
+
+@pytest.mark.slow  # the client itself tries each upload for 23 seconds, and we try that four times
+@pytest.mark.parametrize("fault", ["503", "drop"])
+def test_uploads_that_keep_failing_end_in_one_line(hub, ad_hf_with_hub, tiny_histories, fault):
+    hub.fail(fault, times=10**6, method="PUT")
+    last = refusal(ad_hf_with_hub("push", "dataset", tiny_histories, "local/down", check=False))
+    assert "local/down" in last
+    assert hub.files("dataset", "local/down").keys() == {".gitattributes"}
+
+
+def test_a_killed_push_leaves_the_branch_as_it_was_and_the_next_sends_only_the_rest(
+    hub, ad_hf_with_hub, tiny_histories, tmp_path
+):
+    before = hub.commit("dataset", "local/killed", {"notes.txt": b"mine"})
+    names = [hashlib.sha256(content).hexdigest() for content in shards_of(tiny_histories).values()]
+    for name in names[1:]:
+        hub.fail("503", times=2, method="PUT", path=name)  # after which the client waits for a second, and for two
+    command = [sys.executable, "-m", "ad_hf.cli", "push", "dataset", str(tiny_histories), "local/killed"]
+    with subprocess.Popen(command, env=hub.environment(tmp_path / "hf_home"), cwd=tmp_path) as process:
+        deadline = time.monotonic() + 120
+        while len(uploads(hub, 503) | uploads(hub)) < 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "the push ended before it could be interrupted"
+    assert (uploads(hub), uploads(hub, 503)) == ({f"/lfs/{names[0]}"}, {f"/lfs/{name}" for name in names[1:]})
+    assert hub.commits("dataset", "local/killed")[0] == before
+
+    hub.clear_log()
+    ad_hf_with_hub("push", "dataset", tiny_histories, "local/killed")
+    assert uploads(hub) == {f"/lfs/{name}" for name in names[1:]}
+    assert shards_in(hub, "local/killed") == shards_of(tiny_histories)
+    assert hub.files("dataset", "local/killed")["notes.txt"] == b"mine"
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, ad_hf_with_hub, tiny_histories):
+    hub.fail("lost_answer", path="/commit/")
+    done = ad_hf_with_hub("push", "dataset", tiny_histories, "local/lost")
+    commits = hub.commits("dataset", "local/lost")
+    assert len(commits) == 2
+    assert done.stdout.strip().endswith(commits[0])
+
+
+def test_a_push_that_another_one_overtakes_keeps_both(hub, ad_hf_with_hub, tiny_histories):
+    hub.fail("stale", times=2)
+    ad_hf_with_hub("push", "dataset", tiny_histories, "local/race")
+    assert {"someone_else-1.txt", "someone_else-2.txt"} < hub.files("dataset", "local/race").keys()
+    assert shards_in(hub, "local/race") == shards_of(tiny_histories)
+    assert len(uploads(hub)) == 3
+
+
+CONCURRENTLY = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import ad_hf
+
+with ThreadPoolExecutor(3) as pool:
+    list(pool.map(lambda name: ad_hf.push_dataset(sys.argv[1], "local/crowd", config_name=name), ["a", "b", "c"]))
+"""
+
+
+def test_configurations_pushed_at_the_same_time_are_all_kept(hub, ad_hf_with_hub, tiny_histories):
+    hub.latency = 0.1  # so that each has looked before any has committed
+    ad_hf_with_hub(tiny_histories, script=CONCURRENTLY)
+    assert [request.status for request in hub.requests if "/commit/" in request.path].count(412) > 0
+    for name in ("a", "b", "c"):
+        wanted = {path.replace("default/", f"{name}/"): data for path, data in shards_of(tiny_histories).items()}
+        assert wanted.items() <= shards_in(hub, "local/crowd").items()
+    card = RepoCard(card_of(hub, "local/crowd"))
+    assert [config["config_name"] for config in card.data.configs] == ["a", "b", "c"]
+    assert all(f"## Configuration `{name}`" in card.text for name in ("a", "b", "c"))
+
+
+def test_who_may_not_write_is_told_of_the_token(hub, ad_hf_with_hub, tiny_histories):
+    hub.commit("dataset", "local/theirs", {})
+    for repo, fault, path, token in [
+        ("local/new", None, None, None),
+        ("local/theirs", None, None, None),
+        ("local/new", None, None, "hf_wrong"),
+        ("local/new", "403", "/repos/create", "hf_local"),
+        ("local/theirs", "403", "/commit/", "hf_local"),
+    ]:
+        if fault is not None:
+            hub.fail(fault, path=path)
+        last = refusal(ad_hf_with_hub("push", "dataset", tiny_histories, repo, token=token, check=False))
+        assert repo in last, (repo, fault, token)
+        assert "HF_TOKEN" in last, (repo, fault, token)
+    assert hub.files("dataset", "local/theirs").keys() == {".gitattributes"}
+
+
+def test_what_is_no_whole_dataset_is_refused_before_anything_is_sent(hub, ad_hf_with_hub, histories, tmp_path):
+    def refused():
+        last = refusal(ad_hf_with_hub("push", "dataset", histories, "local/half", check=False))
+        assert is_untouched(hub)
+        return last
+
+    shard = histories / "default" / "train-00000-of-00001.parquet"
+    content, table = shard.read_bytes(), pq.read_table(shard)
+    shard.unlink()
+    assert shard.name in refused()
+    pq.write_table(table.drop_columns(["rewards"]), shard)
+    last = refused()
+    assert shard.name in last
+    assert "rewards" in last
+    shard.write_bytes(content[:-100])
+    assert shard.name in refused()
+    shard.write_bytes(content)
+    (histories / "default" / "metadata.json").unlink()
+    assert "metadata.json" in refused()
+    last = refusal(ad_hf_with_hub("push", "dataset", tmp_path / "nowhere", "local/half", check=False))
+    assert "nowhere" in last
+
+
+def test_offline_mode_is_told(hub, run_with_hub, tiny_histories):
+    command = [sys.executable, "-m", "ad_hf.cli", "push", "dataset", tiny_histories, "local/offline"]
+    last = refusal(run_with_hub(command, environment={"HF_HUB_OFFLINE": "1"}, check=False))
+    assert "HF_HUB_OFFLINE" in last
+    assert is_untouched(hub)
