@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,10 +23,15 @@ examples:
   ad-hf push dataset histories user/dark-room-histories
   ad-hf push model runs/dark_room user/ad-dark-room
   ad-hf train --dataset user/dark-room-histories --streaming --output_dir runs/streamed
+  ad-hf convert to-minari histories dark_room/a2c-v0        and from-minari, from-arrays (npz, HDF5)
 
 A dataset or a model is a folder, or an id on the Hub, as user/name or user/name@revision. Any setting of a recipe can
 be given as a dotted option; `ad-hf VERB --help` lists those that matter to a verb.
 """
+
+ARRAYS = (
+    *("observations", "actions", "rewards", "terminations", "truncations", "dones", "next_observations"),
+)  # of histories in npz and HDF5 files
 
 SECTIONS_OF_VERBS = {
     "quickstart": ("family", "source", "data", "model", "training", "rollout"),
@@ -102,11 +108,66 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--private", action="store_true", default=None, help="make a new repository a private one")
     verb.add_argument("--revision", help="branch to push to, which is made if need be (default: main)")
     verb.add_argument("--config_name", help="of a dataset: push this configuration alone, or the only one as this")
+
+    verb = add_verb("convert", "Write histories in another format, or those of another format as a dataset.")
+    _add_directions(verb)
     return parser
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+
+
+def _add_directions(verb: argparse.ArgumentParser) -> None:
+    """The directions of `convert`; what is given is passed on to the function of that name."""
+    directions = verb.add_subparsers(dest="direction", required=True, metavar="DIRECTION")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return directions.add_parser(
+            name, help=text, description=text, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        )
+
+    to_minari = add("to-minari", "Write histories as a Minari dataset, from which they come back as they are.")
+    to_minari.add_argument("dataset", metavar="DIR|ID", help="learning histories")
+    to_minari.add_argument("dataset_id", metavar="MINARI_ID", help="id for Minari, such as dark_room/a2c-v0")
+    to_minari.add_argument("--split", help="only the tasks of this split (default: all)")
+
+    from_minari = add("from-minari", "Write a Minari dataset, ours or any other, as histories.")
+    from_minari.add_argument("source", metavar="MINARI_ID|DIR", help="a local Minari dataset")
+    from_minari.add_argument("--episodes_per_history", type=int, help="of one that is not ours (default: all)")
+
+    from_arrays = add("from-arrays", "Write npz or HDF5 files as histories.")
+    from_arrays.add_argument("source", metavar="FILE|DIR", help="an npz or HDF5 file, or a folder of such files")
+    from_arrays.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose family the tasks are of")
+    from_arrays.add_argument("--tasks", metavar="FILE", help="JSON: each file's or group's task, in order or by name")
+    from_arrays.add_argument("--task_keys", nargs="+", metavar="KEY", help="arrays or attributes that say the task")
+    for number in ("num_validation_tasks", "num_test_tasks", "split_seed"):
+        from_arrays.add_argument(f"--{number}", type=int, help="as of a recipe's family (default: 0)")
+    for space in ("observation_space", "action_space"):
+        from_arrays.add_argument(f"--{space}", type=_json, metavar="JSON", help="space (default: inferred)")
+    for array in ARRAYS:
+        from_arrays.add_argument(f"--{array}", metavar="KEY", help=f"name of the array of {array}")
+    from_arrays.add_argument("--time_first", action="store_true", help="arrays are (steps, streams, ...)")
+    from_arrays.add_argument("--algorithm", help="what learnt (default: unknown)")
+
+    for direction in (from_minari, from_arrays):
+        direction.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the dataset to write")
+        direction.add_argument("--env_id", help="environment, which gymnasium need not know")
+        direction.add_argument("--env_kwargs", type=_json, metavar="JSON", help="what all tasks share")
+        direction.add_argument("--max_piece_steps", type=int, help="cut longer histories into several rows")
+    for direction in (to_minari, from_minari, from_arrays):
+        direction.add_argument("--config_name", help="configuration of the dataset of histories")
+        direction.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Do what a verb says."""
+    if arguments.verb == "convert":
+        convert(arguments, overrides)
+        return
     # Imported here, so that `ad-hf --help` answers at once.
     from transformers.utils.logging import disable_progress_bar
 
@@ -168,6 +229,34 @@ def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     else:
         url = push_model(arguments.folder, arguments.repo_id, **settings)
     print(url)
+
+
+def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
+    """Convert histories in one of the directions."""
+    from ad_hf.envs.task_family import TaskFamily
+    from ad_hf.histories.convert import from_arrays, from_minari, to_minari
+
+    if unknown:
+        raise ValueError(f"unknown options: {' '.join(unknown)}")
+    others = ("verb", "direction", "help", "debug")
+    settings = {name: value for name, value in vars(arguments).items() if name not in others}
+    try:
+        if arguments.direction == "to-minari":
+            folder = to_minari(**settings)
+            print(f"Minari dataset: {folder}   load it with minari.load_dataset({arguments.dataset_id!r})")
+            return
+        if arguments.direction == "from-minari":
+            folder = from_minari(**settings)
+        else:
+            settings["names"] = {array: settings.pop(array) for array in ARRAYS if array in settings}
+            if "recipe" in settings:
+                settings["family"] = TaskFamily.from_recipe(settings.pop("recipe"))
+            folder = from_arrays(**settings)
+    except ImportError as error:  # of a package that an extra installs
+        raise ValueError(str(error)) from error
+    print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
+    if (folder / "recipe.yaml").is_file():
+        print(f"train on them with: ad-hf train --recipe {folder}/recipe.yaml --dataset {folder} --output_dir RUN")
 
 
 def load_model(name: str) -> tuple[ADModel, dict[str, Any]]:

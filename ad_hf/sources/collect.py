@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Features
 from pyarrow import feather
@@ -39,6 +37,7 @@ from ad_hf.histories.schema import (
     row_groups,
 )
 from ad_hf.histories.statistics import content_fingerprint, split_statistics
+from ad_hf.histories.writer import open_shard
 from ad_hf.hub.cards import write_dataset_card
 from ad_hf.sources.learners import check_hyperparameters, make_learner
 from ad_hf.sources.recorder import HistoryRecorder
@@ -179,9 +178,7 @@ def _write_shard(path: Path, parts: Sequence[Path]) -> None:
         writer = None
         for part in parts:
             table = feather.read_table(part)
-            # Frames are compressed already, and none is like another: no dictionary for them.
-            framed = pa.types.is_binary(table.schema.field("observations").type)
-            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd", use_dictionary=not framed)
+            writer = writer or open_shard(temporary, table.schema)
             for rows in row_groups(table):
                 writer.write_table(rows)
         if writer is not None:

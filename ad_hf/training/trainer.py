@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import gymnasium as gym
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -91,7 +92,15 @@ def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
                 f"{dataset} holds histories of other tasks or of another split than the recipe's family: "
                 f"it has {task}, the recipe {wanted.get(task['task_id'])}"
             )
-    envs = family.make_vec(family.tasks()[:1])
+    try:
+        envs = family.make_vec(family.tasks()[:1])
+    except gym.error.Error as error:
+        if not family.tasks("validation"):
+            return  # data of an environment that is not here can be learnt from, just not be acted in
+        raise ValueError(
+            f"{family.env_id} cannot be made, which the recipe's validation tasks need: {error}; import the package "
+            "that registers it, or set family.num_validation_tasks to 0"
+        ) from error
     for name in ("observation_space", "action_space"):
         found, made = getattr(metadata, name), space_to_json(getattr(envs, f"single_{name}"))
         if found != made:
