@@ -9,6 +9,7 @@ from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 ALGORITHM_PACKAGES = ("stable_baselines3", "sb3_contrib")
@@ -70,4 +71,8 @@ def make_learner(algorithm: str, envs: VecEnv, seed: int, hyperparameters: dict[
     else:
         policy = "CnnPolicy" if isinstance(space, spaces.Box) and len(space.shape) == 3 else "MlpPolicy"
     arguments = {"policy": policy, "device": "cpu", "verbose": 0, **hyperparameters}
-    return find_algorithm(algorithm)(env=envs, seed=seed, **arguments)
+    learner = find_algorithm(algorithm)(env=envs, seed=seed, **arguments)
+    if not (arguments["verbose"] or arguments.get("tensorboard_log")):
+        # That which it would make by itself leaves an empty temporary folder behind, for each learner.
+        learner.set_logger(Logger(folder=None, output_formats=[]))
+    return learner

@@ -1,5 +1,7 @@
 """Stable-Baselines3 learners by name."""
 
+import tempfile
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -87,3 +89,11 @@ def test_seed_decides_the_weights():
 
     assert weight(1) == weight(1)
     assert weight(1) != weight(2)
+
+
+@pytest.mark.parametrize("name", ["A2C", "DQN"])
+def test_learning_leaves_no_folders_behind(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    learner = make_learner(name, DummyVecEnv([lambda: Still(spaces.Discrete(3))]), 0, {})
+    learner.learn(200)
+    assert not list(tmp_path.iterdir())
