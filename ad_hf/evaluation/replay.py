@@ -45,8 +45,9 @@ class FrameRecorder(VectorWrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Reset, and keep the first frame of the episodes that begin."""
-        result = self.env.reset(seed=seed, options=options)
+        # Read before the reset, which may take the mask out of the options (SyncVectorEnv does).
         begun = np.ones(self.num_envs, dtype=bool) if options is None else options["reset_mask"]
+        result = self.env.reset(seed=seed, options=options)
         self._episodes[begun] += 1
         self._keep(begun)
         return result

@@ -335,7 +335,7 @@ class StreamedBatches:
                 self._places[self._turn] = tuple(place)
                 self._turn = (self._turn + 1) % len(self._places)
                 yield batch
-        except GeneratorExit:
+        except (GeneratorExit, OSError, ValueError):  # the last two from a worker
             # A worker that is told to exit while it hands a large batch over aborts: let them come to an end first,
             # unless the interpreter itself is at its end, and sys is perhaps gone.
             if self.num_workers and sys is not None and not sys.is_finalizing():
@@ -343,3 +343,5 @@ class StreamedBatches:
                 for _ in items:
                     pass
             raise
+        finally:
+            item = None  # which its traceback would keep, and the workers with it, until garbage is collected

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, RepoCard
 from huggingface_hub.utils import yaml_dump
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,7 +22,8 @@ from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
 CARD = "README.md"
 BEGIN = "<!-- ad_hf writes what is between these two lines anew with every push, and keeps all other text. -->"
 END = "<!-- Here ends what ad_hf writes. -->"
-WRITTEN = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+# From the last beginning before an end: if someone deleted an end, what follows it is not ours.
+WRITTEN = re.compile(f"{re.escape(BEGIN)}((?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.DOTALL)
 # What a run leaves beside its model, and a model's repository shows.
 RESULT_FILES = ("report.json", "learning_curve.png", "replay.gif")
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
@@ -50,9 +52,16 @@ def _card_text(data: Mapping[str, Any], body: str) -> str:
     return f"---\n{yaml_dump(dict(data), sort_keys=False).strip()}\n---\n\n{body.strip()}\n"
 
 
+def _read_card(card: str) -> RepoCard:
+    try:
+        return RepoCard(card, ignore_metadata_errors=True)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the metadata at the top of {CARD} is not YAML: {error}") from error
+
+
 def without_configs(card: str) -> str:
     """A dataset's card without what its metadata says of configurations."""
-    loaded = RepoCard(card, ignore_metadata_errors=True)
+    loaded = _read_card(card)
     data = {name: value for name, value in loaded.data.to_dict().items() if name != "configs"}
     return _card_text(data, loaded.text)
 
@@ -75,13 +84,14 @@ def merge_card(old: str | None, data: Mapping[str, Any], text: str) -> str:
     merged = dict(data)
     body = section
     if old is not None and old.strip():
-        card = RepoCard(old, ignore_metadata_errors=True)
+        card = _read_card(old)
         found = WRITTEN.search(card.text)
         before = card.data.to_dict()
         kept = {name: value for name, value in before.items() if found is None or name not in REPLACED_DATA}
         merged = {**kept, **data}
         if "tags" in before and "tags" in data:
-            merged["tags"] = [*before["tags"], *(tag for tag in data["tags"] if tag not in before["tags"])]
+            tags = [before["tags"]] if isinstance(before["tags"], str) else before["tags"]
+            merged["tags"] = [*tags, *(tag for tag in data["tags"] if tag not in tags)]
         if "configs" in before and "configs" in data:
             configs = {config["config_name"]: config for config in (*before["configs"], *data["configs"])}
             merged["configs"] = [configs[name] for name in sorted(configs)]

@@ -215,7 +215,7 @@ def test_report_holds_what_it_promises(tmp_path, evaluation, dark_room_family, r
     assert {name: report[name] for name in details} == details
     for index, (task, entry) in enumerate(zip(evaluation.tasks, report["tasks"], strict=True)):
         assert entry["task_id"] == task.task_id
-        assert entry["goal"] == task.kwargs["goal"]
+        assert entry["kwargs"] == task.kwargs
         assert entry["return"] == pytest.approx(final[:, index].mean())
         assert entry["optimal"] == optimal[index]
     for package in ("ad_hf", "torch", "transformers", "datasets", "accelerate", "gymnasium", "stable_baselines3"):

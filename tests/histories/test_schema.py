@@ -151,10 +151,18 @@ def test_metadata_names_the_versions_that_made_the_data():
     assert versions == package_versions(list(versions))
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, None, "1"])
-def test_metadata_of_another_schema_is_refused(version):
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (SCHEMA_VERSION + 1, f"reads {SCHEMA_VERSION}: install a newer one"),
+        (SCHEMA_VERSION - 1, f"expected {SCHEMA_VERSION}"),
+        (None, f"expected {SCHEMA_VERSION}"),
+        (str(SCHEMA_VERSION), f"expected {SCHEMA_VERSION}"),
+    ],
+)
+def test_metadata_of_another_schema_is_refused(version, expected):
     data = {**asdict(make_metadata()), "schema_version": version}
-    with pytest.raises(ValueError, match=f"schema version {version}.*reads {SCHEMA_VERSION}"):
+    with pytest.raises(ValueError, match=f"schema version {version}.*{expected}"):
         HistoryMetadata.from_json(json.dumps(data))
 
 

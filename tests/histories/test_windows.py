@@ -8,38 +8,12 @@ import pytest
 import torch
 from datasets import Dataset
 from gymnasium import spaces
+from history_files import ACTIONS, OBSERVATIONS, make_histories, slowly_kept_steps, steps_of
 
 from ad_hf.histories.schema import history_features
 from ad_hf.histories.windows import HistoryWindows, WindowBatches, none_action
 
-OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)  # (history, step)
-ACTIONS = spaces.Discrete(7)
 NONE = 7
-
-
-def make_history(number, num_steps, rng, action_space=ACTIONS):
-    """One history with episodes of random lengths, ended in either way, the last of them perhaps unfinished."""
-    ends = rng.random(num_steps) < 0.25
-    terminations = ends & (rng.random(num_steps) < 0.5)
-    return {
-        "history_id": f"{number}-0-0",
-        "task_id": number,
-        "stream": 0,
-        "piece": 0,
-        "start_step": 0,
-        "observations": [[float(number), float(step)] for step in range(num_steps)],
-        "actions": [np.asarray(action_space.sample()).tolist() for _ in range(num_steps)],
-        "rewards": rng.normal(size=num_steps).tolist(),
-        "terminations": terminations.tolist(),
-        "truncations": (ends & ~terminations).tolist(),
-        "final_observations": [],
-    }
-
-
-def make_histories(lengths, seed=0, action_space=ACTIONS):
-    action_space.seed(seed)
-    rng = np.random.default_rng(seed)
-    return [make_history(number, length, rng, action_space) for number, length in enumerate(lengths)]
 
 
 def make_dataset(histories, action_space=ACTIONS):
@@ -50,29 +24,8 @@ def make_windows(lengths, context_length, **settings):
     return HistoryWindows(make_dataset(make_histories(lengths)), OBSERVATIONS, ACTIONS, context_length, **settings)
 
 
-def steps_of(batch):
-    """(history, step) of every step of every window, without the padding."""
-    mask = batch.get("attention_mask")
-    steps = batch["observations"].long().tolist()
-    return [
-        [tuple(step) for index, step in enumerate(window) if mask is None or mask[row, index]]
-        for row, window in enumerate(steps)
-    ]
-
-
 def windows_of_epoch(windows, epoch):
     return steps_of(windows.batch(windows.epoch_order(epoch)))
-
-
-def slowly_kept_steps(history, every, first):
-    episodes = [[]]
-    for step in range(len(history["rewards"])):
-        episodes[-1].append(step)
-        if history["terminations"][step] or history["truncations"][step]:
-            episodes.append([])
-    episodes = [episode for episode in episodes if episode][:first]
-    kept = [episode for index, episode in enumerate(episodes) if index % every == 0 or index == len(episodes) - 1]
-    return [step for episode in kept for step in episode], {episode[0] for episode in kept}
 
 
 @pytest.mark.parametrize(("keep_every_episode", "max_episodes"), [(1, None), (3, None), (2, 12)])

@@ -255,7 +255,7 @@ def test_a_push_that_the_hub_fails_ends_in_one_line_and_is_made_up_for_by_the_ne
     hub, ad_hf_with_hub, tiny_histories
 ):
     push = ("push", "dataset", tiny_histories, "local/broken")
-    hub.fail("503", times=4, path="/commit/")
+    hub.fail("503", times=5, path="/commit/")
     last = refusal(ad_hf_with_hub(*push, check=False))
     assert "local/broken" in last
     assert "503" in last
