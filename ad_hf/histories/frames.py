@@ -84,4 +84,8 @@ class FramePieces:
                 piece = decompress_frames(data, int(self._lengths[owner]), self.shape)
             except ValueError as error:
                 raise ValueError(f"{self._names[owner]}, column observations: {error}") from error
-            frames[places[chosen]] = piece[steps[chosen] - self._starts[owner]]
+            first, to = steps[chosen] - self._starts[owner], places[chosen]
+            # Steps and places mostly follow each other: copied run by run, a frame is moved once.
+            breaks = np.flatnonzero((np.diff(first) != 1) | (np.diff(to) != 1)) + 1
+            for start, stop in zip(np.append(0, breaks), np.append(breaks, len(first))):
+                frames[to[start] : to[start] + stop - start] = piece[first[start] : first[start] + stop - start]
