@@ -49,7 +49,7 @@ class DataConfig:
 
     keep_every_episode: int = 1
     max_episodes: int | None = None
-    buffer_megabytes: int = 64
+    buffer_megabytes: int = 32
     num_workers: int = 0
 
     def __post_init__(self) -> None:

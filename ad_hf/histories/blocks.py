@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ad_hf.histories.validation import COLUMNS
@@ -20,50 +19,45 @@ class Block:
             File of the shard.
         row_groups (`range`):
             Its row groups.
-        compressed, decoded (`int`):
-            Size of the columns that training reads, in bytes: in the file, and in memory.
+        steps (`int`):
+            Steps of its histories.
+        compressed (`int`):
+            Bytes, in the file, of the columns that training reads.
+        frame_bytes (`int`):
+            Bytes of its compressed frames, if observations are such.
     """
 
     path: str
     row_groups: range
+    steps: int
     compressed: int
-    decoded: int
-
-
-def _item_bytes(schema: pa.Schema) -> dict[str, int]:
-    """Bytes in memory of the innermost elements of the columns that training reads; 0 for text and binaries."""
-    sizes = {}
-    for name in COLUMNS:
-        kind = schema.field(name).type
-        while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-            kind = kind.value_type
-        sizes[name] = -(-kind.bit_width // 8) if pa.types.is_primitive(kind) else 0
-    return sizes
+    frame_bytes: int
 
 
 @dataclass
 class RowGroup:
-    """What a footer says of a row group: rows and steps, sizes as of [`Block`], whether a history begins with it."""
+    """What a footer says of a row group: its rows, whether a history begins with it, and the rest as of [`Block`]."""
 
     rows: int
+    begins: bool = False
     steps: int = 0
     compressed: int = 0
-    decoded: int = 0
-    begins: bool = False
+    frame_bytes: int = 0
 
 
 def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
-    item_bytes = _item_bytes(footer.schema.to_arrow_schema())
+    """The row groups of a shard."""
     groups = []
     for index in range(footer.num_row_groups):
         columns = footer.row_group(index)
         group = RowGroup(rows=columns.num_rows)
         for column in (columns.column(number) for number in range(columns.num_columns)):
-            name = column.path_in_schema.partition(".")[0]
+            name, _, inner = column.path_in_schema.partition(".")
             if name not in COLUMNS:
                 continue
             group.compressed += column.total_compressed_size
-            group.decoded += column.num_values * item_bytes[name] or column.total_uncompressed_size
+            if name == "observations" and not inner:  # not a list: frames
+                group.frame_bytes = column.total_uncompressed_size
             if name == "rewards":
                 group.steps = column.num_values
             if name == "start_step" and column.is_stats_set and column.statistics.has_min_max:
@@ -74,11 +68,19 @@ def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
 
 def blocks_of_shard(path: str, groups: list[RowGroup], target: int) -> list[Block]:
     """Runs of row groups of about `target` compressed bytes, cut where a history begins."""
-    blocks: list[Block] = []
-    first, compressed, decoded = 0, 0, 0
+    cuts, compressed = [0], 0
     for index, group in enumerate(groups):
         if index and group.begins and compressed >= target:
-            blocks.append(Block(path, range(first, index), compressed, decoded))
-            first, compressed, decoded = index, 0, 0
-        compressed, decoded = compressed + group.compressed, decoded + group.decoded
-    return [*blocks, Block(path, range(first, len(groups)), compressed, decoded)]
+            cuts.append(index)
+            compressed = 0
+        compressed += group.compressed
+    return [
+        Block(
+            path,
+            range(first, stop),
+            steps=sum(group.steps for group in groups[first:stop]),
+            compressed=sum(group.compressed for group in groups[first:stop]),
+            frame_bytes=sum(group.frame_bytes for group in groups[first:stop]),
+        )
+        for first, stop in zip(cuts, [*cuts[1:], len(groups)])
+    ]

@@ -23,13 +23,15 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ad_hf.envs.spaces import storage_dtype
 from ad_hf.histories.blocks import Block, blocks_of_shard, read_row_groups
 from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.frames import has_frames
 from ad_hf.histories.validation import COLUMNS, check_columns
 from ad_hf.histories.windows import HistoryRows, HistoryWindows, make_batch
 from ad_hf.hub.repositories import HubError, retried
 
-BLOCK_BYTES = 1 << 20  # compressed; enough for one HTTP request to be worth its latency
+BLOCK_BYTES = 1 << 18  # compressed; a request each: less would cost more latency, more would mix fewer tasks
 READERS = 4  # blocks that are read side by side, which hides that latency
 
 T = TypeVar("T")
@@ -50,9 +52,9 @@ class HistoryStream:
             As of [`~ad_hf.histories.windows.HistoryWindows`].
         seed (`int`, *optional*, defaults to 0):
             Seed of the order.
-        buffer_megabytes (`int`, *optional*, defaults to 64):
-            Decoded histories (of frames: compressed ones) that a worker mixes at a time; at least one block. Twice as
-            much is held, since the next are read meanwhile.
+        buffer_megabytes (`int`, *optional*, defaults to 32):
+            Histories, as they are in memory (frames: compressed), that a worker mixes at a time; at least one block.
+            Twice as much is held, since the next are read meanwhile.
 
     Raises:
         FileNotFoundError: if the dataset lacks the split's files.
@@ -67,7 +69,7 @@ class HistoryStream:
         keep_every_episode: int = 1,
         max_episodes: int | None = None,
         seed: int = 0,
-        buffer_megabytes: int = 64,
+        buffer_megabytes: int = 32,
     ) -> None:
         self.dataset, self.context_length, self.seed = dataset, context_length, seed
         self._keep_every_episode, self._max_episodes = keep_every_episode, max_episodes
@@ -129,6 +131,15 @@ class HistoryStream:
         parts = [blocks_of_shard(path, groups, target) for path, groups in self._row_groups.items() if groups]
         return [block for blocks in parts for block in blocks]
 
+    def _held_bytes(self, block: Block) -> int:
+        """About as many bytes as the windows of a block take in memory, after subsampling."""
+        observations, actions = self.dataset.metadata.spaces
+        numbers = [2 * storage_dtype(actions).itemsize * int(np.prod(actions.shape or ()))]  # this one, and the last
+        if not has_frames(observations):
+            numbers.append(storage_dtype(observations).itemsize * int(np.prod(observations.shape or ())))
+        per_step = sum(numbers) + 4 + 1  # a reward, and whether an episode starts
+        return block.steps // self._keep_every_episode * per_step + block.frame_bytes
+
     def groups(self, epoch: int, consumer: int, consumers: int) -> list[list[Block]]:
         """
         The blocks of one of so many consumers in an epoch, by the groups in which it takes them into memory.
@@ -144,7 +155,7 @@ class HistoryStream:
             )
         order = np.random.default_rng([self.seed, epoch]).permutation(len(blocks))
         mine = order[consumer::consumers]
-        held = sum(blocks[index].decoded for index in mine)
+        held = sum(self._held_bytes(blocks[index]) for index in mine)
         parts = np.array_split(mine, min(len(mine), -(-held // self._buffer_bytes)))
         return [[blocks[index] for index in part] for part in parts]
 
