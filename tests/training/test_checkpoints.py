@@ -248,7 +248,8 @@ def test_a_run_that_is_killed_goes_on(tiny_recipe_file, tiny_histories, tmp_path
     command = [sys.executable, "-m", "ad_hf.cli", "train", "--recipe", str(tiny_recipe_file), "--streaming"]
     command += ["--dataset", str(tiny_histories), "--training.max_steps", "120", "--training.save_steps", "7"]
     command += ["--training.eval_steps", "60", "--training.eval_episodes", "2", "--resume", "latest"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # As many threads as here: sums over another number of them differ in their last bits.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     with subprocess.Popen(
         [*command, "--output_dir", str(killed)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
