@@ -479,3 +479,16 @@ def test_two_processes_that_stream_go_on_after_a_stop_as_if_there_had_been_none(
 
     assert without_speed(stopped) == without_speed(tmp_path / "whole")
     assert [line["step"] for line in without_speed(stopped)] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("keep_every_episode", [1, 2])
+def test_a_buffer_is_filled_with_as_many_megabytes_as_it_is_given(large_histories, keep_every_episode):
+    """Counted too high, it would mix fewer tasks than it could; too low, it would take more memory than it may."""
+    stream = open_stream(large_histories, 50, keep_every_episode=keep_every_episode, buffer_megabytes=3)
+    groups = stream.groups(0, 0, 1)
+    held = [
+        sum(tensor.nbytes for part in stream.read(group) for tensor in part.empty_batch(part.num_steps, 1).values())
+        for group in groups
+    ]
+    assert len(groups) > 1
+    assert 0.5 < sum(held) / len(held) / (3 << 20) < 1.1  # on average: a block is not divided
