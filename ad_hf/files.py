@@ -36,6 +36,11 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_text(path: str | Path) -> str | None:
+    """The text of a file, or `None` if there is no such file."""
+    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """

@@ -12,6 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ad_hf.envs.task_family import SPLITS
+from ad_hf.histories.schema import HistoryMetadata
+
 COLUMNS = ["history_id", "rewards", "terminations", "truncations"]
 
 
@@ -74,3 +77,10 @@ def content_fingerprint(files: Sequence[Path]) -> str:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
+
+
+def describe_shards(metadata: HistoryMetadata, folder: Path) -> None:
+    """Fill in what `metadata.json` says of the shards in a configuration's folder: statistics and fingerprint."""
+    shards = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in SPLITS}
+    metadata.statistics = {split: split_statistics(files) for split, files in shards.items() if files}
+    metadata.fingerprint = content_fingerprint(sorted(folder.glob("*.parquet")))

@@ -28,7 +28,7 @@ from ad_hf.histories.blocks import Block, blocks_of_shard, read_row_groups
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.validation import COLUMNS, check_columns
-from ad_hf.histories.windows import HistoryRows, HistoryWindows, make_batch
+from ad_hf.histories.windows import HistoryRows, HistoryWindows, make_batch, share_of_batch
 from ad_hf.hub.repositories import HubError, retried
 
 BLOCK_BYTES = 1 << 18  # compressed; a request each: less would cost more latency, more would mix fewer tasks
@@ -290,10 +290,8 @@ class StreamedBatches:
     def __init__(
         self, stream: HistoryStream, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(f"batch_size must be a positive multiple of {world_size} processes, got {batch_size}")
         self.stream, self.num_workers = stream, num_workers
-        self._size = batch_size // world_size
+        self._size = share_of_batch(batch_size, world_size)
         turns = max(1, num_workers)
         self._consumers = [rank * turns + worker for worker in range(turns)]
         self._total = world_size * turns

@@ -274,6 +274,13 @@ def make_batch(parts: Sequence[HistoryWindows], owners: np.ndarray, windows: np.
     return batch
 
 
+def share_of_batch(batch_size: int, world_size: int) -> int:
+    """Windows of a batch that each of so many processes takes; a `ValueError` if they cannot share it equally."""
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(f"batch_size must be a positive multiple of {world_size} processes, got {batch_size}")
+    return batch_size // world_size
+
+
 class WindowBatches:
     """
     An endless stream of batches, epoch after epoch, of which each process takes its slice.
@@ -292,10 +299,8 @@ class WindowBatches:
     """
 
     def __init__(self, windows: HistoryWindows, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(f"batch_size must be a positive multiple of {world_size} processes, got {batch_size}")
         self.windows, self.batch_size = windows, batch_size
-        part = batch_size // world_size
+        part = share_of_batch(batch_size, world_size)
         self._part = slice(rank * part, (rank + 1) * part)
         self.epoch, self.position = 0, 0
 

@@ -19,10 +19,9 @@ from datasets import Features
 from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_to_json, storage_dtype
-from ad_hf.envs.task_family import SPLITS
 from ad_hf.files import atomic_folder, write_text
 from ad_hf.histories.schema import METADATA_FILE, ROW_GROUP_BYTES, HistoryMetadata, history_table, row_groups
-from ad_hf.histories.statistics import content_fingerprint, split_statistics
+from ad_hf.histories.statistics import describe_shards
 from ad_hf.hub.cards import CARD, dataset_card, dataset_config
 
 RECIPE_FILE = "recipe.yaml"
@@ -211,9 +210,7 @@ def describe(
         ValueError: for metadata that JSON cannot hold.
     """
     configuration = folder / config_name
-    shards = {split: sorted(configuration.glob(f"{split}-*.parquet")) for split in SPLITS}
-    metadata.statistics = {split: split_statistics(files) for split, files in shards.items() if files}
-    metadata.fingerprint = content_fingerprint(sorted(configuration.glob("*.parquet")))
+    describe_shards(metadata, configuration)
     try:
         text = metadata.to_json()
     except TypeError as error:

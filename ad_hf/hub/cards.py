@@ -15,7 +15,7 @@ from huggingface_hub.utils import yaml_dump
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ad_hf.envs.task_family import SPLITS
-from ad_hf.files import atomic_path, write_text
+from ad_hf.files import atomic_path, read_text, write_text
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
 
@@ -179,8 +179,7 @@ def write_dataset_card(dataset: str | Path) -> Path:
     metadata = {name: read_metadata(dataset, name) for name in names}
     configs = [dataset_config(dataset / name, metadata[name], name) for name in names]
     card = dataset / CARD
-    old = card.read_text(encoding="utf-8") if card.is_file() else None
-    write_text(card, dataset_card(metadata, configs, dataset.name, old))
+    write_text(card, dataset_card(metadata, configs, dataset.name, read_text(card)))
     return card
 
 
@@ -198,7 +197,6 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
     """
     config = _read_json(model / "config.json") or {}
     run, report = _read_json(model / "run.json"), _read_json(model / "report.json")
-    recipe = (model / "recipe.yaml").read_text(encoding="utf-8") if (model / "recipe.yaml").is_file() else None
     trained_on = (run or {}).get("dataset")
     env_id = (run or {}).get("env_id") or (report or {}).get("env_id")
     title = f"Algorithm Distillation on {env_id}" if env_id else "Algorithm Distillation"
@@ -223,7 +221,7 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
         config=config,
         run=run,
         report=report,
-        recipe=recipe,
+        recipe=read_text(model / "recipe.yaml"),
         trained_on=trained_on,
         pictures=[picture for picture in ("learning_curve.png", "replay.gif") if (model / picture).is_file()],
     )
@@ -231,7 +229,8 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    text = read_text(path)
+    return None if text is None else json.loads(text)
 
 
 def _some_tasks(report: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
@@ -288,6 +287,5 @@ def write_model_card(run: str | Path) -> Path:
     model = Path(run) / "model"
     add_run_files(model, Path(run))
     card = model / CARD
-    old = card.read_text(encoding="utf-8") if card.is_file() else None
-    write_text(card, model_card(model, str(model), old))
+    write_text(card, model_card(model, str(model), read_text(card)))
     return card

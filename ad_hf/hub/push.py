@@ -20,6 +20,7 @@ from huggingface_hub import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
+from ad_hf.files import read_text
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
 from ad_hf.histories.validation import check_shards
@@ -191,7 +192,8 @@ def push_dataset(
         files |= {f"{target}/{path.name}": path for path in [*shards, folder / name / METADATA_FILE]}
     configs = [dataset_config(folder / name, metadata[target], target) for target, name in chosen.items()]
     # The folder's own card may speak of configurations that are not pushed.
-    first_card = without_configs((folder / CARD).read_text(encoding="utf-8")) if (folder / CARD).is_file() else None
+    local_card = read_text(folder / CARD)
+    first_card = None if local_card is None else without_configs(local_card)
 
     def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
         others = [path for path in paths if re.fullmatch(rf"[^/.][^/]*/{METADATA_FILE}", path)]
@@ -249,8 +251,8 @@ def push_model(
     pickles = [name for name in files if _is_pickle(name)]
     if pickles:
         raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
-    own_card = files.pop(CARD, None)
-    local_card = own_card.read_text(encoding="utf-8") if own_card else None
+    files.pop(CARD, None)
+    local_card = read_text(folder / CARD)
 
     def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
         return model_card(folder, full_id, local_card if old is None else old)

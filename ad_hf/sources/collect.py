@@ -36,8 +36,8 @@ from ad_hf.histories.schema import (
     read_metadata,
     row_groups,
 )
-from ad_hf.histories.statistics import content_fingerprint, split_statistics
-from ad_hf.histories.writer import open_shard
+from ad_hf.histories.statistics import describe_shards
+from ad_hf.histories.writer import SHARD_TRANSITIONS, open_shard
 from ad_hf.hub.cards import write_dataset_card
 from ad_hf.sources.learners import check_hyperparameters, make_learner
 from ad_hf.sources.recorder import HistoryRecorder
@@ -292,7 +292,7 @@ def collect(
     output_dir: str | Path = "histories",
     config_name: str = "default",
     num_workers: int | None = None,
-    shard_transitions: int = 1_000_000,
+    shard_transitions: int = SHARD_TRANSITIONS,
     max_piece_steps: int | None = None,
 ) -> Path:
     r"""
@@ -394,10 +394,7 @@ def collect(
             for names in unwritten.values():
                 names.discard(finished)
             write_complete_shards()
-    metadata.statistics = {
-        name: split_statistics(files) for name in SPLITS if (files := sorted(finished_shards.glob(f"{name}-*")))
-    }
-    metadata.fingerprint = content_fingerprint(sorted(finished_shards.glob("*.parquet")))
+    describe_shards(metadata, finished_shards)
     write_text(finished_shards / METADATA_FILE, metadata.to_json())
     os.replace(finished_shards, output_dir / config_name)
     _finish(output_dir, work)
