@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class ModelConfig:
         num_attention_heads: Attention heads of each block.
         intermediate_size: Width of the feed-forward layers.
         context_length: Steps that the model sees.
+        sliding_window: Steps that each block attends to; all of the context by default.
         initializer_range: Standard deviation of the initial weights.
         dropout: Dropout on the residual branches.
         attention_dropout: Dropout on the attention weights.
@@ -83,6 +84,7 @@ class ModelConfig:
     num_attention_heads: int = 2
     intermediate_size: int = 512
     context_length: int = 200
+    sliding_window: int | None = None
     initializer_range: float = 0.02
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -106,7 +108,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The complete recipe, defaults included."""
-        return yaml.safe_dump(asdict(self), sort_keys=False)
+        return yaml.safe_dump(asdict(replace(self, rollout=self.rollout.resolve())), sort_keys=False)
 
 
 # Fields that hold whatever an environment, an algorithm or a model takes.

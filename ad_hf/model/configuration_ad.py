@@ -45,6 +45,9 @@ class ADConfig(PreTrainedConfig):
             Width of the blocks' feed-forward layers.
         context_length (`int`, *optional*, defaults to 200):
             Steps that the model sees, in training and at rollout.
+        sliding_window (`int`, *optional*):
+            Steps that each block attends to, the current one included; all of the context by default. With it a
+            rollout forgets step by step and never encodes a step twice, at a cost that does not depend on the context.
         rope_theta (`float`, *optional*, defaults to 10000.0):
             Base of the rotary position embedding.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5):
@@ -81,6 +84,7 @@ class ADConfig(PreTrainedConfig):
     num_attention_heads: int = 2
     intermediate_size: int = 512
     context_length: int = 200
+    sliding_window: int | None = None
     rope_theta: float | int = 10000.0
     layer_norm_eps: float | int = 1e-5
     initializer_range: float | int = 0.02
@@ -130,6 +134,14 @@ class ADConfig(PreTrainedConfig):
         for name in ("num_hidden_layers", "intermediate_size", "context_length", "num_action_bins"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.sliding_window is not None:
+            if self.backbone_config is not None:
+                raise ValueError("sliding_window is of this package's own blocks: set that of backbone_config instead")
+            if not 1 <= self.sliding_window <= self.context_length:
+                raise ValueError(
+                    f"sliding_window must be from 1 to context_length ({self.context_length}), got "
+                    f"{self.sliding_window}"
+                )
         if not self.reward_scale > 0:
             raise ValueError(f"reward_scale must be positive, got {self.reward_scale}")
         for name in ("observation_mean", "observation_std"):

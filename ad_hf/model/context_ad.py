@@ -1,166 +1,167 @@
-"""The context of a rollout: the model's last steps, across episodes, and their keys and values."""
+"""The context of a rollout: the model's last steps, across episodes, and how to act on them."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .configuration_ad import ADConfig
+from .backbone_cache_ad import BackboneCache, NoCache, takes_padded_cache
+from .cache_ad import ADCache
+from .checks_ad import as_elements, check_rewards
+from .prompt_ad import Prompt, prompt_steps
+from .rollout_config_ad import RolloutConfig
+from .sampling_ad import choose
 
 if TYPE_CHECKING:
     from .modeling_ad import ADModel
 
 
-class ADCache:
-    """
-    Keys and values of every block, preallocated, with a length of its own for each row of the batch.
-
-    Args:
-        config ([`ADConfig`]):
-            Of the model.
-        batch (`int`):
-            Number of rows.
-        device (`torch.device`), dtype (`torch.dtype`):
-            Of keys and values.
-    """
-
-    def __init__(self, config: ADConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        heads = config.num_attention_heads
-        shape = (config.num_hidden_layers, batch, heads, config.context_length, config.hidden_size // heads)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(batch, dtype=torch.long)  # on the CPU, where control flow reads it
-        self._positions: torch.Tensor | None = None
-        self._used = 0
-
-    def append(self, time: int, device: torch.device) -> torch.Tensor:
-        """Make room for `time` further steps in every row; returns their positions (batch, time)."""
-        positions = self.lengths.unsqueeze(1) + torch.arange(time)
-        self.lengths = self.lengths + time
-        self._used = int(self.lengths.max())
-        if self._used > self.keys.shape[3]:
-            raise ValueError(f"the cache holds {self.keys.shape[3]} steps, {self._used} were written to it")
-        self._positions = positions.to(device)
-        return self._positions
-
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a block's keys and values (batch, heads, time, head_dim) of the new steps; returns those of all."""
-        assert self._positions is not None
-        index = self._positions[:, None, :, None].expand_as(key)
-        self.keys[layer].scatter_(2, index, key.to(self.keys.dtype))
-        self.values[layer].scatter_(2, index, value.to(self.values.dtype))
-        return self.keys[layer, :, :, : self._used], self.values[layer, :, :, : self._used]
-
-    def mask(self, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask (batch, 1, time, steps): each position sees its row's steps up to itself."""
-        steps = torch.arange(self._used, device=positions.device)
-        unseen = steps > positions[:, None, :, None]
-        return torch.zeros(unseen.shape, dtype=dtype, device=positions.device).masked_fill_(
-            unseen, torch.finfo(dtype).min
-        )
-
-
-def _as_tensor(values: np.ndarray) -> torch.Tensor:
-    """An array as a tensor; torch can do next to nothing with unsigned integers of more than 8 bits."""
-    values = np.asarray(values)
-    if values.dtype.kind == "u" and values.dtype.itemsize > 1:
-        values = values.astype(np.int64)
-    return torch.as_tensor(values)
-
-
-def _uniform(seeds: np.ndarray, counters: np.ndarray, dimensions: int) -> np.ndarray:
-    """
-    Numbers in [0, 1), (rows, dimensions), that depend on a row's own seed and counter alone (SplitMix64).
-
-    A counter-based generator makes a row's actions independent of which rows stand beside it, without a generator
-    object, and a Python loop, per environment.
-    """
-    golden, first, second = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-
-    def mix(state: np.ndarray) -> np.ndarray:
-        state = (state ^ (state >> np.uint64(30))) * first
-        state = (state ^ (state >> np.uint64(27))) * second
-        return state ^ (state >> np.uint64(31))
-
-    with np.errstate(over="ignore"):
-        streams = mix((seeds.astype(np.uint64) + np.uint64(1)) * golden)[:, None]
-        steps = counters.astype(np.uint64)[:, None] * np.uint64(dimensions) + np.arange(dimensions, dtype=np.uint64)
-        return (mix(streams + (steps + np.uint64(1)) * golden) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 class ADContext:
     r"""
-    The last `context_length` steps of each environment, across episodes, and how to act on them.
+    The last steps of each environment, across episodes, and how to act on them.
 
-    When a row's context is full, its oldest quarter is dropped and the rest is encoded anew, so that the logits are at
-    every step those of the model on the steps that the context holds, as in training, at an amortised cost of a few
-    steps. (Rolling keys and values instead would mix in steps that are gone: deep layers have attended to them.)
+    The logits of every step are those of the model on the steps that the context holds, encoded from the first of
+    them as in training. A context holds up to `context_length` steps; when a row is full, its oldest `context_drop`
+    steps, a quarter by default, are dropped and the rest is encoded anew, at an amortised cost of a few steps.
+    (Rolling keys and values instead would mix in steps that are gone: deep layers have attended to them.) With the
+    `sliding_window` of [`ADConfig`], keys and values are rolled, as the model was trained to have them: then the
+    logits are those of the model on all steps so far, and nothing is encoded twice.
 
     Args:
         model ([`ADModel`]):
-            The model.
+            The model, whose weights must not change while the context is in use.
         num_envs (`int`):
             Number of environments.
-        seed (`int`, *optional*, defaults to 0):
-            Environment i samples from a random stream of its own, of seed `seed + i`.
-        do_sample (`bool`, *optional*, defaults to `True`):
-            Whether to sample actions or to take the most likely ones.
-        temperature (`float`, *optional*, defaults to 1.0):
-            Divides the logits.
+        rollout_config ([`RolloutConfig`]):
+            Settings; what is unset has its default.
+
+    Attributes:
+        lengths (`torch.Tensor` of shape `(num_envs,)`):
+            Steps that each row holds; with a sliding window, all steps so far.
+        logits (`torch.Tensor` of shape `(num_envs, n)`):
+            What the last actions were chosen from.
+        log_probs (`torch.Tensor` of shape `(num_envs,)`):
+            With what log-probability they were.
     """
 
-    def __init__(
-        self, model: ADModel, num_envs: int, seed: int = 0, do_sample: bool = True, temperature: float = 1.0
-    ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
-        if temperature <= 0:
-            raise ValueError(
-                f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest action"
-            )
+    def __init__(self, model: ADModel, num_envs: int, rollout_config: RolloutConfig | None = None) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.model, self.num_envs = model, num_envs
-        self.do_sample, self.temperature = do_sample, temperature
-        config = model.config
-        self.length = config.context_length
-        self.kept = self.length - max(1, self.length // 4)
+        self.config: Any = (rollout_config or RolloutConfig()).resolve()
+        self.length, self.dropped = _context_sizes(model, self.config)
         weight = next(model.parameters())
-        self._cache: ADCache | None = None
-        if config.backbone_config is None:
-            self._cache = ADCache(config, num_envs, weight.device, weight.dtype)
         self._device = weight.device
-        self._seeds = np.arange(num_envs, dtype=np.uint64) + np.uint64(seed)
+        self._cache: ADCache | BackboneCache | NoCache
+        self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
+        if model.backbone is None:
+            self._cache = ADCache(model.config, num_envs, weight.device, weight.dtype, self.length)
+        elif takes_padded_cache(model.backbone):
+            self._cache = BackboneCache(model.backbone, num_envs, self.length)
+        else:
+            self._cache = NoCache(num_envs, self.length)
+        if model.config.sliding_window is None:
+            shape = (num_envs, self.length, model.config.hidden_size)
+            self._tokens = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        self._seeds = np.arange(num_envs, dtype=np.uint64) + np.array(self.config.seed, dtype=np.uint64)
         self._counters = np.zeros(num_envs, dtype=np.uint64)
-        self.lengths = torch.zeros(num_envs, dtype=torch.long)
-        self._steps: list[torch.Tensor] | None = None  # observations, previous actions and rewards, episode starts
-        self._none = self._no_action(config.action_space or {})
+        self._none = model.head.no_action()
         self._last_actions = self._none.expand(num_envs, *self._none.shape).clone()
-        self._fresh = torch.ones(num_envs, dtype=torch.bool)
+        self._first = torch.ones(num_envs, dtype=torch.bool)  # no step of the environment's own yet
+        self._first_rewards = torch.zeros(num_envs)
         self.logits: torch.Tensor | None = None
+        self.log_probs: torch.Tensor | None = None
 
-    @staticmethod
-    def _no_action(space: dict[str, Any]) -> torch.Tensor:
-        if space["type"] == "Box":
-            return torch.zeros(space["shape"])
-        return torch.tensor(space["n"] if space["type"] == "Discrete" else space["nvec"])
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Steps that each row (num_envs,) holds; with a sliding window, all steps so far."""
+        return self._cache.lengths
 
-    def reset(self, mask: np.ndarray | None = None) -> None:
-        """Forget everything, in all environments or in those of a mask (num_envs,): what follows is a new history."""
+    def reset(self, mask: np.ndarray | None = None, prompt: Prompt | None = None) -> None:
+        """
+        Forget everything: what follows is a new history.
+
+        Args:
+            mask (`np.ndarray` of shape `(num_envs,)`, *optional*):
+                In which environments; in all by default.
+            prompt (`Mapping` or a sequence of them, *optional*):
+                What their contexts begin with instead of nothing, see [`ADContext.prompt`].
+        """
         rows = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
-        self.lengths[rows] = 0
-        self._fresh[rows] = True
+        if rows.shape != (self.num_envs,):
+            raise ValueError(f"mask must have shape ({self.num_envs},), one for each environment, got {rows.shape}")
+        self._cache.reset(rows)
+        self._first[rows] = True
+        self._first_rewards[rows] = 0.0
         self._last_actions[rows] = self._none
-        if self._cache is not None:
-            self._cache.lengths[rows] = 0
+        if prompt is not None:
+            histories = [prompt] * self.num_envs if isinstance(prompt, Mapping) else list(prompt)
+            self.prompt([history if reset else None for history, reset in zip(histories, rows.tolist(), strict=True)])
+
+    @torch.no_grad()
+    def prompt(self, histories: Prompt) -> None:
+        """
+        Let contexts begin with histories, as if the environments had lived through them; their next steps begin an
+        episode.
+
+        Args:
+            histories (`Mapping` or a sequence of them):
+                One history for all environments, or one for each, `None` for those whose context stays as it is. A
+                history has `observations` (time, ...), `actions` (time, ...) and `rewards` (time,), and `terminations`
+                and `truncations` (time,) or else `episode_starts` (time,): a row of a learning-history dataset is one.
+                Of a history longer than the context, its end is held.
+
+        Raises:
+            ValueError: for a wrong number of histories, and for malformed ones, naming the environment.
+        """
+        if isinstance(histories, Mapping):
+            histories = [histories] * self.num_envs
+        if len(histories) != self.num_envs:
+            raise ValueError(
+                f"prompt must be one history for all environments or one (or None) for each of {self.num_envs}, got "
+                f"{len(histories)}"
+            )
+        encoded: dict[int, torch.Tensor] = {}  # the same history is embedded once
+        for env, history in enumerate(histories):
+            if history is None:
+                continue
+            steps = prompt_steps(history, self.model, self._none, f"prompt of environment {env}")
+            time = len(steps["rewards"])
+            if not time:
+                continue
+            if id(history) not in encoded:
+                inputs = (steps["observations"], steps["previous_actions"], steps["previous_rewards"], steps["starts"])
+                encoded[id(history)] = self.model.embedding(*(part.unsqueeze(0).to(self._device) for part in inputs))
+            held = self._held(time)
+            tokens, row = encoded[id(history)][:, time - held :], torch.tensor([env])
+            if self._tokens is not None:
+                self._tokens[env, :held] = tokens[0]
+            self._cache.refill(self.model, row, tokens, torch.tensor([tokens.shape[1]]))
+            self._last_actions[env] = steps["actions"][-1].to(self._last_actions.dtype)
+            self._first_rewards[env] = steps["rewards"][-1]
+            self._first[env] = True
+
+    def _held(self, time: int) -> int:
+        """Steps that a row holds after so many; with a sliding window, those that reach into it through all blocks."""
+        window = self.model.config.sliding_window
+        if window is not None:
+            return min(time, window + (self.model.config.num_hidden_layers - 1) * (window - 1))
+        if time <= self.length:
+            return time
+        return self.length - self.dropped + (time - self.length - 1) % self.dropped + 1
 
     @torch.no_grad()
     def act(
         self,
-        observations: np.ndarray,
-        rewards: np.ndarray | None = None,
-        episode_starts: np.ndarray | None = None,
-        active: np.ndarray | None = None,
+        observations: Any,
+        rewards: Any = None,
+        episode_starts: Any = None,
+        active: Any = None,
+        do_sample: bool | None = None,
     ) -> np.ndarray:
         """
         Add a step to the context and choose its action.
@@ -175,88 +176,117 @@ class ADContext:
             active (`np.ndarray` of shape `(num_envs,)`, *optional*):
                 Environments whose step counts; the others' contexts stay as they are and their actions mean nothing
                 (autoreset in the next step has steps that are no experience).
+            do_sample (`bool`, *optional*):
+                Whether to sample this time; by default as the settings say.
 
         Returns:
             `np.ndarray` of shape `(num_envs, ...)`: the actions. `context.logits` (num_envs, n) is what they were
             chosen from.
+
+        Raises:
+            ValueError: for arguments of a wrong shape, and for observations and rewards that are not finite or not of
+                the model's spaces, naming the environment.
         """
         rows = torch.ones(self.num_envs, dtype=torch.bool) if active is None else torch.as_tensor(active).bool()
-        self._slide(rows)
-        step = self._token(observations, rewards, episode_starts)
-        self._remember(step, rows)
-        self.logits = self._encode_last(step, rows)
-        actions = self._choose(self.logits)
+        counted = None if bool(rows.all()) else rows
+        tokens = self._embed(observations, rewards, episode_starts, rows)
+        if self._tokens is not None:
+            self._make_room(rows)
+            index = torch.nonzero(rows).squeeze(1)
+            self._tokens[index, self.lengths[index]] = tokens[index, 0]
+        hidden_states = self._cache.step(self.model, tokens, counted)
+        self.logits = self.model.head(hidden_states[:, 0]).float().cpu()
+        head = self.model.head
+        sample = self.config.do_sample if do_sample is None else do_sample
+        categories, self.log_probs = choose(
+            self.logits, head.sizes, self._seeds, self._counters, self.config, bool(sample)
+        )
+        actions = head.to_actions(categories)
         self._last_actions[rows] = actions[rows].to(self._last_actions.dtype)
-        self._fresh &= ~rows
+        self._first &= ~rows
         self._counters += rows.numpy().astype(np.uint64)
         return actions.numpy()
 
-    def _token(self, observations: Any, rewards: Any, episode_starts: Any) -> list[torch.Tensor]:
-        rewards = torch.zeros(self.num_envs) if rewards is None else torch.as_tensor(rewards, dtype=torch.float32)
+    def _embed(self, observations: Any, rewards: Any, episode_starts: Any, rows: torch.Tensor) -> torch.Tensor:
+        """Tokens (num_envs, 1, width) of what environments are in."""
+        seen = as_elements(observations, self.model.config.observation_space or {}, self.num_envs, rows.numpy())
+        paid = torch.zeros(self.num_envs)
+        if rewards is not None:
+            paid = torch.from_numpy(check_rewards(rewards, self.num_envs, rows.numpy()))
         starts = torch.zeros(self.num_envs, dtype=torch.bool)
         if episode_starts is not None:
             starts = torch.as_tensor(episode_starts, dtype=torch.bool)
-        return [
-            _as_tensor(observations),
-            self._last_actions.clone(),
-            rewards.masked_fill(self._fresh, 0.0),
-            starts | self._fresh,
-        ]
+        parts = (seen, self._last_actions, torch.where(self._first, self._first_rewards, paid), starts | self._first)
+        return self.model.embedding(*(part.unsqueeze(1).to(self._device) for part in parts))
 
-    def _remember(self, step: list[torch.Tensor], rows: torch.Tensor) -> None:
-        if self._steps is None:
-            self._steps = [part.new_zeros((self.num_envs, self.length, *part.shape[1:])) for part in step]
-        index = torch.nonzero(rows).squeeze(1)
-        for memory, part in zip(self._steps, step):
-            memory[index, self.lengths[index]] = part[index]
-        self.lengths += rows
-
-    def _slide(self, rows: torch.Tensor) -> None:
-        """Make room in the full rows: drop their oldest steps and encode the others anew."""
+    def _make_room(self, rows: torch.Tensor) -> None:
+        """Let the full rows forget their oldest steps, and encode the others anew."""
         full = torch.nonzero(rows & (self.lengths == self.length)).squeeze(1)
-        if self._steps is None or full.numel() == 0:
+        if full.numel() == 0 or self._tokens is None:
             return
-        for memory in self._steps:
-            memory[full, : self.kept] = memory[full, self.length - self.kept :]
-        self.lengths[full] = self.kept
-        if self._cache is not None:
-            fresh = ADCache(self.model.config, len(full), self._device, self._cache.keys.dtype)
-            if self.kept:
-                kept = [memory[full, : self.kept].to(self._device) for memory in self._steps]
-                self.model(*kept, past_key_values=fresh)
-            self._cache.keys[:, full], self._cache.values[:, full] = fresh.keys, fresh.values
-            self._cache.lengths[full] = self.kept
+        kept = self.length - self.dropped
+        tokens = self._tokens[full, self.dropped :]
+        self._tokens[full, :kept] = tokens
+        self._cache.refill(self.model, full, tokens, torch.full((len(full),), kept))
 
-    def _encode_last(self, step: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-        if self._cache is not None:
-            inputs = [part.unsqueeze(1).to(self._device) for part in step]
-            before = self._cache.lengths.clone()
-            # A row that is not active is encoded like the others, into a slot that its next step overwrites. One that
-            # is full has no such slot: it lends its last one, which is encoded anew, with all others, when it slides.
-            self._cache.lengths.clamp_(max=self.length - 1)
-            logits = self.model(*inputs, past_key_values=self._cache).logits[:, -1]
-            self._cache.lengths = torch.where(rows, self._cache.lengths, before)
-            return logits.float().cpu()
-        assert self._steps is not None
-        longest = int(self.lengths.max())
-        mask = torch.arange(longest) < self.lengths.unsqueeze(1)
-        inputs = [memory[:, :longest].to(self._device) for memory in self._steps]
-        logits = self.model(*inputs, attention_mask=mask.long().to(self._device)).logits.float().cpu()
-        return logits[torch.arange(self.num_envs), (self.lengths - 1).clamp(min=0)]
+    def copy(self) -> ADContext:
+        """A context of its own that goes on from here, with the same random streams."""
+        shared = {id(part): part for part in (self.model, self.model.backbone, self.config)}
+        return copy.deepcopy(self, shared)
 
-    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        head = self.model.head
-        uniform = torch.from_numpy(_uniform(self._seeds, self._counters, len(head.sizes)))
-        choices = []
-        for dimension, part in enumerate(logits.split(head.sizes, dim=-1)):
-            if self.do_sample:
-                cumulative = (part.double() / self.temperature).softmax(-1).cumsum(-1)
-                # The last sum may round to just under 1: the likeliest numbers above it still choose the last action.
-                choice = (cumulative[:, :-1] <= uniform[:, dimension : dimension + 1]).sum(-1)
-            else:
-                choice = part.argmax(-1)
-            choices.append(choice)
-        return head.to_actions(torch.stack(choices, dim=-1))
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All that the context holds, as tensors, on its device; `safetensors.torch.save_file` writes them."""
+        state = {name: getattr(self, f"_{name}") for name in ("last_actions", "first", "first_rewards")}
+        state |= {name: torch.from_numpy(getattr(self, f"_{name}").astype(np.int64)) for name in ("seeds", "counters")}
+        if self._tokens is not None:
+            state["tokens"] = self._tokens
+        state |= {f"cache.{name}": tensor for name, tensor in self._cache.state_dict().items()}
+        return {name: tensor.clone() for name, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """
+        Go on where a context's [`~ADContext.state_dict`] was taken, to the bit.
+
+        Raises:
+            ValueError: for a state of another model's context, or of another number of environments or length.
+        """
+        expected = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("cache.")}
+        for name, tensor in expected.items():
+            if name not in state or state[name].shape != tensor.shape:
+                found = "is missing" if name not in state else f"has shape {tuple(state[name].shape)}"
+                raise ValueError(
+                    f"{name} {found} in the context's state, expected {tuple(tensor.shape)}: make the context with "
+                    "the model, num_envs and context_length of the one that was saved"
+                )
+        for name in ("last_actions", "first", "first_rewards"):
+            setattr(self, f"_{name}", state[name].clone().to(expected[name]))
+        for name in ("seeds", "counters"):
+            setattr(self, f"_{name}", state[name].cpu().numpy().astype(np.uint64))
+        if self._tokens is not None:
+            self._tokens = state["tokens"].clone().to(self._tokens)
+        prefix = "cache."
+        self._cache.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)},
+            self._device,
+        )
 
 
-__all__ = ["ADCache", "ADContext"]
+def _context_sizes(model: ADModel, config: RolloutConfig) -> tuple[int, int]:
+    """Steps that a context holds, and how many it drops at once."""
+    known, window = model.config.context_length, model.config.sliding_window
+    length = config.context_length or known
+    if length > known or (window is not None and length != known):
+        allowed = f"at most {known}, the model's" if window is None else f"{known}, as the model's attention slides"
+        raise ValueError(f"context_length must be {allowed}; got {length}")
+    if window is not None and config.context_drop is not None:
+        raise ValueError(
+            f"context_drop is of models that attend to all of their context: this one's slides by a step at a time "
+            f"(sliding_window={window})"
+        )
+    dropped = config.context_drop or max(1, length // 4)
+    if dropped > length:
+        raise ValueError(f"context_drop must be at most context_length ({length}), got {dropped}")
+    return length, dropped
+
+
+__all__ = ["ADContext"]

@@ -1,5 +1,6 @@
 """The Algorithm Distillation model: a causal transformer over the steps of a learning history."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
+from .cache_ad import ADCache
 from .configuration_ad import ADConfig
-from .context_ad import ADCache, ADContext
-from .rollout_ad import RolloutConfig, RolloutOutput, rollout
+from .context_ad import ADContext, Prompt
+from .rollout_ad import RolloutOutput, rollout
+from .rollout_config_ad import RolloutConfig
 from .spaces_ad import ActionHead, StepEmbedding
 
 # On CPUs, explicit attention (two batched matmuls and a softmax) trains twice as fast as the fused kernel at windows
@@ -47,14 +50,25 @@ def eager_attention_forward(
 
 
 def rotary_tables(
-    positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype
+    positions: torch.Tensor,
+    head_dim: int,
+    theta: float,
+    dtype: torch.dtype,
+    angle_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and signed sines (..., time, 1, head_dim) of rotary positions (https://huggingface.co/papers/2104.09864)."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.unsqueeze(-1).float() * theta**-exponents  # (..., time, head_dim / 2)
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=angle_dtype) / head_dim
+    angles = positions.unsqueeze(-1).to(angle_dtype) * theta**-exponents  # (..., time, head_dim / 2)
     cosines = torch.cat([angles.cos(), angles.cos()], dim=-1).unsqueeze(-2)
     sines = torch.cat([-angles.sin(), angles.sin()], dim=-1).unsqueeze(-2)
     return cosines.to(dtype), sines.to(dtype)
+
+
+def causal_mask(time: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Additive mask (time, time): each step sees itself and those before it, of a window only its last steps."""
+    least = torch.finfo(dtype).min
+    mask = torch.full((time, time), least, dtype=dtype, device=device)
+    return mask.triu(1) if window is None else mask.triu(1) + mask.tril(-window)
 
 
 class ResidualLinear(nn.Linear):
@@ -76,35 +90,40 @@ class ADAttention(nn.Module):
         self.query_key_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps, bias=False)
         self.output = ResidualLinear(config.hidden_size, config.hidden_size, bias=False)
 
+    def project(
+        self, hidden_states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values (batch, time, heads, head_dim) of hidden states (batch, time, width)."""
+        batch, time, _ = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch, time, 3 * self.num_heads, self.head_dim)
+        rotated, value = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
+        cosines, sines = rotary
+        rotated = self.query_key_norm(rotated)
+        rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, dims=-1), sines)
+        query, key = rotated.split(self.num_heads, dim=2)
+        return query, key, value
+
     def forward(
         self,
         hidden_states: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         attention_implementation: str,
-        past_key_values: ADCache | None,
+        past_key_values: ADCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch, time, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, time, 3 * self.num_heads, self.head_dim)
-        rotated, value = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
-        cosines, sines = rotary
-        rotated = self.query_key_norm(rotated)
-        rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, dims=-1), sines)
-        query, key = rotated.transpose(1, 2).split(self.num_heads, dim=1)  # (batch, heads, time, head_dim)
-        value = value.transpose(1, 2)
+        query, key, value = self.project(hidden_states, rotary)
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
-        attended, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-        )
-        return self.output(attended.reshape(batch, time, width)), weights
+            attended, weights = past_key_values.attend(query, key, value, self.layer_idx, self.scaling), None
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
+            attended, weights = attend(
+                self,
+                *(states.transpose(1, 2) for states in (query, key, value)),  # (batch, heads, time, head_dim)
+                attention_mask,
+                dropout=self.config.attention_dropout if self.training else 0.0,
+                scaling=self.scaling,
+            )
+        return self.output(attended.flatten(2)), weights
 
 
 class ADBlock(GradientCheckpointingLayer):
@@ -214,7 +233,8 @@ class ADModel(ADPreTrainedModel):
         episode_starts: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        past_key_values: ADCache | None = None,
+        past_key_values: Any = None,
+        position_ids: torch.Tensor | None = None,
     ) -> ADOutput:
         r"""
         Args:
@@ -231,8 +251,10 @@ class ADModel(ADPreTrainedModel):
                 0 for padding, which stands at the end.
             labels (`torch.Tensor` of shape `(batch, time, ...)`, *optional*):
                 The actions that were taken; -100 to ignore one.
-            past_key_values ([`ADCache`], *optional*):
+            past_key_values ([`ADCache`], with a backbone a `Cache` of transformers, *optional*):
                 Keys and values of the steps before these, to which these are added.
+            position_ids (`torch.Tensor` of shape `(batch, time)`, *optional*):
+                With a backbone and a cache whose rows are padded: number of each step in its row.
         """
         hidden_states = self.embedding(observations, previous_actions, previous_rewards, episode_starts)
         if self.training and self.config.input_mask_probability:
@@ -242,81 +264,142 @@ class ADModel(ADPreTrainedModel):
             hidden_states = hidden_states * kept.unsqueeze(-1)
         if torch.is_autocast_enabled(hidden_states.device.type):  # a residual stream of half the size
             hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-        if self.backbone is not None:
-            if past_key_values is not None:
-                raise ValueError("ADCache belongs to this package's own blocks; a backbone re-encodes its context")
-            hidden_states = self.backbone(inputs_embeds=hidden_states, attention_mask=attention_mask, use_cache=False)[
-                0
-            ]
-        else:
-            hidden_states = self._decode(hidden_states, past_key_values)
+        hidden_states = self.decode(hidden_states, attention_mask, past_key_values, position_ids)
         logits = self.head(hidden_states)
         loss = None
         if labels is not None:
             loss = self.head.loss(logits, labels, None if attention_mask is None else attention_mask == 0)
         return ADOutput(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def _decode(self, hidden_states: torch.Tensor, past_key_values: ADCache | None) -> torch.Tensor:
-        time, dtype, device = hidden_states.shape[1], hidden_states.dtype, hidden_states.device
-        implementation = self.attention_implementation(time, device)
-        positions = torch.arange(time, device=device)
-        if past_key_values is not None:
-            positions = past_key_values.append(time, device)  # (batch, time)
-            mask: Any = past_key_values.mask(positions, dtype)
-        elif implementation == "eager":
-            mask = torch.full((time, time), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1)
-        elif self.config._attn_implementation is None:
-            mask = None  # sdpa is causal by itself
-        else:  # padding stands at the end, where no step attends to it, so that one mask serves the whole batch
-            mask = create_causal_mask(self.config, hidden_states[:1], attention_mask=None, past_key_values=None)
-        head_dim = self.config.hidden_size // self.config.num_attention_heads
-        rotary = rotary_tables(positions, head_dim, self.config.rope_theta, dtype)
-        assert self.blocks is not None
-        for block in self.blocks:
-            hidden_states = block(
-                hidden_states,
-                rotary=rotary,
-                attention_mask=mask,
-                attention_implementation=implementation,
+    def decode(
+        self,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states (batch, time, width) of embedded steps of that shape; arguments as of `forward`."""
+        if self.backbone is not None:
+            if isinstance(past_key_values, ADCache):
+                raise ValueError("ADCache is of this package's own blocks: give a backbone a cache of transformers")
+            return self.backbone(
+                inputs_embeds=tokens,
+                attention_mask=attention_mask,
                 past_key_values=past_key_values,
-            )
+                use_cache=past_key_values is not None,
+                **({} if position_ids is None else {"position_ids": position_ids}),
+            )[0]
+        hidden_states, arguments = tokens, self._block_arguments(tokens, past_key_values)
+        for block in self.blocks or ():
+            hidden_states = block(hidden_states, **arguments, past_key_values=past_key_values)
         return self.norm(hidden_states)
 
-    def init_context(self, num_envs: int, seed: int = 0, rollout_config: RolloutConfig | None = None) -> ADContext:
+    def keys_and_values(self, tokens: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values (batch, time, heads, head_dim) of every block for embedded steps (batch, time, width)."""
+        assert self.blocks is not None
+        arguments, found = self._block_arguments(tokens, None), []
+        block: Any
+        for index, block in enumerate(self.blocks):
+            found.append(block.attention.project(block.attention_norm(tokens), arguments["rotary"])[1:])
+            if index + 1 < len(self.blocks):  # what the last one makes of them is of no use here
+                tokens = block(tokens, **arguments)
+        return found
+
+    def _block_arguments(self, tokens: torch.Tensor, past_key_values: ADCache | None) -> dict[str, Any]:
+        """What all blocks are given beside hidden states (batch, time, width): positions, mask, implementation."""
+        time, dtype, device = tokens.shape[1], tokens.dtype, tokens.device
+        implementation, window = self.attention_implementation(time, device), self.config.sliding_window
+        # Positions grow without bounds where a window slides, beyond float32's resolution of angles.
+        angle_dtype = torch.float32 if window is None else torch.float64
+        mask: Any = None  # the cache's own matter, and sdpa is causal by itself
+        if past_key_values is not None:
+            positions = past_key_values.append(time)  # (batch or 1, time)
+        else:
+            positions = torch.arange(time, device=device if window is None else "cpu")
+            automatic = self.config._attn_implementation is None
+            if implementation == "eager" or (automatic and window is not None):
+                mask = causal_mask(time, window, dtype, device)
+            elif not automatic:  # padding stands at the end, where no step sees it: one mask serves the whole batch
+                make_mask = create_causal_mask if window is None else create_sliding_window_causal_mask
+                mask = make_mask(self.config, tokens[:1], attention_mask=None, past_key_values=None)
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        cosines, sines = rotary_tables(positions, head_dim, self.config.rope_theta, dtype, angle_dtype)
+        return {
+            "rotary": (cosines.to(device), sines.to(device)),
+            "attention_mask": mask,
+            "attention_implementation": implementation,
+        }
+
+    def init_context(
+        self,
+        num_envs: int,
+        prompt: Prompt | None = None,
+        seed: int | None = None,
+        rollout_config: RolloutConfig | None = None,
+        **overrides: Any,
+    ) -> ADContext:
         """
-        An empty context for environments of one's own: `actions = context.act(observations, rewards, episode_starts)`.
+        A context for environments of one's own: `actions = context.act(observations, rewards, episode_starts)`.
 
         Args:
             num_envs (`int`):
                 Number of environments that are acted in side by side.
-            seed (`int`, *optional*, defaults to 0):
-                Seed of the sampled actions.
-            rollout_config ([`RolloutConfig`], *optional*):
-                How actions are chosen; by default the model's own `rollout_config`.
+            prompt (`Mapping` or a sequence of them, *optional*):
+                Histories to begin with, see [`ADContext.prompt`]; by default the context is empty.
+            seed (`int`, *optional*):
+                Seed of the sampled actions; environment i has `seed + i`.
+            rollout_config ([`RolloutConfig`], *optional*), overrides:
+                How actions are chosen and what the context holds, as of [`ADModel.rollout`].
         """
-        config = rollout_config or self.rollout_config
-        return ADContext(self, num_envs, seed=seed, do_sample=config.do_sample, temperature=config.temperature)
+        overrides = overrides if seed is None else {**overrides, "seed": seed}
+        config = RolloutConfig.from_dict(overrides).resolve(rollout_config or RolloutConfig(), self.rollout_config)
+        context = ADContext(self, num_envs, config)
+        if prompt is not None:
+            context.prompt(prompt)
+        return context
 
-    def rollout(self, envs: Any, rollout_config: RolloutConfig | None = None, **overrides: Any) -> RolloutOutput:
+    def rollout(
+        self,
+        envs: Any,
+        rollout_config: RolloutConfig | None = None,
+        prompt: Prompt | None = None,
+        callback: Callable[[RolloutOutput], Any] | None = None,
+        env_kwargs: Any = None,
+        **overrides: Any,
+    ) -> RolloutOutput:
         r"""
         Act in environments with the context as the only memory: frozen weights, learning from one's own experience.
 
         Args:
-            envs (`gymnasium.vector.VectorEnv`):
-                Environments of any autoreset mode, with the spaces of the model.
+            envs (`gymnasium.vector.VectorEnv`, `gymnasium.Env` or `str`):
+                Environments with the spaces of the model: a vector environment of any autoreset mode, a single
+                environment, or the id of one.
             rollout_config ([`RolloutConfig`], *optional*):
-                Settings; by default the model's own `rollout_config`.
+                Settings; what it leaves unset is taken from the model's own `rollout_config`, then from the defaults.
+            prompt (`Mapping` or a sequence of them, *optional*):
+                Histories that the contexts begin with, one for each environment or one for all, see
+                [`ADContext.prompt`]; by default they are empty.
+            callback (`Callable[[RolloutOutput], Any]`, *optional*):
+                Called after each step with what is known so far, in place; if it returns `True`, the rollout ends.
+            env_kwargs (`Mapping` or a sequence of them, *optional*):
+                With an id: keyword arguments of each environment to make; by default one is made, without any.
             overrides:
-                Fields of [`RolloutConfig`], such as `num_episodes`, `do_sample`, `temperature` and `seed`, and
-                `callback`, called after each step with the [`RolloutOutput`] so far.
+                Fields of [`RolloutConfig`], such as `num_episodes`, `do_sample`, `temperature` and `seed`, which take
+                the place of those in `rollout_config`.
 
         Returns:
-            [`RolloutOutput`]: `episode_returns` and `episode_lengths` (num_envs, num_episodes).
+            [`RolloutOutput`]: `episode_returns` and `episode_lengths` (num_envs, num_episodes), and what else
+            was asked for.
 
         Raises:
-            ValueError: for environments with other spaces than the model's and for unknown settings.
+            ValueError: for environments with other spaces than the model's, for unknown settings, and for observations
+                or rewards that are not finite or of a wrong shape, naming the environment and the step.
+
+        Example:
+            >>> out = model.rollout("CartPole-v1", num_episodes=5)
+            >>> out = model.rollout("ad_hf/DarkRoom-v0", env_kwargs=[{"goal": (0, 8)}, {"goal": (7, 1)}])
         """
-        return rollout(self, envs, rollout_config, **overrides)
+        return rollout(self, envs, rollout_config, prompt, callback, env_kwargs, **overrides)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save weights and configuration as every model of transformers, and `rollout_config.json` beside them."""

@@ -145,6 +145,12 @@ class ActionHead(nn.Module):
         """hidden_states (batch, time, width) -> logits (batch, time, sum of sizes)."""
         return self.linear(hidden_states)
 
+    def no_action(self) -> torch.Tensor:
+        """What stands for the action before a history's first step: a category of its own, or a vector of zeros."""
+        if self.is_box:
+            return torch.zeros(len(self.sizes))
+        return torch.tensor(self.sizes[0] if self.is_scalar else self.sizes)
+
     def to_categories(self, actions: torch.Tensor) -> torch.Tensor:
         """Actions (..., [dimensions]) as categories (..., dimensions); discrete labels of -100 stay what they are."""
         if not self.is_box:

@@ -17,7 +17,7 @@ from local_hub import LocalHub
 import ad_hf
 
 PACKAGE = Path(ad_hf.__file__).parent
-CODE = {f"{name}_ad.py" for name in ("configuration", "context", "modeling", "rollout", "spaces")}
+CODE = {path.name for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
 MODEL = {"config.json", "model.safetensors", "rollout_config.json", *CODE}
 RUN = {"recipe.yaml", "run.json", "report.json", "learning_curve.png", "replay.gif"}
 BEGIN, END = "<!-- ad_hf writes", "<!-- Here ends what ad_hf writes. -->"

@@ -9,7 +9,7 @@ from gymnasium.vector.utils import batch_space
 
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.model import ADModel
-from ad_hf.model.context_ad import ADCache, ADContext
+from ad_hf.model.cache_ad import ADCache
 from ad_hf.model.rollout_ad import RolloutConfig
 
 VECTOR = {"type": "Box", "shape": [3], "low": [-1.0] * 3, "high": [1.0] * 3, "dtype": "float32"}
@@ -224,7 +224,7 @@ def test_without_sampling_the_likeliest_action_is_taken(make_model):
 
 def test_refuses_a_temperature_that_is_not_positive(make_model):
     with pytest.raises(ValueError, match="temperature must be positive"):
-        ADContext(make_model(), 1, temperature=0.0)
+        make_model().init_context(1, temperature=0.0)
 
 
 def play(model, first_env, num_envs, num_steps=200):

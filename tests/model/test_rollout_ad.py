@@ -69,8 +69,8 @@ class Recorder(VectorWrapper):
 class RecordingContext(ADContext):
     """Keeps the steps that count, per environment: what was seen, the reward that led there, episode start, action."""
 
-    def act(self, observations, rewards=None, episode_starts=None, active=None):
-        actions = super().act(observations, rewards, episode_starts, active)
+    def act(self, observations, rewards=None, episode_starts=None, active=None, do_sample=None):
+        actions = super().act(observations, rewards, episode_starts, active, do_sample)
         if not hasattr(self, "steps"):
             self.steps = [[] for _ in range(self.num_envs)]
         for env in np.flatnonzero(np.ones(self.num_envs) if active is None else active):
@@ -82,8 +82,8 @@ class RecordingContext(ADContext):
 class RecordingModel(ADModel):
     """Hands out recording contexts."""
 
-    def init_context(self, num_envs, seed=0, rollout_config=None):
-        self.context = RecordingContext(self, num_envs, seed, rollout_config.do_sample, rollout_config.temperature)
+    def init_context(self, num_envs, prompt=None, seed=None, rollout_config=None):
+        self.context = RecordingContext(self, num_envs, rollout_config)
         return self.context
 
 
@@ -235,18 +235,25 @@ def test_the_callback_sees_episodes_as_they_are_finished(make_model):
 
 def test_unknown_settings_are_refused_by_name(make_model):
     model = make_model(**DARK_ROOM)
-    with pytest.raises(ValueError, match=r"'top_k'.*num_episodes"):
-        model.rollout(dark_rooms(), num_episodes=1, top_k=3)
-    with pytest.raises(ValueError, match="'beams', 'top_k'"):
-        RolloutConfig.from_dict({"beams": 1, "top_k": 3, "seed": 0})
+    with pytest.raises(ValueError, match=r"'num_beams'.*num_episodes"):
+        model.rollout(dark_rooms(), num_episodes=1, num_beams=3)
+    with pytest.raises(ValueError, match="'beams', 'max_new_tokens'"):
+        RolloutConfig.from_dict({"beams": 1, "max_new_tokens": 3, "seed": 0})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_episodes": 0}, "num_episodes must be at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"temperature": -1.0}, "temperature must be positive, got -1.0"),
+        ({"num_episodes": 0}, "num_episodes must be an integer, at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be positive.*got 0.0"),
+        ({"temperature": -1.0}, "temperature must be positive.*got -1.0"),
+        ({"max_steps": 1.5}, "max_steps must be an integer, at least 1, got 1.5"),
+        ({"top_k": -1}, "top_k must be an integer, 0 or greater, got -1"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"epsilon": 1.1}, "epsilon must be from 0 to 1, got 1.1"),
+        ({"seed": -1}, "seed must be an integer, 0 or greater, got -1"),
+        ({"do_sample": 1}, "do_sample must be True or False, got 1"),
+        ({"temperature": "1"}, "temperature must be positive.*got '1'"),
     ],
 )
 def test_settings_out_of_range_are_refused(make_model, settings, message):

@@ -1,0 +1,165 @@
+"""Environments as a rollout takes them: of any kind and autoreset mode, one step after another, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .checks_ad import SIZES, element_shape, wrong_elements
+
+if TYPE_CHECKING:
+    from .configuration_ad import ADConfig
+
+MODES = {"SameStep", "NextStep", "Disabled"}
+
+
+def check_spaces(config: ADConfig, envs: Any) -> None:
+    """Refuse environments with other spaces than a model's: a `ValueError` that names both."""
+    for name, space in (
+        ("observation_space", envs.single_observation_space),
+        ("action_space", envs.single_action_space),
+    ):
+        wanted = getattr(config, name)
+        kind = type(space).__name__
+        size = np.array(getattr(space, SIZES[kind])).tolist() if kind in SIZES else None
+        fits = kind == wanted["type"] and size == wanted[SIZES[kind]] and not np.any(getattr(space, "start", 0))
+        if fits and kind == "Box" and name == "action_space":  # the bins of an action lie between its bounds
+            fits = space.low.tolist() == wanted["low"] and space.high.tolist() == wanted["high"]
+        if not fits:
+            raise ValueError(f"the environments' {name} is {space}, the model was trained for {wanted}")
+
+
+def make_envs(envs: Any, env_kwargs: Any) -> Any:
+    """
+    A gymnasium vector environment.
+
+    Args:
+        envs (`gymnasium.vector.VectorEnv`, `gymnasium.Env` or `str`):
+            One already, a single environment, or the id of environments to make.
+        env_kwargs (`Mapping` or a sequence of them, *optional*):
+            Keyword arguments of each of the latter.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not isinstance(envs, str) and env_kwargs is not None:
+        raise ValueError("env_kwargs are for environments that are made from an id; got environments as well")
+    if hasattr(envs, "single_observation_space"):
+        return envs
+    if not isinstance(envs, str) and not all(hasattr(envs, name) for name in ("reset", "step", "observation_space")):
+        raise ValueError(f"envs must be a gymnasium VectorEnv, an Env or the id of one, got {envs!r}")
+    try:  # what follows needs gymnasium; a model that is given vector environments does not
+        import gymnasium as gym
+        from gymnasium.vector import AutoresetMode, SyncVectorEnv
+    except ImportError as error:
+        raise ImportError("single environments, and ids of environments, need `pip install gymnasium`") from error
+    if not isinstance(envs, str):
+        return SyncVectorEnv([lambda: envs], autoreset_mode=AutoresetMode.DISABLED)
+    many = [env_kwargs or {}] if env_kwargs is None or isinstance(env_kwargs, Mapping) else list(env_kwargs)
+    if not many:
+        raise ValueError("env_kwargs holds no environment: give keyword arguments for each that is to be made")
+    makers = [partial(gym.make, envs, **kwargs) for kwargs in many]
+    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+
+
+class Environments:
+    """
+    Vector environments whose episodes follow each other alike in every autoreset mode.
+
+    Args:
+        envs (`gymnasium.vector.VectorEnv`):
+            The environments.
+        config ([`ADConfig`]):
+            The model's, with whose spaces theirs must agree.
+
+    Attributes:
+        observations (`np.ndarray` of shape `(num_envs, ...)`):
+            What is seen now.
+        starts (`np.ndarray` of shape `(num_envs,)`):
+            Whether it is the first of an episode.
+        resetting (`np.ndarray` of shape `(num_envs,)`):
+            Environments that only reset in the next step, which is no experience.
+        rewards (`np.ndarray` of shape `(num_envs,)`):
+            The last rewards that were experience.
+    """
+
+    def __init__(self, envs: Any, config: ADConfig) -> None:
+        check_spaces(config, envs)
+        self.mode = getattr(envs.metadata.get("autoreset_mode"), "value", None)
+        if self.mode not in MODES:
+            raise ValueError(f"the environments must state their autoreset_mode in metadata, got {self.mode}")
+        self.envs, self.num_envs = envs, int(envs.num_envs)
+        self._space: dict[str, Any] = config.observation_space or {}
+        self._shape = (self.num_envs, *element_shape(self._space))
+        self._steps = 0
+
+    def reset(self, seed: int) -> None:
+        """Begin: environment i with `seed + i`."""
+        observations, _ = self.envs.reset(seed=seed)
+        self.observations = self._checked(observations, np.ones(self.num_envs, dtype=bool))
+        self.starts = np.ones(self.num_envs, dtype=bool)
+        self.resetting = np.zeros(self.num_envs, dtype=bool)
+        self.rewards = np.zeros(self.num_envs)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Take a step.
+
+        Returns:
+            Terminations and truncations (num_envs,), false where the step was a reset, and the observations
+            (num_envs, ...) that the step led to, which are the last ones of the episodes that ended.
+        """
+        observations, rewards, terminations, truncations, infos = self.envs.step(actions)
+        self._steps += 1
+        acted = ~self.resetting
+        self.rewards = np.where(acted, self._checked_rewards(rewards, acted), self.rewards)
+        terminations, truncations = np.asarray(terminations) & acted, np.asarray(truncations) & acted
+        ended = terminations | truncations
+        observations = self._checked(observations, np.ones(self.num_envs, dtype=bool))
+        reached = observations
+        if self.mode == "NextStep":
+            self.starts, self.resetting = self.resetting, ended
+        else:
+            self.starts = ended
+            if self.mode == "SameStep" and ended.any():
+                reached = np.array(observations)
+                for env in np.flatnonzero(ended):
+                    reached[env] = infos["final_obs"][env]
+            elif ended.any():
+                observations, _ = self.envs.reset(options={"reset_mask": ended.copy()})
+                reached = np.array(reached)
+                observations = self._checked(observations, ended)
+        self.observations = observations
+        return terminations, truncations, reached
+
+    def _checked(self, observations: Any, rows: np.ndarray) -> np.ndarray:
+        array = np.asarray(observations)
+        if array.shape != self._shape:
+            raise ValueError(f"step {self._steps}: observations have shape {array.shape}, expected {self._shape}")
+        wrong = wrong_elements(array, self._space) & rows
+        if wrong.any():
+            env = int(np.argmax(wrong))
+            raise ValueError(
+                f"environment {env}, step {self._steps}: the observation {array[env].tolist()} is no element of "
+                f"{self._space}"
+            )
+        return array
+
+    def _checked_rewards(self, rewards: Any, rows: np.ndarray) -> np.ndarray:
+        array = np.asarray(rewards)
+        if array.shape != (self.num_envs,):
+            raise ValueError(
+                f"step {self._steps}: rewards have shape {array.shape}, expected ({self.num_envs},), one number for "
+                "each environment"
+            )
+        wrong = ~np.isfinite(array) & rows
+        if wrong.any():
+            env = int(np.argmax(wrong))
+            raise ValueError(f"environment {env}, step {self._steps}: the reward {array[env]} is not finite")
+        return array
+
+
+__all__ = ["Environments", "check_spaces", "make_envs"]
