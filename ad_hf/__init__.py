@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import ad_hf.envs  # registers the environments
+import ad_hf.histories
 import ad_hf.model  # registers the model
 
 if TYPE_CHECKING:

@@ -1,0 +1,363 @@
+"""Between models and histories: what a model lived through as learning histories, and histories to prompt one with."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from gymnasium import spaces
+
+from ad_hf.envs.spaces import space_from_json
+from ad_hf.envs.task_family import SPLITS, Task
+from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.frames import FramePieces, has_frames
+from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
+from ad_hf.histories.validation import COLUMNS, check_histories
+from ad_hf.histories.writer import (
+    SHARD_TRANSITIONS,
+    Steps,
+    describe,
+    history_rows,
+    new_dataset,
+    split_writers,
+    to_storage,
+)
+
+if TYPE_CHECKING:
+    from ad_hf.model.rollout_ad import RolloutOutput
+
+ORIGIN = (
+    "What a trained model lived through in a rollout, its context being all that it learnt with; written by "
+    "`ad_hf.histories.from_rollout`."
+)
+
+
+def from_rollout(
+    output: RolloutOutput,
+    tasks: Sequence[Task] | None = None,
+    env_id: str = "unknown",
+    env_kwargs: dict[str, Any] | None = None,
+    output_dir: str | Path | None = None,
+    config_name: str = "default",
+    max_piece_steps: int | None = None,
+    shard_transitions: int = SHARD_TRANSITIONS,
+) -> Dataset:
+    r"""
+    The histories that a model lived through in a rollout, one per environment, to store, push, plot or train on them.
+
+    ```python
+    output = model.rollout(family.make_vec(tasks), output_steps=True)
+    histories = ad_hf.histories.from_rollout(output, tasks, family.env_id, family.env_kwargs, output_dir="rollout")
+    ```
+
+    Args:
+        output ([`~ad_hf.RolloutOutput`]):
+            What a rollout with `output_steps=True` returned.
+        tasks (`Sequence[Task]`, *optional*):
+            The task of each environment, or tasks that are repeated, in order, as by [`~ad_hf.TaskFamily.make_vec`].
+            Environments of the same task are its streams 0, 1, ... By default each environment is a task of its own,
+            without keyword arguments, in the split `train`.
+        env_id (`str`, *optional*, defaults to `"unknown"`), env_kwargs (`dict`, *optional*):
+            The environment and the keyword arguments that all tasks share, for `metadata.json`.
+        output_dir (`str` or `Path`, *optional*):
+            Folder to write the histories to as a dataset; there must be nothing at it. Beside them, `recipe.yaml` says
+            in a recipe's words of which tasks they are, if all are training tasks numbered from 0.
+        config_name (`str`, *optional*, defaults to `"default"`):
+            Configuration of the dataset to write.
+        max_piece_steps (`int`, *optional*), shard_transitions (`int`, *optional*, defaults to 1000000):
+            Steps of a row and of a file, as of [`~ad_hf.collect`].
+
+    Returns:
+        `datasets.Dataset`: rows of all environments that took a step, in memory, with the columns of
+        [`~ad_hf.histories.schema.history_features`].
+
+    Raises:
+        ValueError: if the rollout was not asked for its steps, for tasks that cannot be assigned to the environments,
+            for observations and actions outside of their spaces, if there is something at `output_dir`, and for tasks
+            and keyword arguments that JSON cannot hold.
+    """
+    if output.observations is None:
+        raise ValueError("the rollout's output has no steps to make histories of: roll out with output_steps=True")
+    assigned = _assign_tasks(tasks, len(output.observations))
+    histories = list(_histories(output, assigned, max_piece_steps))
+    if output_dir is not None:
+        metadata = _metadata(output, histories, env_id, env_kwargs or {})
+        with new_dataset(output_dir, config_name) as folder:
+            with split_writers(folder / config_name, shard_transitions) as add:
+                for task, rows in histories:
+                    add(task.split, rows)
+            section = _family_section(assigned, metadata)
+            describe(folder, Path(output_dir).name, config_name, metadata, ORIGIN, section)
+    return Dataset(pa.concat_tables([rows for _, rows in histories]))
+
+
+def _assign_tasks(tasks: Sequence[Task] | None, num_envs: int) -> list[Task]:
+    """The task of each environment."""
+    if tasks is None:
+        return [Task(env, {}, "train") for env in range(num_envs)]
+    if not tasks or num_envs % len(tasks):
+        raise ValueError(
+            f"{len(tasks)} tasks for a rollout of {num_envs} environments: give one for each environment, or those "
+            "of make_vec, whose number divides that of the environments"
+        )
+    known: dict[int, Task] = {}
+    for task in tasks:
+        if known.setdefault(task.task_id, task) != task:
+            raise ValueError(f"tasks must have task_ids of their own, got {known[task.task_id]} and {task}")
+        if task.split not in SPLITS:
+            raise ValueError(f"{task}: expected a split of {', '.join(SPLITS)}")
+    return list(tasks) * (num_envs // len(tasks))
+
+
+def _histories(output: Any, assigned: Sequence[Task], max_piece_steps: int | None) -> Iterator[tuple[Task, pa.Table]]:
+    """The task and the rows of each environment that took a step."""
+    both = space_from_json(output.observation_space), space_from_json(output.action_space)
+    features, max_piece_steps = history_features(*both), max_piece_steps or default_piece_steps(both[0])
+    streams: Counter[int] = Counter()
+    for env in np.flatnonzero(output.num_steps).tolist():
+        steps, task = _steps_of_environment(output, env, *both), assigned[env]
+        yield task, history_rows(steps, features, task.task_id, streams[task.task_id], max_piece_steps)
+        streams[task.task_id] += 1
+
+
+def _steps_of_environment(output: Any, env: int, observation_space: spaces.Space, action_space: spaces.Space) -> Steps:
+    """The steps of an environment, without the padding."""
+    taken = slice(0, int(output.num_steps[env]))
+    terminations, truncations = output.terminations[env, taken], output.truncations[env, taken]
+    ends = terminations | truncations
+    finals = output.final_observations[env, : int(ends.sum()) + (not ends[-1])]
+    name = f"environment {env}"
+    return Steps(
+        to_storage(output.observations[env, taken], observation_space, f"{name}, observations"),
+        to_storage(output.actions[env, taken], action_space, f"{name}, actions"),
+        output.rewards[env, taken],
+        terminations,
+        truncations,
+        to_storage(finals, observation_space, f"{name}, final_observations"),
+    )
+
+
+def _metadata(
+    output: Any, histories: Sequence[tuple[Task, pa.Table]], env_id: str, env_kwargs: dict[str, Any]
+) -> HistoryMetadata:
+    """The metadata of a rollout's histories; tasks of which there is none are left out."""
+    found = {task.task_id: task for task, _ in histories}
+    streams = Counter(task.task_id for task, _ in histories)
+    transitions: Counter[int] = Counter()
+    for task, rows in histories:
+        transitions[task.task_id] += pc.sum(pc.list_value_length(rows["rewards"])).as_py()
+    return HistoryMetadata(
+        env_id=env_id,
+        env_kwargs=env_kwargs,
+        tasks=[asdict(found[task_id]) for task_id in sorted(found)],
+        observation_space=output.observation_space,
+        action_space=output.action_space,
+        source={
+            "algorithm": "ADModel",
+            "n_envs": max(streams.values()),
+            "total_timesteps": max(transitions.values()),
+            "hyperparameters": {},
+        },
+        seeds=[],
+    )
+
+
+def _family_section(tasks: Sequence[Task], metadata: HistoryMetadata) -> dict[str, Any] | None:
+    """The section `family` of a recipe with these tasks, unless it would number or split them otherwise."""
+    kwargs = {task.task_id: task.kwargs for task in tasks}
+    if set(kwargs) != set(range(len(kwargs))) or any(task.split != "train" for task in tasks):
+        return None
+    listed = [kwargs[task_id] for task_id in sorted(kwargs)]
+    return {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": listed}
+
+
+def load_prompts(
+    dataset: str | Path | HistoryDataset,
+    tasks: Sequence[Task | int],
+    num_steps: int,
+    level: float | Sequence[float] | np.ndarray | None = None,
+    split: str = "test",
+    config_name: str | None = None,
+    seed: int = 0,
+) -> list[dict[str, np.ndarray]]:
+    r"""
+    Parts of learning histories to pre-fill contexts with: partial demonstrations (paper, section on prompting).
+
+    The prompt of a task is a run of consecutive whole episodes of one of its histories, as many as there are and fit
+    into `num_steps` steps. An episode that alone is longer is a run of its own and gives its last `num_steps` steps.
+
+    Args:
+        dataset (`str` or `Path`):
+            Folder of the histories, or their id on the Hub, with `@revision` if need be.
+        tasks (`Sequence` of [`~ad_hf.Task`] or `int`):
+            The task, or its `task_id`, of each prompt: one for each environment of a rollout; tasks may be repeated.
+        num_steps (`int`):
+            Steps of a prompt at most, such as the model's `context_length`.
+        level (`float` or `np.ndarray` of shape `(num_prompts,)`, *optional*):
+            Mean return per episode that a prompt should have: of all runs of its history, it is the one that comes
+            closest, the first such. By default it is the last one: the source's final behaviour.
+        split (`str`, *optional*, defaults to `"test"`):
+            Split of the tasks.
+        config_name (`str`, *optional*):
+            Configuration of the histories; may be left out if there is only one, or one called `default`.
+        seed (`int`, *optional*, defaults to 0):
+            The history of each prompt is drawn by it and by the prompt's number; a task's histories are used up before
+            one of them is used again.
+
+    Returns:
+        `list[dict[str, np.ndarray]]`: for each prompt of t steps `observations` and `actions` of shape `(t, ...)`, in
+        the dtypes of their spaces, `rewards`, `terminations` and `truncations` of shape `(t,)`.
+
+    Raises:
+        FileNotFoundError: if there is no such dataset.
+        ValueError: for a `num_steps` below 1, a `level` of another shape, an unknown split or configuration, a task
+            that the split has no histories of, and a history that is malformed or has no finished episode.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    levels = None if level is None else np.asarray(level, dtype=np.float64)
+    if levels is not None:
+        if levels.shape not in ((), (len(tasks),)) or not np.isfinite(levels).all():
+            raise ValueError(
+                f"level must be a finite number, or one for each of the {len(tasks)} tasks, got {level!r}"
+            )
+        levels = np.broadcast_to(levels, len(tasks))
+    opened = HistoryDataset.open(dataset, config_name)
+    ids = [_task_id(task, opened) for task in tasks]
+    reader = _HistoryReader(opened, split)
+    chosen = _draw(ids, reader, seed)
+    return [
+        reader.prompt(rows, num_steps, None if levels is None else levels[index]) for index, rows in enumerate(chosen)
+    ]
+
+
+def _task_id(task: Task | int, opened: HistoryDataset) -> int:
+    """The number of a task, which has to be the dataset's own task of that number."""
+    if not isinstance(task, Task):
+        return int(task)
+    known = {entry["task_id"]: entry for entry in opened.metadata.tasks}
+    given = json.loads(json.dumps(asdict(task)))  # lists for tuples
+    if given != known.get(task.task_id, given):
+        raise ValueError(
+            f"{opened}: its task {task.task_id} is {known[task.task_id]}, and not {given}: give tasks of the family "
+            "that it is of, or their numbers alone"
+        )
+    return task.task_id
+
+
+def _draw(task_ids: Sequence[int], reader: _HistoryReader, seed: int) -> list[np.ndarray]:
+    """The rows of the history of each prompt."""
+    unused: dict[int, list[np.ndarray]] = {}
+    chosen = []
+    for index, task_id in enumerate(task_ids):
+        if not unused.get(task_id):
+            unused[task_id] = reader.histories(task_id)
+        candidates = unused[task_id]
+        chosen.append(candidates.pop(int(np.random.default_rng([seed, index]).integers(len(candidates)))))
+    return chosen
+
+
+class _HistoryReader:
+    """Reads single histories of a split: of each no more than is asked for."""
+
+    def __init__(self, opened: HistoryDataset, split: str) -> None:
+        self._name, self._spaces = f"{opened}, split {split}", opened.metadata.spaces
+        data = opened.load(split).with_format("arrow")
+        table = data.select_columns(["history_id", "task_id", "start_step"])[:]
+        self._ends = data.select_columns(["rewards", "terminations", "truncations"])
+        self._steps = data.select_columns(list(COLUMNS))
+        self._start_steps = np.asarray(table["start_step"])
+        numbers = np.asarray(table["history_id"].combine_chunks().dictionary_encode().indices)
+        order = np.lexsort((self._start_steps, numbers))
+        self._histories = np.split(order, np.cumsum(np.bincount(numbers))[:-1])
+        self._owners = np.asarray(table["task_id"])[[rows[0] for rows in self._histories]]
+
+    def histories(self, task_id: int) -> list[np.ndarray]:
+        """The numbers of the rows of each history of a task, in the order of their steps."""
+        found = [self._histories[index] for index in np.flatnonzero(self._owners == task_id)]
+        if not found:
+            raise ValueError(
+                f"{self._name}: there are no histories of task {task_id}; there are some of the tasks "
+                f"{', '.join(map(str, np.unique(self._owners)))}: take one of them, or another split"
+            )
+        return found
+
+    def prompt(self, rows: np.ndarray, num_steps: int, level: float | None) -> dict[str, np.ndarray]:
+        """The steps of that run of episodes of a history that comes closest to a level, or of the last."""
+        table = self._ends[rows.tolist()]
+        rewards, terminations, truncations = (_values(table[name]) for name in table.column_names)
+        borders = np.append(0, np.flatnonzero(terminations | truncations) + 1)
+        if len(borders) == 1:
+            raise ValueError(f"{self._name}: row {rows[0]} begins a history without a finished episode")
+        offsets = np.append(0, np.cumsum(np.asarray(pc.list_value_length(table["rewards"]))))
+        if (self._start_steps[rows] != offsets[:-1]).any():
+            raise ValueError(f"{self._name}: row {rows[0]} begins a history of which pieces are missing or doubled")
+        firsts, stops = _longest_runs(borders, num_steps)
+        run = -1
+        if level is not None:
+            totals = np.append(0.0, np.cumsum(rewards))[borders]
+            run = int(np.argmin(np.abs((totals[stops] - totals[firsts]) / (stops - firsts) - level)))
+        stop = int(borders[stops[run]])
+        start = max(int(borders[firsts[run]]), stop - num_steps)
+        pieces = slice(int(np.searchsorted(offsets, start, side="right")) - 1, int(np.searchsorted(offsets, stop)))
+        first = int(offsets[pieces.start])
+        return self._read(rows[pieces], slice(start - first, stop - first))
+
+    def _read(self, rows: np.ndarray, steps: slice) -> dict[str, np.ndarray]:
+        """Some of the steps of rows that follow each other in a history."""
+        table, (observation_space, action_space) = self._steps[rows.tolist()], self._spaces
+        check_histories(table, observation_space, action_space, self._name, int(rows[0]))
+        if has_frames(observation_space):
+            observations = self._frames(table, rows, steps)
+        else:
+            observations = _values(table["observations"], observation_space)[steps].astype(observation_space.dtype)
+        return {
+            "observations": observations,
+            "actions": _values(table["actions"], action_space)[steps].astype(action_space.dtype),
+            **{name: _values(table[name])[steps].copy() for name in ("rewards", "terminations", "truncations")},
+        }
+
+    def _frames(self, table: pa.Table, rows: np.ndarray, steps: slice) -> np.ndarray:
+        shape = self._spaces[0].shape or ()
+        lengths = np.asarray(pc.list_value_length(table["rewards"]))
+        names = [f"{self._name}: row {row}" for row in rows]
+        numbers = np.arange(steps.start, steps.stop)
+        frames = np.empty((len(numbers), *shape), dtype=np.uint8)
+        FramePieces(table["observations"], lengths, shape, names).take(numbers, frames, np.arange(len(numbers)))
+        return frames
+
+
+def _values(column: pa.ChunkedArray, space: spaces.Space | None = None) -> np.ndarray:
+    """The elements (num_steps, ...) of all rows of a column of lists."""
+    values = column.combine_chunks().flatten()
+    while not pa.types.is_primitive(values.type):
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False).reshape(-1, *((space.shape or ()) if space else ()))
+
+
+def _longest_runs(borders: np.ndarray, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The runs of consecutive episodes that fit, and would not with the episode before or after them.
+
+    Args:
+        borders (`np.ndarray` of shape `(num_episodes + 1,)`):
+            First step of each episode, and the step after the last one.
+        num_steps (`int`):
+            Steps of a run at most; an episode that is longer is a run of its own.
+
+    Returns:
+        First episode of each run, and the one after its last, (num_runs,) each.
+    """
+    firsts = np.arange(len(borders) - 1)
+    stops = np.searchsorted(borders, borders[:-1] + num_steps, side="right") - 1
+    stops = np.maximum(stops, firsts + 1)
+    longest = np.diff(stops, prepend=0) > 0  # else it is the end of the run before it
+    return firsts[longest], stops[longest]
