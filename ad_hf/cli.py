@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 if TYPE_CHECKING:
     from ad_hf.model import ADModel
+    from ad_hf.recipe import Recipe
 
 EPILOG = """\
 examples:
@@ -20,6 +21,7 @@ examples:
   ad-hf collect --recipe dark_room --output_dir histories
   ad-hf train --recipe dark_room --dataset histories --output_dir runs/dark_room --training.learning_rate 3e-4
   ad-hf rollout --recipe dark_room --model runs/dark_room/model --dataset histories --output_dir runs/dark_room
+  ad-hf rollout --recipe dark_room --model user/ad-dark-room --output_dir seen --video mp4
   ad-hf push dataset histories user/dark-room-histories
   ad-hf push model runs/dark_room user/ad-dark-room
   ad-hf train --dataset user/dark-room-histories --streaming --output_dir runs/streamed
@@ -32,6 +34,8 @@ be given as a dotted option; `ad-hf VERB --help` lists those that matter to a ve
 ARRAYS = (
     *("observations", "actions", "rewards", "terminations", "truncations", "dones", "next_observations"),
 )  # of histories in npz and HDF5 files
+
+VIDEOS = {"gif": ("gif",), "mp4": ("gif", "mp4")}  # replays to write: the card of a model shows the GIF
 
 SECTIONS_OF_VERBS = {
     "quickstart": ("family", "source", "data", "model", "training", "rollout"),
@@ -94,11 +98,19 @@ def make_parser() -> argparse.ArgumentParser:
 
     verb = add_verb("rollout", "Let a model learn held-out tasks in its context, and report how it did.")
     verb.add_argument("--model", required=True, metavar="DIR|ID", help="a model, or the folder of its run")
-    verb.add_argument(
-        "--dataset", required=True, metavar="DIR|ID", help="histories, for the source's own curves on the same tasks"
-    )
+    verb.add_argument("--dataset", metavar="DIR|ID", help="histories, to show the source's own curves beside")
     verb.add_argument("--config_name", help="configuration of the dataset")
     verb.add_argument("--output_dir", required=True, help="folder of report.json and the pictures")
+    videos = verb.add_mutually_exclusive_group()
+    videos.add_argument(
+        "--video",
+        nargs="?",
+        choices=VIDEOS,
+        const="gif",
+        default="gif",
+        help="replay of the first and last episodes: replay.gif, and with mp4 replay.mp4, too (default: gif)",
+    )
+    videos.add_argument("--no_video", "--no-video", dest="video", action="store_const", const=None, help="no replay")
     verb.add_argument("--num_seeds", type=int, default=3, help="rollouts per test task (default: %(default)s)")
 
     verb = add_verb("push", "Put a dataset or a model on the Hub, with its card, in one commit.")
@@ -202,17 +214,31 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
         print(f"model: {arguments.output_dir}/model   metrics: {arguments.output_dir}/metrics.jsonl")
     else:
-        model, described = load_model(arguments.model)
-        report = pipeline.evaluate_recipe(
-            recipe,
-            model,
-            arguments.dataset,
-            arguments.output_dir,
-            arguments.num_seeds,
-            {"model": described},
-            arguments.config_name,
-        )
-        print(pipeline.summary(report, arguments.output_dir))
+        rollout(arguments, recipe)
+
+
+def rollout(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Roll a model out and report how it did."""
+    from ad_hf import pipeline
+    from ad_hf.evaluation.video import check_formats
+
+    formats = VIDEOS.get(arguments.video, ())
+    try:
+        check_formats(formats)  # before a model is downloaded
+    except ImportError as error:  # of a package that an extra installs
+        raise ValueError(str(error)) from error
+    model, described = load_model(arguments.model)
+    report = pipeline.evaluate_recipe(
+        recipe,
+        model,
+        arguments.dataset,
+        arguments.output_dir,
+        arguments.num_seeds,
+        {"model": described},
+        arguments.config_name,
+        formats,
+    )
+    print(pipeline.summary(report, arguments.output_dir))
 
 
 def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:

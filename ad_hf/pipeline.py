@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
-from ad_hf.evaluation.replay import write_replay
+from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
 from ad_hf.evaluation.report import write_report
+from ad_hf.evaluation.video import check_formats
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.cards import write_model_card
 from ad_hf.model import ADModel
@@ -46,18 +48,47 @@ def collect_recipe(recipe: Recipe, output_dir: str | Path, num_workers: int | No
 def evaluate_recipe(
     recipe: Recipe,
     model: ADModel,
-    dataset: str | Path,
+    dataset: str | Path | None,
     output_dir: str | Path,
     num_seeds: int = 3,
     details: dict[str, Any] | None = None,
     config_name: str | None = None,
+    replay_formats: Sequence[str] = ("gif",),
 ) -> dict[str, Any]:
-    """
+    r"""
     Roll a model out on the test tasks of a recipe's family and write `report.json`, `learning_curve.png` and, where
-    the environments can be seen, `replay.gif`; of a run, they and a card go into the model's folder, too.
+    the environments can be seen, a replay; of a run, they and a card go into the model's folder, too.
+
+    Args:
+        recipe ([`Recipe`]):
+            Whose `family` and `rollout` sections say on which tasks and how.
+        model ([`ADModel`]):
+            The model.
+        dataset (`str` or `Path`, *optional*):
+            Histories of the source on the same tasks; without any, the report is of the model alone.
+        output_dir (`str` or `Path`):
+            Folder to write to.
+        num_seeds (`int`, *optional*, defaults to 3):
+            Rollouts per task.
+        details (`dict`, *optional*):
+            Further entries of the report.
+        config_name (`str`, *optional*):
+            Configuration of the dataset.
+        replay_formats (`Sequence[str]`, *optional*, defaults to `("gif",)`):
+            Of `replay.gif` and `replay.mp4`, those to write: `"gif"`, `"mp4"`, both or none.
+
+    Returns:
+        `dict`: the report.
+
+    Raises:
+        FileNotFoundError: if there is no such dataset.
+        ImportError: for an MP4 without the package av.
+        ValueError: for another format, and if the model is for other spaces than the family has.
     """
-    opened = HistoryDataset.open(dataset, config_name)
-    family = TaskFamily.from_config(recipe.family)
+    check_formats(replay_formats)
+    opened = None if dataset is None else HistoryDataset.open(dataset, config_name)
+    family, output_dir = TaskFamily.from_config(recipe.family), Path(output_dir)
+    shown = bool(replay_formats) and can_be_seen(family)
     start = time.perf_counter()
     evaluation = evaluate(model, family, "test", num_seeds=num_seeds, rollout_config=recipe.rollout, progress=True)
     seconds = {**(details or {}).get("seconds", {}), "rollout": round(time.perf_counter() - start, 1)}
@@ -68,19 +99,23 @@ def evaluate_recipe(
         opened,
         {
             "env_id": family.env_id,
-            "source": asdict(recipe.source),
             "peak_memory_gigabytes": peak_memory_gigabytes(),
             "seeds": {
                 "split": recipe.family.split_seed,
-                "source": recipe.source.seeds,
+                "source": None if opened is None else opened.metadata.seeds,
                 "training": recipe.training.seed,
             },
             **(details or {}),
             "seconds": seconds,
         },
     )
-    write_replay(Path(output_dir) / "replay.gif", model, family, recipe.rollout)
-    if (Path(output_dir) / "model" / "config.json").is_file():
+    for folder in (output_dir, output_dir / "model"):
+        for name in REPLAY_FILES:  # of the rollout that was reported there before
+            (folder / name).unlink(missing_ok=True)
+    if shown:
+        num_episodes = evaluation.returns.shape[2]
+        write_replay(output_dir, model, family, num_episodes, recipe.rollout, replay_formats, progress=True)
+    if (output_dir / "model" / "config.json").is_file():
         write_model_card(output_dir)
     return report
 
@@ -134,17 +169,19 @@ def summary(report: dict[str, Any], output_dir: str | Path) -> str:
     first, last = report["final_episodes"]
     optimum = "" if report["optimal_return"] is None else f" of {report['optimal_return']:.2f} possible"
     low, high = report["test_return_final_interval"]
-    steps = report["env_steps_to_90"]
+    steps, of_source = report["env_steps_to_90"], report["source_return_final"]
     lines = [
         f"return on {report['num_test_tasks']} held-out tasks, episodes {first} to {last}: "
         f"{report['test_return_final']:.2f} (95% interval {low:.2f} to {high:.2f}){optimum}",
-        f"in the first episode: {report['test_return_first']:.2f}; the source's final return: "
-        f"{report['source_return_final']:.2f}",
+        f"in the first episode: {report['test_return_first']:.2f}"
+        + ("" if of_source is None else f"; the source's final return: {of_source:.2f}"),
     ]
     if steps["ratio"]:
         lines.append(
             f"environment steps to {steps['level']:.2f}: {steps['ad']:,} in context, {steps['source']:,} for the "
             f"source ({steps['ratio']:.0f} times as many)"
         )
-    lines.append(f"picture: {Path(output_dir) / 'learning_curve.png'}   report: {Path(output_dir) / 'report.json'}")
+    written = {"picture": "learning_curve.png", "replay": "replay.gif", "video": "replay.mp4", "report": "report.json"}
+    files = {what: Path(output_dir) / name for what, name in written.items()}
+    lines.append("   ".join(f"{what}: {file}" for what, file in files.items() if file.is_file()))
     return "\n".join(lines)

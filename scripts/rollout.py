@@ -3,6 +3,7 @@ Let a model learn the test tasks of a recipe in its context, and report how it d
 
     python scripts/rollout.py --recipe dark_room --model runs/dark_room/model --dataset histories \
         --output_dir runs/dark_room --num_seeds 5
+    python scripts/rollout.py --recipe dark_room --model user/ad-dark-room --output_dir seen --video mp4
 """
 
 import sys

@@ -1,8 +1,10 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -55,6 +57,76 @@ def test_verbs_one_by_one_and_the_script_that_accelerate_launches(tiny_recipe_fi
     report = json.loads((run / "report.json").read_text())
     assert report["num_rollout_seeds"] == 2
     assert report["final_episodes"] == [2, 11]
+    assert report["source"]["n_envs"] == 4  # as of the histories, whatever the recipe says
+    assert (run / "replay.gif").is_file()
+    assert (run / "model" / "replay.gif").is_file()
+    assert not (run / "replay.mp4").exists()
+
+
+def rollout(tiny_recipe_file, tiny_run, output_dir, *options):
+    """Roll the tiny model out on the command line; returns the report."""
+    arguments = ["--recipe", tiny_recipe_file, "--model", tiny_run / "model", "--output_dir", output_dir, *options]
+    assert main(["rollout", *map(str, arguments), "--num_seeds", "1"]) == 0
+    return json.loads((output_dir / "report.json").read_text())
+
+
+def test_rollout_without_histories_reports_on_the_model_alone(tiny_recipe_file, tiny_run, tmp_path, capsys):
+    report = rollout(tiny_recipe_file, tiny_run, tmp_path, "--video")
+    printed = capsys.readouterr().out
+    assert report["source"] is report["dataset"] is report["source_return_final"] is report["curves"]["source"] is None
+    assert report["seeds"]["source"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["learning_curve.png", "replay.gif", "report.json"]
+    assert "in the first episode: " in printed
+    assert "source" not in printed
+    assert f"replay: {tmp_path / 'replay.gif'}" in printed
+
+
+def test_rollout_with_histories_compares_with_their_source(
+    tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys
+):
+    options = ["--dataset", tiny_histories, "--source.algorithm", "PPO", "--video", "gif"]
+    report = rollout(tiny_recipe_file, tiny_run, tmp_path, *options)
+    assert report["source"]["algorithm"] == "A2C"  # which is true of the histories
+    assert report["seeds"]["source"] == [0]
+    assert f"the source's final return: {report['source_return_final']:.2f}" in capsys.readouterr().out
+
+
+def test_rollout_writes_an_mp4_beside_the_gif_if_asked(tiny_recipe_file, tiny_run, tmp_path, capsys):
+    rollout(tiny_recipe_file, tiny_run, tmp_path, "--video", "mp4")
+    assert f"video: {tmp_path / 'replay.mp4'}" in capsys.readouterr().out
+    with Image.open(tmp_path / "replay.gif") as gif, av.open(tmp_path / "replay.mp4") as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height) == gif.size
+        assert stream.frames == 6 + 10  # an episode of 6 steps, and its end for a second
+
+
+def test_a_rollout_without_replay_leaves_none_of_a_rollout_before(tiny_recipe_file, tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    rollout(tiny_recipe_file, run, run, "--video", "mp4")
+    assert all((run / folder / "replay.mp4").is_file() for folder in ("", "model"))
+    rollout(tiny_recipe_file, run, run, "--no_video")
+    assert not list(run.rglob("replay.*"))
+    assert "replay.gif" not in (run / "model" / "README.md").read_text()
+
+
+WITHOUT_AV = """
+import sys
+
+sys.modules["av"] = None  # as if it were not installed
+from ad_hf.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_missing_encoder_is_told_before_anything_is_done(tiny_recipe_file, tmp_path):
+    arguments = ["rollout", "--recipe", tiny_recipe_file, "--model", "no/model", "--output_dir", tmp_path / "run"]
+    command = [sys.executable, "-c", WITHOUT_AV, *map(str, arguments), "--video", "mp4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith('ad-hf: error: MP4 files need the package av: pip install "ad_hf[video]"')
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_recipes_are_told_with_those_that_exist(capsys):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from time import monotonic
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -12,6 +13,7 @@ from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
 
 FINAL_EPISODES = 10
+SECONDS_BETWEEN_LOOKS = 0.1  # at a rollout's returns, for the progress bar
 
 
 @dataclass
@@ -41,6 +43,51 @@ class Evaluation:
         return self.returns[..., -FINAL_EPISODES:]
 
 
+class EpisodeProgress:
+    """
+    A progress bar in episodes, with the mean return of the newest one that every environment has finished.
+
+    As the callback of a rollout it is called at every step of the environments, and looks at the returns only a few
+    times a second.
+
+    Args:
+        description (`str`):
+            What the bar says.
+        total (`int`, *optional*):
+            Episodes of all environments, if that is known.
+        visible (`bool`):
+            Whether to show the bar.
+    """
+
+    def __init__(self, description: str, total: int | None, visible: bool) -> None:
+        # Drawn at every update, of which there are few, so that the mean return is that of the episodes counted.
+        self._bar = tqdm(desc=description, total=total, unit=" episodes", mininterval=0, disable=not visible)
+        self._next_look = 0.0
+
+    def __enter__(self) -> EpisodeProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, output: RolloutOutput) -> None:
+        """Update the bar, if it is time to."""
+        now = monotonic()
+        if now >= self._next_look:
+            self._next_look = now + SECONDS_BETWEEN_LOOKS
+            self.update(output)
+
+    def update(self, output: RolloutOutput) -> None:
+        """Update the bar to the episodes finished so far."""
+        returns: np.ndarray = output["episode_returns"]
+        finished = ~np.isnan(returns)
+        by_all = int(finished.sum(axis=1).min())
+        if by_all:
+            mean = returns[:, by_all - 1].mean()
+            self._bar.set_postfix_str(f"mean return of episode {by_all}: {mean:.2f}", refresh=False)
+        self._bar.update(int(finished.sum()) - self._bar.n)
+
+
 def evaluate(
     model: ADModel,
     family: TaskFamily,
@@ -62,47 +109,34 @@ def evaluate(
         split (`str`, *optional*, defaults to `"test"`):
             Which of them.
         num_episodes (`int`, *optional*):
-            Episodes per rollout, by default as many as `rollout_config` says.
+            Episodes per rollout, by default as many as `rollout_config` says, or as every environment finishes in its
+            `max_steps`.
         num_seeds (`int`, *optional*, defaults to 3):
             Rollouts per task.
         seed (`int`, *optional*):
             Seed of the first rollout, by default that of `rollout_config`.
-        rollout_config ([`RolloutConfig`], *optional*, defaults to the model's):
-            How to act.
+        rollout_config ([`RolloutConfig`], *optional*):
+            How to act; what it leaves unset is taken from the model's.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
     Raises:
-        ValueError: if the family has no task in the split.
+        ValueError: if the family has no task in the split, or an environment finishes no episode in `max_steps`.
     """
-    config = rollout_config or model.rollout_config
-    if num_episodes is not None:
-        config = replace(config, num_episodes=num_episodes)
-    if seed is not None:
-        config = replace(config, seed=seed)
+    asked = RolloutConfig(num_episodes=num_episodes, seed=seed)
+    config = asked.resolve(rollout_config or RolloutConfig(), model.rollout_config)
     tasks = family.tasks(split)
     if not tasks:
         raise ValueError(f"the family has no {split} tasks to evaluate on")
     envs = family.make_vec(tasks, num_envs=len(tasks) * num_seeds)
-    with tqdm(
-        desc=f"rollout on {split} tasks",
-        total=envs.num_envs * config.num_episodes,
-        unit=" episodes",
-        disable=not progress,
-    ) as bar:
-
-        def show(output: RolloutOutput) -> None:
-            returns: np.ndarray = output["episode_returns"]
-            finished = ~np.isnan(returns)
-            newly = int(finished.sum()) - bar.n
-            if newly:
-                last = int(np.flatnonzero(finished.any(axis=0))[-1])
-                bar.set_postfix({"mean return": f"{np.nanmean(returns[:, last]):.2f}"}, refresh=False)
-                bar.update(newly)
-
+    total = None if config.num_episodes is None else envs.num_envs * config.num_episodes
+    with EpisodeProgress(f"rollout on {split} tasks", total, progress) as show:
         output = model.rollout(envs, config, callback=show if progress else None)
+        show.update(output)
     envs.close()
-    shape = (num_seeds, len(tasks), config.num_episodes)
-    return Evaluation(
-        tasks, output["episode_returns"].reshape(shape), output["episode_lengths"].reshape(shape), config.seed
-    )
+    shape = (num_seeds, len(tasks), output["episode_returns"].shape[1])
+    returns, lengths = output["episode_returns"].reshape(shape), output["episode_lengths"].reshape(shape)
+    finished = int((~np.isnan(returns)).sum(axis=2).min())
+    if not finished:
+        raise ValueError(f"some environment finished no episode in {config.max_steps} steps: raise rollout.max_steps")
+    return Evaluation(tasks, returns[..., :finished], lengths[..., :finished], config.seed)

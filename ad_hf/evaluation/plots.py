@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 INK, AD_COLOUR, SOURCE_COLOUR, OPTIMUM_COLOUR = "#22252b", "#d1495b", "#30638e", "#8d96a0"
 
 
-def plot_learning_curves(path: str | Path, ad: Curve, source: Curve, report: dict[str, Any]) -> None:
+def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, report: dict[str, Any]) -> None:
     """
-    A model's return on held-out tasks by environment steps, beside its source's, as a PNG.
+    A model's return on held-out tasks by environment steps, beside its source's if that is known, as a PNG.
 
     Args:
         path (`str` or `Path`):
             The file to write, whatever its suffix.
         ad, source ([`Curve`]):
-            The two learning curves.
+            The two learning curves, of which the second may be `None`.
         report (`dict`):
             The run's report, for the optimum, the level that both are timed to, and the captions.
     """
@@ -31,11 +31,11 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve, report: dic
     figure = Figure(figsize=(8.4, 4.6), layout=layout)
     FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
     axes = figure.add_subplot()
-    algorithm = report.get("source", {}).get("algorithm", "source")
-    for curve, colour, label in (
-        (ad, AD_COLOUR, "frozen transformer, learning in its context"),
-        (source, SOURCE_COLOUR, f"{algorithm}, the source it was distilled from"),
-    ):
+    curves = [(ad, AD_COLOUR, "frozen transformer, learning in its context")]
+    if source is not None:
+        algorithm = report["source"]["algorithm"]
+        curves.append((source, SOURCE_COLOUR, f"{algorithm}, the source it was distilled from"))
+    for curve, colour, label in curves:
         axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(curve.env_steps, curve.mean, color=colour, linewidth=2, label=label)
     if report["optimal_return"] is not None:
@@ -54,7 +54,7 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve, report: dic
                 fontsize=9,
             )
     axes.set_xscale("log")
-    if min(ad.low.min(), source.low.min()) >= 0:
+    if min(curve.low.min() for curve, _, _ in curves) >= 0:
         axes.set_ylim(bottom=0)
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top + 0.25 * (top - bottom))  # room for the legend above the curves
@@ -71,12 +71,11 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve, report: dic
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
-    seeds = report["num_rollout_seeds"]
+    rollouts = "1 rollout" if report["num_rollout_seeds"] == 1 else f"{report['num_rollout_seeds']} rollouts"
     figure.text(
         0.99,
         0.005,
-        f"mean and 95% bootstrap interval over tasks and {seeds} rollouts each; "
-        "dots: 90% of the transformer's final level",
+        f"mean and 95% bootstrap interval over tasks and {rollouts} each; dots: 90% of the transformer's final level",
         ha="right",
         va="bottom",
         fontsize=7.5,

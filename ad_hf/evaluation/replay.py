@@ -1,131 +1,260 @@
-"""Replays: what a model does in its first and in its last episodes, as an animated picture."""
+"""Replays: what a model does in its first and in its last episodes, as moving pictures."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from ad_hf.envs.task_family import TaskFamily
-from ad_hf.files import atomic_path
+from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.evaluation.evaluate import EpisodeProgress
+from ad_hf.evaluation.video import FORMATS, write_video
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 
-MARGIN, CAPTION = 6, 16  # pixels
-LAST_FRAME_MILLISECONDS = 1000
+REPLAY_FILES = tuple(f"replay.{name}" for name in FORMATS)
+# Of a replay; of longer episodes, frames are dropped evenly, but never the first and the last. With the sizes below,
+# this holds a GIF of four rooms or poles, twice each, under 2 MB.
+MAX_PICTURES = 100
+MIN_SIDE, MAX_SIDE = 144, 192  # pixels, of a frame's longer side: smaller ones are magnified, larger ones reduced
+MARGIN, LINE, FONT_SIZE = 8, 18, 12  # pixels
+# Browsers slow down GIFs that are faster; and where frames were dropped, the others need not be shown for longer.
+MIN_MILLISECONDS, MAX_MILLISECONDS = 20, 100
+PAPER, INK, FADED, EDGE = "#ffffff", "#22252b", "#6b7280", "#d0d5db"
+
+
+class EpisodeFrames:
+    """
+    Frames of an episode: the first, the last, and those between them at a distance that doubles whenever there are
+    more than `2 * MAX_PICTURES`, so that no episode is too long for the memory.
+
+    Attributes:
+        length (`int`):
+            Frames that the episode had: one more than steps.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._frames: list[Image.Image] = []
+        self._distance = 1
+
+    def append(self, frame: Image.Image) -> None:
+        """Add the next frame."""
+        if self.length % self._distance == 0:
+            if len(self._frames) == 2 * MAX_PICTURES:
+                del self._frames[1::2]
+                self._distance *= 2
+            self._frames.append(frame)
+        self._last = frame
+        self.length += 1
+
+    def at(self, time: int) -> Image.Image:
+        """The frame after `time` steps, or the newest one kept until then; after the end, the last one."""
+        return self._last if time >= self.length - 1 else self._frames[time // self._distance]
 
 
 class FrameRecorder(VectorWrapper):
     """
-    Keeps the rendered frames of some episodes of each environment.
+    Keeps the rendered frames of some episodes of each environment, as large as a replay shows them.
 
     Args:
         envs (`gymnasium.vector.VectorEnv`):
-            Environments that render to arrays and are reset by the one who steps them (DISABLED autoreset).
-        episodes (`tuple[int, ...]`):
+            Environments that render to arrays and show the last frame of an episode before they reset themselves
+            (NEXT_STEP autoreset).
+        episodes (`Sequence[int]`):
             Numbers of the episodes, from 0.
+
+    Attributes:
+        frames (`dict[int, list[EpisodeFrames]]`):
+            Of each of the episodes, those of each environment.
     """
 
-    def __init__(self, envs: VectorEnv, episodes: tuple[int, ...]) -> None:
+    def __init__(self, envs: VectorEnv, episodes: Sequence[int]) -> None:
         super().__init__(envs)
-        self.frames: dict[int, list[list[np.ndarray]]] = {
-            episode: [[] for _ in range(envs.num_envs)] for episode in episodes
-        }
+        self.frames = {episode: [EpisodeFrames() for _ in range(envs.num_envs)] for episode in episodes}
         self._episodes = np.full(envs.num_envs, -1)
+        self._ended = np.ones(envs.num_envs, dtype=bool)
 
-    def _keep(self, chosen: np.ndarray) -> None:
-        chosen = np.flatnonzero(chosen & np.isin(self._episodes, list(self.frames)))
+    def _keep(self) -> None:
+        chosen = np.flatnonzero(np.isin(self._episodes, list(self.frames)))
         if chosen.size:
             rendered: Any = self.env.render()
             for index in chosen:
-                self.frames[int(self._episodes[index])][index].append(np.array(rendered[index]))
+                self.frames[int(self._episodes[index])][index].append(_fitted(rendered[index]))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Reset, and keep the first frame of the episodes that begin."""
-        # Read before the reset, which may take the mask out of the options (SyncVectorEnv does).
-        begun = np.ones(self.num_envs, dtype=bool) if options is None else options["reset_mask"]
+        """Reset all environments, and keep their first frames."""
         result = self.env.reset(seed=seed, options=options)
-        self._episodes[begun] += 1
-        self._keep(begun)
+        self._episodes += 1
+        self._ended[:] = False
+        self._keep()
         return result
 
     def step(self, actions: np.ndarray):
-        """Step, and keep the frame that follows."""
+        """Step, and keep the frames that follow: the first of an episode where one had ended."""
         result = self.env.step(actions)
-        self._keep(np.ones(self.num_envs, dtype=bool))
+        self._episodes += self._ended
+        self._ended = result[2] | result[3]
+        self._keep()
         return result
 
 
-def write_replay(
-    path: str | Path, model: ADModel, family: TaskFamily, rollout_config: RolloutConfig, num_tasks: int = 4
-) -> bool:
-    """
-    Roll a model out on a few test tasks and write the first and the last episode of each, side by side, as a GIF.
+def _fitted(frame: np.ndarray) -> Image.Image:
+    """A frame (height, width, 3) at the size at which it is shown."""
+    longer = max(frame.shape[:2])
+    # By a whole number, so that the cells of a small grid stay alike.
+    scale = -(-MIN_SIDE // longer) if longer < MIN_SIDE else min(1.0, MAX_SIDE / longer)
+    size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
+    return Image.fromarray(frame).resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
 
-    Args:
-        path (`str` or `Path`):
-            The file to write.
-        model ([`ADModel`]):
-            The model.
-        family ([`TaskFamily`]):
-            The tasks; those shown are from all over its list of test tasks.
-        rollout_config ([`RolloutConfig`]):
-            How to act, and for how many episodes.
-        num_tasks (`int`, *optional*, defaults to 4):
-            How many tasks at most.
 
-    Returns:
-        `bool`: whether there is something to see; environments that do not render to arrays give nothing.
+def can_be_seen(family: TaskFamily) -> bool:
     """
-    tasks = family.tasks("test")
-    tasks = tasks[:: max(1, len(tasks) // num_tasks)][:num_tasks]
-    plain = family.make_vec(tasks)
-    renders = "rgb_array" in plain.metadata.get("render_modes", [])
-    plain.close()
-    if not renders:
+    Whether a family's environments render to arrays.
+
+    Warns if they say so and miss a package for it, as gymnasium's own ones without pygame do.
+    """
+    task = family.tasks()[:1]
+    envs = family.make_vec(task)
+    modes = envs.metadata.get("render_modes", [])
+    envs.close()
+    if "rgb_array" not in modes:
         return False
-    envs = family.make_vec(tasks, autoreset_mode=AutoresetMode.DISABLED, render_mode="rgb_array")
-    last = rollout_config.num_episodes - 1
-    recorder = FrameRecorder(envs, (0, last))
-    returns: Any = model.rollout(recorder, rollout_config).episode_returns
-    recorder.close()
-    rows = [
-        (f"episode {episode + 1}: return", recorder.frames[episode], returns[:, episode])
-        for episode in sorted(recorder.frames)
-    ]
-    length = max(len(frames) for _, column, _ in rows for frames in column)
-    pictures = [_picture(rows, time) for time in range(length)]
-    with atomic_path(path) as temporary:
-        pictures[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=pictures[1:],
-            duration=[1000 // family_fps(envs)] * (length - 1) + [LAST_FRAME_MILLISECONDS],
-            loop=0,
-        )
+    envs = family.make_vec(task, render_mode="rgb_array")
+    envs.reset(seed=0)
+    try:
+        envs.render()
+    except DependencyNotInstalled as error:
+        warnings.warn(f"there will be no replay, as {family.env_id} cannot be rendered: {error}", stacklevel=2)
+        return False
+    finally:
+        envs.close()
     return True
 
 
-def family_fps(envs: VectorEnv) -> int:
-    """Frames per second that environments ask for."""
-    return int(envs.metadata.get("render_fps", 10))
+def write_replay(
+    output_dir: str | Path,
+    model: ADModel,
+    family: TaskFamily,
+    num_episodes: int,
+    rollout_config: RolloutConfig | None = None,
+    formats: Sequence[str] = ("gif",),
+    num_tasks: int = 4,
+    progress: bool = False,
+) -> list[Path]:
+    """
+    Roll a model out on a few test tasks and show the first and the last episode of each, one below the other.
+
+    Episodes that have ended stand still until the longest one has.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of `replay.gif` and `replay.mp4`.
+        model ([`ADModel`]):
+            The model.
+        family ([`TaskFamily`]):
+            The tasks, whose environments [`can_be_seen`]; those shown are from all over its list of test tasks.
+        num_episodes (`int`):
+            Number of the last episode, from 1.
+        rollout_config ([`RolloutConfig`], *optional*):
+            How to act; what it leaves unset is taken from the model's.
+        formats (`Sequence[str]`, *optional*, defaults to `("gif",)`):
+            Which files to write: `"gif"`, `"mp4"` or both; see [`~ad_hf.evaluation.video.check_formats`].
+        num_tasks (`int`, *optional*, defaults to 4):
+            How many tasks at most.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
+
+    Returns:
+        `list[Path]`: the files.
+    """
+    tasks = family.tasks("test")
+    tasks = tasks[:: max(1, len(tasks) // num_tasks)][:num_tasks]
+    episodes = sorted({0, num_episodes - 1})
+    envs = family.make_vec(tasks, autoreset_mode=AutoresetMode.NEXT_STEP, render_mode="rgb_array")
+    recorder = FrameRecorder(envs, episodes)
+    with EpisodeProgress(f"replay of {len(tasks)} tasks", len(tasks) * num_episodes, progress) as show:
+        callback = show if progress else None
+        output = model.rollout(recorder, rollout_config, callback=callback, num_episodes=num_episodes)
+        show.update(output)
+    returns: np.ndarray = output["episode_returns"]
+    recorder.close()
+    captions = {
+        episode: [f"episode {episode + 1}: return {value:.4g}" for value in returns[:, episode]]
+        for episode in episodes
+    }
+    longest = max(frames.length for row in recorder.frames.values() for frames in row)
+    times = np.linspace(0, longest - 1, min(longest, MAX_PICTURES)).round().astype(int)
+    pictures = draw_pictures([task_title(task) for task in tasks], captions, recorder.frames, times.tolist())
+    milliseconds = _milliseconds_per_picture(envs.metadata.get("render_fps", 10), longest, len(times))
+    paths = [Path(output_dir) / f"replay.{name}" for name in formats]
+    for path in paths:
+        write_video(path, pictures, milliseconds)
+    return paths
 
 
-def _picture(rows: list[tuple[str, list[list[np.ndarray]], np.ndarray]], time: int) -> Image.Image:
-    """One picture: a row for each episode shown, a column for each task; ended episodes stand still."""
-    height, width = rows[0][1][0][0].shape[:2]
-    columns = len(rows[0][1])
-    size = (MARGIN + columns * (width + MARGIN), MARGIN + len(rows) * (height + CAPTION + MARGIN))
-    picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
-    for row, (caption, episodes, returns) in enumerate(rows):
-        top = MARGIN + row * (height + CAPTION + MARGIN)
-        for column, frames in enumerate(episodes):
-            left = MARGIN + column * (width + MARGIN)
-            draw.text((left, top), f"{caption} {returns[column]:g}", fill="black")
-            picture.paste(Image.fromarray(frames[min(time, len(frames) - 1)]), (left, top + CAPTION))
-    return picture
+def _milliseconds_per_picture(fps: float, num_frames: int, num_pictures: int) -> int:
+    """How long to show a picture: as long as its frames last, within bounds."""
+    of_frame = 1000 / fps
+    lasting = min(of_frame * num_frames / num_pictures, max(of_frame, MAX_MILLISECONDS))
+    return max(MIN_MILLISECONDS, round(lasting))
+
+
+def task_title(task: Task) -> str:
+    """What makes a task, in a line: `goal [3, 7]`."""
+    return ", ".join(f"{name} {value}" for name, value in task.kwargs.items())
+
+
+def draw_pictures(
+    titles: list[str], captions: dict[int, list[str]], frames: dict[int, list[EpisodeFrames]], times: list[int]
+) -> list[Image.Image]:
+    """
+    Pictures of some moments: a column for each task, under its title, and a row for each episode, under captions.
+
+    Args:
+        titles (`list[str]`):
+            Of the tasks; what does not fit into a column is cut off.
+        captions (`dict[int, list[str]]`), frames (`dict[int, list[EpisodeFrames]]`):
+            Of each episode, those of the tasks.
+        times (`list[int]`):
+            Steps since the beginning of the episodes.
+
+    Returns:
+        `list[PIL.Image.Image]`: RGB pictures of one size, even in width and height.
+    """
+    sizes = [part.at(0).size for row in frames.values() for part in row]
+    width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    lefts = [MARGIN + column * (width + MARGIN) for column in range(len(titles))]
+    tops = {episode: MARGIN + LINE + row * (height + LINE + MARGIN) for row, episode in enumerate(frames)}
+    size = (lefts[-1] + width + MARGIN, max(tops.values()) + LINE + height + MARGIN)
+    background = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), PAPER)
+    draw, font = ImageDraw.Draw(background), ImageFont.load_default(FONT_SIZE)
+    for column, left in enumerate(lefts):
+        draw.text((left, MARGIN), _clipped(titles[column], width, font), fill=FADED, font=font)
+        for episode, top in tops.items():
+            draw.text((left, top), _clipped(captions[episode][column], width, font), fill=INK, font=font)
+            frame = frames[episode][column].at(0)
+            draw.rectangle((left - 1, top + LINE - 1, left + frame.width, top + LINE + frame.height), outline=EDGE)
+    pictures = []
+    for time in times:
+        picture = background.copy()
+        for episode, top in tops.items():
+            for left, part in zip(lefts, frames[episode]):
+                picture.paste(part.at(time), (left, top + LINE))
+        pictures.append(picture)
+    return pictures
+
+
+def _clipped(text: str, width: int, font: Any) -> str:
+    """As much of a text as fits into a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

@@ -117,7 +117,7 @@ def write_report(
     output_dir: str | Path,
     evaluation: Evaluation,
     family: TaskFamily,
-    dataset: str | Path | HistoryDataset,
+    dataset: str | Path | HistoryDataset | None,
     details: dict[str, Any],
 ) -> dict[str, Any]:
     """
@@ -130,8 +130,9 @@ def write_report(
             Rollouts on the test tasks.
         family ([`TaskFamily`]):
             For the optimum.
-        dataset (`str`, `Path` or [`~ad_hf.histories.dataset.HistoryDataset`]):
-            Histories whose test split holds the source's own curves on the same tasks.
+        dataset (`str`, `Path` or [`~ad_hf.histories.dataset.HistoryDataset`], *optional*):
+            Histories whose test split holds the source's own curves on the same tasks. Without any, what the report
+            would say of the source is `None`.
         details (`dict`):
             Further entries of the report: seconds by stage, seeds, settings.
 
@@ -140,16 +141,16 @@ def write_report(
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    returns, dataset = evaluation.returns, HistoryDataset.open(dataset)
+    opened = None if dataset is None else HistoryDataset.open(dataset)
+    returns = evaluation.returns
     ad = bootstrap_curve(returns, evaluation.lengths.mean(axis=(0, 1)).cumsum())
-    source_episode_returns, source_steps = source_returns(dataset)
-    source = bootstrap_curve(source_episode_returns, source_steps)
+    source = None if opened is None else bootstrap_curve(*source_returns(opened))
     optimal = family.optimal_returns(evaluation.tasks)
     final = evaluation.final_returns.mean(axis=(0, 2))  # (num_tasks,)
     final_interval = bootstrap_curve(evaluation.final_returns.mean(axis=2, keepdims=True), np.zeros(1))
     test_return = float(final.mean())
     level = test_return - 0.1 * abs(test_return)
-    steps = {"ad": steps_to_level(ad, level), "source": steps_to_level(source, level)}
+    steps = {"ad": steps_to_level(ad, level), "source": None if source is None else steps_to_level(source, level)}
     ratio = steps["source"] / steps["ad"] if steps["source"] and steps["ad"] else None
     report = {
         "test_return_final": test_return,
@@ -157,7 +158,7 @@ def write_report(
         "test_return_first": float(returns[..., 0].mean()),
         "optimal_return": None if optimal is None else float(optimal.mean()),
         "fraction_of_optimal": test_return / float(optimal.mean()) if optimal is not None and optimal.any() else None,
-        "source_return_final": float(source.mean[-FINAL_EPISODES:].mean()),
+        "source_return_final": None if source is None else float(source.mean[-FINAL_EPISODES:].mean()),
         "env_steps_to_90": {**steps, "level": level, "ratio": ratio},
         "final_episodes": [max(1, returns.shape[2] - FINAL_EPISODES + 1), returns.shape[2]],
         "num_test_tasks": len(evaluation.tasks),
@@ -172,10 +173,11 @@ def write_report(
             }
             for index, task in enumerate(evaluation.tasks)
         ],
-        "dataset": dataset.to_json(),
+        "dataset": None if opened is None else opened.to_json(),
+        "source": None if opened is None else opened.metadata.source,
         **details,
         "versions": package_versions(VERSIONED_PACKAGES),
-        "curves": {"ad": ad.to_json(), "source": source.to_json()},
+        "curves": {"ad": ad.to_json(), "source": None if source is None else source.to_json()},
     }
     from ad_hf.evaluation.plots import plot_learning_curves  # only here is matplotlib needed
 

@@ -25,7 +25,7 @@ END = "<!-- Here ends what ad_hf writes. -->"
 # From the last beginning before an end: if someone deleted an end, what follows it is not ours.
 WRITTEN = re.compile(f"{re.escape(BEGIN)}((?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.DOTALL)
 # What a run leaves beside its model, and a model's repository shows.
-RESULT_FILES = ("report.json", "learning_curve.png", "replay.gif")
+RESULT_FILES = ("report.json", "learning_curve.png", "replay.gif", "replay.mp4")  # the Hub shows the last by itself
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
 # Metadata that is true of one model or dataset alone: where we wrote it, it does not outlast it.
 REPLACED_DATA = ("datasets", "model-index")

@@ -1,12 +1,14 @@
 """Evaluation on a split: whose returns stand where, and that the seed decides them."""
 
+from time import perf_counter
+
 import numpy as np
 import pytest
 import torch
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import evaluate
-from ad_hf.model.rollout_ad import RolloutConfig
+from ad_hf.evaluation.evaluate import EpisodeProgress, evaluate
+from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
 
 
 @pytest.mark.parametrize(("split", "num_tasks"), [("test", 3), ("validation", 2), ("train", 4)])
@@ -81,13 +83,53 @@ def test_evaluating_in_the_middle_of_training_leaves_the_model_as_it_was(dark_ro
     assert all(torch.equal(weight, before[name]) for name, weight in dark_room_model.state_dict().items())
 
 
+def test_a_rollout_of_so_many_steps_gives_the_episodes_that_every_environment_finished(
+    dark_room_family, dark_room_model
+):
+    result = evaluate(dark_room_model, dark_room_family, rollout_config=RolloutConfig(max_steps=11), progress=True)
+    assert result.returns.shape == (3, 3, 2)  # of 4 steps each, and a third that was not finished
+    alike = evaluate(dark_room_model, dark_room_family, num_episodes=2, rollout_config=RolloutConfig(max_steps=11))
+    np.testing.assert_array_equal(result.returns, alike.returns)
+    with pytest.raises(ValueError, match="finished no episode in 3 steps"):
+        evaluate(dark_room_model, dark_room_family, rollout_config=RolloutConfig(max_steps=3))
+
+
 def test_progress_counts_every_episode_and_shows_the_mean_return(dark_room_family, dark_room_model, capsys):
     evaluate(dark_room_model, dark_room_family, num_episodes=4, num_seeds=2, progress=True)
 
     shown = capsys.readouterr().err
     assert "rollout on test tasks: 100%" in shown
     assert "24/24" in shown
-    assert "mean return" in shown
+    assert "mean return of episode 4: " in shown
+
+
+def test_progress_tells_the_mean_return_of_an_episode_that_every_environment_has_finished(capsys):
+    unfinished = np.nan
+    returns = np.array([[1.0, 2.0, 9.0], [3.0, 5.0, unfinished], [2.0, unfinished, unfinished]])
+    with EpisodeProgress("rollout", total=9, visible=True) as progress:
+        progress.update(RolloutOutput(episode_returns=np.full((3, 3), unfinished)))
+        assert "mean return" not in capsys.readouterr().err
+        progress.update(RolloutOutput(episode_returns=returns))
+        shown = capsys.readouterr().err
+        assert "6/9" in shown
+        assert "mean return of episode 1: 2.00" in shown
+        progress.update(RolloutOutput(episode_returns=np.nan_to_num(returns, nan=8.0)))
+    shown = capsys.readouterr().err
+    assert "9/9" in shown
+    assert "mean return of episode 3: 8.33" in shown
+
+
+def test_progress_looks_at_the_returns_a_few_times_a_second_only(capsys):
+    """A rollout calls it at every step, 20,000 times a second if need be."""
+    output = RolloutOutput(episode_returns=np.ones((100, 1000)))
+    with EpisodeProgress("rollout", total=100_000, visible=True) as progress:
+        progress(output)
+        start = perf_counter()
+        for _ in range(10_000):
+            progress(output)
+        seconds = perf_counter() - start
+    assert seconds < 0.1  # looking every time would take a second
+    assert "100000/100000" in capsys.readouterr().err
 
 
 def test_a_family_without_tasks_in_the_split_is_refused(dark_room_model):

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from ad_hf.evaluation.plots import AD_COLOUR, SOURCE_COLOUR, plot_learning_curves
+from ad_hf.evaluation.plots import AD_COLOUR, OPTIMUM_COLOUR, SOURCE_COLOUR, plot_learning_curves
 from ad_hf.evaluation.report import Curve
 
 
@@ -51,6 +51,17 @@ def test_draws_both_curves_whatever_is_known_of_them(tmp_path, entries, name):
         assert min(image.size) > 400
         assert pixels_of(image, AD_COLOUR) > 300
         assert pixels_of(image, SOURCE_COLOUR) > 300
+
+
+def test_draws_a_models_curve_alone_where_nothing_is_known_of_its_source(tmp_path):
+    steps = {"ad": 40, "source": None, "level": 2.7, "ratio": None}
+    report = make_report(env_steps_to_90=steps, source=None)
+    plot_learning_curves(tmp_path / "curve.png", make_curve(20, 4, 3.0), None, report)
+
+    with Image.open(tmp_path / "curve.png") as image:
+        assert pixels_of(image, AD_COLOUR) > 300
+        assert pixels_of(image, SOURCE_COLOUR) == 0
+        assert pixels_of(image, OPTIMUM_COLOUR) > 100
 
 
 def test_negative_returns_are_in_the_picture(tmp_path):

@@ -1,21 +1,32 @@
-"""Replays: the first and the last episode of a few test tasks, as they were acted, in an animated picture."""
-
-from dataclasses import replace
+"""Replays: the first and the last episode of a few test tasks, as they were acted, in moving pictures."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode
 from PIL import Image
 
-from ad_hf.envs.dark_room import AGENT, CELL_PIXELS, GOAL
+from ad_hf.envs.dark_room import AGENT, GOAL
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.replay import CAPTION, LAST_FRAME_MILLISECONDS, MARGIN, FrameRecorder, write_replay
+from ad_hf.evaluation.replay import (
+    LINE,
+    MARGIN,
+    MAX_PICTURES,
+    MAX_SIDE,
+    MIN_SIDE,
+    EpisodeFrames,
+    FrameRecorder,
+    can_be_seen,
+    draw_pictures,
+    write_replay,
+)
+from ad_hf.evaluation.video import LAST_PICTURE_MILLISECONDS
 from ad_hf.model import ADConfig, ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 
 STEPS = 4  # of an episode
-PIXELS = 3 * CELL_PIXELS
+PIXELS = MIN_SIDE  # of a room of 3 cells, as it is shown
 
 
 def pictures_of(path):
@@ -29,15 +40,15 @@ def pictures_of(path):
     return pictures, durations
 
 
-def room(picture, row, column):
+def shown(picture, row, column, width=PIXELS, height=PIXELS):
     """The part of a picture that shows an episode of a task."""
-    top, left = MARGIN + row * (PIXELS + CAPTION + MARGIN) + CAPTION, MARGIN + column * (PIXELS + MARGIN)
-    return picture[top : top + PIXELS, left : left + PIXELS]
+    top, left = MARGIN + 2 * LINE + row * (height + LINE + MARGIN), MARGIN + column * (width + MARGIN)
+    return picture[top : top + height, left : left + width]
 
 
 def cell_of(frame, colour):
     """The cell (x, y) that has a colour, or `None`: y grows upwards."""
-    near = (np.abs(frame - np.array(colour)).sum(axis=-1) < 30).reshape(3, CELL_PIXELS, 3, CELL_PIXELS)
+    near = (np.abs(frame - np.array(colour)).sum(axis=-1) < 30).reshape(3, PIXELS // 3, 3, PIXELS // 3)
     counts = near.sum(axis=(1, 3))
     if not counts.any():
         return None
@@ -45,37 +56,51 @@ def cell_of(frame, colour):
     return int(column), int(2 - row)
 
 
+def all_frames(frames):
+    """Every frame of an episode, as arrays."""
+    return [np.asarray(frames.at(time)).astype(int) for time in range(frames.length)]
+
+
 def record(model, family, config, episodes):
-    """The frames of some episodes, rolled out as a replay is."""
-    envs = family.make_vec(family.tasks("test"), autoreset_mode=AutoresetMode.DISABLED, render_mode="rgb_array")
+    """The frames of some episodes, rolled out as a replay is, and all returns."""
+    envs = family.make_vec(family.tasks("test"), autoreset_mode=AutoresetMode.NEXT_STEP, render_mode="rgb_array")
     recorder = FrameRecorder(envs, episodes)
     returns = model.rollout(recorder, config).episode_returns
     recorder.close()
-    return recorder.frames, returns
+    return {episode: [all_frames(part) for part in row] for episode, row in recorder.frames.items()}, returns
 
 
-def test_a_replay_shows_the_first_and_the_last_episode_of_every_task(tmp_path, dark_room_model, dark_room_family):
+def single_family(family):
+    """A family of the same tasks whose environments are made one by one."""
+    return TaskFamily(family.env_id, [task.kwargs for task in family.all_tasks], family.env_kwargs, num_test_tasks=3)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "one by one"])
+def test_a_replay_shows_the_first_and_the_last_episode_of_every_task(
+    tmp_path, dark_room_model, dark_room_family, native
+):
+    family = dark_room_family if native else single_family(dark_room_family)
     config = RolloutConfig(num_episodes=6, seed=3)
-    assert write_replay(tmp_path / "replay.gif", dark_room_model, dark_room_family, config)
+    assert write_replay(tmp_path, dark_room_model, family, 6, config) == [tmp_path / "replay.gif"]
     pictures, durations = pictures_of(tmp_path / "replay.gif")
-    tasks = dark_room_family.tasks("test")
-    frames, _ = record(dark_room_model, dark_room_family, config, (0, 5))
-    assert sum(durations) == 100 * STEPS + LAST_FRAME_MILLISECONDS
-    shape = (MARGIN + 2 * (PIXELS + CAPTION + MARGIN), MARGIN + len(tasks) * (PIXELS + MARGIN), 3)
+    tasks = family.tasks("test")
+    frames, _ = record(dark_room_model, family, config, (0, 5))
+    assert sum(durations) == 100 * STEPS + LAST_PICTURE_MILLISECONDS
+    shape = (MARGIN + LINE + 2 * (PIXELS + LINE + MARGIN), MARGIN + len(tasks) * (PIXELS + MARGIN), 3)
     moments = np.repeat(np.arange(len(pictures)), [max(1, round(duration / 100)) for duration in durations])
     for time in range(STEPS + 1):  # a picture like the one before is not stored: that one is shown for longer
         picture = pictures[moments[time]]
         assert picture.shape == shape
         for row, episode in enumerate((0, 5)):
             for column, task in enumerate(tasks):
-                expected = frames[episode][column][time].astype(int)
-                assert np.abs(room(picture, row, column) - expected).max() < 30  # of a palette
-                agent = cell_of(room(picture, row, column), AGENT)
+                expected = frames[episode][column][time]
+                assert np.abs(shown(picture, row, column) - expected).max() < 30  # of a palette
+                agent = cell_of(shown(picture, row, column), AGENT)
                 assert agent == cell_of(expected, AGENT)
                 if time == 0:
                     assert agent == (1, 1)
                 if task.kwargs["goal"] != list(agent):
-                    assert cell_of(room(picture, row, column), GOAL) == tuple(task.kwargs["goal"])
+                    assert cell_of(shown(picture, row, column), GOAL) == tuple(task.kwargs["goal"])
 
 
 def test_episodes_are_kept_from_their_first_frame_to_their_last(dark_room_model, dark_room_family):
@@ -89,9 +114,9 @@ def test_episodes_are_kept_from_their_first_frame_to_their_last(dark_room_model,
         for index, frames in enumerate(of_tasks):
             assert len(frames) == STEPS + 1
             np.testing.assert_array_equal(frames, every[episode][index])
-            assert cell_of(frames[0].astype(int), AGENT) == (1, 1)
+            assert cell_of(frames[0], AGENT) == (1, 1)
             goal = tuple(tasks[index].kwargs["goal"])
-            on_goal = sum(cell_of(frame.astype(int), AGENT) == goal for frame in frames[1:])
+            on_goal = sum(cell_of(frame, AGENT) == goal for frame in frames[1:])
             assert on_goal == returns[index, episode]  # the frames are those of this very episode
 
 
@@ -102,18 +127,35 @@ def test_recording_changes_no_rollout(dark_room_model, dark_room_family):
     np.testing.assert_array_equal(dark_room_model.rollout(envs, config).episode_returns, recorded)
 
 
+def test_a_replay_acts_as_it_is_told_and_for_as_many_episodes_as_it_is_told(
+    tmp_path, dark_room_model, dark_room_family
+):
+    (path,) = write_replay(tmp_path, dark_room_model, dark_room_family, 3, RolloutConfig(max_steps=2, seed=1))
+    seeded = path.read_bytes()
+    write_replay(tmp_path, dark_room_model, dark_room_family, 3, RolloutConfig(num_episodes=3, seed=1))
+    assert path.read_bytes() == seeded
+    write_replay(tmp_path, dark_room_model, dark_room_family, 3, RolloutConfig(seed=2))
+    assert path.read_bytes() != seeded
+
+
 def test_a_rollout_of_one_episode_is_shown_once(tmp_path, dark_room_model, dark_room_family):
-    assert write_replay(tmp_path / "replay.gif", dark_room_model, dark_room_family, RolloutConfig(num_episodes=1))
+    write_replay(tmp_path, dark_room_model, dark_room_family, num_episodes=1)
     pictures, durations = pictures_of(tmp_path / "replay.gif")
-    assert pictures[0].shape[0] == MARGIN + PIXELS + CAPTION + MARGIN
-    assert sum(durations) == 100 * STEPS + LAST_FRAME_MILLISECONDS
+    assert pictures[0].shape[0] == MARGIN + LINE + PIXELS + LINE + MARGIN
+    assert sum(durations) == 100 * STEPS + LAST_PICTURE_MILLISECONDS
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2])
 def test_of_many_tasks_a_few_are_shown(tmp_path, dark_room_model, dark_room_family, num_tasks):
-    path = tmp_path / "replay.gif"
-    assert write_replay(path, dark_room_model, dark_room_family, RolloutConfig(num_episodes=2), num_tasks)
+    (path,) = write_replay(tmp_path, dark_room_model, dark_room_family, num_episodes=2, num_tasks=num_tasks)
     assert pictures_of(path)[0][0].shape[1] == MARGIN + num_tasks * (PIXELS + MARGIN)
+
+
+def test_progress_counts_the_episodes_of_a_replay(tmp_path, dark_room_model, dark_room_family, capsys):
+    write_replay(tmp_path, dark_room_model, dark_room_family, num_episodes=5, progress=True)
+    printed = capsys.readouterr().err
+    assert "replay of 3 tasks: 100%" in printed
+    assert "15/15" in printed
 
 
 class Countdown(gym.Env):
@@ -136,7 +178,7 @@ class Countdown(gym.Env):
         return self.left, 1.0, self.left == 0, False, {}
 
     def render(self):
-        return np.full((20, 20, 3), 20 * self.left, dtype=np.uint8) if self.render_mode else None
+        return np.full((MIN_SIDE // 2, MIN_SIDE, 3), 20 * self.left, dtype=np.uint8)
 
 
 @pytest.fixture
@@ -147,30 +189,102 @@ def countdown():
     del gym.registry["Countdown-v0"]
 
 
-@pytest.fixture
-def discrete_model():
-    """A model for observations Discrete(12) and two actions."""
-    spaces = {"observation_space": {"type": "Discrete", "n": 12}, "action_space": {"type": "Discrete", "n": 2}}
+def discrete_model_of(n):
+    """A model for observations Discrete(n) and two actions."""
+    spaces = {"observation_space": {"type": "Discrete", "n": n}, "action_space": {"type": "Discrete", "n": 2}}
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "context_length": 8}
     return ADModel(ADConfig(**spaces, **sizes))
+
+
+@pytest.fixture
+def discrete_model():
+    """A model for the countdown."""
+    return discrete_model_of(12)
 
 
 def test_shorter_episodes_stand_still_until_the_longest_has_ended(tmp_path, countdown, discrete_model):
     tasks = [{"steps": steps} for steps in (5, 3, 9, 4)]
     family = TaskFamily(countdown, tasks, num_test_tasks=3)
-    shown = [task.kwargs["steps"] for task in family.tasks("test")]
-    assert len(set(shown)) == 3
-    config = RolloutConfig(num_episodes=4)
-    assert write_replay(tmp_path / "replay.gif", discrete_model, family, config)
+    steps_of_tasks = [task.kwargs["steps"] for task in family.tasks("test")]
+    assert len(set(steps_of_tasks)) == 3
+    write_replay(tmp_path, discrete_model, family, num_episodes=4)
     pictures, durations = pictures_of(tmp_path / "replay.gif")
-    assert len(pictures) == max(shown) + 1
-    assert durations == [200] * max(shown) + [LAST_FRAME_MILLISECONDS]
+    assert len(pictures) == max(steps_of_tasks) + 1
+    assert durations == [200] * max(steps_of_tasks) + [LAST_PICTURE_MILLISECONDS]
     for time, picture in enumerate(pictures):
         for row in range(2):
-            for column, steps in enumerate(shown):
-                top, left = MARGIN + row * (20 + CAPTION + MARGIN) + CAPTION, MARGIN + column * (20 + MARGIN)
-                seen = picture[top + 10, left + 10]
+            for column, steps in enumerate(steps_of_tasks):
+                seen = shown(picture, row, column, MIN_SIDE, MIN_SIDE // 2)
                 assert np.abs(seen - 20 * max(0, steps - time)).max() < 10
+
+
+class LongRun(Countdown):
+    """Many steps, each of which looks unlike the others, at the speed of CartPole."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
+    observation_space = gym.spaces.Discrete(1000)
+
+    def render(self):
+        """A square that moves to the right by a pixel a step."""
+        frame = np.full((400, 600, 3), 255, dtype=np.uint8)
+        frame[100:200, self.steps - self.left : 100 + self.steps - self.left] = (200, 0, 0)
+        return frame
+
+
+def test_of_long_episodes_frames_are_dropped_evenly_and_never_the_first_or_the_last(tmp_path):
+    gym.register("LongRun-v0", LongRun)
+    model = discrete_model_of(1000)
+    try:
+        family = TaskFamily("LongRun-v0", [{"steps": 450}, {"steps": 500}, {"steps": 20}], num_test_tasks=2)
+        write_replay(tmp_path, model, family, num_episodes=2)
+    finally:
+        del gym.registry["LongRun-v0"]
+    pictures, durations = pictures_of(tmp_path / "replay.gif")
+    longest = max(task.kwargs["steps"] for task in family.tasks("test"))
+    assert len(pictures) == MAX_PICTURES
+    assert set(durations[:-1]) == {100}  # as long as in life, where five frames last 100 milliseconds
+    scale = MAX_SIDE / 600
+    lefts = []
+    for picture in pictures:
+        frame = shown(picture, 0, 0, MAX_SIDE, round(400 * scale))
+        red = np.abs(frame[round(150 * scale)] - (200, 0, 0)).sum(axis=-1) < 60
+        lefts.append(np.flatnonzero(red)[0])
+    first_task = family.tasks("test")[0].kwargs["steps"]
+    expected = np.minimum(np.linspace(0, longest, MAX_PICTURES), first_task) * scale
+    np.testing.assert_allclose(lefts, expected, atol=2)
+    assert (tmp_path / "replay.gif").stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("length", [1, MAX_PICTURES, 2 * MAX_PICTURES, 2 * MAX_PICTURES + 1, 1234, 10_000])
+def test_an_episode_of_any_length_is_kept_in_bounded_memory(length):
+    frames = EpisodeFrames()
+    for time in range(length):
+        frames.append(Image.new("F", (1, 1), time))
+    assert frames.length == length
+    assert len(frames._frames) <= 2 * MAX_PICTURES
+    times = np.linspace(0, length - 1, min(length, MAX_PICTURES)).round().astype(int)
+    seen = np.array([frames.at(time).getpixel((0, 0)) for time in times])
+    assert seen[0] == 0
+    assert seen[-1] == length - 1
+    assert frames.at(length + 5).getpixel((0, 0)) == length - 1
+    assert (seen <= times).all()
+    assert (times - seen).max() < max(1, length / MAX_PICTURES)  # old by less than the time until the next picture
+    if length <= 2 * MAX_PICTURES:
+        np.testing.assert_array_equal(seen, times)
+
+
+def test_frames_of_different_sizes_have_columns_of_one_width():
+    frames = {0: [EpisodeFrames(), EpisodeFrames()]}
+    frames[0][0].append(Image.new("RGB", (40, 20), "red"))
+    frames[0][1].append(Image.new("RGB", (20, 31), "blue"))
+    titles, captions = ["goal [0, 1]", "a title that is much too long"], {0: ["a", "b"]}
+    (picture,) = draw_pictures(titles, captions, frames, [0])
+    pixels = np.asarray(picture)
+    assert picture.size == (3 * MARGIN + 2 * 40, 2 * MARGIN + 2 * LINE + 31 + 1)  # made even
+    assert (shown(pixels, 0, 0, 40, 31)[:20] == (255, 0, 0)).all()
+    assert (shown(pixels, 0, 1, 40, 31)[:, :20] == (0, 0, 255)).all()
+    assert (shown(pixels, 0, 1, 40, 31)[:, 22:] == 255).all()
+    assert (pixels[:, -MARGIN:] == 255).all()  # where the title was cut off
 
 
 class Unseen(Countdown):
@@ -179,21 +293,32 @@ class Unseen(Countdown):
     metadata = {"render_modes": ["human"]}
 
 
-def test_environments_that_cannot_be_seen_leave_no_file(tmp_path, discrete_model):
-    gym.register("Unseen-v0", Unseen)
+class Unrenderable(Countdown):
+    """Misses what it needs to render, as gymnasium's CartPole does without pygame."""
+
+    def render(self):
+        raise DependencyNotInstalled('pygame is not installed, run `pip install "gymnasium[classic-control]"`')
+
+
+def test_it_is_known_beforehand_whether_there_is_something_to_see(dark_room_family, countdown):
+    assert can_be_seen(dark_room_family)
+    assert can_be_seen(single_family(dark_room_family))
+    for name, environment in (("Unseen-v0", Unseen), ("Unrenderable-v0", Unrenderable)):
+        gym.register(name, environment)
     try:
-        family = TaskFamily("Unseen-v0", [{"steps": 2}, {"steps": 3}], num_test_tasks=1)
-        assert not write_replay(tmp_path / "replay.gif", discrete_model, family, RolloutConfig(num_episodes=2))
+        assert not can_be_seen(TaskFamily("Unseen-v0", [{"steps": 2}]))
+        with pytest.warns(UserWarning, match=r"Unrenderable-v0 cannot be rendered: pygame is not installed"):
+            assert not can_be_seen(TaskFamily("Unrenderable-v0", [{"steps": 2}]))
     finally:
-        del gym.registry["Unseen-v0"]
-    assert list(tmp_path.iterdir()) == []
+        for name in ("Unseen-v0", "Unrenderable-v0"):
+            del gym.registry[name]
 
 
 def test_a_replay_takes_the_place_of_another(tmp_path, dark_room_model, dark_room_family):
-    path, config = tmp_path / "replay.gif", RolloutConfig(num_episodes=2)
+    path = tmp_path / "replay.gif"
     path.write_bytes(b"an older one")
-    assert write_replay(path, dark_room_model, dark_room_family, config)
+    write_replay(tmp_path, dark_room_model, dark_room_family, num_episodes=2)
     content = path.read_bytes()
-    assert write_replay(path, dark_room_model, dark_room_family, replace(config))
+    write_replay(tmp_path, dark_room_model, dark_room_family, num_episodes=2)
     assert path.read_bytes() == content
     assert [file.name for file in tmp_path.iterdir()] == ["replay.gif"]

@@ -208,6 +208,8 @@ def test_report_holds_what_it_promises(tmp_path, evaluation, dark_room_family, r
     assert report["optimal_return"] == pytest.approx(optimal.mean())
     assert report["fraction_of_optimal"] == pytest.approx(final.mean() / optimal.mean())
     assert report["source_return_final"] == pytest.approx(source.mean())  # of its 6 episodes
+    assert report["source"]["algorithm"] == "A2C"  # as the histories say
+    assert report["source"]["n_envs"] == N_ENVS
     assert report["final_episodes"] == [16, 25]
     assert report["num_test_tasks"] == 3
     assert report["num_rollout_seeds"] == 2
@@ -239,6 +241,22 @@ def test_report_times_both_curves_to_90_percent_of_the_final_level(
         np.testing.assert_allclose(report["curves"][name]["env_steps"], curve.env_steps)
     assert steps["ad"] is not None
     assert steps["ratio"] == (None if steps["source"] is None else steps["source"] / steps["ad"])
+
+
+def test_report_without_histories_is_of_the_model_alone(tmp_path, evaluation, dark_room_family, room_histories):
+    report = write_report(tmp_path / "alone", evaluation, dark_room_family, None, {"seconds": {"rollout": 1.0}})
+    with_source = write_report(tmp_path / "both", evaluation, dark_room_family, room_histories, report["seconds"])
+
+    assert read_strictly(tmp_path / "alone" / "report.json") == report
+    assert (tmp_path / "alone" / "learning_curve.png").is_file()
+    for name in ("source", "source_return_final", "dataset"):
+        assert report[name] is None
+        assert with_source[name] is not None
+    assert report["curves"]["source"] is None
+    assert report["curves"]["ad"] == with_source["curves"]["ad"]
+    assert report["env_steps_to_90"] == {**with_source["env_steps_to_90"], "source": None, "ratio": None}
+    for name in ("test_return_final", "test_return_first", "optimal_return", "tasks"):
+        assert report[name] == with_source[name]
 
 
 def test_report_draws_a_picture(tmp_path, evaluation, dark_room_family, room_histories):

@@ -240,6 +240,24 @@ def test_a_model_card_with_a_report_says_what_it_says(evaluated_run):
     assert names <= {path.name for path in (evaluated_run / "model").iterdir()}
 
 
+def test_a_model_card_of_a_rollout_without_histories_speaks_of_no_source(tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    recipe, model = ad_hf.load_recipe(run / "recipe.yaml"), ad_hf.ADModel.from_pretrained(run / "model")
+    report = evaluate_recipe(recipe, model, None, run, num_seeds=1, replay_formats=["gif", "mp4"])
+    card = ModelCard((run / "model" / "README.md").read_text())
+    (result,) = card.data.eval_results
+    assert result.metric_value.startswith(f"{report['test_return_final']:.2f} +/- ")
+    assert result.dataset_revision is None
+    assert f"| in the first episode | {report['test_return_first']:.2f} |" in card.text
+    assert f"It takes {report['env_steps_to_90']['ad']:,} environment steps to reach" in card.text
+    for words in ("the source", "A2C learners", "that it was distilled from"):
+        assert words not in card.text
+    assert "None" not in card.text.partition("<details>")[0]
+    assert "(replay.gif)" in card.text
+    assert "replay.mp4" not in card.text  # which the Hub shows by itself
+    assert (run / "model" / "replay.mp4").read_bytes() == (run / "replay.mp4").read_bytes()
+
+
 def test_the_example_on_a_model_card_runs(evaluated_run, capsys):
     card = (evaluated_run / "model" / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

@@ -1,0 +1,92 @@
+"""Moving pictures as files: GIF, and H.264 in MP4, which needs the package av."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ad_hf.files import atomic_path
+
+FORMATS = ("gif", "mp4")
+LAST_PICTURE_MILLISECONDS = 1000  # shown for longer, so that the end is seen before it begins anew
+PALETTE_SAMPLES = 8  # pictures whose colours make the palette of a GIF
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """
+    Find out at once, and not after minutes of rollout, whether files of some formats can be written.
+
+    Args:
+        formats (`Sequence[str]`):
+            Some of `"gif"` and `"mp4"`.
+
+    Raises:
+        ValueError: for another format.
+        ImportError: for `"mp4"` without the package av.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"unknown video format {name!r}: expected {' or '.join(FORMATS)}")
+    if "mp4" in formats:
+        try:
+            import av  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f'MP4 files need the package av: pip install "ad_hf[video]" ({error})') from error
+
+
+def write_video(path: str | Path, pictures: Sequence[Image.Image], milliseconds: int) -> None:
+    """
+    Write pictures as a GIF or as an MP4, whole or not at all.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write; its suffix, `.gif` or `.mp4`, says what it is to be.
+        pictures (`Sequence[PIL.Image.Image]`):
+            RGB pictures of one size, whose width and height are even (H.264 halves the resolution of colours).
+        milliseconds (`int`):
+            How long each picture is shown, at least; the last one is shown for a second.
+    """
+    write = _write_mp4 if Path(path).suffix == ".mp4" else _write_gif
+    with atomic_path(path) as temporary:
+        write(temporary, pictures, milliseconds)
+
+
+def _write_gif(path: Path, pictures: Sequence[Image.Image], milliseconds: int) -> None:
+    # With one palette for all, and without dithering, what does not move is the same in every picture, and a GIF
+    # stores only what is not.
+    width, height = pictures[0].size
+    samples = pictures[:: -(-len(pictures) // PALETTE_SAMPLES)]
+    montage = Image.new("RGB", (width, height * len(samples)))
+    for index, picture in enumerate(samples):
+        montage.paste(picture, (0, index * height))
+    palette = montage.quantize(256)
+    first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    # Pillow finds a near colour, not the nearest one. In the paper, the colour of the corner, a shade off would show.
+    paper: Any = first.getpixel((0, 0))
+    colours: Any = first.getpalette()
+    colours[3 * paper : 3 * paper + 3] = pictures[0].getpixel((0, 0))
+    for picture in (first, *others):
+        picture.putpalette(colours)
+    durations = [milliseconds] * len(others) + [LAST_PICTURE_MILLISECONDS]
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def _write_mp4(path: Path, pictures: Sequence[Image.Image], milliseconds: int) -> None:
+    import av
+    from av.video.reformatter import Colorspace
+
+    shown = [*pictures, *[pictures[-1]] * (LAST_PICTURE_MILLISECONDS // milliseconds - 1)]
+    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:  # plays while it is loaded
+        stream = container.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"crf": "18"})
+        stream.width, stream.height = pictures[0].size
+        stream.pix_fmt = "yuv420p"  # the one layout that all browsers play
+        stream.colorspace = stream.color_primaries = stream.color_trc = Colorspace.ITU709  # said, lest players guess
+        for picture in shown:
+            frame = av.VideoFrame.from_image(picture)
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
