@@ -24,6 +24,12 @@ def rows_by_length(rows: torch.Tensor, lengths: torch.Tensor, time: int) -> list
     return parts
 
 
+def as_slice(rows: torch.Tensor) -> torch.Tensor | slice:
+    """Rows (number,) as a slice, through which is written many times as fast, if they follow each other."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+
+
 class ADCache:
     """
     Keys and values of every block, and the attention of new steps to them.
@@ -164,13 +170,14 @@ class ADCache:
             chosen = rows[part]
             self.lengths[chosen] = length
             if length:
-                encoded = model.keys_and_values(tokens[part, :length])
-                last = torch.arange(max(0, length - self.slots), length)
-                slots = last % self.slots
-                index = chosen.unsqueeze(1)
-                for layer, (key, value) in enumerate(encoded):
-                    self.keys[layer][index, :, slots] = key[:, last]
-                    self.values[layer][index, :, slots] = value[:, last]
+                index = as_slice(chosen)
+                # Oldest first, the last ones that there is room for stand from this slot on, and go on at slot 0.
+                held, first = min(length, self.slots), max(0, length - self.slots) % self.slots
+                for layer, pair in enumerate(model.keys_and_values(tokens[part, :length])):
+                    for states, new in zip((self.keys[layer], self.values[layer]), pair):
+                        new = new[:, length - held :].transpose(1, 2)  # (rows, heads, held, head_dim)
+                        states[index, :, first:held] = new[:, :, : held - first]
+                        states[index, :, :first] = new[:, :, held - first :]
 
     def reset(self, rows: torch.Tensor) -> None:
         """Forget the rows of a mask (batch,)."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .backbone_cache_ad import BackboneCache, NoCache, takes_padded_cache
-from .cache_ad import ADCache
+from .cache_ad import ADCache, as_slice
 from .checks_ad import as_elements, check_rewards
 from .prompt_ad import Prompt, prompt_steps
 from .rollout_config_ad import RolloutConfig
@@ -225,8 +225,9 @@ class ADContext:
         if full.numel() == 0 or self._tokens is None:
             return
         kept = self.length - self.dropped
-        tokens = self._tokens[full, self.dropped :]
-        self._tokens[full, :kept] = tokens
+        rows_in_memory = as_slice(full)
+        tokens = self._tokens[rows_in_memory, self.dropped :].clone()
+        self._tokens[rows_in_memory, :kept] = tokens
         self._cache.refill(self.model, full, tokens, torch.full((len(full),), kept))
 
     def copy(self) -> ADContext:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from context_reference import none_action as _none_action
+
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.model import ADConfig, ADModel
 
@@ -32,14 +34,6 @@ def _samples(space: dict, batch: int, time: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([[sampler.sample() for _ in range(time)] for _ in range(batch)]))
 
 
-def _none_action(space: dict) -> torch.Tensor:
-    return {
-        "Discrete": lambda: torch.tensor(space["n"]),
-        "MultiDiscrete": lambda: torch.tensor(space["nvec"]),
-        "Box": lambda: torch.zeros(space["shape"]),
-    }[space["type"]]()
-
-
 def _history(config: ADConfig, batch: int = 3, time: int = 8, seed: int = 0) -> tuple[dict, torch.Tensor]:
     """The model's four inputs, from the first step of a history on, and the actions taken (its labels)."""
     actions = _samples(config.action_space, batch, time, seed)
@@ -58,13 +52,13 @@ def _history(config: ADConfig, batch: int = 3, time: int = 8, seed: int = 0) -> 
     return inputs, actions
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # as the other makers: property tests call them many times
 def make_model():
     """`make_model(**settings)`: a small model in evaluation mode, its settings those of `ADConfig`."""
     return _model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_history():
     """`make_history(config, batch, time, seed)`: inputs of a model, and labels."""
     return _history
