@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.model.modeling_ad import ADModel
+from ad_hf.model.prompt_ad import Prompt
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
 
 FINAL_EPISODES = 10
@@ -97,9 +98,10 @@ def evaluate(
     seed: int | None = None,
     rollout_config: RolloutConfig | None = None,
     progress: bool = False,
+    prompt: Prompt | None = None,
 ) -> Evaluation:
     r"""
-    Roll a model out on every task of a split, each time from an empty context.
+    Roll a model out on every task of a split, each time from an empty context or from a prompt.
 
     Args:
         model ([`ADModel`]):
@@ -119,6 +121,9 @@ def evaluate(
             How to act; what it leaves unset is taken from the model's.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
+        prompt (`Mapping` or a sequence of them, *optional*):
+            Histories that the contexts begin with: one for all, or one for each of `num_seeds` rollouts of each task,
+            all tasks of the first seed first.
 
     Raises:
         ValueError: if the family has no task in the split, or an environment finishes no episode in `max_steps`.
@@ -131,7 +136,7 @@ def evaluate(
     envs = family.make_vec(tasks, num_envs=len(tasks) * num_seeds)
     total = None if config.num_episodes is None else envs.num_envs * config.num_episodes
     with EpisodeProgress(f"rollout on {split} tasks", total, progress) as show:
-        output = model.rollout(envs, config, callback=show if progress else None)
+        output = model.rollout(envs, config, prompt, callback=show if progress else None)
         show.update(output)
     envs.close()
     shape = (num_seeds, len(tasks), output["episode_returns"].shape[1])

@@ -52,6 +52,21 @@ def test_the_model_acts_as_its_own_rollout_config_says(dark_room_family, dark_ro
     np.testing.assert_array_equal(returns[0], returns[1])
 
 
+def test_rollouts_begin_with_the_prompts_of_their_environments(dark_room_family, dark_room_model):
+    steps = {"observations": np.full((6, 2), 1), "actions": np.full(6, 3), "rewards": np.full(6, 4.0)}
+    prompt = {**steps, "episode_starts": np.arange(6) % 4 == 0}
+    prompts = [prompt, None, prompt, None, prompt, prompt]
+
+    returns = evaluate(dark_room_model, dark_room_family, num_episodes=9, num_seeds=2, prompt=prompts).returns
+
+    envs = dark_room_family.make_vec(dark_room_family.tasks("test"), num_envs=6)
+    expected = dark_room_model.rollout(envs, num_episodes=9, prompt=prompts).episode_returns
+    plain = evaluate(dark_room_model, dark_room_family, num_episodes=9, num_seeds=2).returns.reshape(6, 9)
+    np.testing.assert_array_equal(returns.reshape(6, 9), expected)
+    np.testing.assert_array_equal(plain[[1, 3]], expected[[1, 3]])
+    assert (plain[[0, 2, 4, 5]] != expected[[0, 2, 4, 5]]).any()
+
+
 def test_native_and_single_environments_give_the_same_result(dark_room_family, dark_room_model):
     single = TaskFamily(
         dark_room_family.env_id,
