@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from gymnasium import make
 from pyarrow import feather
@@ -205,37 +206,83 @@ def benchmark_loader(batches: int = 200) -> None:
     )
 
 
-def benchmark_rollout(num_envs: int = 48, episodes: int = 30) -> None:
-    """Cached rollout of an untrained model, against encoding the whole context anew at every step."""
-    recipe = load_recipe("dark_room")
-    family = TaskFamily.from_config(recipe.family)
-    config = ADConfig(
-        observation_space={"type": "MultiDiscrete", "nvec": [9, 9]}, action_space={"type": "Discrete", "n": 5}
-    )
-    model = ADModel(config).eval()
-    envs = family.make_vec(family.tasks("test"), num_envs=num_envs)
-    start = time.perf_counter()
-    model.rollout(envs, num_episodes=episodes)
-    cached = num_envs * episodes * 20 / (time.perf_counter() - start)
-    full = (
-        torch.zeros(num_envs, WINDOW, 2, dtype=torch.long),
-        torch.zeros(num_envs, WINDOW, dtype=torch.long),
-        torch.zeros(num_envs, WINDOW),
-        torch.zeros(num_envs, WINDOW, dtype=torch.bool),
-    )
+def memory_bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
+    """Bytes per second at which this machine reads memory: the best of some sums over a large array."""
+    array, seconds = torch.ones(megabytes << 18), []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        array.sum()
+        seconds.append(time.perf_counter() - start)
+    return (megabytes << 20) / min(seconds)
+
+
+def _uncached_rate(model: ADModel, batch: int = 16) -> float:
+    """Environment steps per second if each encodes a whole context, at a batch that suits the processor's caches."""
+    tokens = torch.zeros(batch, WINDOW, model.config.hidden_size, dtype=next(model.parameters()).dtype)
     seconds = []
-    for _ in range(5):
+    for _ in range(7):
         start = time.perf_counter()
         with torch.no_grad():
-            model(*full)
+            model.head(model.decode(tokens)[:, -1])
         seconds.append(time.perf_counter() - start)
-    uncached = num_envs / statistics.median(seconds)
-    print_line(
-        "rollout",
-        env_steps_per_second=cached,
-        uncached_env_steps_per_second=uncached,
-        ratio_to_uncached=cached / uncached,
-    )
+    return batch / statistics.median(seconds)
+
+
+def benchmark_rollout(num_envs: int = 256, episodes: int = 200, single_episodes: int = 60) -> None:
+    """
+    Rollouts of untrained models in Dark Rooms: what a step costs, early and late, against encoding the whole context
+    at every step, and against reading the cache once per step, which is the least that attention needs.
+    """
+    recipe = load_recipe("dark_room")
+    family = TaskFamily.from_config(recipe.family)
+    process = psutil.Process()
+    tasks = (family.tasks() * (1 + num_envs // len(family.tasks())))[:num_envs]
+    spaces: dict[str, Any] = {
+        "observation_space": {"type": "MultiDiscrete", "nvec": [9, 9]},
+        "action_space": {"type": "Discrete", "n": 5},
+    }
+    strategies: list[tuple[str, int | None, torch.dtype, dict[str, int]]] = [
+        ("sliding window of 50", 50, torch.float32, {}),
+        ("sliding window of 50", 50, torch.bfloat16, {}),
+        ("sliding window of 200", 200, torch.float32, {}),
+        ("a quarter dropped at once", None, torch.float32, {}),
+        ("half dropped at once", None, torch.float32, {"context_drop": WINDOW // 2}),
+    ]
+    for name, window, dtype, settings in strategies:
+        model = ADModel(ADConfig(**spaces, context_length=WINDOW, sliding_window=window)).eval().to(dtype)
+        envs = family.make_vec(tasks)
+        times, memory = [time.perf_counter()], [0]
+
+        def note(_: Any, times: list[float] = times, memory: list[int] = memory) -> None:
+            times.append(time.perf_counter())
+            memory.append(process.memory_info().rss)
+
+        bandwidth = memory_bandwidth()
+        model.rollout(envs, num_episodes=episodes, callback=note, **settings)
+        length = int(recipe.family.env_kwargs["max_episode_steps"])
+        stretches = [  # of 20 episodes, that begin with the 21st and end with the last
+            (times[stop * length] - times[(stop - 20) * length]) / (20 * length) for stop in (40, episodes)
+        ]
+        held = window or WINDOW - settings.get("context_drop", WINDOW // 4) / 2  # steps, on average
+        config = model.config
+        read = 2 * config.num_hidden_layers * num_envs * held * config.hidden_size * dtype.itemsize
+        cached, uncached = num_envs / stretches[1], _uncached_rate(model)
+        one = family.make_vec(tasks[:1])
+        start = time.perf_counter()
+        model.rollout(one, num_episodes=single_episodes, **settings)
+        print_line(
+            "rollout",
+            strategy=name,
+            dtype=str(dtype).removeprefix("torch."),
+            environments=num_envs,
+            env_steps_per_second=cached,
+            ratio_to_uncached=cached / uncached,
+            share_of_memory_bandwidth_limit=read / bandwidth / stretches[1],
+            memory_gigabytes_per_second=bandwidth / 1e9,
+            cost_of_a_step_late_to_early=stretches[1] / stretches[0],
+            resident_memory_late_to_early=memory[-1] / memory[40 * length],
+            env_steps_per_second_of_one_environment=single_episodes * length / (time.perf_counter() - start),
+        )
 
 
 def main() -> None:
@@ -244,6 +291,7 @@ def main() -> None:
     parser.add_argument("part", choices=["all", "collect", "train", "loader", "rollout"])
     parser.add_argument("--jobs", type=int, default=16, help="tasks that collect learns (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=available_cores(), help="threads of torch (default: all cores)")
+    parser.add_argument("--episodes", type=int, default=200, help="episodes of a rollout (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.part in ("all", "collect"):
@@ -253,7 +301,7 @@ def main() -> None:
     if arguments.part in ("all", "loader"):
         benchmark_loader()
     if arguments.part in ("all", "rollout"):
-        benchmark_rollout()
+        benchmark_rollout(episodes=arguments.episodes)
 
 
 if __name__ == "__main__":
