@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ad_hf.model import ADConfig, ADModel
-from ad_hf.model.context_ad import ADCache
+from ad_hf.model.cache_ad import ADCache
 from ad_hf.model.modeling_ad import rotary_tables
 
 OBSERVATIONS = {
@@ -354,3 +354,10 @@ def test_a_backbone_takes_no_cache_of_ours(make_model, make_history):
     cache = ADCache(model.config, 3, torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="backbone"):
         model(**make_history(model.config)[0], past_key_values=cache)
+
+
+def test_positions_are_refused_by_blocks_that_count_themselves(make_model, make_history):
+    model = make_model()
+    inputs, _ = make_history(model.config, batch=2, time=4)
+    with pytest.raises(ValueError, match="position_ids are for backbones"):
+        model(**inputs, position_ids=torch.arange(4).expand(2, 4))
