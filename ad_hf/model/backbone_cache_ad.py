@@ -22,6 +22,8 @@ def takes_padded_cache(backbone: PreTrainedModel) -> bool:
     config = backbone.config.get_text_config(decoder=True)
     full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
     windowed = getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None)
+    # Names of older configurations: GPT-Neo's local layers, and Falcon's positions that are counted from the mask.
+    windowed |= "local" in (getattr(config, "attention_layers", None) or ()) or bool(getattr(config, "alibi", False))
     parameters = inspect.signature(backbone.forward).parameters
     return full and not windowed and {"position_ids", "past_key_values", "attention_mask"} <= set(parameters)
 
@@ -35,8 +37,8 @@ class BackboneCache:
     the columns are used up, each row's steps are moved together at the right, which changes neither keys nor values.
 
     Args:
-        backbone (`PreTrainedModel`):
-            The backbone.
+        model ([`ADModel`]):
+            The model with the backbone.
         batch (`int`):
             Number of rows.
         slots (`int`):
@@ -47,14 +49,19 @@ class BackboneCache:
             Steps that each row holds, on the CPU.
     """
 
-    def __init__(self, backbone: PreTrainedModel, batch: int, slots: int) -> None:
-        self.backbone, self.slots = backbone, slots
+    def __init__(self, model: ADModel, batch: int, slots: int) -> None:
+        assert model.backbone is not None
+        self.backbone, self.slots = model.backbone, slots
         # Columns to spare, so that rows are moved once in so many steps.
         self.columns = slots + max(8, slots // 4)
-        self.cache = StaticCache(backbone.config, max_cache_len=self.columns)
+        self.cache = StaticCache(self.backbone.config, max_cache_len=self.columns)
         self.mask = torch.zeros(batch, self.columns, dtype=torch.long)
         self.lengths = torch.zeros(batch, dtype=torch.long)
         self.column = 0  # the next to be written
+        weight = next(model.parameters())
+        with torch.no_grad():  # the library allocates its cache when it is first written to
+            token = torch.zeros(batch, 1, model.config.hidden_size, device=weight.device, dtype=weight.dtype)
+            model.decode(token, past_key_values=self.cache)
 
     @property
     def _layers(self) -> list[Any]:
@@ -101,8 +108,6 @@ class BackboneCache:
         """Encode the first `lengths` (number,) of the tokens (number, time, width) of some rows (number,) anew."""
         if self.column < int(lengths.max()):  # room on the left for the longest
             self.column = int(lengths.max())
-        if not self._layers[0].is_initialized:
-            self._allocate(model, tokens)
         for part, length in rows_by_length(torch.arange(len(rows)), lengths, tokens.shape[1]):
             chosen = rows[part]
             self.mask[chosen] = 0
@@ -119,38 +124,25 @@ class BackboneCache:
                 layer.keys[index, :, columns] = fresh.keys
                 layer.values[index, :, columns] = fresh.values
 
-    def _allocate(self, model: ADModel, tokens: torch.Tensor) -> None:
-        """Let the library allocate its cache, which it does when it is first written to."""
-        batch = len(self.lengths)
-        model.decode(tokens[:1, :1].expand(batch, 1, -1), past_key_values=self.cache)
-
     def reset(self, rows: torch.Tensor) -> None:
         """Forget the rows of a mask (batch,)."""
         self.lengths = self.lengths.masked_fill(rows, 0)
         self.mask[rows] = 0
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Lengths and mask, and the library's keys and values as far as they are in use."""
-        state = {"lengths": self.lengths, "mask": self.mask[:, : self.column].contiguous()}
+        """Lengths and mask, and the library's keys and values; shapes depend on the model, batch and slots alone."""
+        state = {"lengths": self.lengths, "mask": self.mask, "column": torch.tensor(self.column)}
         for index, layer in enumerate(self._layers):
-            if layer.is_initialized:
-                state[f"keys.{index}"] = layer.keys[:, :, : self.column].contiguous()
-                state[f"values.{index}"] = layer.values[:, :, : self.column].contiguous()
+            state |= {f"keys.{index}": layer.keys, f"values.{index}": layer.values}
         return state
 
-    def load_state_dict(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """The inverse of `state_dict`."""
-        self.lengths = state["lengths"].clone().cpu()
-        self.column = state["mask"].shape[1]
-        self.mask.zero_()
-        self.mask[:, : self.column] = state["mask"].to(self.mask)
+        self.lengths, self.mask = (state[name].clone().cpu() for name in ("lengths", "mask"))
+        self.column = int(state["column"])
         for index, layer in enumerate(self._layers):
-            if f"keys.{index}" in state:
-                keys, values = (state[f"{kind}.{index}"].to(device) for kind in ("keys", "values"))
-                if not layer.is_initialized:
-                    layer.lazy_initialization(keys, values)
-                layer.keys[:, :, : self.column] = keys
-                layer.values[:, :, : self.column] = values
+            layer.keys.copy_(state[f"keys.{index}"])
+            layer.values.copy_(state[f"values.{index}"])
 
 
 class NoCache:
@@ -158,26 +150,27 @@ class NoCache:
     Steps that are encoded anew each time, for backbones that [`takes_padded_cache`] says no of.
 
     Args:
+        model ([`ADModel`]):
+            The model with the backbone.
         batch (`int`):
             Number of rows.
         slots (`int`):
             Steps that a row holds at most.
     """
 
-    def __init__(self, batch: int, slots: int) -> None:
+    def __init__(self, model: ADModel, batch: int, slots: int) -> None:
         self.slots = slots
         self.lengths = torch.zeros(batch, dtype=torch.long)
-        self.tokens: torch.Tensor | None = None  # (batch, slots, width)
+        weight = next(model.parameters())
+        self.tokens = torch.zeros(batch, slots, model.config.hidden_size, device=weight.device, dtype=weight.dtype)
 
     def step(self, model: ADModel, tokens: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
         """Append one token (batch, 1, width) to the active rows (all by default); returns (batch, 1, width)."""
-        if self.tokens is None:
-            self.tokens = tokens.new_zeros(len(tokens), self.slots, tokens.shape[2])
         counted = torch.ones(len(tokens), dtype=torch.bool) if active is None else active
         rows = torch.nonzero(counted).squeeze(1)
         self.tokens[rows, self.lengths[rows]] = tokens[rows, 0]
         self.lengths = self.lengths + counted
-        longest = int(self.lengths.max())
+        longest = max(1, int(self.lengths.max()))
         mask = (torch.arange(longest) < self.lengths.unsqueeze(1)).long().to(tokens.device)
         hidden_states = model.decode(self.tokens[:, :longest], attention_mask=mask)
         last = (self.lengths - 1).clamp(min=0)
@@ -185,8 +178,6 @@ class NoCache:
 
     def refill(self, model: ADModel, rows: torch.Tensor, tokens: torch.Tensor, lengths: torch.Tensor) -> None:
         """Hold the first `lengths` (number,) of the tokens (number, time, width) of some rows (number,) instead."""
-        if self.tokens is None:
-            self.tokens = tokens.new_zeros(len(self.lengths), self.slots, tokens.shape[2])
         time = min(tokens.shape[1], self.slots)
         self.tokens[rows, :time] = tokens[:, :time]
         self.lengths[rows] = lengths
@@ -197,12 +188,12 @@ class NoCache:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Lengths and tokens."""
-        return {"lengths": self.lengths, **({} if self.tokens is None else {"tokens": self.tokens})}
+        return {"lengths": self.lengths, "tokens": self.tokens}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """The inverse of `state_dict`."""
         self.lengths = state["lengths"].clone().cpu()
-        self.tokens = state["tokens"].clone().to(device) if "tokens" in state else None
+        self.tokens.copy_(state["tokens"])
 
 
 __all__ = ["BackboneCache", "NoCache", "takes_padded_cache"]

@@ -184,20 +184,14 @@ class ADCache:
         self.lengths = self.lengths.masked_fill(rows, 0)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Lengths, and keys and values of the slots that are in use."""
-        used = min(int(self.lengths.max()), self.slots)
-        return {
-            "lengths": self.lengths,
-            "keys": self.keys[:, :, :, :used].contiguous(),
-            "values": self.values[:, :, :, :used].contiguous(),
-        }
+        """Lengths, keys and values; shapes depend on the model, batch and slots alone."""
+        return {"lengths": self.lengths, "keys": self.keys, "values": self.values}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """The inverse of `state_dict`."""
-        used = state["keys"].shape[3]
         self.lengths = state["lengths"].clone().cpu()
-        self.keys[:, :, :, :used] = state["keys"].to(self.keys)
-        self.values[:, :, :, :used] = state["values"].to(self.values)
+        self.keys.copy_(state["keys"])
+        self.values.copy_(state["values"])
 
 
 __all__ = ["ADCache"]

@@ -21,7 +21,7 @@ def element_shape(space: dict[str, Any]) -> tuple[int, ...]:
 
 def wrong_elements(values: np.ndarray, space: dict[str, Any]) -> np.ndarray:
     """Which elements (number, ...) are none of a space: numbers that are not finite, or not of its categories."""
-    flat: Any = values.reshape(len(values), -1)
+    flat: Any = values.reshape(len(values), int(np.prod(values.shape[1:])))  # of no elements, too
     if space["type"] == "Box":
         return ~np.isfinite(flat).all(axis=1) if flat.dtype.kind == "f" else np.zeros(len(flat), dtype=bool)
     sizes = np.asarray(2 if space["type"] == "MultiBinary" else space[SIZES[space["type"]]])
@@ -82,4 +82,14 @@ def check_rewards(rewards: Any, num_envs: int, rows: np.ndarray) -> np.ndarray:
     return array
 
 
-__all__ = ["as_elements", "check_rewards", "element_shape", "wrong_elements"]
+def as_flags(values: Any, num_envs: int, name: str) -> torch.Tensor:
+    """Truth values (num_envs,) as a tensor; a `ValueError` for another shape."""
+    flags = torch.as_tensor(values, dtype=torch.bool)
+    if flags.shape != (num_envs,):
+        raise ValueError(
+            f"{name} must have shape ({num_envs},), one truth value for each environment, got {tuple(flags.shape)}"
+        )
+    return flags
+
+
+__all__ = ["as_elements", "as_flags", "check_rewards", "element_shape", "wrong_elements"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from .backbone_cache_ad import BackboneCache, NoCache, takes_padded_cache
 from .cache_ad import ADCache, as_slice
-from .checks_ad import as_elements, check_rewards
+from .checks_ad import as_elements, as_flags, check_rewards
 from .prompt_ad import Prompt, prompt_steps
 from .rollout_config_ad import RolloutConfig
 from .sampling_ad import choose
@@ -61,9 +61,9 @@ class ADContext:
         if model.backbone is None:
             self._cache = ADCache(model.config, num_envs, weight.device, weight.dtype, self.length)
         elif takes_padded_cache(model.backbone):
-            self._cache = BackboneCache(model.backbone, num_envs, self.length)
+            self._cache = BackboneCache(model, num_envs, self.length)
         else:
-            self._cache = NoCache(num_envs, self.length)
+            self._cache = NoCache(model, num_envs, self.length)
         if model.config.sliding_window is None:
             shape = (num_envs, self.length, model.config.hidden_size)
             self._tokens = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
@@ -91,22 +91,20 @@ class ADContext:
             prompt (`Mapping` or a sequence of them, *optional*):
                 What their contexts begin with instead of nothing, see [`ADContext.prompt`].
         """
-        rows = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
-        if rows.shape != (self.num_envs,):
-            raise ValueError(f"mask must have shape ({self.num_envs},), one for each environment, got {rows.shape}")
+        rows = as_flags(np.ones(self.num_envs) if mask is None else mask, self.num_envs, "mask")
+        parsed = None if prompt is None else self._parsed(prompt)  # before anything is forgotten
         self._cache.reset(rows)
         self._first[rows] = True
         self._first_rewards[rows] = 0.0
         self._last_actions[rows] = self._none
-        if prompt is not None:
-            histories = [prompt] * self.num_envs if isinstance(prompt, Mapping) else list(prompt)
-            self.prompt([history if reset else None for history, reset in zip(histories, rows.tolist(), strict=True)])
+        if parsed is not None:
+            self._begin_with([steps if reset else None for steps, reset in zip(parsed, rows.tolist())])
 
     @torch.no_grad()
     def prompt(self, histories: Prompt) -> None:
         """
-        Let contexts begin with histories, as if the environments had lived through them; their next steps begin an
-        episode.
+        Let contexts begin with histories, instead of what they hold, as if the environments had lived through them;
+        their next steps begin an episode.
 
         Args:
             histories (`Mapping` or a sequence of them):
@@ -118,32 +116,47 @@ class ADContext:
         Raises:
             ValueError: for a wrong number of histories, and for malformed ones, naming the environment.
         """
-        if isinstance(histories, Mapping):
-            histories = [histories] * self.num_envs
-        if len(histories) != self.num_envs:
+        parsed = self._parsed(histories)
+        self.reset(np.array([steps is not None for steps in parsed]))
+        self._begin_with(parsed)
+
+    def _parsed(self, histories: Prompt) -> list[dict[str, torch.Tensor] | None]:
+        """The steps of each environment's history; those that are the same object are parsed once."""
+        many: list[Any] = [histories] * self.num_envs if isinstance(histories, Mapping) else []
+        if isinstance(histories, Iterable) and not isinstance(histories, str | Mapping):
+            many = list(histories)
+        if len(many) != self.num_envs:
             raise ValueError(
                 f"prompt must be one history for all environments or one (or None) for each of {self.num_envs}, got "
-                f"{len(histories)}"
+                f"{len(many) or repr(histories)}"
             )
-        encoded: dict[int, torch.Tensor] = {}  # the same history is embedded once
-        for env, history in enumerate(histories):
-            if history is None:
+        parsed: dict[int, dict[str, torch.Tensor]] = {}
+        for env, history in enumerate(many):
+            name = f"prompt of environment {env}"
+            if history is not None and not isinstance(history, Mapping):
+                raise ValueError(f"{name}: expected a mapping of observations, actions, rewards, ..., got {history!r}")
+            if history is not None and id(history) not in parsed:
+                parsed[id(history)] = prompt_steps(history, self.model, self._none, name)
+        return [None if history is None else parsed[id(history)] for history in many]
+
+    @torch.no_grad()
+    def _begin_with(self, parsed: list[dict[str, torch.Tensor] | None]) -> None:
+        """Let contexts that are empty begin with steps."""
+        embedded: dict[int, torch.Tensor] = {}
+        for env, steps in enumerate(parsed):
+            if steps is None or not len(steps["rewards"]):
                 continue
-            steps = prompt_steps(history, self.model, self._none, f"prompt of environment {env}")
-            time = len(steps["rewards"])
-            if not time:
-                continue
-            if id(history) not in encoded:
+            if id(steps) not in embedded:
                 inputs = (steps["observations"], steps["previous_actions"], steps["previous_rewards"], steps["starts"])
-                encoded[id(history)] = self.model.embedding(*(part.unsqueeze(0).to(self._device) for part in inputs))
+                embedded[id(steps)] = self.model.embedding(*(part.unsqueeze(0).to(self._device) for part in inputs))
+            time = len(steps["rewards"])
             held = self._held(time)
-            tokens, row = encoded[id(history)][:, time - held :], torch.tensor([env])
+            tokens = embedded[id(steps)][:, time - held :]
             if self._tokens is not None:
                 self._tokens[env, :held] = tokens[0]
-            self._cache.refill(self.model, row, tokens, torch.tensor([tokens.shape[1]]))
+            self._cache.refill(self.model, torch.tensor([env]), tokens, torch.tensor([held]))
             self._last_actions[env] = steps["actions"][-1].to(self._last_actions.dtype)
             self._first_rewards[env] = steps["rewards"][-1]
-            self._first[env] = True
 
     def _held(self, time: int) -> int:
         """Steps that a row holds after so many; with a sliding window, those that reach into it through all blocks."""
@@ -187,7 +200,13 @@ class ADContext:
             ValueError: for arguments of a wrong shape, and for observations and rewards that are not finite or not of
                 the model's spaces, naming the environment.
         """
-        rows = torch.ones(self.num_envs, dtype=torch.bool) if active is None else torch.as_tensor(active).bool()
+        rows = as_flags(np.ones(self.num_envs) if active is None else active, self.num_envs, "active")
+        if self.model.training:  # a context acts without dropout, whoever trains the model meanwhile
+            self.model.eval()
+            try:
+                return self.act(observations, rewards, episode_starts, active, do_sample)
+            finally:
+                self.model.train()
         counted = None if bool(rows.all()) else rows
         tokens = self._embed(observations, rewards, episode_starts, rows)
         if self._tokens is not None:
@@ -215,7 +234,7 @@ class ADContext:
             paid = torch.from_numpy(check_rewards(rewards, self.num_envs, rows.numpy()))
         starts = torch.zeros(self.num_envs, dtype=torch.bool)
         if episode_starts is not None:
-            starts = torch.as_tensor(episode_starts, dtype=torch.bool)
+            starts = as_flags(episode_starts, self.num_envs, "episode_starts")
         parts = (seen, self._last_actions, torch.where(self._first, self._first_rewards, paid), starts | self._first)
         return self.model.embedding(*(part.unsqueeze(1).to(self._device) for part in parts))
 
@@ -251,24 +270,23 @@ class ADContext:
         Raises:
             ValueError: for a state of another model's context, or of another number of environments or length.
         """
-        expected = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("cache.")}
-        for name, tensor in expected.items():
-            if name not in state or state[name].shape != tensor.shape:
-                found = "is missing" if name not in state else f"has shape {tuple(state[name].shape)}"
+        expected = self.state_dict()
+        for name in sorted(expected.keys() | state.keys()):
+            shapes = [tuple(part[name].shape) if name in part else "nothing" for part in (state, expected)]
+            if shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"{name} {found} in the context's state, expected {tuple(tensor.shape)}: make the context with "
-                    "the model, num_envs and context_length of the one that was saved"
+                    f"the context's state has {shapes[0]} as {name}, expected {shapes[1]}: make the context with the "
+                    "model, num_envs and context_length of the one that was saved"
                 )
         for name in ("last_actions", "first", "first_rewards"):
             setattr(self, f"_{name}", state[name].clone().to(expected[name]))
         for name in ("seeds", "counters"):
             setattr(self, f"_{name}", state[name].cpu().numpy().astype(np.uint64))
         if self._tokens is not None:
-            self._tokens = state["tokens"].clone().to(self._tokens)
+            self._tokens.copy_(state["tokens"])
         prefix = "cache."
         self._cache.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)},
-            self._device,
+            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         )
 
 

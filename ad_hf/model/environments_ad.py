@@ -98,7 +98,10 @@ class Environments:
 
     def reset(self, seed: int) -> None:
         """Begin: environment i with `seed + i`."""
-        observations, _ = self.envs.reset(seed=seed)
+        try:
+            observations, _ = self.envs.reset(seed=seed)
+        except (TypeError, ValueError) as error:  # as in step
+            raise ValueError(f"step 0: the environments could not be reset: {error}") from error
         self.observations = self._checked(observations, np.ones(self.num_envs, dtype=bool))
         self.starts = np.ones(self.num_envs, dtype=bool)
         self.resetting = np.zeros(self.num_envs, dtype=bool)
@@ -112,13 +115,17 @@ class Environments:
             Terminations and truncations (num_envs,), false where the step was a reset, and the observations
             (num_envs, ...) that the step led to, which are the last ones of the episodes that ended.
         """
-        observations, rewards, terminations, truncations, infos = self.envs.step(actions)
+        try:
+            observations, rewards, terminations, truncations, infos = self.envs.step(actions)
+        except (TypeError, ValueError) as error:  # as of gymnasium, when it cannot stack what environments return
+            raise ValueError(f"step {self._steps + 1}: the environments could not be stepped: {error}") from error
         self._steps += 1
         acted = ~self.resetting
         self.rewards = np.where(acted, self._checked_rewards(rewards, acted), self.rewards)
         terminations, truncations = np.asarray(terminations) & acted, np.asarray(truncations) & acted
         ended = terminations | truncations
-        observations = self._checked(observations, np.ones(self.num_envs, dtype=bool))
+        # A copy, as environments may write what comes next to the same array.
+        observations = np.array(self._checked(observations, np.ones(self.num_envs, dtype=bool)))
         reached = observations
         if self.mode == "NextStep":
             self.starts, self.resetting = self.resetting, ended
@@ -130,15 +137,17 @@ class Environments:
                     reached[env] = infos["final_obs"][env]
             elif ended.any():
                 observations, _ = self.envs.reset(options={"reset_mask": ended.copy()})
-                reached = np.array(reached)
-                observations = self._checked(observations, ended)
+                observations = np.array(self._checked(observations, ended))
         self.observations = observations
         return terminations, truncations, reached
 
     def _checked(self, observations: Any, rows: np.ndarray) -> np.ndarray:
         array = np.asarray(observations)
-        if array.shape != self._shape:
-            raise ValueError(f"step {self._steps}: observations have shape {array.shape}, expected {self._shape}")
+        if array.shape != self._shape or array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"step {self._steps}: observations have shape {array.shape}, expected {self._shape}, of numbers; got "
+                f"{array.dtype}"
+            )
         wrong = wrong_elements(array, self._space) & rows
         if wrong.any():
             env = int(np.argmax(wrong))
@@ -150,10 +159,10 @@ class Environments:
 
     def _checked_rewards(self, rewards: Any, rows: np.ndarray) -> np.ndarray:
         array = np.asarray(rewards)
-        if array.shape != (self.num_envs,):
+        if array.shape != (self.num_envs,) or array.dtype.kind not in "biuf":
             raise ValueError(
                 f"step {self._steps}: rewards have shape {array.shape}, expected ({self.num_envs},), one number for "
-                "each environment"
+                f"each environment; got {array.dtype}"
             )
         wrong = ~np.isfinite(array) & rows
         if wrong.any():

@@ -290,7 +290,7 @@ class ADModel(ADPreTrainedModel):
                 **({} if position_ids is None else {"position_ids": position_ids}),
             )[0]
         if position_ids is not None:
-            raise ValueError("position_ids are for backbones: this package's own blocks count a row's steps themselves")
+            raise ValueError("position_ids are for backbones: this package's blocks count a row's steps themselves")
         hidden_states, arguments = tokens, self._block_arguments(tokens, past_key_values)
         for block in self.blocks or ():
             hidden_states = block(hidden_states, **arguments, past_key_values=past_key_values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from context_reference import none_action as _none_action
 
 from ad_hf.envs.spaces import space_from_json

@@ -1,134 +1,274 @@
-"""ADContext: what a model acts on is, at every step, the model on exactly the steps that the context should hold."""
+"""ADContext: environments that do not know of each other, resets, copies, saved states, and what is refused."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector.utils import batch_space
+from context_reference import BLOOM, BOX, GPT2, LLAMA, MISTRAL, MULTI_DISCRETE, VECTOR, elements, random_history
+from safetensors.torch import load_file, save_file
 
-from ad_hf.envs.spaces import space_from_json
-from ad_hf.model import ADModel
-from ad_hf.model.cache_ad import ADCache
-from ad_hf.model.rollout_ad import RolloutConfig
+from ad_hf.model.context_ad import ADContext
 
-VECTOR = {"type": "Box", "shape": [3], "low": [-1.0] * 3, "high": [1.0] * 3, "dtype": "float32"}
-MULTI_DISCRETE = {"type": "MultiDiscrete", "nvec": [3, 2]}
-BOX = {"type": "Box", "shape": [2], "low": [-1.0, 0.0], "high": [1.0, 4.0], "dtype": "float32"}
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 32,
-    "initializer_range": 0.3,
-    "vocab_size": 4,
-    "bos_token_id": None,
-    "eos_token_id": None,
+KINDS = {
+    "dropping": {},
+    "sliding": {"sliding_window": 6},
+    "llama": {"backbone_config": LLAMA},
+    "gpt2": {"backbone_config": GPT2},
+    "mistral": {"backbone_config": MISTRAL},
 }
+kinds = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+
+# Goes on in a process of its own where a context was saved.
+ELSEWHERE = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+import ad_hf
+
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder)
+    steps = load_file(folder + "/steps.safetensors")
+    context = model.init_context(steps["active"].shape[1])
+    context.load_state_dict(load_file(folder + "/context.safetensors"))
+    actions, logits = [], []
+    columns = (steps[name].numpy() for name in ("seen", "rewards", "starts", "active"))
+    for seen, rewards, starts, active in zip(*columns):
+        actions.append(torch.from_numpy(context.act(seen, rewards, starts, active))[active])
+        logits.append(context.logits[active])
+    save_file({"actions": torch.cat(actions), "logits": torch.cat(logits)}, folder + "/went_on.safetensors")
+"""
 
 
-class ReferenceContext:
-    """The documented rule, slowly: a Python list of steps per environment, encoded alone and without a cache."""
+def play(model, worlds, num_steps=60, staggered=False, **settings):
+    """
+    Actions and logits of the steps that count, per toy world: each has rules, pauses and new beginnings of its own.
+    """
+    worlds = np.array(worlds)
+    dice = np.stack([np.random.default_rng(world).random((2, num_steps)) for world in worlds], axis=-1)
+    context = model.init_context(len(worlds), **settings)
+    state, rewards, starts = worlds % 7, np.zeros(len(worlds)), np.ones(len(worlds), dtype=bool)
+    ages, lived = np.zeros(len(worlds), dtype=int), [[] for _ in worlds]
+    for pauses, restarts in zip(*dice):
+        active = pauses > 0.3 * staggered
+        context.reset(restarts < 0.05 * staggered)
+        actions = context.act(state, rewards, starts, active)
+        for env in np.flatnonzero(active):
+            lived[env].append((int(actions[env]), context.logits[env]))
+        state = np.where(active, (3 * state + actions + worlds) % 7, state)
+        rewards = np.where(active, (state == worlds % 7) + 0.1 * (ages % 3), rewards)
+        ages += active
+        starts = (ages + worlds) % 9 == 0
+    return [([action for action, _ in steps], torch.stack([logits for _, logits in steps])) for steps in lived]
 
-    def __init__(self, model: ADModel, num_envs: int, none: torch.Tensor) -> None:
-        self.model, self.none = model, none
-        self.steps: list[list[tuple]] = [[] for _ in range(num_envs)]
-        self.last_actions: list[torch.Tensor | None] = [None] * num_envs  # none before a history's first step
 
-    def reset(self, index: int) -> None:
-        self.steps[index], self.last_actions[index] = [], None
-
-    @torch.no_grad()
-    def logits(self, index: int, observation, reward, start) -> torch.Tensor:
-        steps, last_action = self.steps[index], self.last_actions[index]
-        if len(steps) == self.model.config.context_length:
-            del steps[: max(1, len(steps) // 4)]
-        if last_action is None:
-            last_action, reward, start = self.none, 0.0, True
-        steps.append((torch.as_tensor(observation), last_action, torch.tensor(reward).float(), torch.tensor(start)))
-        inputs = [torch.stack(parts).unsqueeze(0) for parts in zip(*steps)]
-        return self.model(*inputs).logits[0, -1]
+def assert_same_lives(found, expected):
+    for (actions, logits), (expected_actions, expected_logits) in zip(found, expected, strict=True):
+        assert actions == expected_actions
+        torch.testing.assert_close(logits, expected_logits, atol=1e-5, rtol=0)
 
 
-def assert_agrees(model, none, num_envs, num_steps, seed=0, active_probability=1.0, reset_probability=0.0):
-    """Drive a context with random steps; returns how often a row was inactive while full, and while another slid."""
-    rng = np.random.default_rng(seed)
-    space = batch_space(space_from_json(model.config.observation_space), num_envs)
-    space.seed(seed)
-    context, reference = model.init_context(num_envs, seed=seed), ReferenceContext(model, num_envs, none)
-    length = model.config.context_length
-    inactive_while_full = inactive_while_another_slides = 0
-    for step in range(num_steps):
-        resets = rng.random(num_envs) < reset_probability
-        if resets.any():
-            context.reset(resets)
-            for index in np.flatnonzero(resets):
-                reference.reset(index)
-        observations, rewards = space.sample(), rng.normal(size=num_envs)
-        starts, active = rng.random(num_envs) < 0.2, rng.random(num_envs) < active_probability
-        full = np.array([len(steps) == length for steps in reference.steps])
-        inactive_while_full += (full & ~active).sum()
-        inactive_while_another_slides += (~active).sum() * (full & active).any()
+@pytest.mark.parametrize("staggered", [False, True], ids=["in step", "staggered"])
+@kinds
+def test_an_environments_actions_depend_on_its_seed_and_past_alone(make_model, settings, staggered):
+    model = make_model(**settings)
+    together = play(model, range(6), staggered=staggered, seed=0)
 
-        actions = context.act(observations, rewards, starts, active if active_probability < 1 else None)
+    assert all(one[0] != other[0] for one, other in itertools.combinations(together, 2))
+    for first, last in [(0, 2), (2, 6), (0, 1), (3, 4), (5, 6)]:  # environment i of a context has seed + i
+        alone = play(model, range(first, last), staggered=staggered, seed=first)
+        assert_same_lives(alone, together[first:last])
 
-        for index in np.flatnonzero(active):
-            expected = reference.logits(index, observations[index], rewards[index], starts[index])
-            error = (context.logits[index] - expected).abs().max().item()
-            assert error < 1e-4, f"environment {index} at step {step}: {error}"
-            reference.last_actions[index] = torch.as_tensor(actions[index])
-        assert context.lengths.tolist() == [len(steps) for steps in reference.steps]
-    return inactive_while_full, inactive_while_another_slides
+
+@pytest.mark.parametrize("staggered", [False, True], ids=["in step", "staggered"])
+@kinds
+def test_it_does_not_matter_in_which_order_environments_stand(make_model, settings, staggered):
+    model, order = make_model(**settings), [3, 0, 5, 1, 4, 2]
+    together = play(model, range(6), staggered=staggered, do_sample=False)
+    permuted = play(model, order, staggered=staggered, do_sample=False)
+    assert_same_lives(permuted, [together[world] for world in order])
+
+
+@pytest.mark.parametrize("settings", [{}, {"backbone_config": LLAMA}], ids=["own blocks", "llama"])
+def test_environments_of_which_not_all_are_encoded_at_a_time_are_each_their_own(make_model, settings):
+    model, num_envs = make_model(**settings), 500  # which hold 12 steps each when they are full
+    together = play(model, range(num_envs), num_steps=25, seed=0)
+    for world in (0, 250, 340, 341, 342, 499):
+        assert_same_lives(play(model, [world], num_steps=25, seed=world), [together[world]])
+
+
+@kinds
+def test_reset_forgets_everything_in_the_chosen_environments_only(make_model, settings):
+    model = make_model(**settings, context_length=8)
+    context, untouched, new = (model.init_context(3, do_sample=False) for _ in range(3))
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        step = (rng.integers(7, size=3), rng.normal(size=3), rng.random(3) < 0.5)
+        context.act(*step)
+        untouched.act(*step)
+
+    context.reset(np.array([False, True, False]))
+
+    for number in range(1, 12):
+        step = (rng.integers(7, size=3), rng.normal(size=3), np.zeros(3, dtype=bool))
+        for each in (context, untouched, new):
+            each.act(*step)
+        torch.testing.assert_close(context.logits[1], new.logits[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(context.logits[[0, 2]], untouched.logits[[0, 2]], atol=1e-5, rtol=0)
+        if number == 1:
+            assert context.lengths.tolist() == [untouched.lengths[0], 1, untouched.lengths[2]]
+            assert not torch.allclose(untouched.logits[1], new.logits[1], atol=1e-3)
+
+
+def test_contexts_of_one_model_are_independent(make_model):
+    model = make_model()
+    expected = play(model, [0, 1], seed=0)
+    other = model.init_context(3, seed=7)
+
+    class Interrupted(type(model)):
+        """Whose other context acts in between."""
+
+        def init_context(self, *args, **kwargs):
+            context = super().init_context(*args, **kwargs)
+            act = context.act
+            context.act = lambda *step: (other.act(np.array([1, 2, 3])), act(*step))[1]
+            return context
+
+    model.__class__ = Interrupted
+    assert_same_lives(play(model, [0, 1], seed=0), expected)
+
+
+def lived(model, num_envs=3, num_steps=20, seed=0, **settings):
+    """A context after some steps, in which environments were reset, prompted and paused."""
+    rng, context = np.random.default_rng(seed), model.init_context(num_envs, **settings)
+    for number in range(num_steps):
+        if number % 4 == 0:
+            prompt = random_history(model, int(rng.integers(1, 40)), rng) if number % 8 == 0 else None
+            context.reset(np.arange(num_envs) == rng.integers(num_envs), prompt)
+        seen = elements(model.config.observation_space, num_envs, rng)
+        context.act(seen, rng.normal(size=num_envs), rng.random(num_envs) < 0.2, rng.random(num_envs) < 0.7)
+    return context
+
+
+def further_steps(num_envs=3, num_steps=25, seed=5):
+    """What is seen, rewards, starts and who acts, for so many steps (num_steps, num_envs) each."""
+    rng, shape = np.random.default_rng(seed), (num_steps, num_envs)
+    return rng.integers(7, size=shape), rng.normal(size=shape), rng.random(shape) < 0.2, rng.random(shape) < 0.8
+
+
+def go_on(context, steps):
+    """Actions and logits (steps and environments that act, ...) of further steps."""
+    found = [(torch.from_numpy(context.act(*step))[step[3]], context.logits[step[3]]) for step in zip(*steps)]
+    return torch.cat([actions for actions, _ in found]), torch.cat([logits for _, logits in found])
+
+
+def assert_identical(found, expected):
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("num_steps", [0, 20])
+@kinds
+def test_a_copy_goes_on_bit_for_bit_and_by_itself(make_model, settings, num_steps):
+    model = make_model(**settings)
+    context = lived(model, num_steps=num_steps) if num_steps else model.init_context(3)
+    first, second = context.copy(), context.copy()
+
+    assert_identical(first.lengths, context.lengths)
+    assert first.model is model  # there is no second set of weights
+    assert getattr(first._cache, "backbone", model.backbone) is model.backbone
+    expected = go_on(context, further_steps())
+    assert not torch.equal(expected[1], go_on(first, further_steps(seed=6))[1])
+    first.reset()
+    assert_identical(go_on(second, further_steps()), expected)
 
 
 @pytest.mark.parametrize("action_space", [{"type": "Discrete", "n": 5}, MULTI_DISCRETE, BOX], ids=lambda s: s["type"])
-def test_logits_are_the_models_on_the_held_steps_long_after_the_context_is_full(make_model, none_action, action_space):
-    model = make_model(observation_space=VECTOR, action_space=action_space)
-    assert_agrees(model, none_action(action_space), num_envs=3, num_steps=110)
+def test_a_loaded_state_goes_on_bit_for_bit(make_model, action_space):
+    model = make_model(action_space=action_space)
+    context, other = lived(model), lived(model, num_steps=7, seed=9)
+    state = context.state_dict()
+    expected = go_on(context, further_steps())
+
+    other.load_state_dict(state)
+
+    assert_identical(go_on(other, further_steps()), expected)
+    fresh = model.init_context(3)
+    fresh.load_state_dict(state)  # which nothing of what came after it has changed
+    assert_identical(go_on(fresh, further_steps()), expected)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_environments_that_pause_and_start_anew_on_their_own_do_not_disturb_each_other(make_model, none_action, seed):
-    model = make_model(observation_space=MULTI_DISCRETE)
-    none = none_action(model.config.action_space)
+def test_a_saved_state_goes_on_in_another_process(make_model, tmp_path):
+    expected, folders = {}, []
+    for name, settings in {**KINDS, "bloom": {"backbone_config": BLOOM}}.items():
+        model, folder = make_model(**settings), tmp_path / name
+        context = lived(model)
+        steps = further_steps()
+        model.save_pretrained(folder)
+        save_file(context.state_dict(), folder / "context.safetensors")
+        tensors = {name: torch.from_numpy(part) for name, part in zip(("seen", "rewards", "starts", "active"), steps)}
+        save_file(tensors, folder / "steps.safetensors")
+        expected[folder], folders = go_on(context, steps), [*folders, str(folder)]
 
-    seen = assert_agrees(model, none, 5, 150, seed, active_probability=0.7, reset_probability=0.012)
+    command = [sys.executable, "-c", ELSEWHERE, *folders]
+    result = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
 
-    assert min(seen) > 20  # the run went through the cases that it is there for
-
-
-@pytest.mark.parametrize("context_length", [1, 2, 3, 4, 5])
-def test_tiny_contexts_slide_correctly(make_model, none_action, context_length):
-    model = make_model(context_length=context_length)
-    none = none_action(model.config.action_space)
-    assert_agrees(model, none, num_envs=3, num_steps=25)
-    assert_agrees(model, none, num_envs=3, num_steps=40, active_probability=0.6, reset_probability=0.03)
+    assert result.returncode == 0, result.stderr
+    for folder, (actions, logits) in expected.items():
+        found = load_file(folder / "went_on.safetensors")
+        assert torch.equal(found["actions"], actions), folder.name
+        torch.testing.assert_close(found["logits"], logits, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
-    "backbone",
+    ("settings", "others"),
     [
-        LLAMA,
-        {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "initializer_range": 0.3},
+        ({}, {"num_envs": 2}),
+        ({}, {"hidden_size": 32}),
+        ({}, {"context_length": 12}),
+        ({}, {"num_hidden_layers": 1}),
+        ({}, {"num_attention_heads": 1}),
+        ({}, {"sliding_window": 16}),
+        ({}, {"action_space": BOX}),
+        ({}, {"backbone_config": LLAMA}),
+        ({}, {"backbone_config": MISTRAL}),
+        ({"sliding_window": 6}, {}),
+        ({"sliding_window": 6}, {"sliding_window": 4}),
+        ({"sliding_window": 6}, {"sliding_window": 6, "num_hidden_layers": 1}),
+        ({"backbone_config": LLAMA}, {}),
+        ({"backbone_config": LLAMA}, {"backbone_config": MISTRAL}),
+        ({"backbone_config": LLAMA}, {"backbone_config": {**LLAMA, "num_hidden_layers": 1}}),
+        ({"backbone_config": LLAMA}, {"backbone_config": {**LLAMA, "num_key_value_heads": 2}}),
+        ({"backbone_config": MISTRAL}, {"backbone_config": LLAMA}),
     ],
-    ids=lambda config: config["model_type"],
 )
-def test_backbones_re_encode_the_held_steps(make_model, none_action, backbone):
-    model = make_model(backbone_config={**backbone, "vocab_size": 4, "bos_token_id": None, "eos_token_id": None})
-    none = none_action(model.config.action_space)
-    assert_agrees(model, none, num_envs=3, num_steps=40)
-    assert_agrees(model, none, num_envs=4, num_steps=60, active_probability=0.7, reset_probability=0.03)
+def test_states_of_other_contexts_are_refused_and_change_nothing(make_model, settings, others):
+    model = make_model(**settings)
+    context, twin = lived(model), lived(model)
+    num_envs = others.get("num_envs", 3)
+    other = make_model(**{name: value for name, value in others.items() if name != "num_envs"})
+
+    state = lived(other, num_envs).state_dict()
+    for each in (context, model.init_context(3)):
+        with pytest.raises(ValueError, match="context's state"):
+            each.load_state_dict(state)
+
+    assert_identical(go_on(context, further_steps(num_steps=3)), go_on(twin, further_steps(num_steps=3)))
 
 
-def test_images_as_unsigned_bytes_are_remembered(make_model, none_action):
-    image = {"type": "Box", "shape": [4, 4, 1], "low": [0], "high": [255], "dtype": "uint8"}
-    model = make_model(observation_space=image, context_length=6)
-    assert_agrees(model, none_action(model.config.action_space), num_envs=2, num_steps=20)
+@kinds
+def test_incomplete_states_are_refused(make_model, settings):
+    state = lived(make_model(**settings)).state_dict()
+    for missing in state:
+        incomplete = {name: tensor for name, tensor in state.items() if name != missing}
+        with pytest.raises(ValueError, match=missing):
+            make_model(**settings).init_context(3).load_state_dict(incomplete)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.uint64])
 def test_observations_may_be_integers_of_any_type(make_model, dtype):
     model = make_model(context_length=4)
     contexts = [model.init_context(2), model.init_context(2)]
@@ -140,144 +280,75 @@ def test_observations_may_be_integers_of_any_type(make_model, dtype):
         assert (actions[0] == actions[1]).all()
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 1, 6], [3, 9]])
-def test_a_cache_filled_in_chunks_gives_the_logits_of_one_pass(make_model, make_history, attention, chunks):
-    model = make_model(attn_implementation=attention)
-    inputs, _ = make_history(model.config, batch=3, time=12)
-    cache = ADCache(model.config, 3, torch.device("cpu"), torch.float32)
-
-    parts = zip(*(part.split(chunks, dim=1) for part in inputs.values()))
-    logits = torch.cat([model(*part, past_key_values=cache).logits for part in parts], dim=1)
-
-    torch.testing.assert_close(logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
-
-
-def test_a_cache_refuses_more_steps_than_it_holds(make_model, make_history):
-    model = make_model(context_length=4)
-    inputs, _ = make_history(model.config, batch=1, time=5)
-    with pytest.raises(ValueError, match="holds 4 steps"):
-        model(**inputs, past_key_values=ADCache(model.config, 1, torch.device("cpu"), torch.float32))
-
-
-def first_actions(model, num_envs, repetitions, **settings):
-    """Actions (repetitions, num_envs, ...) at the first step of ever new histories, and their logits."""
-    context = model.init_context(num_envs, rollout_config=RolloutConfig(**settings))
-    observations = np.full(num_envs, 3)
-    actions = []
-    for _ in range(repetitions):
-        context.reset()
-        actions.append(context.act(observations))
-    return np.stack(actions), context.logits[0]
-
-
-def assert_frequencies(categories, probabilities):
-    """A chi-square test that fails by chance once in some ten thousand times; the seeds are fixed."""
-    counts = np.bincount(categories.ravel(), minlength=len(probabilities))
-    expected = probabilities * counts.sum()
-    statistic, freedom = ((counts - expected) ** 2 / expected).sum(), len(probabilities) - 1
-    assert statistic < freedom + 5 * np.sqrt(2 * freedom), (counts, expected)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_actions_are_drawn_from_the_tempered_softmax(make_model, temperature):
-    model = make_model(initializer_range=0.15)
-    actions, logits = first_actions(model, num_envs=60, repetitions=100, temperature=temperature)
-    probabilities = (logits.double() / temperature).softmax(-1).numpy()
-
-    assert probabilities.min() * actions.size > 5
-    assert_frequencies(actions, probabilities)
-    pairs = np.outer(probabilities, probabilities).ravel()
-    assert_frequencies(5 * actions[:-1:2] + actions[1::2], pairs)  # from one step to the next
-    assert_frequencies(5 * actions[:, :-1:2] + actions[:, 1::2], pairs)  # from one environment to the next
-
-
-def test_dimensions_of_an_action_are_drawn_independently(make_model):
-    model = make_model(action_space=MULTI_DISCRETE, initializer_range=0.15)
-    actions, logits = first_actions(model, num_envs=60, repetitions=100)
-    first, second = logits.double().split([3, 2])
-
-    expected = np.outer(first.softmax(-1), second.softmax(-1)).ravel()
-    assert_frequencies(2 * actions[..., 0] + actions[..., 1], expected)
-    assert_frequencies(2 * actions[1::2, :, 0] + actions[:-1:2, :, 1], expected)  # from one step to the next, too
-
-
-def test_continuous_actions_are_the_centres_of_the_drawn_bins(make_model):
-    model = make_model(action_space=BOX, num_action_bins=4, initializer_range=0.15)
-    actions, logits = first_actions(model, num_envs=60, repetitions=100)
-
-    for dimension, (low, high) in enumerate(zip(BOX["low"], BOX["high"])):
-        bins = (actions[..., dimension] - low) / (high - low) * 4 - 0.5
-        np.testing.assert_allclose(bins, bins.round(), atol=1e-5)
-        assert_frequencies(bins.round().astype(int), logits.double().split(4)[dimension].softmax(-1).numpy())
-    assert actions.dtype == np.float32
-
-
-def test_without_sampling_the_likeliest_action_is_taken(make_model):
-    model = make_model(observation_space={"type": "Discrete", "n": 50})
-    context = model.init_context(50, rollout_config=RolloutConfig(do_sample=False))
-    for step in range(20):
-        actions = context.act(np.roll(np.arange(50), step))
-        assert (actions == context.logits.argmax(-1).numpy()).all()
-    assert len(set(actions.tolist())) > 1
-
-
-def test_refuses_a_temperature_that_is_not_positive(make_model):
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        make_model().init_context(1, temperature=0.0)
-
-
-def play(model, first_env, num_envs, num_steps=200):
-    """Actions (num_steps, num_envs) in toy environments first_env, first_env + 1, ..., each with rules of its own."""
-    ids = np.arange(first_env, first_env + num_envs)
-    context = model.init_context(num_envs, seed=first_env)
-    state, rewards, starts = ids % 7, np.zeros(num_envs), np.ones(num_envs, dtype=bool)
-    actions = []
-    for step in range(num_steps):
-        actions.append(context.act(state, rewards, starts))
-        state = (3 * state + actions[-1] + ids) % 7
-        rewards, starts = (state == ids % 7).astype(float), (step + ids) % 9 == 0
-    return np.stack(actions)
-
-
-def test_an_environments_actions_depend_on_its_seed_and_past_alone(make_model):
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            {"observations": np.zeros(2, int)},
+            r"observations must be numbers of shape \(3,\), got int64 of shape \(2,\)",
+        ),
+        ({"observations": np.zeros((3, 1), int)}, r"observations .* \(3,\), got int64 of shape \(3, 1\)"),
+        ({"observations": ["a", "b", "c"]}, "observations must be numbers"),
+        ({"observations": [0, 7, 0]}, "observations of environment 1 are no element of .*'n': 7.*: 7"),
+        ({"observations": [0, 0, -1]}, "observations of environment 2 are no element of .*: -1"),
+        ({"observations": [0.5, 0, 0]}, "observations of environment 0 are no element of .*: 0.5"),
+        ({"rewards": np.zeros(2)}, r"rewards must be numbers of shape \(3,\), got float64 of shape \(2,\)"),
+        ({"rewards": 1.0}, r"rewards must be numbers of shape \(3,\), got float64 of shape \(\)"),
+        ({"rewards": [0.0, np.nan, 0.0]}, "reward of environment 1 is not finite: nan"),
+        ({"rewards": [0.0, 0.0, -np.inf]}, "reward of environment 2 is not finite: -inf"),
+        ({"episode_starts": np.zeros(2, bool)}, r"episode_starts must have shape \(3,\), .*got .*2"),
+        ({"episode_starts": np.zeros((3, 1), bool)}, r"episode_starts must have shape \(3,\), .*got .*3, 1"),
+        ({"active": np.ones(4, bool)}, r"active must have shape \(3,\), .*got .*4"),
+        ({"active": True}, r"active must have shape \(3,\), .*got"),
+    ],
+)
+def test_a_malformed_step_is_refused_and_changes_nothing(make_model, step, message):
     model = make_model()
-    together = play(model, 0, 8)
-
-    assert all((together[:, a] != together[:, b]).any() for a, b in itertools.combinations(range(8), 2))
-    for first_env, num_envs in [(0, 3), (5, 3), (0, 1), (4, 1), (7, 1)]:
-        alone = play(model, first_env, num_envs)
-        np.testing.assert_array_equal(alone, together[:, first_env : first_env + num_envs])
+    context, twin = lived(model), lived(model)
+    with pytest.raises(ValueError, match=message):
+        context.act(**{"observations": np.zeros(3, int), "rewards": np.zeros(3), **step})
+    assert_identical(go_on(context, further_steps(num_steps=3)), go_on(twin, further_steps(num_steps=3)))
 
 
-def test_reset_forgets_everything_in_the_chosen_environments_only(make_model):
-    model = make_model(context_length=6)
-    context, untouched, new = (model.init_context(3, seed=4) for _ in range(3))
-    rng = np.random.default_rng(0)
-    for _ in range(8):
-        step = (rng.integers(7, size=3), rng.normal(size=3), rng.random(3) < 0.5)
-        context.act(*step)
-        untouched.act(*step)
-
-    context.reset(np.array([False, True, False]))
-    step = (rng.integers(7, size=3), rng.normal(size=3), np.zeros(3, dtype=bool))
-    for each in (context, untouched, new):
-        each.act(*step)
-
-    torch.testing.assert_close(context.logits[1], new.logits[1])
-    torch.testing.assert_close(context.logits[[0, 2]], untouched.logits[[0, 2]])
-    assert context.lengths.tolist() == [6, 1, 6]
-    assert not torch.allclose(untouched.logits[1], new.logits[1], atol=1e-3)
+def test_vectors_that_are_not_finite_are_refused(make_model):
+    context = make_model(observation_space=VECTOR).init_context(2)
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match=r"observations of environment 1 are no element of .*Box"):
+            context.act(np.array([[0.0, 0.0, 0.0], [0.0, bad, 0.0]]))
 
 
-def test_contexts_of_one_model_are_independent(make_model):
-    model = make_model()
-    expected = play(model, 0, 2, num_steps=30)
-    first, second = model.init_context(2, seed=0), model.init_context(2, seed=7)
-    state, rewards, starts = np.arange(2) % 7, np.zeros(2), np.ones(2, dtype=bool)
-    for step in range(30):
-        actions = first.act(state, rewards, starts)
-        second.act(6 - state)
-        assert (actions == expected[step]).all()
-        state = (3 * state + actions + np.arange(2)) % 7
-        rewards, starts = (state == np.arange(2) % 7).astype(float), (step + np.arange(2)) % 9 == 0
+def test_what_environments_return_that_do_not_act_may_be_anything(make_model):
+    model = make_model(observation_space=VECTOR)
+    context, twin = model.init_context(2), model.init_context(2)
+    good = np.zeros((2, 3))
+    for each, seen, paid in ((context, np.full(3, np.nan), np.nan), (twin, np.zeros(3), 0.0)):
+        each.act(good)
+        each.act(np.stack([good[0], seen]), np.array([1.0, paid]), active=np.array([True, False]))
+    assert torch.equal(context.logits[0], twin.logits[0])
+    assert (context.act(good, np.ones(2)) == twin.act(good, np.ones(2))).all()
+    assert torch.equal(context.logits, twin.logits)
+
+
+@pytest.mark.parametrize(
+    ("model_settings", "settings", "message"),
+    [
+        ({}, {"context_length": 17}, "context_length must be at most 16, the model's; got 17"),
+        ({}, {"context_drop": 17}, r"context_drop must be at most context_length \(16\), got 17"),
+        ({}, {"context_length": 4, "context_drop": 5}, r"context_drop must be at most context_length \(4\), got 5"),
+        ({"sliding_window": 4}, {"context_length": 8}, "context_length must be 16, as the model's attention slides"),
+        ({"sliding_window": 4}, {"context_drop": 1}, "context_drop .*sliding_window=4"),
+    ],
+)
+def test_contexts_of_impossible_sizes_are_refused(make_model, model_settings, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**model_settings).init_context(1, **settings)
+
+
+def test_a_context_is_of_one_environment_at_least(make_model):
+    with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
+        ADContext(make_model(), 0)
+
+
+def test_a_mask_of_resets_has_a_value_for_each_environment(make_model):
+    with pytest.raises(ValueError, match=r"mask must have shape \(3,\)"):
+        make_model().init_context(3).reset(np.ones(2, dtype=bool))

@@ -1,0 +1,296 @@
+"""Environments of every kind and autoreset mode, which live through the same, and those that are refused."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
+from rollout_environments import CART_POLE, DARK_ROOM, GOALS, MODES, Counting, cart_poles, dark_rooms
+
+from ad_hf.envs.spaces import space_to_json
+from ad_hf.model.recording_ad import RolloutOutput
+
+COUNTING = {"observation_space": {"type": "Discrete", "n": 8}, "action_space": {"type": "Discrete", "n": 5}}
+PAIRS = {
+    "observation_space": {"type": "Box", "shape": [2], "low": [-9.0] * 2, "high": [9.0] * 2, "dtype": "float32"},
+    "action_space": {"type": "Discrete", "n": 5},
+}
+PAIR = spaces.Box(-9, 9, (2,), np.float32)
+ALL = {f"output_{name}": True for name in ("steps", "log_probs", "logits")}
+made: list[Counting] = []
+
+
+def counting(**kwargs):
+    """What the registered id makes, and keeps for the test to look at."""
+    made.append(Counting(**kwargs))
+    return made[-1]
+
+
+@pytest.fixture
+def counting_id():
+    made.clear()
+    gym.register("ad_hf_tests/Counting-v0", entry_point=counting, disable_env_checker=True, order_enforce=False)
+    yield "ad_hf_tests/Counting-v0"
+    del gym.registry["ad_hf_tests/Counting-v0"]
+
+
+def assert_same_output(found: RolloutOutput, expected: RolloutOutput) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if name in ("log_probs", "logits"):  # up to rounding, which depends on who acts beside whom
+            np.testing.assert_allclose(found[name], value, atol=1e-5)
+        elif isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+            assert found[name].dtype == value.dtype, name
+        else:
+            assert found[name] == value, name
+
+
+@pytest.mark.parametrize(
+    "limit", [{"num_episodes": 6}, {"max_steps": 33}, {"num_episodes": 3, "max_steps": 70}], ids=str
+)
+@pytest.mark.parametrize(
+    ("make_envs", "settings", "wanted"),
+    [(dark_rooms, DARK_ROOM, {"output_frames": True}), (cart_poles, CART_POLE, {})],
+    ids=["native dark rooms", "cart poles that end at different steps"],
+)
+def test_every_autoreset_mode_gives_the_same_rollout(make_model, make_envs, settings, wanted, limit):
+    model = make_model(**settings)
+    more = {"render_mode": "rgb_array"} if wanted else {}
+    outputs = [model.rollout(make_envs(mode, **more), seed=3, **ALL, **wanted, **limit) for mode in MODES]
+
+    assert len(np.unique(outputs[0].episode_returns)) > 1
+    for output in outputs[1:]:
+        assert_same_output(output, outputs[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_environments_that_reuse_their_buffers_are_recorded_rightly(make_model, mode):
+    model, wanted = make_model(**CART_POLE), {"num_episodes": 5, "seed": 3, **ALL}
+    expected = model.rollout(cart_poles(mode), **wanted)
+    assert_same_output(model.rollout(cart_poles(mode, copy=False), **wanted), expected)
+
+
+def test_environments_in_processes_of_their_own_give_the_same_rollout(make_model):
+    model, wanted = make_model(**CART_POLE), {"num_episodes": 4, "seed": 3, **ALL}
+    envs = AsyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3)
+    try:
+        assert_same_output(model.rollout(envs, **wanted), model.rollout(cart_poles(), **wanted))
+    finally:
+        envs.close()
+
+
+def test_a_single_environment_is_rolled_out_and_stays_open(make_model):
+    model, env, wanted = make_model(**CART_POLE), gym.make("CartPole-v1"), {"num_episodes": 4, "seed": 3, **ALL}
+    assert_same_output(model.rollout(env, **wanted), model.rollout(cart_poles(num_envs=1), **wanted))
+
+    counter = Counting()
+    make_model(**COUNTING).rollout(counter, num_episodes=2)
+    assert (counter.steps, counter.closed) == (8, 0)
+    assert make_model(**COUNTING).rollout(counter, num_episodes=1).episode_lengths.tolist() == [[4]]
+
+
+def test_vector_environments_that_were_given_stay_open(make_model):
+    envs = SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    make_model(**COUNTING).rollout(envs, num_episodes=2)
+    assert not envs.closed
+    assert [env.closed for env in envs.envs] == [0, 0]
+
+
+def test_the_id_of_an_environment_makes_one_or_several_and_closes_them(make_model, counting_id):
+    model = make_model(**COUNTING)
+    for kwargs, number in [(None, 1), ({"at": 99}, 1), ([{}, {"at": 99}, {}], 3), (({"at": 99},) * 2, 2), ([{}], 1)]:
+        made.clear()
+        output = model.rollout(counting_id, num_episodes=2, env_kwargs=kwargs)
+        assert output.episode_lengths.tolist() == [[4, 4]] * number
+        assert [env.closed > 0 for env in made] == [True] * number
+        given = [{}] * number if kwargs is None else [kwargs] if isinstance(kwargs, dict) else kwargs
+        assert [env.at for env in made] == [each.get("at", 0) for each in given]
+
+
+def test_each_environment_of_an_id_is_its_own_task(make_model):
+    model, wanted = make_model(**DARK_ROOM), {"num_episodes": 4, "seed": 3, **ALL}
+    kwargs = [{"goal": goal, "size": 3, "max_episode_steps": 5} for goal in GOALS]
+    output = model.rollout("ad_hf/DarkRoom-v0", env_kwargs=kwargs, **wanted)
+    assert_same_output(output, model.rollout(dark_rooms(), **wanted))
+
+
+@pytest.mark.parametrize("failure", ["reward", "callback", "interrupt"])
+def test_environments_that_were_made_are_closed_when_a_rollout_fails(make_model, counting_id, failure):
+    def fail(output):
+        raise KeyboardInterrupt if failure == "interrupt" else RuntimeError("stop")
+
+    bad = {"at": 3, "bad": {"reward": np.nan}} if failure == "reward" else {}
+    with pytest.raises((ValueError, RuntimeError, KeyboardInterrupt)):
+        make_model(**COUNTING).rollout(
+            counting_id, env_kwargs=[{}, bad], callback=None if failure == "reward" else fail
+        )
+    assert [env.closed > 0 for env in made] == [True, True]
+
+
+def test_environments_that_do_not_fit_the_model_are_closed_again(make_model, counting_id):
+    with pytest.raises(ValueError, match="observation_space"):
+        make_model().rollout(counting_id)
+    assert [env.closed > 0 for env in made] == [True]
+
+
+@pytest.mark.parametrize(
+    ("envs", "env_kwargs", "message"),
+    [
+        (3, None, "envs must be a gymnasium VectorEnv, an Env or the id of one, got 3"),
+        (None, None, "envs must be"),
+        ([Counting()], None, "envs must be"),
+        (Counting(), {"at": 3}, "env_kwargs are for environments that are made from an id"),
+        ("CartPole-v1", [], "env_kwargs holds no environment"),
+    ],
+    ids=["number", "nothing", "list", "keywords of one that there is", "no environment"],
+)
+def test_what_is_no_environment_is_refused(make_model, envs, env_kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**COUNTING).rollout(envs, env_kwargs=env_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"observation_space": {"type": "MultiDiscrete", "nvec": [9, 9]}}, r"observation_space.*\[3 3\].*\[9, 9\]"),
+        ({"observation_space": {"type": "Discrete", "n": 9}}, "observation_space"),
+        ({"action_space": {"type": "Discrete", "n": 4}}, r"action_space.*Discrete\(5\).*4"),
+        ({"action_space": {"type": "MultiDiscrete", "nvec": [5]}}, "action_space"),
+    ],
+)
+def test_environments_of_other_spaces_are_refused(make_model, changed, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**{**DARK_ROOM, **changed}).rollout(dark_rooms(), num_episodes=1)
+
+
+class FromOne(gym.ActionWrapper):
+    """Numbers the actions from 1."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.action_space = spaces.Discrete(env.action_space.n, start=1)
+
+    def action(self, action):
+        assert self.action_space.contains(action)
+        return action - 1
+
+
+def test_action_spaces_that_do_not_start_at_zero_are_refused(make_model):
+    with pytest.raises(ValueError, match="action_space"):
+        make_model(**CART_POLE).rollout(FromOne(gym.make("CartPole-v1")), num_episodes=1)
+
+
+def test_continuous_actions_of_other_bounds_are_refused(make_model):
+    env = gym.make("Pendulum-v1")
+    settings = {
+        "observation_space": space_to_json(env.observation_space),
+        "action_space": space_to_json(env.action_space),
+    }
+    settings["action_space"] |= {"low": [-1.0], "high": [1.0]}
+    with pytest.raises(ValueError, match="action_space"):
+        make_model(**settings).rollout(env, num_episodes=1)
+
+
+def test_environments_that_do_not_say_how_they_reset_are_refused(make_model):
+    envs = dark_rooms()
+    envs.unwrapped.metadata = {}
+    with pytest.raises(ValueError, match="autoreset_mode"):
+        make_model(**DARK_ROOM).rollout(envs, num_episodes=1)
+
+
+def misbehaving(mode, at, bad, space=None):
+    """Three environments, of which the second returns something bad in some step."""
+    makers = [lambda number=number: Counting(at, bad if number == 1 else None, space) for number in range(3)]
+    return SyncVectorEnv(makers, autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("at", [0, 3, 4], ids=["at reset", "on the way", "at an end"])
+@pytest.mark.parametrize(
+    ("space", "bad", "message"),
+    [
+        (PAIR, {"observation": np.array([0, np.nan], np.float32)}, r"the observation \[0.0, nan\] is no element"),
+        (PAIR, {"observation": np.array([-np.inf, 0], np.float32)}, r"the observation \[-inf, 0.0\] is no element"),
+        (None, {"observation": 8}, "the observation 8 is no element of .*'n': 8"),
+        (None, {"observation": -1}, "the observation -1 is no element of .*'n': 8"),
+        (None, {"reward": np.nan}, "the reward nan is not finite"),
+        (None, {"reward": -np.inf}, "the reward -inf is not finite"),
+    ],
+    ids=["not a number", "infinite", "too large", "negative", "reward not a number", "reward infinite"],
+)
+def test_a_bad_value_is_refused_by_environment_and_step(make_model, mode, at, space, bad, message):
+    at = max(at, int("reward" in bad))  # a reset brings none
+    model = make_model(**(COUNTING if space is None else PAIRS))
+    with pytest.raises(ValueError, match=f"^environment 1, step {at}: {message}"):
+        model.rollout(misbehaving(mode, at, bad, space), num_episodes=3)
+
+
+@pytest.mark.parametrize(
+    ("at", "mode"), [(0, MODES[0]), (3, MODES[1]), *((4, mode) for mode in MODES)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize(
+    ("space", "bad"),
+    [
+        (PAIR, {"observation": np.zeros(3, np.float32)}),
+        (PAIR, {"observation": np.float32(0)}),
+        (PAIR, {"observation": None}),
+        (None, {"observation": np.array([1, 2])}),
+        (None, {"observation": 2.5}),
+        (None, {"reward": np.zeros(2)}),
+        (None, {"reward": "much"}),
+    ],
+    ids=["longer", "scalar", "nothing", "vector", "half a number", "two rewards", "word"],
+)
+def test_what_gymnasium_cannot_stack_is_refused_by_its_step(make_model, mode, at, space, bad):
+    at = max(at, int("reward" in bad))  # a reset brings none
+    model = make_model(**(COUNTING if space is None else PAIRS))
+    with pytest.raises(ValueError, match=rf"step {at}\b"):
+        model.rollout(misbehaving(mode, at, bad, space), num_episodes=3)
+
+
+class Malformed(VectorWrapper):
+    """Vector environments that return arrays of a wrong shape from some step on."""
+
+    def __init__(self, envs, at, observations=None, rewards=None):
+        super().__init__(envs)
+        self.at, self.wrong, self.steps = at, (observations, rewards), 0
+
+    def reset(self, **kwargs):
+        observations, infos = self.env.reset(**kwargs)
+        return self.wrong[0] if self.at == 0 and self.wrong[0] is not None else observations, infos
+
+    def step(self, actions):
+        self.steps += 1
+        result = list(self.env.step(actions))
+        if self.steps == self.at:
+            result[:2] = [right if wrong is None else wrong for wrong, right in zip(self.wrong, result)]
+        return tuple(result)
+
+
+@pytest.mark.parametrize(
+    ("at", "wrong", "message"),
+    [
+        (0, {"observations": np.zeros(3, int)}, r"step 0: observations have shape \(3,\), expected \(4, 2\)"),
+        (2, {"observations": np.zeros((4, 3), int)}, r"step 2: observations have shape \(4, 3\), expected \(4, 2\)"),
+        (5, {"observations": np.zeros((5, 2), int)}, r"step 5: observations have shape \(5, 2\), expected \(4, 2\)"),
+        (2, {"observations": np.full((4, 2), "a")}, "step 2: observations"),
+        (2, {"rewards": np.zeros((4, 1))}, r"step 2: rewards have shape \(4, 1\), expected \(4,\)"),
+        (5, {"rewards": 1.0}, r"step 5: rewards have shape \(\), expected \(4,\)"),
+        (2, {"rewards": np.array([0.0, 0.0, None, 0.0])}, "step 2: rewards"),
+        (2, {"rewards": np.array(["a", "b", "c", "d"])}, "step 2: rewards"),
+    ],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_arrays_of_a_wrong_shape_or_type_are_refused_by_their_step(make_model, mode, at, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**DARK_ROOM).rollout(Malformed(dark_rooms(mode), at, **wrong), num_episodes=3)
+
+
+def test_a_model_is_as_it_was_after_environments_have_failed(make_model):
+    model = make_model(**COUNTING).train()
+    with pytest.raises(ValueError, match="environment 1, step 3"):
+        model.rollout(misbehaving(MODES[0], 3, {"reward": np.nan}), num_episodes=3)
+    assert model.training
+    assert torch.is_grad_enabled()

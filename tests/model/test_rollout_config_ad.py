@@ -1,0 +1,210 @@
+"""Settings of rollouts: which of several is taken, what is refused, and what is saved with a model."""
+
+import json
+import math
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rollout_environments import DARK_ROOM, dark_rooms
+
+from ad_hf.model import ADModel
+from ad_hf.model.rollout_config_ad import DEFAULTS, RolloutConfig
+
+FIXED = {"deadline": None, "derandomize": True, "database": None}
+VALUES = {
+    "num_episodes": st.integers(1, 50),
+    "max_steps": st.integers(1, 50),
+    "do_sample": st.booleans(),
+    "temperature": st.floats(0.1, 5),
+    "top_k": st.integers(0, 9),
+    "top_p": st.floats(0.1, 1),
+    "epsilon": st.floats(0, 1),
+    "context_length": st.integers(4, 16),
+    "context_drop": st.integers(1, 4),
+    "seed": st.integers(0, 99),
+    **{f"output_{name}": st.booleans() for name in ("steps", "log_probs", "logits", "frames")},
+}
+some = st.fixed_dictionaries({}, optional=VALUES)
+LIMITS = {"num_episodes", "max_steps"}
+
+
+def test_every_setting_has_a_default():
+    names = [field.name for field in fields(RolloutConfig)]
+    assert sorted(names) == sorted(DEFAULTS) == sorted(VALUES)
+    assert RolloutConfig().to_dict() == {}
+    assert RolloutConfig().resolve() == RolloutConfig(**DEFAULTS)
+
+
+@settings(max_examples=100, **FIXED)
+@given(keywords=some, argument=some, saved=some)
+def test_a_keyword_beats_the_argument_which_beats_what_is_saved_which_beats_the_default(
+    make_model, keywords, argument, saved
+):
+    model = make_model()
+    model.rollout_config = RolloutConfig(**saved)
+    config = model.init_context(1, rollout_config=RolloutConfig(**argument), **keywords).config
+
+    for name in DEFAULTS.keys() - LIMITS:
+        given_by = [each[name] for each in (keywords, argument, saved) if name in each]
+        assert getattr(config, name) == (given_by or [DEFAULTS[name]])[0], name
+    # How long a rollout is, is one setting: whoever sets either of the two sets both.
+    who = next((each for each in (keywords, argument, saved) if LIMITS & each.keys()), {"num_episodes": 100})
+    assert {name: getattr(config, name) for name in LIMITS} == {name: who.get(name) for name in LIMITS}
+    assert model.rollout_config == RolloutConfig(**saved)
+
+
+def test_the_length_of_a_rollout_is_one_setting(make_model):
+    model = make_model(**DARK_ROOM)
+    model.rollout_config = RolloutConfig(num_episodes=2)
+    argument = RolloutConfig(max_steps=7)
+
+    def lengths(*args, **keywords):
+        output = model.rollout(dark_rooms(), *args, **keywords)  # episodes are of 5 steps
+        return output.num_steps[0], output.episode_lengths.shape[1]
+
+    assert lengths() == (10, 2)
+    assert lengths(max_steps=13) == (13, 2)
+    assert lengths(max_steps=3) == (3, 0)
+    assert lengths(argument) == (7, 1)
+    assert lengths(argument, num_episodes=3) == (15, 3)
+    assert lengths(argument, num_episodes=3, max_steps=6) == (6, 3)
+    assert lengths(argument, seed=3) == (7, 1)
+    assert lengths(argument, max_steps=None) == (7, 1)  # which is to say nothing
+
+
+def test_an_override_beats_the_argument_which_beats_the_models_own_settings(make_model):
+    model = make_model(**DARK_ROOM)
+    model.rollout_config = RolloutConfig(num_episodes=2, seed=1)
+    argument = RolloutConfig(num_episodes=3, seed=2)
+
+    def returns(*args, **kwargs):
+        return model.rollout(dark_rooms(), *args, **kwargs).episode_returns
+
+    def expected(num_episodes, seed):
+        return make_model(**DARK_ROOM).rollout(dark_rooms(), num_episodes=num_episodes, seed=seed).episode_returns
+
+    np.testing.assert_array_equal(returns(), expected(2, seed=1))
+    np.testing.assert_array_equal(returns(argument), expected(3, seed=2))
+    np.testing.assert_array_equal(returns(argument, num_episodes=4), expected(4, seed=2))
+    np.testing.assert_array_equal(returns(num_episodes=4), expected(4, seed=1))
+    assert model.rollout_config == RolloutConfig(num_episodes=2, seed=1)
+
+
+def test_what_is_turned_off_stays_off(make_model):
+    """`False` and 0 are settings, not the lack of one."""
+    model = make_model()
+    model.rollout_config = RolloutConfig(do_sample=False, top_k=3, epsilon=0.5, seed=5, output_steps=True)
+    off = {"do_sample": True, "top_k": 0, "epsilon": 0.0, "seed": 0, "output_steps": False}
+    for config in (
+        model.init_context(1, **off).config,
+        model.init_context(1, rollout_config=RolloutConfig(**off)).config,
+    ):
+        assert {name: getattr(config, name) for name in off} == off
+
+
+def test_unknown_settings_are_refused_by_name(make_model):
+    model = make_model(**DARK_ROOM)
+    with pytest.raises(ValueError, match=r"'num_beams'.*num_episodes"):
+        model.rollout(dark_rooms(), num_episodes=1, num_beams=3)
+    with pytest.raises(ValueError, match="'num_beams'"):
+        model.init_context(1, num_beams=3)
+    with pytest.raises(ValueError, match="'beams', 'max_new_tokens'"):
+        RolloutConfig.from_dict({"beams": 1, "max_new_tokens": 3, "seed": 0})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_episodes": 0}, "num_episodes must be an integer, at least 1, got 0"),
+        ({"num_episodes": True}, "num_episodes must be an integer, at least 1, got True"),
+        ({"max_steps": 1.5}, "max_steps must be an integer, at least 1, got 1.5"),
+        ({"max_steps": "9"}, "max_steps must be an integer, at least 1, got '9'"),
+        ({"context_length": 0}, "context_length must be an integer, at least 1, got 0"),
+        ({"context_drop": 0}, "context_drop must be an integer, at least 1, got 0"),
+        ({"top_k": -1}, "top_k must be an integer, 0 or greater, got -1"),
+        ({"top_k": 2.0}, "top_k must be an integer, 0 or greater, got 2.0"),
+        ({"seed": -1}, "seed must be an integer, 0 or greater, got -1"),
+        ({"seed": "0"}, "seed must be an integer, 0 or greater, got '0'"),
+        ({"temperature": 0.0}, "temperature must be positive.*got 0.0"),
+        ({"temperature": -1.0}, "temperature must be positive.*got -1.0"),
+        ({"temperature": math.nan}, "temperature must be positive.*got nan"),
+        ({"temperature": "1"}, "temperature must be positive.*got '1'"),
+        ({"temperature": True}, "temperature must be positive.*got True"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.1}, "top_p must be above 0 and at most 1, got 1.1"),
+        ({"top_p": math.nan}, "top_p must be above 0 and at most 1, got nan"),
+        ({"epsilon": 1.1}, "epsilon must be from 0 to 1, got 1.1"),
+        ({"epsilon": -0.1}, "epsilon must be from 0 to 1, got -0.1"),
+        ({"epsilon": [0.1]}, r"epsilon must be from 0 to 1, got \[0.1\]"),
+        ({"do_sample": 1}, "do_sample must be True or False, got 1"),
+        ({"output_steps": "yes"}, "output_steps must be True or False, got 'yes'"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_or_of_a_wrong_type_are_refused(make_model, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RolloutConfig(**wrong)
+    with pytest.raises(ValueError, match=message):
+        make_model(**DARK_ROOM).rollout(dark_rooms(), **wrong)
+    with pytest.raises(ValueError, match=message):
+        make_model(**DARK_ROOM).init_context(1, **wrong)
+    (tmp_path / "rollout_config.json").write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match=message):
+        RolloutConfig.from_pretrained(tmp_path)
+
+
+def test_whole_numbers_are_numbers():
+    config = RolloutConfig(temperature=2, top_p=1, epsilon=0)
+    assert (config.temperature, config.top_p, config.epsilon) == (2, 1, 0)
+
+
+@settings(max_examples=40, **FIXED)
+@given(chosen=some)
+def test_a_saved_file_holds_what_is_set_and_gives_it_back(tmp_path_factory, chosen):
+    folder = tmp_path_factory.mktemp("saved")
+    RolloutConfig(**chosen).save_pretrained(folder)
+
+    assert json.loads((folder / "rollout_config.json").read_text()) == chosen
+    assert RolloutConfig.from_pretrained(folder) == RolloutConfig(**chosen)
+
+
+def test_settings_are_saved_with_the_model_and_loaded_with_it(make_model, tmp_path):
+    model = make_model(**DARK_ROOM)
+    model.rollout_config = RolloutConfig(num_episodes=3, do_sample=False, temperature=0.5, seed=7)
+    model.save_pretrained(tmp_path)
+
+    assert json.loads((tmp_path / "rollout_config.json").read_text()) == {
+        "num_episodes": 3,
+        "do_sample": False,
+        "temperature": 0.5,
+        "seed": 7,
+    }
+    loaded = ADModel.from_pretrained(tmp_path)
+    assert loaded.rollout_config == model.rollout_config
+    assert loaded.rollout(dark_rooms()).episode_returns.shape == (4, 3)
+
+
+def test_files_of_the_first_version_load(make_model, tmp_path):
+    make_model(**DARK_ROOM).save_pretrained(tmp_path)
+    first = {"num_episodes": 100, "do_sample": True, "temperature": 1.0, "seed": 0}
+    (tmp_path / "rollout_config.json").write_text(json.dumps(first, indent=2) + "\n")
+
+    config = ADModel.from_pretrained(tmp_path).rollout_config
+    assert config == RolloutConfig(**first)
+    assert config.resolve() == RolloutConfig().resolve()
+
+
+def test_files_of_a_later_version_are_refused_by_what_is_not_known(tmp_path):
+    (tmp_path / "rollout_config.json").write_text(json.dumps({"num_episodes": 3, "planning_depth": 2}))
+    with pytest.raises(ValueError, match="'planning_depth'"):
+        RolloutConfig.from_pretrained(tmp_path)
+
+
+def test_a_model_without_saved_settings_has_the_defaults(make_model, tmp_path):
+    make_model(**DARK_ROOM).save_pretrained(tmp_path)
+    (tmp_path / "rollout_config.json").unlink()
+
+    assert ADModel.from_pretrained(tmp_path).rollout_config == RolloutConfig()
