@@ -1,0 +1,89 @@
+"""What the documentation shows runs as it is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ad_hf
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.model import ADConfig, ADModel
+
+ROOT = Path(__file__).parent.parent
+
+
+def python_blocks(file: str, heading: str) -> list[str]:
+    """The Python code under a heading of a markdown file."""
+    section = (ROOT / file).read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+
+
+def small_model(observation_space, action_space):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "context_length": 200}
+    return ADModel(ADConfig(observation_space=observation_space, action_space=action_space, **sizes)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory of somebody who has followed the README up to its section on rollouts, in small."""
+    monkeypatch.chdir(tmp_path)
+    spaces = {"type": "MultiDiscrete", "nvec": [9, 9]}, {"type": "Discrete", "n": 5}
+    small_model(*spaces).save_pretrained("runs/dark_room/model")
+    recipe = ad_hf.load_recipe("dark_room")
+    family = TaskFamily.from_recipe("dark_room")
+    kept = [task.kwargs for task in family.tasks()]
+    few = TaskFamily(family.env_id, kept, family.env_kwargs, native_vector=True)
+    few.all_tasks = family.tasks("test")[:3]  # with the numbers and the split that they have in the recipe
+    ad_hf.collect(few, recipe.source.algorithm, n_envs=2, total_timesteps=800, output_dir="histories", num_workers=1)
+    return tmp_path
+
+
+def test_the_readmes_section_on_rollouts_runs_as_written(folder, capsys):
+    blocks = python_blocks("README.md", "Rollout")
+    assert len(blocks) == 3
+    names: dict = {}
+
+    exec(blocks[0], names)
+    assert names["out"].episode_returns.shape == (3, 100)
+    assert str(names["out"].episode_returns.round(1)) in capsys.readouterr().out
+
+    exec(blocks[1], names)
+    assert len(names["histories"]) == 2
+    assert names["histories"].column_names[:2] == ["history_id", "task_id"]
+    assert [len(prompt["rewards"]) for prompt in names["prompts"]] == [200, 200, 200]
+    assert np.isfinite(names["out"].episode_returns).all()
+
+    exec(blocks[2], names)
+    assert names["context"].lengths.tolist() == [200, 200, 200]
+
+
+def test_the_example_of_evaluate_policy_runs_as_written():
+    (block,) = python_blocks("docs/rollout.md", "Stable-Baselines3")
+    box = {"type": "Box", "shape": [4], "low": [None] * 4, "high": [None] * 4, "dtype": "float32"}
+    names: dict = {"model": small_model(box, {"type": "Discrete", "n": 2})}
+
+    exec(block, names)
+
+    assert names["mean"] > 5
+
+
+def test_the_step_api_is_as_the_documentation_shows_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks("docs/rollout.md", "The step API")
+    model = small_model({"type": "Discrete", "n": 4}, {"type": "Discrete", "n": 2})
+    names: dict = {"model": model, "num_envs": 2, "observations": np.array([1, 2]), "rewards": np.zeros(2)}
+    names |= {"episode_starts": np.ones(2, dtype=bool), "mask": np.array([True, False])}
+
+    exec(f"import safetensors.torch\n{block}", names)
+
+    assert names["branch"].lengths.tolist() == [0, 1]
+    restored = model.init_context(2)
+    import safetensors.torch
+
+    restored.load_state_dict(safetensors.torch.load_file("context.safetensors"))
+    np.testing.assert_array_equal(restored.act(names["observations"]), names["branch"].act(names["observations"]))
