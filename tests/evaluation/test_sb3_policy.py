@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from ad_hf.evaluation.sb3 import ADPolicy, RewardInObservation
+from ad_hf.evaluation.sb3_policy import ADPolicy, RewardInObservation
 from ad_hf.model import ADConfig, ADModel
 
 NUM_ENVS, EPISODES = 3, 5
