@@ -2,9 +2,15 @@
 
 import gymnasium as gym
 
-gym.register(
-    id="ad_hf/DarkRoom-v0",
-    entry_point="ad_hf.envs.dark_room:DarkRoomEnv",
-    vector_entry_point="ad_hf.envs.dark_room:DarkRoomVectorEnv",
-    max_episode_steps=20,
-)
+for name, module, max_episode_steps in (
+    ("AdversarialBandit", "adversarial_bandit", 100),
+    ("DarkRoom", "dark_room", 20),
+    ("DarkKeyToDoor", "dark_key_to_door", 50),
+):
+    gym.register(
+        id=f"ad_hf/{name}-v0",
+        entry_point=f"ad_hf.envs.{module}:{name}Env",
+        vector_entry_point=f"ad_hf.envs.{module}:{name}VectorEnv",
+        max_episode_steps=max_episode_steps,
+    )
+del name, module, max_episode_steps

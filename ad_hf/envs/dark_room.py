@@ -6,8 +6,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode
+
+from ad_hf.envs.vector import NativeVectorEnv
 
 # One row per action: left, right, up, down, stay, as changes of (x, y); y grows upwards.
 MOVES = np.array([[-1, 0], [1, 0], [0, 1], [0, -1], [0, 0]], dtype=np.int64)
@@ -35,25 +36,32 @@ def optimal_return(
     return float(min(1, steps_rewarded) if sparse_reward else steps_rewarded)
 
 
-def _check_goals(goal: Any, size: int, num_envs: int | None = None) -> np.ndarray:
+def check_cells(name: str, cell: Any, size: int, num_envs: int | None = None) -> np.ndarray:
+    """
+    Cells of a room as integers of shape `(2,)` or, of several rooms, `(num_envs, 2)` too.
+
+    Raises:
+        ValueError: if they lie outside the room or are no cells, with the name of the argument.
+    """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    goals = np.asarray(goal)
+    cells = np.asarray(cell)
     shapes = ((2,),) if num_envs is None else ((2,), (num_envs, 2))
-    if goals.shape not in shapes or not np.issubdtype(goals.dtype, np.integer):
+    if cells.shape not in shapes or not np.issubdtype(cells.dtype, np.integer):
         expected = " or ".join(str(shape) for shape in shapes)
-        raise ValueError(f"goal must hold integers (x, y) in shape {expected}, got {goal!r}")
-    if goals.min() < 0 or goals.max() >= size:
-        raise ValueError(f"goal must lie in the room, 0 to {size - 1} in x and in y, got {goals.tolist()}")
-    return goals.astype(np.int64)
+        raise ValueError(f"{name} must hold integers (x, y) in shape {expected}, got {cell!r}")
+    if cells.min() < 0 or cells.max() >= size:
+        raise ValueError(f"{name} must lie in the room, 0 to {size - 1} in x and in y, got {cells.tolist()}")
+    return cells.astype(np.int64)
 
 
-def _draw(position: np.ndarray, goal: np.ndarray, size: int) -> np.ndarray:
-    """Frame (size * 16, size * 16, 3) of a room, the y axis pointing up."""
+def draw_room(size: int, cells: dict[tuple[int, int, int], np.ndarray], position: np.ndarray) -> np.ndarray:
+    """Frame (size * 16, size * 16, 3) of a room with cells (2,) of some colours, the y axis pointing up."""
     frame = np.empty((size, CELL_PIXELS, size, CELL_PIXELS, 3), dtype=np.uint8)
     frame[:] = FLOOR
     frame[:, 0] = frame[:, :, :, 0] = WALL
-    frame[size - 1 - goal[1], 1:, goal[0], 1:] = GOAL
+    for colour, cell in cells.items():
+        frame[size - 1 - cell[1], 1:, cell[0], 1:] = colour
     frame[size - 1 - position[1], 4:-3, position[0], 4:-3] = AGENT
     return frame.reshape(size * CELL_PIXELS, size * CELL_PIXELS, 3)
 
@@ -71,7 +79,7 @@ class DarkRoomEnv(gym.Env[np.ndarray, np.int64]):
             Goal cell (x, y). This is the task.
         sparse_reward (`bool`, *optional*, defaults to `False`):
             If `False`, every step that ends on the goal is rewarded with 1 (Dark Room); if `True`, only the first one
-            in an episode (as in Dark Room Hard).
+            in an episode (as in Dark Room Hard), and `info["reached"]` says whether there was one.
         render_mode (`str`, *optional*):
             `"rgb_array"` or `None`.
 
@@ -89,35 +97,38 @@ class DarkRoomEnv(gym.Env[np.ndarray, np.int64]):
         render_mode: str | None = None,
     ) -> None:
         self.size = size
-        self.goal = _check_goals(goal, size)
+        self.goal = check_cells("goal", goal, size)
         self.sparse_reward = sparse_reward
         self.render_mode = render_mode
         self.observation_space = gym.spaces.MultiDiscrete([size, size])
         self.action_space = gym.spaces.Discrete(len(MOVES))
         self._position = np.full(2, size // 2, dtype=np.int64)
-        self._paid = False
+        self._reached = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Put the agent in the centre; returns its cell (2,) and an empty info."""
+        """Put the agent in the centre; returns its cell (2,) and info."""
         super().reset(seed=seed)
         self._position = np.full(2, self.size // 2, dtype=np.int64)
-        self._paid = False
-        return self._position.copy(), {}
+        self._reached = False
+        return self._position.copy(), self._information()
 
     def step(self, action: np.int64):
         """Move by one cell (walls stop the agent); episodes never terminate, the time limit truncates them."""
         self._position = np.clip(self._position + MOVES[action], 0, self.size - 1)
         on_goal = bool((self._position == self.goal).all())
-        reward = float(on_goal and not (self.sparse_reward and self._paid))
-        self._paid |= on_goal
-        return self._position.copy(), reward, False, False, {}
+        reward = float(on_goal and not (self.sparse_reward and self._reached))
+        self._reached |= on_goal
+        return self._position.copy(), reward, False, False, self._information()
+
+    def _information(self) -> dict[str, Any]:
+        return {"reached": int(self._reached)} if self.sparse_reward else {}
 
     def render(self) -> np.ndarray | None:
         """A frame (size * 16, size * 16, 3), or `None` without a render mode."""
-        return _draw(self._position, self.goal, self.size) if self.render_mode == "rgb_array" else None
+        return draw_room(self.size, {GOAL: self.goal}, self._position) if self.render_mode == "rgb_array" else None
 
 
-class DarkRoomVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+class DarkRoomVectorEnv(NativeVectorEnv):
     r"""
     Many Dark Rooms in one set of numpy arrays, each with a goal of its own; agrees step by step with [`DarkRoomEnv`].
 
@@ -131,14 +142,11 @@ class DarkRoomVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         max_episode_steps (`int`, *optional*, defaults to 20):
             Steps after which an episode is truncated.
         autoreset_mode (`AutoresetMode` or `str`, *optional*, defaults to `"SameStep"`):
-            Any of gymnasium's modes. In SAME_STEP, `info["final_obs"]` is an array (num_envs, 2) whose rows are valid
-            where `info["_final_obs"]` is set.
+            Any of gymnasium's modes: see [`~ad_hf.envs.vector.NativeVectorEnv`].
 
     Raises:
         ValueError: if a goal lies outside the room.
     """
-
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(
         self,
@@ -150,62 +158,42 @@ class DarkRoomVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
     ) -> None:
-        if max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
-        self.num_envs = num_envs
         self.size = size
-        self.goals = np.broadcast_to(_check_goals(goal, size, num_envs), (num_envs, 2))
+        self.goals = np.broadcast_to(check_cells("goal", goal, size, num_envs), (num_envs, 2))
         self.sparse_reward = sparse_reward
-        self.max_episode_steps = max_episode_steps
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.render_mode = render_mode
-        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = gym.spaces.MultiDiscrete([size, size])
-        self.single_action_space = gym.spaces.Discrete(len(MOVES))
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        super().__init__(
+            num_envs,
+            gym.spaces.MultiDiscrete([size, size]),
+            gym.spaces.Discrete(len(MOVES)),
+            max_episode_steps,
+            autoreset_mode,
+            render_mode,
+        )
         self._positions = np.full((num_envs, 2), size // 2, dtype=np.int64)
-        self._elapsed = np.zeros(num_envs, dtype=np.int64)
-        self._paid = np.zeros(num_envs, dtype=bool)
-        self._ended = np.zeros(num_envs, dtype=bool)
+        self._reached = np.zeros(num_envs, dtype=bool)
 
-    def _restart(self, rooms: np.ndarray | slice) -> None:
-        self._positions[rooms] = self.size // 2
-        self._elapsed[rooms] = 0
-        self._paid[rooms] = False
-        self._ended[rooms] = False
+    def _start(self, indices: np.ndarray) -> None:
+        self._positions[indices] = self.size // 2
+        self._reached[indices] = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Put the agents of all rooms, or of those in `options["reset_mask"]` (num_envs,), in the centre."""
-        super().reset(seed=seed)
-        self._restart(slice(None) if options is None else options.get("reset_mask", slice(None)))
-        return self._positions.copy(), {}
-
-    def step(self, actions: np.ndarray):
-        """Move all agents by actions (num_envs,); observations are (num_envs, 2), all else (num_envs,)."""
-        if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
-            raise RuntimeError("an episode has ended: call reset(options={'reset_mask': ...}) before the next step")
-        resetting = self._ended.copy()  # only NEXT_STEP leaves ended rooms for the next step
+    def _move(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self._positions += MOVES[actions]
         np.clip(self._positions, 0, self.size - 1, out=self._positions)
-        self._elapsed += 1
         on_goal = (self._positions == self.goals).all(axis=1)
-        rewards = (on_goal & ~(self._paid & self.sparse_reward)).astype(np.float64)
-        self._paid |= on_goal
-        truncations = self._elapsed >= self.max_episode_steps
-        info: dict[str, Any] = {}
-        if resetting.any():
-            self._restart(resetting)
-            rewards[resetting] = 0.0
-            truncations[resetting] = False
-        self._ended = truncations.copy()
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and truncations.any():
-            info = {"final_obs": self._positions.copy(), "_final_obs": truncations.copy()}
-            self._restart(truncations)
-        return self._positions.copy(), rewards, np.zeros(self.num_envs, dtype=bool), truncations, info
+        rewards = (on_goal & ~(self._reached & self.sparse_reward)).astype(np.float64)
+        self._reached |= on_goal
+        return rewards, np.zeros(self.num_envs, dtype=bool)
+
+    def _observe(self) -> np.ndarray:
+        return self._positions.copy()
+
+    def _information(self) -> dict[str, np.ndarray]:
+        return {"reached": self._reached.astype(np.int64)} if self.sparse_reward else {}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One frame (size * 16, size * 16, 3) per room, or `None` without a render mode."""
         if self.render_mode != "rgb_array":
             return None
-        return tuple(_draw(position, goal, self.size) for position, goal in zip(self._positions, self.goals))
+        return tuple(
+            draw_room(self.size, {GOAL: goal}, position) for position, goal in zip(self._positions, self.goals)
+        )

@@ -1,0 +1,154 @@
+"""Adversarial Bandit: which arms pay is turned round between training and testing (https://huggingface.co/papers/2210.14215)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from ad_hf.envs.vector import NativeVectorEnv
+
+ARM_DISTRIBUTIONS = ("odd", "even", "uniform")
+USUAL = 0.95  # probability that the arms which usually pay more do
+
+
+def draw_arm_means(rewarding: str, task_seed: int, num_arms: int = 10) -> np.ndarray:
+    """
+    Probability of a reward of each arm (num_arms,), counted from 1 as the paper does: arm 0 of the environment is odd.
+
+    Args:
+        rewarding (`str`):
+            Which arms usually pay more: `"odd"` or `"even"` ones do so in 95% of the tasks, and in the other 5% it is
+            the other way round. The means of the arms that pay more are uniform in [0.5, 1], those of the others in
+            [0, 0.5]. With `"uniform"`, all are uniform in [0, 1].
+        task_seed (`int`):
+            Seed of the task.
+        num_arms (`int`, *optional*, defaults to 10):
+            Number of arms.
+
+    Raises:
+        ValueError: for another `rewarding`, a negative seed or no arms.
+    """
+    if rewarding not in ARM_DISTRIBUTIONS:
+        raise ValueError(f"rewarding must be one of {', '.join(ARM_DISTRIBUTIONS)}, got {rewarding!r}")
+    if num_arms < 1 or task_seed < 0:
+        raise ValueError(f"num_arms must be at least 1 and task_seed at least 0, got {num_arms} and {task_seed}")
+    rng = np.random.default_rng([ARM_DISTRIBUTIONS.index(rewarding), task_seed])
+    usual, means = rng.random() < USUAL, rng.random(num_arms)
+    if rewarding == "uniform":
+        return means
+    is_odd = np.arange(num_arms) % 2 == 0
+    pays_more = is_odd if usual == (rewarding == "odd") else ~is_odd
+    return means / 2 + 0.5 * pays_more
+
+
+def optimal_return(
+    *, rewarding: str = "odd", task_seed: int = 0, num_arms: int = 10, max_episode_steps: int = 100, **_: Any
+) -> float:
+    """Expected return of an episode in which the best arm is pulled at every trial."""
+    return float(max_episode_steps * draw_arm_means(str(rewarding), int(task_seed), num_arms).max())
+
+
+def random_return(
+    *, rewarding: str = "odd", task_seed: int = 0, num_arms: int = 10, max_episode_steps: int = 100, **_: Any
+) -> float:
+    """Expected return of an episode in which every trial pulls any arm, with even chances."""
+    return float(max_episode_steps * draw_arm_means(str(rewarding), int(task_seed), num_arms).mean())
+
+
+class AdversarialBanditEnv(gym.Env[np.int64, np.int64]):
+    r"""
+    A bandit with arms that pay 1 or 0, each with a probability of its own. There is nothing to see: the only
+    observation is 0.
+
+    `gym.make("ad_hf/AdversarialBandit-v0", max_episode_steps=...)` truncates episodes, after 100 trials unless told
+    otherwise. What each arm would pay at each trial is drawn when an episode starts.
+
+    Args:
+        rewarding (`str`, *optional*, defaults to `"odd"`), task_seed (`int`, *optional*, defaults to 0):
+            The task, that is, the arms' means: see [`draw_arm_means`].
+        num_arms (`int`, *optional*, defaults to 10):
+            Number of arms.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, rewarding: str = "odd", task_seed: int = 0, num_arms: int = 10) -> None:
+        self.means = draw_arm_means(rewarding, task_seed, num_arms)
+        self.observation_space = gym.spaces.Discrete(1)
+        self.action_space = gym.spaces.Discrete(num_arms)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Start an episode; returns 0 and an empty info."""
+        super().reset(seed=seed)
+        self._luck = np.random.default_rng(self.np_random.integers(2**63))
+        return np.int64(0), {}
+
+    def step(self, action: np.int64):
+        """Pull an arm; episodes never terminate, the time limit truncates them."""
+        return np.int64(0), float(self._luck.random() < self.means[action]), False, False, {}
+
+
+class AdversarialBanditVectorEnv(NativeVectorEnv):
+    r"""
+    Many bandits in one set of numpy arrays; agrees step by step with [`AdversarialBanditEnv`].
+
+    Args:
+        num_envs (`int`, *optional*, defaults to 1):
+            Number of bandits.
+        rewarding (`str` or array of shape `(num_envs,)`), task_seed (`int` or array of shape `(num_envs,)`):
+            The task of each bandit, or one for all.
+        num_arms (`int`, *optional*, defaults to 10):
+            Number of arms, shared by all bandits.
+        max_episode_steps (`int`, *optional*, defaults to 100):
+            Trials after which an episode is truncated.
+        autoreset_mode (`AutoresetMode` or `str`, *optional*, defaults to `"SameStep"`):
+            Any of gymnasium's modes: see [`~ad_hf.envs.vector.NativeVectorEnv`].
+        render_mode (`None`):
+            There is nothing to see.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        rewarding: Any = "odd",
+        task_seed: Any = 0,
+        num_arms: int = 10,
+        max_episode_steps: int = 100,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: None = None,
+    ) -> None:
+        settings = (np.broadcast_to(setting, num_envs).tolist() for setting in (rewarding, task_seed))
+        tasks = list(zip(*settings))
+        means = {(which, seed): draw_arm_means(which, seed, num_arms) for which, seed in set(tasks)}
+        self.means = np.stack([means[task] for task in tasks])
+        super().__init__(
+            num_envs,
+            gym.spaces.Discrete(1),
+            gym.spaces.Discrete(num_arms),
+            max_episode_steps,
+            autoreset_mode,
+            render_mode,
+        )
+        self._luck = np.zeros((num_envs, max_episode_steps))
+        self._trials = np.zeros(num_envs, dtype=np.int64)
+        self._rows = np.arange(num_envs)
+
+    def _start(self, indices: np.ndarray) -> None:
+        for index in indices:
+            episode = np.random.default_rng(self._generator(index).integers(2**63))
+            self._luck[index] = episode.random(self.max_episode_steps)
+        self._trials[indices] = 0
+
+    def _move(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # An environment that is about to be reset may be past its last trial.
+        luck = self._luck[self._rows, np.minimum(self._trials, self.max_episode_steps - 1)]
+        self._trials += 1
+        return (luck < self.means[self._rows, actions]).astype(np.float64), np.zeros(self.num_envs, dtype=bool)
+
+    def _observe(self) -> np.ndarray:
+        return np.zeros(self.num_envs, dtype=np.int64)

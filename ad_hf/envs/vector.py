@@ -1,0 +1,147 @@
+"""What all natively vectorised environments share: time limits, automatic resets, and random numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils.seeding import np_random
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+
+class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    r"""
+    Base of environments whose dynamics are written for many at once, in numpy arrays.
+
+    A subclass says how episodes start (`_start`), what actions do (`_move`), and what is seen (`_observe`,
+    `_information`). Whatever is random is drawn when an episode starts, from the environment's own generator, so that
+    environment i with seed s lives through the same as a single environment with seed s + i.
+
+    Args:
+        num_envs (`int`):
+            Number of environments.
+        observation_space, action_space (`gymnasium.Space`):
+            Of one environment.
+        max_episode_steps (`int`):
+            Steps after which an episode is truncated.
+        autoreset_mode (`AutoresetMode` or `str`):
+            Any of gymnasium's modes. In SAME_STEP, `info["final_obs"]` is an array (num_envs, ...) whose rows are
+            valid where `info["_final_obs"]` is set.
+        render_mode (`str`, *optional*):
+            `"rgb_array"` or `None`.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        max_episode_steps: int,
+        autoreset_mode: AutoresetMode | str,
+        render_mode: str | None,
+    ) -> None:
+        if max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
+        self.num_envs = num_envs
+        self.max_episode_steps = max_episode_steps
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.render_mode = render_mode
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self._seeds: list[int | None] = [None] * num_envs
+        self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._ended = np.zeros(num_envs, dtype=bool)
+
+    def _start(self, indices: np.ndarray) -> None:
+        """Start an episode in some environments (number,)."""
+        raise NotImplementedError
+
+    def _move(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Act (num_envs, ...) in all environments; returns rewards (float64) and terminations (bool), (num_envs,)."""
+        raise NotImplementedError
+
+    def _observe(self) -> np.ndarray:
+        """A new array of observations (num_envs, ...)."""
+        raise NotImplementedError
+
+    def _information(self) -> dict[str, np.ndarray]:
+        """New arrays (num_envs,) of what a learner may know beside the observations, by name."""
+        return {}
+
+    def _generator(self, index: int) -> np.random.Generator:
+        """The random numbers of an environment, made when they are first needed."""
+        generator = self._generators[index]
+        if generator is None:
+            generator = self._generators[index] = np_random(self._seeds[index])[0]
+        return generator
+
+    def _restart(self, chosen: np.ndarray) -> None:
+        """Start an episode where a mask (num_envs,) says so."""
+        self._elapsed[chosen] = 0
+        self._ended[chosen] = False
+        self._start(np.flatnonzero(chosen))
+
+    def _infos(self, chosen: np.ndarray) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for name, values in self._information().items():
+            infos |= {name: values, f"_{name}": chosen.copy()}
+        return infos
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
+        """
+        Start an episode in all environments, or in those of `options["reset_mask"]` (num_envs,).
+
+        Args:
+            seed (`int` or `list[int]`, *optional*):
+                Environment i takes `seed + i`, or `seed[i]`; its random numbers go on without one.
+            options (`dict`, *optional*):
+                May hold a `reset_mask`.
+
+        Returns:
+            Observations (num_envs, ...), and infos.
+        """
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        everywhere = np.ones(self.num_envs, dtype=bool)
+        chosen = everywhere if options is None else np.asarray(options.get("reset_mask", everywhere))
+        if seed is not None:
+            seeds = [seed + index for index in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+            for index in np.flatnonzero(chosen):
+                if seeds[index] is not None:
+                    self._seeds[index], self._generators[index] = seeds[index], None
+        self._restart(chosen)
+        return self._observe(), self._infos(chosen)
+
+    def step(self, actions: np.ndarray):
+        """
+        Act (num_envs, ...) in all environments.
+
+        Returns:
+            Observations (num_envs, ...); rewards, terminations and truncations (num_envs,); infos.
+        """
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
+            raise RuntimeError("an episode has ended: call reset(options={'reset_mask': ...}) before the next step")
+        resetting = self._ended.copy()  # only NEXT_STEP leaves ended environments for the next step
+        rewards, terminations = self._move(actions)
+        self._elapsed += 1
+        truncations = self._elapsed >= self.max_episode_steps
+        if resetting.any():
+            self._restart(resetting)
+            rewards[resetting] = 0.0
+            terminations[resetting] = truncations[resetting] = False
+        self._ended = ended = terminations | truncations
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
+            ended = ended.copy()  # which restarting clears
+            infos = {"final_obs": self._observe(), "_final_obs": ended}
+            if final := self._infos(ended):
+                infos |= {"final_info": final, "_final_info": ended.copy()}
+            self._restart(ended)
+        infos |= self._infos(np.ones(self.num_envs, dtype=bool))
+        return self._observe(), rewards, terminations, truncations, infos
