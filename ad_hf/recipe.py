@@ -27,6 +27,7 @@ class SourceConfig:
         total_timesteps: Transitions per task and seed, over all environments.
         hyperparameters: Arguments of the algorithm.
         seeds: Each task is learnt once with each of them.
+        tasks_per_job: Tasks that one learner learns side by side, if its streams are independent of each other.
     """
 
     algorithm: str = "A2C"
@@ -34,6 +35,7 @@ class SourceConfig:
     total_timesteps: int = 100_000
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
+    tasks_per_job: int = 1
 
 
 @dataclass
@@ -113,7 +115,7 @@ class Recipe:
 
 # Fields that hold whatever an environment, an algorithm or a model takes.
 FREE_FIELDS = (
-    *(("family", name) for name in ("env_kwargs", "tasks", "grid")),
+    *(("family", name) for name in ("env_kwargs", "tasks", "grid", "splits", "source_observation")),
     ("source", "hyperparameters"),
     ("model", "backbone_config"),
 )

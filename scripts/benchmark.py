@@ -65,7 +65,7 @@ def _paired_jobs(family: TaskFamily, source: Source, jobs: list[Job]) -> list[tu
             feather.write_feather(table, str(Path(folder) / "part.arrow"), compression="uncompressed")
             recorded = time.perf_counter() - start
             start = time.perf_counter()
-            bare = SB3VecEnv(family.make_vec([job.task], num_envs=source.n_envs))
+            bare = SB3VecEnv(family.make_vec(job.tasks, num_envs=source.n_envs))
             learner = make_learner(source.algorithm, bare, job.learner_seed, source.hyperparameters)
             learner.learn(source.total_timesteps)
             if number:
@@ -91,7 +91,7 @@ def benchmark_collect(num_jobs: int) -> None:
     settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
     source, cores = Source(**settings), available_cores()
     tasks = family.tasks("train")[:num_jobs]
-    parts = [[Job(task, 0) for task in tasks[start::cores]] for start in range(cores)]
+    parts = [[Job((task,), 0) for task in tasks[start::cores]] for start in range(cores)]
     with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as executor:
         results = [executor.submit(_paired_jobs, family, source, jobs) for jobs in parts]
         pairs = [pair for result in results for pair in result.result()]

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
+
+
+class Steps(NamedTuple):
+    """
+    A step of all environments.
+
+    Attributes:
+        observations (`np.ndarray` of shape `(num_envs, ...)`):
+            What is seen now, of a new episode where one has ended.
+        rewards, terminations, truncations (`np.ndarray` of shape `(num_envs,)`):
+            What the step brought.
+        final_observations (`np.ndarray` of shape `(num_envs, ...)`, *optional*):
+            What was seen last of the episodes that have ended; of no meaning elsewhere.
+    """
+
+    observations: Any
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    final_observations: Any
+
+
+def step_vec_env(envs: VecEnv, actions: np.ndarray) -> Steps:
+    """A step (num_envs, ...) of any `VecEnv` in arrays: of an [`SB3VecEnv`] directly, of others out of their infos."""
+    if isinstance(envs, SB3VecEnv):
+        return envs.step_arrays(actions)
+    observations, rewards, dones, infos = envs.step(actions)
+    truncations = np.array([bool(info.get("TimeLimit.truncated")) for info in infos]) & dones
+    final = np.array(observations)
+    for index in np.flatnonzero(dones):
+        final[index] = infos[index]["terminal_observation"]
+    return Steps(observations, rewards, dones & ~truncations, truncations, final)
 
 
 class SB3VecEnv(VecEnv):
@@ -66,6 +98,11 @@ class SB3VecEnv(VecEnv):
             infos[index]["terminal_observation"] = final_observations[index]
             infos[index]["TimeLimit.truncated"] = bool(truncations[index] and not terminations[index])
         return observations, rewards.astype(np.float32), dones, infos
+
+    def step_arrays(self, actions: np.ndarray) -> Steps:
+        """Step all environments by actions (num_envs, ...), without a dict for each of them."""
+        observations, rewards, terminations, truncations, infos = self.envs.step(actions)
+        return Steps(observations, rewards, terminations, truncations, infos.get("final_obs"))
 
     def close(self) -> None:
         """Close the environments."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pydoc import locate
@@ -44,26 +44,35 @@ class FamilyConfig:
         env_kwargs: Keyword arguments that all tasks share.
         tasks: Keyword arguments of each task. Give either this or `grid`.
         grid: Tasks as the product over keyword arguments of lists of values; `{shape: [9, 9]}` stands for all index
-            tuples of an array of that shape.
+            tuples of an array of that shape, `{range: [0, 100]}` for the integers from 0 to 99.
+        splits: Instead, tasks of each split by its name, each given by `tasks` or `grid`.
         num_validation_tasks: Tasks on which checkpoints are chosen.
         num_test_tasks: Tasks on which results are reported.
+        num_train_tasks: Tasks to train on, drawn from those that are left; all of them by default.
         split_seed: Seed of the split.
         stratify_by: Import path of a function of a task's keyword arguments that returns a number, such as a goal's
             distance; each split then covers its whole range evenly.
         optimal_return: Import path of a function of a task's keyword arguments that returns the best possible return.
+        random_return: Import path of a function of a task's keyword arguments that returns what random play gets.
         native_vector: Whether the id's own vector entry point takes the tasks' keyword arguments, stacked into arrays.
+        source_observation: Spaces, as JSON, of entries of the environments' infos that the source sees beside the
+            observation: `{has_key: {type: Discrete, n: 2}}`.
     """
 
     env_id: str = ""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     tasks: list[dict[str, Any]] | None = None
     grid: dict[str, Any] | None = None
+    splits: dict[str, Any] | None = None
     num_validation_tasks: int = 0
     num_test_tasks: int = 0
+    num_train_tasks: int | None = None
     split_seed: int = 0
     stratify_by: str | None = None
     optimal_return: str | None = None
+    random_return: str | None = None
     native_vector: bool = False
+    source_observation: dict[str, Any] | None = None
 
 
 def _expand_grid(grid: dict[str, Any]) -> list[dict[str, Any]]:
@@ -71,10 +80,32 @@ def _expand_grid(grid: dict[str, Any]) -> list[dict[str, Any]]:
     for name, value in grid.items():
         if isinstance(value, dict) and set(value) == {"shape"}:
             value = [list(index) for index in np.ndindex(*value["shape"])]
+        elif isinstance(value, dict) and set(value) == {"range"} and len(value["range"]) == 2:
+            value = list(range(*value["range"]))
         if not isinstance(value, list) or not value:
-            raise ValueError(f"grid.{name} must be a non-empty list of values or {{shape: [...]}}, got {value!r}")
+            raise ValueError(
+                f"grid.{name} must be a non-empty list of values, {{shape: [...]}} or {{range: [...]}}, got {value!r}"
+            )
         values.append(value)
     return [dict(zip(grid, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _described_tasks(given: Mapping[str, Any], setting: str) -> list[dict[str, Any]]:
+    """The tasks that one of `tasks` and `grid` describes."""
+    ways = {name: given[name] for name in ("tasks", "grid") if given.get(name) is not None}
+    if len(ways) != 1 or set(given) - {"tasks", "grid"}:
+        raise ValueError(f"{setting} needs one of tasks and grid, got {', '.join(sorted(given)) or 'nothing'}")
+    return ways["tasks"] if "tasks" in ways else _expand_grid(ways["grid"])
+
+
+def _given_splits(tasks: Mapping[str, Sequence[dict[str, Any]]], sizes: Mapping[str, int | None]) -> list[Task]:
+    """Tasks whose split is given, numbered in the order of the splits."""
+    if set(tasks) - set(SPLITS) or not tasks.get("train"):
+        raise ValueError(f"splits must be of {', '.join(SPLITS)}, with tasks to train on; got {', '.join(tasks)}")
+    if any(sizes.values()):
+        raise ValueError(f"sizes of splits are for tasks that are to be split, these are given by split: got {sizes}")
+    ordered = [(kwargs, split) for split in SPLITS for kwargs in tasks.get(split, [])]
+    return [Task(index, dict(kwargs), split) for index, (kwargs, split) in enumerate(ordered)]
 
 
 def _import_function(path: str | None, setting: str) -> Callable[..., float] | None:
@@ -102,20 +133,25 @@ class TaskFamily:
     Args:
         env_id (`str`):
             Gymnasium id.
-        tasks (`list[dict]`):
-            Keyword arguments of each task.
+        tasks (`list[dict]`, or a mapping of a split's name to one):
+            Keyword arguments of each task; of the tasks of each split, if they are not to be drawn.
         env_kwargs (`dict`, *optional*):
             Keyword arguments that all tasks share.
         num_validation_tasks, num_test_tasks (`int`, *optional*, defaults to 0):
             Sizes of the two splits; the other tasks are for training.
+        num_train_tasks (`int`, *optional*):
+            Draw so many of the others and leave the rest alone.
         split_seed (`int`, *optional*, defaults to 0):
             Seed of the split.
-        stratify_by, optimal_return (`Callable`, *optional*):
-            Functions of a task's keyword arguments (with the shared ones): a number to stratify by, and the best
-            possible return of an episode.
+        stratify_by, optimal_return, random_return (`Callable`, *optional*):
+            Functions of a task's keyword arguments (with the shared ones): a number to stratify by, the best possible
+            return of an episode, and that of random play.
         native_vector (`bool`, *optional*, defaults to `False`):
             Whether the id's vector entry point takes the tasks' keyword arguments, stacked into arrays, and an
             `autoreset_mode`. If not, environments are made one by one.
+        source_observation (`dict[str, dict]`, *optional*):
+            Spaces as JSON of entries of the infos that the source sees beside the observation: see
+            [`~ad_hf.envs.source_observation.SourceObservation`].
 
     Raises:
         ValueError: if there are too few tasks for the split.
@@ -124,7 +160,7 @@ class TaskFamily:
     def __init__(
         self,
         env_id: str,
-        tasks: Sequence[dict[str, Any]],
+        tasks: Sequence[dict[str, Any]] | Mapping[str, Sequence[dict[str, Any]]],
         env_kwargs: dict[str, Any] | None = None,
         num_validation_tasks: int = 0,
         num_test_tasks: int = 0,
@@ -132,43 +168,69 @@ class TaskFamily:
         stratify_by: Callable[..., float] | None = None,
         optimal_return: Callable[..., float] | None = None,
         native_vector: bool = False,
+        num_train_tasks: int | None = None,
+        random_return: Callable[..., float] | None = None,
+        source_observation: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.env_id = env_id
         self.env_kwargs = dict(env_kwargs or {})
         self.native_vector = native_vector
-        self._optimal_return = optimal_return
+        self.source_observation = source_observation
+        self._optimal_return, self._random_return = optimal_return, random_return
+        sizes = {"train": num_train_tasks, "validation": num_validation_tasks, "test": num_test_tasks}
+        if isinstance(tasks, Mapping):
+            self.all_tasks = _given_splits(tasks, sizes)
+            return
         held_out = num_validation_tasks + num_test_tasks
         if min(num_validation_tasks, num_test_tasks) < 0 or held_out >= len(tasks):
             raise ValueError(
                 f"{num_validation_tasks} validation and {num_test_tasks} test tasks leave none of {len(tasks)} tasks "
                 "to train on: hold out fewer or define more tasks"
             )
+        sizes["train"] = others = len(tasks) - held_out if num_train_tasks is None else num_train_tasks
+        if not 1 <= others <= len(tasks) - held_out:
+            raise ValueError(
+                f"num_train_tasks must be from 1 to {len(tasks) - held_out}, the tasks that are left, got {others}"
+            )
         rng = np.random.default_rng(split_seed)
         order = rng.permutation(len(tasks)).tolist()
         if stratify_by is not None:
             order.sort(key=lambda index: stratify_by(**self.env_kwargs, **tasks[index]))
         splits = {}
-        for split, count in (("test", num_test_tasks), ("validation", num_validation_tasks)):
-            for index in _spread(order, count, rng):
+        for split in ("test", "validation", "train"):
+            for index in _spread(order, sizes[split] or 0, rng):
                 splits[index] = split
             order = [index for index in order if index not in splits]
-        self.all_tasks = [Task(index, dict(kwargs), splits.get(index, "train")) for index, kwargs in enumerate(tasks)]
+        self.all_tasks = [Task(index, dict(tasks[index]), splits[index]) for index in sorted(splits)]
 
     @classmethod
     def from_config(cls, config: FamilyConfig) -> TaskFamily:
         """The family that a recipe's `family` section describes."""
-        if not config.env_id or (config.tasks is None) == (config.grid is None):
-            raise ValueError("a family needs env_id and either tasks or grid")
+        ways = {name: getattr(config, name) for name in ("tasks", "grid", "splits")}
+        given = [name for name, way in ways.items() if way is not None]
+        if not config.env_id or len(given) != 1:
+            raise ValueError(
+                f"a family needs env_id and one of {', '.join(ways)}, got env_id {config.env_id!r} and "
+                f"{' and '.join(given) or 'none of them'}"
+            )
+        tasks: Any
+        if config.splits is not None:
+            tasks = {split: _described_tasks(way, f"splits.{split}") for split, way in config.splits.items()}
+        else:
+            tasks = _described_tasks({name: ways[name] for name in given}, "a family")
         return cls(
             env_id=config.env_id,
-            tasks=_expand_grid(config.grid) if config.grid is not None else config.tasks or [],
+            tasks=tasks,
             env_kwargs=config.env_kwargs,
             num_validation_tasks=config.num_validation_tasks,
             num_test_tasks=config.num_test_tasks,
             split_seed=config.split_seed,
             stratify_by=_import_function(config.stratify_by, "stratify_by"),
+            num_train_tasks=config.num_train_tasks,
             optimal_return=_import_function(config.optimal_return, "optimal_return"),
+            random_return=_import_function(config.random_return, "random_return"),
             native_vector=config.native_vector,
+            source_observation=config.source_observation,
         )
 
     @classmethod
@@ -236,6 +298,13 @@ class TaskFamily:
 
     def optimal_returns(self, tasks: Sequence[Task]) -> np.ndarray | None:
         """Best possible return of each task (num_tasks,), or `None` if the family does not know it."""
-        if self._optimal_return is None:
+        return self._returns(self._optimal_return, tasks)
+
+    def random_returns(self, tasks: Sequence[Task]) -> np.ndarray | None:
+        """Expected return of random play in each task (num_tasks,), or `None` if the family does not know it."""
+        return self._returns(self._random_return, tasks)
+
+    def _returns(self, function: Callable[..., float] | None, tasks: Sequence[Task]) -> np.ndarray | None:
+        if function is None:
             return None
-        return np.array([self._optimal_return(**self.env_kwargs, **task.kwargs) for task in tasks])
+        return np.array([function(**self.env_kwargs, **task.kwargs) for task in tasks])

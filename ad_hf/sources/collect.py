@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Features
 from pyarrow import feather
 from tqdm.auto import tqdm
 
 from ad_hf.envs.sb3 import SB3VecEnv
+from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
 from ad_hf.files import atomic_path, write_text
@@ -39,7 +41,7 @@ from ad_hf.histories.schema import (
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.histories.writer import SHARD_TRANSITIONS, open_shard
 from ad_hf.hub.cards import write_dataset_card
-from ad_hf.sources.learners import check_hyperparameters, make_learner
+from ad_hf.sources.learners import check_hyperparameters, has_independent_streams, make_learner
 from ad_hf.sources.recorder import HistoryRecorder
 
 WORK_FOLDER = ".incomplete"
@@ -62,30 +64,33 @@ class Source:
             Transitions to learn from, over all environments; the algorithm may round up to its own batch of steps.
         hyperparameters (`dict`):
             Arguments of the algorithm.
+        tasks_per_job (`int`, *optional*, defaults to 1):
+            Tasks that one learner learns side by side, if its streams are independent of each other.
     """
 
     algorithm: str
     n_envs: int
     total_timesteps: int
     hyperparameters: dict[str, Any]
+    tasks_per_job: int = 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """One learner: a task and a seed."""
+    """One learner: a task, or several side by side, and a seed."""
 
-    task: Task
+    tasks: tuple[Task, ...]
     seed: int
 
     @property
     def file_name(self) -> str:
         """File of the job's histories until its shard is written."""
-        return f"part-{self.task.task_id:06d}-{self.seed}.arrow"
+        return f"part-{self.tasks[0].task_id:06d}-{self.seed}.arrow"
 
     @property
     def learner_seed(self) -> int:
-        """Seed of the learner: a number of its own for each task and seed."""
-        return int(np.random.SeedSequence([self.seed, self.task.task_id]).generate_state(1)[0] >> 1)
+        """Seed of the learner: a number of its own for each (first) task and seed."""
+        return int(np.random.SeedSequence([self.seed, self.tasks[0].task_id]).generate_state(1)[0] >> 1)
 
 
 def learn_task(
@@ -95,7 +100,7 @@ def learn_task(
     on_step: Callable[[int], None] | None = None,
 ) -> HistoryRecorder:
     """
-    Let a source learn one task.
+    Let a source learn one task, or several side by side.
 
     Args:
         family ([`TaskFamily`]), source ([`Source`]), job ([`Job`]):
@@ -104,14 +109,14 @@ def learn_task(
             Called at each step with the number of transitions it added.
 
     Returns:
-        [`HistoryRecorder`]: the recorder with the histories of all streams.
+        [`HistoryRecorder`]: the recorder with the histories of all streams; stream i is of task i modulo their number.
     """
-    recorder = HistoryRecorder(
-        family.make_vec([job.task], num_envs=source.n_envs), -(-source.total_timesteps // source.n_envs), on_step
-    )
-    make_learner(source.algorithm, SB3VecEnv(recorder), job.learner_seed, source.hyperparameters).learn(
-        source.total_timesteps
-    )
+    tasks = len(job.tasks)
+    envs = family.make_vec(job.tasks, num_envs=tasks * source.n_envs)
+    recorder = HistoryRecorder(envs, -(-source.total_timesteps // source.n_envs), on_step)
+    seen = SourceObservation(recorder, family.source_observation) if family.source_observation else recorder
+    learner = make_learner(source.algorithm, SB3VecEnv(seen), job.learner_seed, source.hyperparameters)
+    learner.learn(tasks * source.total_timesteps)
     recorder.close()
     return recorder
 
@@ -137,7 +142,7 @@ def _end_with(sentinel: int) -> None:
 def _run_job(
     family: TaskFamily, source: Source, features: Features, max_piece_steps: int, path: Path, job: Job
 ) -> str:
-    """Learn one task and write its histories to `path`; returns the name of the file."""
+    """Learn a job's tasks and write their histories to `path`; returns the name of the file."""
     pending, last_report = 0, time.monotonic()
 
     def on_step(transitions: int) -> None:
@@ -147,8 +152,12 @@ def _run_job(
             _progress.put(pending)
             pending, last_report = 0, time.monotonic()
 
-    recorded = learn_task(family, source, job, on_step).recorded()
-    table = history_table(recorded, features, job.task.task_id, job.seed, max_piece_steps)
+    recorded, tasks = learn_task(family, source, job, on_step).recorded(), len(job.tasks)
+    tables = [
+        history_table(recorded.streams(slice(index, None, tasks)), features, task.task_id, job.seed, max_piece_steps)
+        for index, task in enumerate(job.tasks)
+    ]
+    table = pa.concat_tables(tables)
     with atomic_path(path) as temporary:
         feather.write_feather(table, temporary, compression="uncompressed")
     _progress.put(pending)
@@ -160,11 +169,21 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def make_jobs(tasks: Sequence[Task], seeds: Sequence[int], tasks_per_job: int = 1) -> list[Job]:
+    """A job for each seed and each task, or so many tasks of a split."""
+    jobs = []
+    for split in SPLITS:
+        chosen = [task for task in tasks if task.split == split]
+        groups = [tuple(chosen[start : start + tasks_per_job]) for start in range(0, len(chosen), tasks_per_job)]
+        jobs += [Job(group, seed) for group in groups for seed in seeds]
+    return jobs
+
+
 def _shards(jobs: Sequence[Job], jobs_per_shard: int) -> dict[str, list[Job]]:
     """Jobs of each shard by its name; the layout depends on the list of jobs alone."""
     shards = {}
     for split in SPLITS:
-        chosen = [job for job in jobs if job.task.split == split]
+        chosen = [job for job in jobs if job.tasks[0].split == split]
         groups = [chosen[start : start + jobs_per_shard] for start in range(0, len(chosen), jobs_per_shard)]
         for index, group in enumerate(groups):
             shards[f"{split}-{index:05d}-of-{len(groups):05d}.parquet"] = group
@@ -294,6 +313,7 @@ def collect(
     num_workers: int | None = None,
     shard_transitions: int = SHARD_TRANSITIONS,
     max_piece_steps: int | None = None,
+    tasks_per_job: int = 1,
 ) -> Path:
     r"""
     Learn every task of a family with a Stable-Baselines3 algorithm and write the learning histories as a dataset that
@@ -329,6 +349,9 @@ def collect(
         max_piece_steps (`int`, *optional*):
             Longer histories are cut into several rows, at episode borders; by default at 10,000 steps, and at 100
             where observations are frames, of which a row is decoded at a time.
+        tasks_per_job (`int`, *optional*, defaults to 1):
+            Tasks that one learner learns side by side. Only learners whose streams are independent of each other can:
+            TabularQ, UCB and ThompsonSampling.
 
     Returns:
         `Path`: the folder of the dataset.
@@ -345,11 +368,14 @@ def collect(
         num_workers=num_workers,
         shard_transitions=shard_transitions,
         max_piece_steps=1 if max_piece_steps is None else max_piece_steps,
+        tasks_per_job=tasks_per_job,
         number_of_seeds=len(seeds),
     )
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must differ from one another, got {list(seeds)}")
-    source = Source(algorithm, n_envs, total_timesteps, hyperparameters or {})
+    if tasks_per_job > 1 and not has_independent_streams(algorithm):
+        raise ValueError(f"{algorithm} learns one task at a time: set tasks_per_job to 1, got {tasks_per_job}")
+    source = Source(algorithm, n_envs, total_timesteps, hyperparameters or {}, tasks_per_job)
     tasks = family.tasks(split)
     metadata = _describe(family, tasks, source, seeds)
     output_dir = Path(output_dir)
@@ -364,8 +390,8 @@ def collect(
     for leftover in work.rglob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink()
 
-    jobs = [Job(task, seed) for task in tasks for seed in seeds]
-    shards = _shards(jobs, max(1, shard_transitions // total_timesteps))
+    jobs = make_jobs(tasks, seeds, tasks_per_job)
+    shards = _shards(jobs, max(1, shard_transitions // (total_timesteps * tasks_per_job)))
     finished_shards = work / "shards"
     parts = {shard: [work / job.file_name for job in group] for shard, group in shards.items()}
     unwritten = {
@@ -384,8 +410,8 @@ def collect(
 
     with tqdm(
         desc=f"collect {algorithm}",
-        total=total_timesteps * len(jobs),
-        initial=total_timesteps * (len(jobs) - len(to_do)),
+        total=total_timesteps * sum(len(job.tasks) for job in jobs),
+        initial=total_timesteps * sum(len(job.tasks) for job in jobs if job not in to_do),
         unit=" transitions",
         unit_scale=True,
     ) as bar:

@@ -12,16 +12,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-ALGORITHM_PACKAGES = ("stable_baselines3", "sb3_contrib")
+ALGORITHM_PACKAGES = ("stable_baselines3", "sb3_contrib", "ad_hf.sources.bandits", "ad_hf.sources.tabular")
 
 
 def available_algorithms() -> dict[str, type[BaseAlgorithm]]:
-    """Every algorithm that can be a source, by name: those of Stable-Baselines3 and, if installed, sb3-contrib."""
+    """Every algorithm that can be a source, by name: Stable-Baselines3's, if installed sb3-contrib's, and our own."""
     found = {}
     for package in ALGORITHM_PACKAGES:
         if importlib.util.find_spec(package) is not None:
             for name, value in vars(importlib.import_module(package)).items():
-                if inspect.isclass(value) and issubclass(value, BaseAlgorithm):
+                if inspect.isclass(value) and issubclass(value, BaseAlgorithm) and not inspect.isabstract(value):
                     found[name] = value
     return found
 
@@ -39,9 +39,14 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
     return algorithms[name]
 
 
+def has_independent_streams(algorithm: str) -> bool:
+    """Whether an algorithm learns in each of its environments as if there were no other."""
+    return getattr(find_algorithm(algorithm), "independent_streams", False)
+
+
 def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> None:
     """Raise a `ValueError` that names every hyper-parameter that an algorithm does not take."""
-    accepted = set(inspect.signature(find_algorithm(algorithm)).parameters) - {"env", "seed"}
+    accepted = set(inspect.signature(find_algorithm(algorithm)).parameters) - {"env", "seed", "_init_setup_model"}
     unknown = sorted(set(hyperparameters) - accepted)
     if unknown:
         raise ValueError(

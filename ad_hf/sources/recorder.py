@@ -32,6 +32,14 @@ class RecordedSteps:
     truncations: np.ndarray
     final_observations: list[np.ndarray]
 
+    def streams(self, chosen: slice) -> RecordedSteps:
+        """Some of the streams."""
+        arrays = {
+            name: getattr(self, name)[chosen]
+            for name in ("observations", "actions", "rewards", "terminations", "truncations")
+        }
+        return RecordedSteps(**arrays, final_observations=self.final_observations[chosen])
+
 
 class HistoryRecorder(VectorWrapper):
     r"""

@@ -121,7 +121,7 @@ def test_grid_without_values_is_refused_by_name(values):
     ],
 )
 def test_family_without_an_id_or_with_two_lists_of_tasks_is_refused(config):
-    with pytest.raises(ValueError, match="env_id and either tasks or grid"):
+    with pytest.raises(ValueError, match="env_id and one of tasks, grid, splits"):
         TaskFamily.from_config(config)
 
 

@@ -1,0 +1,96 @@
+"""Upper confidence bounds and Thompson sampling for bandits, vectorised over streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from ad_hf.envs.sb3 import Steps
+from ad_hf.sources.streams import StreamAlgorithm, state_count
+
+
+class BanditAlgorithm(StreamAlgorithm):
+    """Base of learners that count, for each stream, how often each arm was pulled and what it paid."""
+
+    def _tables(self) -> dict[str, torch.Tensor]:
+        if state_count(self.observation_space) != 1:
+            raise ValueError(f"a bandit has one observation, this environment has those of {self.observation_space}")
+        assert isinstance(self.action_space, spaces.Discrete)
+        self._rows = np.arange(self.n_envs)
+        shape = (self.n_envs, int(self.action_space.n))
+        return {"pulls": torch.zeros(shape), "paid": torch.zeros(shape)}
+
+    def _means(self) -> np.ndarray:
+        return self.tables["paid"] / np.maximum(self.tables["pulls"], 1)
+
+    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
+        self.tables["pulls"][self._rows, actions] += 1
+        self.tables["paid"][self._rows, actions] += steps.rewards
+
+
+class UCB(BanditAlgorithm):
+    r"""
+    UCB1 (Auer et al., 2002): pulls the arm whose mean is highest, with a bonus of
+    `exploration * sqrt(log(trials) / pulls)`; arms that were never pulled come first.
+
+    Args:
+        policy, env, seed, tensorboard_log, verbose, device:
+            As of [`~ad_hf.sources.streams.StreamAlgorithm`]; there is one observation.
+        exploration (`float`, *optional*, defaults to 1.4142):
+            Weight of the bonus; the square root of 2 is UCB1's.
+
+    Raises:
+        ValueError: for a negative `exploration`, and for environments with more than one observation.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        env: Any,
+        exploration: float = 2**0.5,
+        seed: int | None = None,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        device: torch.device | str = "cpu",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if exploration < 0:
+            raise ValueError(f"exploration must not be negative, got {exploration}")
+        self.exploration = exploration
+        super().__init__(policy, env, seed, tensorboard_log, verbose, device, _init_setup_model)
+
+    def _score(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
+        if deterministic:
+            return self._means()
+        pulls = self.tables["pulls"]
+        trials = np.maximum(pulls.sum(axis=1, keepdims=True), 1)
+        bonus = self.exploration * np.sqrt(np.log(trials) / np.maximum(pulls, 1))
+        return np.where(pulls == 0, np.inf, self._means() + bonus)
+
+
+class ThompsonSampling(BanditAlgorithm):
+    r"""
+    Thompson sampling for arms that pay 0 or 1 (Thompson, 1933): pulls the arm whose mean, drawn from its posterior
+    under a uniform prior, is highest.
+
+    Args:
+        policy, env, seed, tensorboard_log, verbose, device:
+            As of [`~ad_hf.sources.streams.StreamAlgorithm`]; there is one observation.
+
+    Raises:
+        ValueError: for rewards other than 0 and 1, and for environments with more than one observation.
+    """
+
+    def _score(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
+        if deterministic:
+            return self._means()
+        paid, pulls = self.tables["paid"], self.tables["pulls"]
+        return self._rng.beta(1 + paid, 1 + pulls - paid)
+
+    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
+        if not np.isin(steps.rewards, (0, 1)).all():
+            raise ValueError(f"Thompson sampling expects rewards of 0 or 1, got {np.unique(steps.rewards)}")
+        super()._learn_from(observations, actions, steps)

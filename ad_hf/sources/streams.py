@@ -1,0 +1,192 @@
+"""Learners whose parallel environments learn each for itself, with Stable-Baselines3's interface."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+
+from ad_hf.envs.sb3 import Steps, step_vec_env
+from ad_hf.envs.source_observation import categories
+
+
+class TablePolicy(BasePolicy):
+    r"""
+    Tables of numbers, one row of each for every stream, that are saved with the learner.
+
+    Args:
+        observation_space, action_space (`gymnasium.Space`):
+            Of one environment.
+        tables (`dict[str, torch.Tensor]`):
+            The tables by name, (streams, ...).
+        score (`Callable`):
+            From observations (streams, ...) and whether to be deterministic to the scores of the actions
+            (streams, actions).
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, tables: Any, score: Any) -> None:
+        super().__init__(observation_space, action_space)
+        for name, table in tables.items():
+            self.register_buffer(name, table)
+        self._score = score
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> torch.Tensor:
+        return torch.as_tensor(self._score(np.asarray(observation), deterministic).argmax(axis=1))
+
+    def obs_to_tensor(self, observation: Any) -> Any:
+        """Observations as they are: tables are looked up by integers."""
+        space = self.observation_space
+        observations = np.asarray(observation)
+        vectorised = observations.ndim > len(space.shape or ())
+        return observations.reshape(-1, *(space.shape or ())), vectorised
+
+
+def break_ties(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The best action of each row of scores (streams, actions), with even chances among equals; (streams,)."""
+    best = scores == scores.max(axis=1, keepdims=True)
+    return (best * (rng.random(scores.shape, dtype=np.float32) + 0.5)).argmax(axis=1)
+
+
+class StreamAlgorithm(BaseAlgorithm):
+    r"""
+    Base of learners that learn in each of their environments as if there were no other. So many tasks can be learnt
+    by one learner, in one vector of environments.
+
+    Streams are told apart by their position: `predict` takes one observation for every stream.
+
+    Args:
+        policy (`str`):
+            Given for the sake of the interface: there is a table and no network.
+        env (`VecEnv`):
+            The environments, of discrete actions.
+        seed (`int`, *optional*):
+            Of the learner and its environments.
+        tensorboard_log, verbose, device:
+            As of every algorithm of Stable-Baselines3.
+    """
+
+    independent_streams: ClassVar[bool] = True
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TablePolicy}
+
+    def __init__(
+        self,
+        policy: str,
+        env: GymEnv | str | None,
+        seed: int | None = None,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        device: torch.device | str = "cpu",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=0.0,
+            seed=seed,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device="cpu",
+            support_multi_env=True,
+            supported_action_spaces=(spaces.Discrete,),
+        )
+        if _init_setup_model:
+            self._setup_model()
+
+    @abstractmethod
+    def _tables(self) -> dict[str, torch.Tensor]:
+        """The tables at the start, each (streams, ...)."""
+
+    @abstractmethod
+    def _score(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
+        """Scores (streams, actions) of which the best is acted on, for observations (streams, ...)."""
+
+    @abstractmethod
+    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
+        """Learn from a step of all streams: what was seen (streams, ...) and done (streams,), and what came of it."""
+
+    def _setup_model(self) -> None:
+        self.set_random_seed(self.seed)
+        self._rng = np.random.default_rng(self.seed)
+        tables = self._tables()
+        self.policy = TablePolicy(self.observation_space, self.action_space, tables, self._score_of_all)
+        self.tables = {name: getattr(self.policy, name).numpy() for name in tables}  # the same memory
+
+    def _score_of_all(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
+        if len(observations) != self.n_envs:
+            raise ValueError(
+                f"expected one observation for each of {self.n_envs} streams, which learn each for itself, got "
+                f"{len(observations)}"
+            )
+        return self._score(observations, deterministic)
+
+    def _explore(self, observations: np.ndarray) -> np.ndarray:
+        """Actions (streams,) while learning."""
+        return break_ties(self._score(observations, deterministic=False), self._rng)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "tables"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy"], []
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> StreamAlgorithm:
+        """Learn from so many transitions, over all streams; arguments as of every Stable-Baselines3 algorithm."""
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        assert self.env is not None
+        callback.on_training_start(locals(), globals())
+        callback.on_rollout_start()
+        while self.num_timesteps < total_timesteps:
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            observations: Any = self._last_obs
+            actions = self._explore(observations)
+            steps = step_vec_env(self.env, actions)
+            self.num_timesteps += self.env.num_envs
+            self._learn_from(observations, actions, steps)
+            self._last_obs = steps.observations
+            rewards, dones = steps.rewards, steps.terminations | steps.truncations
+            callback.update_locals({**locals(), "infos": []})
+            if not callback.on_step():
+                break
+            del rewards, dones  # which callbacks look for among the locals
+        callback.on_rollout_end()
+        callback.on_training_end()
+        return self
+
+
+def state_count(space: spaces.Space) -> int:
+    """
+    Number of elements of a discrete space.
+
+    Raises:
+        ValueError: for another space.
+    """
+    sizes = categories(space)
+    if sizes is None:
+        raise ValueError(f"a table needs observations of a Discrete, MultiDiscrete or MultiBinary space, got {space}")
+    return int(np.prod(sizes))
+
+
+def state_numbers(observations: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """Numbers (streams,) of elements (streams, ...) of a discrete space."""
+    sizes = categories(space)
+    assert sizes is not None
+    if observations.ndim == 1:
+        return observations
+    strides = np.concatenate([np.cumprod(sizes[:0:-1])[::-1], [1]])
+    return observations @ strides
