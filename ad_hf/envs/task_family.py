@@ -57,6 +57,7 @@ class FamilyConfig:
         native_vector: Whether the id's own vector entry point takes the tasks' keyword arguments, stacked into arrays.
         source_observation: Spaces, as JSON, of entries of the environments' infos that the source sees beside the
             observation: `{has_key: {type: Discrete, n: 2}}`.
+        report_by: Keyword argument of the tasks by whose values reports group them.
     """
 
     env_id: str = ""
@@ -73,6 +74,7 @@ class FamilyConfig:
     random_return: str | None = None
     native_vector: bool = False
     source_observation: dict[str, Any] | None = None
+    report_by: str | None = None
 
 
 def _expand_grid(grid: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,6 +154,8 @@ class TaskFamily:
         source_observation (`dict[str, dict]`, *optional*):
             Spaces as JSON of entries of the infos that the source sees beside the observation: see
             [`~ad_hf.envs.source_observation.SourceObservation`].
+        report_by (`str`, *optional*):
+            Keyword argument of the tasks by whose values reports group them.
 
     Raises:
         ValueError: if there are too few tasks for the split.
@@ -171,11 +175,13 @@ class TaskFamily:
         num_train_tasks: int | None = None,
         random_return: Callable[..., float] | None = None,
         source_observation: dict[str, dict[str, Any]] | None = None,
+        report_by: str | None = None,
     ) -> None:
         self.env_id = env_id
         self.env_kwargs = dict(env_kwargs or {})
         self.native_vector = native_vector
         self.source_observation = source_observation
+        self.report_by = report_by
         self._optimal_return, self._random_return = optimal_return, random_return
         sizes = {"train": num_train_tasks, "validation": num_validation_tasks, "test": num_test_tasks}
         if isinstance(tasks, Mapping):
@@ -231,6 +237,7 @@ class TaskFamily:
             random_return=_import_function(config.random_return, "random_return"),
             native_vector=config.native_vector,
             source_observation=config.source_observation,
+            report_by=config.report_by,
         )
 
     @classmethod

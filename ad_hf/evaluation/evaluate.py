@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import numpy as np
@@ -31,12 +31,16 @@ class Evaluation:
             Steps of each episode.
         seed (`int`):
             Seed of the first environment's rollout; environment i of the flattened first two axes has `seed + i`.
+        step_rewards (`np.ndarray` of shape `(num_seeds, num_tasks, num_steps)`, *optional*):
+            Of rollouts of a single episode, in which all there is to learn is learnt, the reward of each step, if
+            episodes are equally long.
     """
 
     tasks: list[Task]
     returns: np.ndarray
     lengths: np.ndarray
     seed: int
+    step_rewards: np.ndarray | None = None
 
     @property
     def final_returns(self) -> np.ndarray:
@@ -130,6 +134,8 @@ def evaluate(
     """
     asked = RolloutConfig(num_episodes=num_episodes, seed=seed)
     config = asked.resolve(rollout_config or RolloutConfig(), model.rollout_config)
+    if config.num_episodes == 1:
+        config = replace(config, output_steps=True)
     tasks = family.tasks(split)
     if not tasks:
         raise ValueError(f"the family has no {split} tasks to evaluate on")
@@ -144,4 +150,7 @@ def evaluate(
     finished = int((~np.isnan(returns)).sum(axis=2).min())
     if not finished:
         raise ValueError(f"some environment finished no episode in {config.max_steps} steps: raise rollout.max_steps")
-    return Evaluation(tasks, returns[..., :finished], lengths[..., :finished], config.seed)
+    steps = None
+    if config.num_episodes == 1 and (lengths == lengths[0, 0, 0]).all():
+        steps = output["rewards"].reshape(*shape[:2], -1)
+    return Evaluation(tasks, returns[..., :finished], lengths[..., :finished], config.seed, steps)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 INK, AD_COLOUR, SOURCE_COLOUR, OPTIMUM_COLOUR = "#22252b", "#d1495b", "#30638e", "#8d96a0"
 
 
+def axes_are_returns(report: dict[str, Any]) -> bool:
+    """Whether a report's curves are of returns of episodes, and not of single steps' rewards."""
+    return report["curves"]["of"] == "return of an episode"
+
+
 def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, report: dict[str, Any]) -> None:
     """
     A model's return on held-out tasks by environment steps, beside its source's if that is known, as a PNG.
@@ -38,7 +43,7 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
     for curve, colour, label in curves:
         axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(curve.env_steps, curve.mean, color=colour, linewidth=2, label=label)
-    if report["optimal_return"] is not None:
+    if report["optimal_return"] is not None and axes_are_returns(report):
         axes.axhline(report["optimal_return"], color=OPTIMUM_COLOUR, linestyle="--", linewidth=1.2, label="optimum")
     steps = report["env_steps_to_90"]
     for name, colour in (("ad", AD_COLOUR), ("source", SOURCE_COLOUR)):
@@ -58,8 +63,8 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
         axes.set_ylim(bottom=0)
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top + 0.25 * (top - bottom))  # room for the legend above the curves
-    axes.set_xlabel("environment steps on the task, all parallel streams counted")
-    axes.set_ylabel("return of an episode")
+    axes.set_xlabel("environment steps on the task, all streams that learn together counted")
+    axes.set_ylabel(report["curves"]["of"])
     faster = f", {steps['ratio']:.0f} times fewer steps than its source" if steps["ratio"] else ""
     axes.set_title(
         f"{report.get('env_id', 'Held-out tasks')}: {report['num_test_tasks']} tasks never seen in training{faster}",

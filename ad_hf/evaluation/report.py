@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ad_hf.envs.task_family import TaskFamily
+from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.evaluation.evaluate import FINAL_EPISODES, Evaluation
 from ad_hf.files import atomic_path, write_text
 from ad_hf.histories.dataset import HistoryDataset, load_histories
@@ -69,36 +69,56 @@ def bootstrap_curve(returns: np.ndarray, env_steps: np.ndarray, resamples: int =
     return Curve(env_steps, returns.mean(axis=(0, 1)), low, high)
 
 
-def source_returns(dataset: str | Path | HistoryDataset, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+@dataclass
+class SourceCurves:
     """
-    A source's own learning curves, from its histories.
+    A source's own learning curves.
 
-    Returns:
-        Returns (num_streams, num_tasks, num_episodes), cut to the episodes that every stream finished, and the
-        environment steps (num_episodes,) that a source took on average until the end of each, over all its streams.
+    Attributes:
+        returns (`np.ndarray` of shape `(num_streams, num_tasks, num_episodes)`):
+            Return of each episode, cut to the episodes that every stream finished.
+        env_steps (`np.ndarray` of shape `(num_episodes,)`):
+            Steps that a source took on average until the end of each, over all streams that it learns from.
+        step_rewards (`np.ndarray` of shape `(num_streams, num_tasks, num_steps)`, *optional*):
+            Reward of each step of the first episode, if all first episodes are equally long.
+        streams_per_learner (`int`):
+            Streams that a source learns from: 1 if each learns for itself.
     """
+
+    returns: np.ndarray
+    env_steps: np.ndarray
+    step_rewards: np.ndarray | None
+    streams_per_learner: int
+
+
+def source_curves(dataset: str | Path | HistoryDataset, split: str = "test") -> SourceCurves:
+    """A source's own learning curves, from its histories of a split's tasks."""
     columns = ["task_id", "stream", "piece", "rewards", "terminations", "truncations"]
     rows, metadata = load_histories(dataset, split, columns=columns)
-    streams: dict[tuple[int, int], list[np.ndarray]] = {}
-    lengths: dict[tuple[int, int], list[np.ndarray]] = {}
+    rewards: dict[tuple[int, int], list[np.ndarray]] = {}
+    ends: dict[tuple[int, int], list[np.ndarray]] = {}
     runs: dict[int, int] = {}
     for row in rows.with_format("numpy"):
-        task, ends = int(row["task_id"]), row["terminations"] | row["truncations"]
+        task = int(row["task_id"])
         if row["piece"] == 0:  # with several seeds, a task has a run of each stream for every seed
             runs[task] = runs.get(task, -1) + 1
-            streams[task, runs[task]], lengths[task, runs[task]] = [], []
-        stops = np.flatnonzero(ends) + 1
-        starts = np.concatenate([[0], stops])[:-1]
-        totals = np.concatenate([[0.0], np.cumsum(row["rewards"])])
-        streams[task, runs[task]].append(totals[stops] - totals[starts])
-        lengths[task, runs[task]].append(stops - starts)
-    episodes = min(sum(map(len, parts)) for parts in streams.values())
-    tasks = sorted(runs)
-    shape = (-1, len(tasks), episodes)
-    order = [(task, run) for run in range(min(runs.values()) + 1) for task in tasks]
-    returns = np.stack([np.concatenate(streams[key])[:episodes] for key in order]).reshape(shape)
-    steps = np.stack([np.concatenate(lengths[key])[:episodes] for key in order]).reshape(shape)
-    return returns, steps.mean(axis=(0, 1)).cumsum() * metadata.source["n_envs"]
+            rewards[task, runs[task]], ends[task, runs[task]] = [], []
+        rewards[task, runs[task]].append(row["rewards"])
+        ends[task, runs[task]].append(row["terminations"] | row["truncations"])
+    order = [(task, run) for run in range(min(runs.values()) + 1) for task in sorted(runs)]
+    totals = [np.concatenate([[0.0], np.concatenate(rewards[key]).cumsum()]) for key in order]
+    stops = [np.flatnonzero(np.concatenate(ends[key])) + 1 for key in order]
+    episodes = min(map(len, stops))
+    stops = [np.concatenate([[0], stop[:episodes]]) for stop in stops]
+    shape = (len(order) // len(runs), len(runs), episodes)
+    returns = np.stack([np.diff(total[stop]) for total, stop in zip(totals, stops)]).reshape(shape)
+    steps = np.stack([stop[1:] for stop in stops]).reshape(shape).mean(axis=(0, 1))
+    first = {int(stop[1]) for stop in stops if episodes}
+    by_step = None
+    if len(first) == 1:
+        by_step = np.stack([np.diff(total[: min(first) + 1]) for total in totals]).reshape(*shape[:2], -1)
+    together = 1 if metadata.source.get("independent_streams") else metadata.source["n_envs"]
+    return SourceCurves(returns, steps * together, by_step, together)
 
 
 def steps_to_level(curve: Curve, level: float) -> int | None:
@@ -111,6 +131,41 @@ def steps_to_level(curve: Curve, level: float) -> int | None:
     smooth = np.convolve(curve.mean, np.full(width, 1 / width), mode="valid")
     reached = np.flatnonzero(smooth >= level)
     return int(curve.env_steps[reached[0] + width - 1]) if reached.size else None
+
+
+def _curves(evaluation: Evaluation, learnt: SourceCurves | None) -> tuple[Curve, Curve | None]:
+    """Curves of a model and its source: return by episode or, of rollouts of one episode, reward by step."""
+    if evaluation.step_rewards is None:
+        ad = bootstrap_curve(evaluation.returns, evaluation.lengths.mean(axis=(0, 1)).cumsum())
+        return ad, None if learnt is None else bootstrap_curve(learnt.returns, learnt.env_steps)
+    ad = bootstrap_curve(evaluation.step_rewards, np.arange(1, evaluation.step_rewards.shape[2] + 1))
+    if learnt is None or learnt.step_rewards is None:
+        return ad, None
+    steps = np.arange(1, learnt.step_rewards.shape[2] + 1) * learnt.streams_per_learner
+    return ad, bootstrap_curve(learnt.step_rewards, steps)
+
+
+def normalized_return(returns: dict[str, np.ndarray | None]) -> float | None:
+    """(return - random) / (source - random), each the mean over tasks; `None` where they are not known."""
+    means = {name: None if values is None else float(values.mean()) for name, values in returns.items()}
+    own, random, source = means["return"], means["random"], means["source"]
+    if own is None or random is None or source is None or source == random:
+        return None
+    return (own - random) / (source - random)
+
+
+def _groups(
+    family: TaskFamily, tasks: list[Task], returns: dict[str, np.ndarray | None]
+) -> dict[str, dict[str, float | None]]:
+    """Mean returns of all tasks together, and of those that have a value of the family's `report_by` in common."""
+    names = [str(task.kwargs.get(family.report_by)) if family.report_by else "all" for task in tasks]
+    groups = {"all": np.ones(len(tasks), dtype=bool)} | {name: np.array(names) == name for name in sorted(set(names))}
+    found = {}
+    for name, chosen in groups.items():
+        own = {key: None if values is None else values[chosen] for key, values in returns.items()}
+        found[name] = {key: None if values is None else float(values.mean()) for key, values in own.items()}
+        found[name] |= {"normalized": normalized_return(own), "num_tasks": int(chosen.sum())}
+    return found
 
 
 def write_report(
@@ -142,42 +197,49 @@ def write_report(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     opened = None if dataset is None else HistoryDataset.open(dataset)
-    returns = evaluation.returns
-    ad = bootstrap_curve(returns, evaluation.lengths.mean(axis=(0, 1)).cumsum())
-    source = None if opened is None else bootstrap_curve(*source_returns(opened))
+    learnt = None if opened is None else source_curves(opened)
+    ad, source = _curves(evaluation, learnt)
     optimal = family.optimal_returns(evaluation.tasks)
     final = evaluation.final_returns.mean(axis=(0, 2))  # (num_tasks,)
     final_interval = bootstrap_curve(evaluation.final_returns.mean(axis=2, keepdims=True), np.zeros(1))
-    test_return = float(final.mean())
-    level = test_return - 0.1 * abs(test_return)
+    test_return, episodes = float(final.mean()), evaluation.returns.shape[2]
+    last = test_return if evaluation.step_rewards is None else float(ad.mean[-FINAL_EPISODES:].mean())
+    level = last - 0.1 * abs(last)
     steps = {"ad": steps_to_level(ad, level), "source": None if source is None else steps_to_level(source, level)}
     ratio = steps["source"] / steps["ad"] if steps["source"] and steps["ad"] else None
+    by_task = {
+        "return": final,
+        "optimal": optimal,
+        "random": family.random_returns(evaluation.tasks),
+        "source": None if learnt is None else learnt.returns[..., -FINAL_EPISODES:].mean(axis=(0, 2)),
+    }
     report = {
         "test_return_final": test_return,
         "test_return_final_interval": [float(final_interval.low[0]), float(final_interval.high[0])],
-        "test_return_first": float(returns[..., 0].mean()),
+        "test_return_first": float(evaluation.returns[..., 0].mean()),
         "optimal_return": None if optimal is None else float(optimal.mean()),
         "fraction_of_optimal": test_return / float(optimal.mean()) if optimal is not None and optimal.any() else None,
-        "source_return_final": None if source is None else float(source.mean[-FINAL_EPISODES:].mean()),
+        "source_return_final": None if by_task["source"] is None else float(by_task["source"].mean()),
+        "groups": _groups(family, evaluation.tasks, by_task),
         "env_steps_to_90": {**steps, "level": level, "ratio": ratio},
-        "final_episodes": [max(1, returns.shape[2] - FINAL_EPISODES + 1), returns.shape[2]],
+        "final_episodes": [max(1, episodes - FINAL_EPISODES + 1), episodes],
         "num_test_tasks": len(evaluation.tasks),
-        "num_rollout_seeds": returns.shape[0],
+        "num_rollout_seeds": evaluation.returns.shape[0],
         "rollout_seed": evaluation.seed,
         "tasks": [
-            {
-                "task_id": task.task_id,
-                "kwargs": task.kwargs,
-                "return": float(final[index]),
-                "optimal": None if optimal is None else float(optimal[index]),
-            }
+            {"task_id": task.task_id, "kwargs": task.kwargs}
+            | {name: None if values is None else float(values[index]) for name, values in by_task.items()}
             for index, task in enumerate(evaluation.tasks)
         ],
         "dataset": None if opened is None else opened.to_json(),
         "source": None if opened is None else opened.metadata.source,
         **details,
         "versions": package_versions(VERSIONED_PACKAGES),
-        "curves": {"ad": ad.to_json(), "source": None if source is None else source.to_json()},
+        "curves": {
+            "of": "return of an episode" if evaluation.step_rewards is None else "reward of a step",
+            "ad": ad.to_json(),
+            "source": None if source is None else source.to_json(),
+        },
     }
     from ad_hf.evaluation.plots import plot_learning_curves  # only here is matplotlib needed
 

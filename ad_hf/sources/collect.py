@@ -66,6 +66,8 @@ class Source:
             Arguments of the algorithm.
         tasks_per_job (`int`, *optional*, defaults to 1):
             Tasks that one learner learns side by side, if its streams are independent of each other.
+        independent_streams (`bool`, *optional*, defaults to `False`):
+            Whether they are, that is, whether each stream learns from its own steps alone.
     """
 
     algorithm: str
@@ -73,6 +75,7 @@ class Source:
     total_timesteps: int
     hyperparameters: dict[str, Any]
     tasks_per_job: int = 1
+    independent_streams: bool = False
 
 
 @dataclass(frozen=True)
@@ -373,9 +376,10 @@ def collect(
     )
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must differ from one another, got {list(seeds)}")
-    if tasks_per_job > 1 and not has_independent_streams(algorithm):
+    independent = has_independent_streams(algorithm)
+    if tasks_per_job > 1 and not independent:
         raise ValueError(f"{algorithm} learns one task at a time: set tasks_per_job to 1, got {tasks_per_job}")
-    source = Source(algorithm, n_envs, total_timesteps, hyperparameters or {}, tasks_per_job)
+    source = Source(algorithm, n_envs, total_timesteps, hyperparameters or {}, tasks_per_job, independent)
     tasks = family.tasks(split)
     metadata = _describe(family, tasks, source, seeds)
     output_dir = Path(output_dir)

@@ -23,6 +23,7 @@ def make_report(**entries):
         "num_rollout_seeds": 2,
         "env_id": "ad_hf/DarkRoom-v0",
         "source": {"algorithm": "A2C"},
+        "curves": {"of": "return of an episode"},
         **entries,
     }
 

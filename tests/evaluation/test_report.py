@@ -11,7 +11,7 @@ from PIL import Image
 import ad_hf
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import Evaluation, evaluate
-from ad_hf.evaluation.report import Curve, bootstrap_curve, source_returns, steps_to_level, write_report
+from ad_hf.evaluation.report import Curve, bootstrap_curve, source_curves, steps_to_level, write_report
 
 N_ENVS = 2
 
@@ -72,7 +72,8 @@ def finished_episodes(dataset):
 
 
 def assert_is_recomputed(dataset):
-    returns, steps = source_returns(dataset)
+    curves = source_curves(dataset)
+    returns, steps = curves.returns, curves.env_steps
 
     tasks = finished_episodes(dataset)
     shortest = min(len(finished) for histories in tasks for finished in histories)
@@ -91,7 +92,7 @@ def test_source_returns_are_those_of_the_rows_over_seeds_streams_and_pieces(room
     episodes = assert_is_recomputed(room_histories)
 
     assert episodes.shape == (3, 2 * N_ENVS, 6, 2)
-    assert source_returns(room_histories)[1].tolist() == [8, 16, 24, 32, 40, 48]
+    assert source_curves(room_histories).env_steps.tolist() == [8, 16, 24, 32, 40, 48]
 
 
 def test_source_returns_leave_out_episodes_that_were_not_finished(pole_histories):
@@ -200,7 +201,7 @@ def test_report_holds_what_it_promises(tmp_path, evaluation, dark_room_family, r
     assert read_strictly(tmp_path / "report.json") == report
     final = evaluation.returns[..., -10:]
     optimal = dark_room_family.optimal_returns(evaluation.tasks)
-    source, _ = source_returns(room_histories)
+    source = source_curves(room_histories).returns
     assert report["test_return_final"] == pytest.approx(final.mean())
     assert report["test_return_final_interval"][0] < report["test_return_final"]
     assert report["test_return_final"] < report["test_return_final_interval"][1]
@@ -229,9 +230,10 @@ def test_report_times_both_curves_to_90_percent_of_the_final_level(
 ):
     report = write_report(tmp_path, evaluation, dark_room_family, room_histories, {})
 
+    source = source_curves(room_histories)
     curves = {
         "ad": bootstrap_curve(evaluation.returns, 4.0 * np.arange(1, 26)),
-        "source": bootstrap_curve(*source_returns(room_histories)),
+        "source": bootstrap_curve(source.returns, source.env_steps),
     }
     steps = report["env_steps_to_90"]
     assert steps["level"] == pytest.approx(0.9 * report["test_return_final"])
@@ -255,8 +257,10 @@ def test_report_without_histories_is_of_the_model_alone(tmp_path, evaluation, da
     assert report["curves"]["source"] is None
     assert report["curves"]["ad"] == with_source["curves"]["ad"]
     assert report["env_steps_to_90"] == {**with_source["env_steps_to_90"], "source": None, "ratio": None}
-    for name in ("test_return_final", "test_return_first", "optimal_return", "tasks"):
+    for name in ("test_return_final", "test_return_first", "optimal_return"):
         assert report[name] == with_source[name]
+    for task, other in zip(report["tasks"], with_source["tasks"], strict=True):
+        assert task == {**other, "source": None}
 
 
 def test_report_draws_a_picture(tmp_path, evaluation, dark_room_family, room_histories):

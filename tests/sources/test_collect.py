@@ -196,7 +196,11 @@ def test_metadata_describes_tasks_spaces_and_source(collected):
     assert space_from_json(metadata.observation_space) == envs.single_observation_space
     assert space_from_json(metadata.action_space) == envs.single_action_space
     source = ("algorithm", "n_envs", "total_timesteps", "hyperparameters")
-    assert metadata.source == {**{name: COLLECTION[name] for name in source}, "tasks_per_job": 1}
+    assert metadata.source == {
+        **{name: COLLECTION[name] for name in source},
+        "tasks_per_job": 1,
+        "independent_streams": False,
+    }
     assert metadata.seeds == COLLECTION["seeds"]
     assert metadata.versions["gymnasium"] == gym.__version__
 
