@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -251,10 +252,24 @@ def row_groups(table: pa.Table) -> Iterator[pa.Table]:
 
     Runs hold up to 16 MiB in memory, and more only if a single history does.
     """
-    begins = np.flatnonzero(np.asarray(table["start_step"]) == 0).tolist()
-    first = 0
-    for begin, after in zip(begins[1:], [*begins[2:], len(table)]):
-        if table.slice(first, after - first).nbytes > ROW_GROUP_BYTES:
-            yield table.slice(first, begin - first)
-            first = begin
-    yield table.slice(first)
+    borders = np.append(np.flatnonzero(np.asarray(table["start_step"]) == 0), len(table)).tolist()
+    first = 0  # border at which the next run begins
+    while first + 1 < len(borders):
+        rest = table.slice(borders[first])
+        sizes = _SizesUpTo(rest, [border - borders[first] for border in borders[first + 1 :]])
+        count = max(1, bisect_right(sizes, ROW_GROUP_BYTES))
+        yield rest.slice(0, borders[first + count] - borders[first])
+        first += count
+
+
+class _SizesUpTo(Sequence[int]):
+    """Bytes of a table up to each of some rows, counted when they are asked for: of the few that a search looks at."""
+
+    def __init__(self, table: pa.Table, stops: list[int]) -> None:
+        self.table, self.stops = table, stops
+
+    def __len__(self) -> int:
+        return len(self.stops)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.table.slice(0, self.stops[index]).nbytes
