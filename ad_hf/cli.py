@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
+  ad-hf recipes                                             what there is
   ad-hf quickstart                                          collect, train and report on Dark Room
   ad-hf collect --recipe dark_room --output_dir histories
   ad-hf train --recipe dark_room --dataset histories --output_dir runs/dark_room --training.learning_rate 3e-4
@@ -84,6 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--num_seeds", type=int, default=3, help="rollouts per test task (default: %(default)s)")
     verb.add_argument("--dataset", metavar="DIR|ID", help="histories to take instead of collecting any")
     verb.add_argument("--config_name", help="configuration of the dataset")
+
+    add_verb("recipes", "List the recipes that come with the package, with their sizes and times.")
 
     verb = add_verb("collect", "Let a source learn every task, and write its learning histories as a dataset.")
     verb.add_argument("--output_dir", default="histories", help="folder of the dataset (default: %(default)s)")
@@ -185,10 +188,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from ad_hf import pipeline
     from ad_hf.recipe import load_recipe
+    from ad_hf.recipe_list import recipe_table
 
     disable_progress_bar()  # of loading a model's weights, which takes no time
     if arguments.verb == "push":
         push(arguments, overrides)
+        return
+    if arguments.verb == "recipes":
+        refuse(overrides)
+        print(recipe_table())
         return
     recipe = load_recipe(arguments.recipe, overrides)
     if arguments.verb == "quickstart":
@@ -215,6 +223,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"model: {arguments.output_dir}/model   metrics: {arguments.output_dir}/metrics.jsonl")
     else:
         rollout(arguments, recipe)
+
+
+def refuse(unknown: Sequence[str]) -> None:
+    """Refuse options that a verb without settings does not have."""
+    if unknown:
+        raise ValueError(f"unknown options: {' '.join(unknown)}")
 
 
 def rollout(arguments: argparse.Namespace, recipe: Recipe) -> None:
@@ -245,8 +259,7 @@ def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     """Push a dataset or a model."""
     from ad_hf.hub.push import push_dataset, push_model
 
-    if unknown:
-        raise ValueError(f"unknown options: {' '.join(unknown)}")
+    refuse(unknown)
     if arguments.kind == "model" and arguments.config_name is not None:
         raise ValueError("--config_name is for datasets: a model has no configurations")
     settings = {"private": arguments.private, "revision": arguments.revision}
@@ -262,8 +275,7 @@ def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     from ad_hf.envs.task_family import TaskFamily
     from ad_hf.histories.convert import from_arrays, from_minari, to_minari
 
-    if unknown:
-        raise ValueError(f"unknown options: {' '.join(unknown)}")
+    refuse(unknown)
     others = ("verb", "direction", "help", "debug")
     settings = {name: value for name, value in vars(arguments).items() if name not in others}
     try:
