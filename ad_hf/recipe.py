@@ -115,7 +115,10 @@ class Recipe:
 
 # Fields that hold whatever an environment, an algorithm or a model takes.
 FREE_FIELDS = (
-    *(("family", name) for name in ("env_kwargs", "tasks", "grid", "splits", "source_observation")),
+    *(
+        ("family", name)
+        for name in ("env_kwargs", "tasks", "grid", "random", "splits", "wrappers", "source_observation")
+    ),
     ("source", "hyperparameters"),
     ("model", "backbone_config"),
 )

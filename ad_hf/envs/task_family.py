@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pydoc import locate
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from ad_hf.envs.making import make_env, read_wrappers
+from ad_hf.envs.tasks import WAYS, described_tasks, import_callable
 
 SPLITS = ("train", "validation", "test")
 
@@ -25,7 +26,7 @@ class Task:
         task_id (`int`):
             Index in the family's list of tasks; stable as long as the list is.
         kwargs (`dict`):
-            The environment's keyword arguments that make this task (a goal, a seed, arm means).
+            The environment's keyword arguments, or attributes, that make this task (a goal, a seed, arm means).
         split (`str`):
             `"train"`, `"validation"` or `"test"`.
     """
@@ -42,10 +43,17 @@ class FamilyConfig:
     Args:
         env_id: Gymnasium id of the environment.
         env_kwargs: Keyword arguments that all tasks share.
-        tasks: Keyword arguments of each task. Give either this or `grid`.
+        tasks: Keyword arguments of each task. Give one of this, `grid`, `random` and `splits`.
         grid: Tasks as the product over keyword arguments of lists of values; `{shape: [9, 9]}` stands for all index
             tuples of an array of that shape, `{range: [0, 100]}` for the integers from 0 to 99.
-        splits: Instead, tasks of each split by its name, each given by `tasks` or `grid`.
+        random: Different tasks at random: `{num_tasks: 200, seed: 0, values: {...}}` with each keyword argument's
+            `{low, high}` (and `integer`, `log`, `shape`), `{choices}`, or `{function, kwargs}`, an import path of a
+            function that is called with a `seed`, too.
+        splits: Instead, tasks of each split by its name, each given by `tasks`, `grid` or `random`.
+        wrappers: Import paths of wrappers of each environment, `{name, kwargs}` or the name alone, innermost first.
+            Dict and Tuple observations are flattened after them.
+        attributes: Which keyword arguments are set as attributes of `env.unwrapped`, as they are, instead of passed to
+            its constructor: physics, for instance. What the constructor has derived from them has to be set, too.
         num_validation_tasks: Tasks on which checkpoints are chosen.
         num_test_tasks: Tasks on which results are reported.
         num_train_tasks: Tasks to train on, drawn from those that are left; all of them by default.
@@ -64,7 +72,10 @@ class FamilyConfig:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     tasks: list[dict[str, Any]] | None = None
     grid: dict[str, Any] | None = None
+    random: dict[str, Any] | None = None
     splits: dict[str, Any] | None = None
+    wrappers: list[Any] = field(default_factory=list)
+    attributes: list[str] = field(default_factory=list)
     num_validation_tasks: int = 0
     num_test_tasks: int = 0
     num_train_tasks: int | None = None
@@ -75,29 +86,6 @@ class FamilyConfig:
     native_vector: bool = False
     source_observation: dict[str, Any] | None = None
     report_by: str | None = None
-
-
-def _expand_grid(grid: dict[str, Any]) -> list[dict[str, Any]]:
-    values = []
-    for name, value in grid.items():
-        if isinstance(value, dict) and set(value) == {"shape"}:
-            value = [list(index) for index in np.ndindex(*value["shape"])]
-        elif isinstance(value, dict) and set(value) == {"range"} and len(value["range"]) == 2:
-            value = list(range(*value["range"]))
-        if not isinstance(value, list) or not value:
-            raise ValueError(
-                f"grid.{name} must be a non-empty list of values, {{shape: [...]}} or {{range: [...]}}, got {value!r}"
-            )
-        values.append(value)
-    return [dict(zip(grid, combination, strict=True)) for combination in itertools.product(*values)]
-
-
-def _described_tasks(given: Mapping[str, Any], setting: str) -> list[dict[str, Any]]:
-    """The tasks that one of `tasks` and `grid` describes."""
-    ways = {name: given[name] for name in ("tasks", "grid") if given.get(name) is not None}
-    if len(ways) != 1 or set(given) - {"tasks", "grid"}:
-        raise ValueError(f"{setting} needs one of tasks and grid, got {', '.join(sorted(given)) or 'nothing'}")
-    return ways["tasks"] if "tasks" in ways else _expand_grid(ways["grid"])
 
 
 def _given_splits(tasks: Mapping[str, Sequence[dict[str, Any]]], sizes: Mapping[str, int | None]) -> list[Task]:
@@ -111,12 +99,7 @@ def _given_splits(tasks: Mapping[str, Sequence[dict[str, Any]]], sizes: Mapping[
 
 
 def _import_function(path: str | None, setting: str) -> Callable[..., float] | None:
-    if path is None:
-        return None
-    function = locate(path)
-    if not callable(function):
-        raise ValueError(f"family.{setting} must be the import path of a function, got {path!r}, which is none")
-    return function
+    return None if path is None else import_callable(path, f"family.{setting}")
 
 
 def _spread(candidates: list[int], count: int, rng: np.random.Generator) -> list[int]:
@@ -156,9 +139,18 @@ class TaskFamily:
             [`~ad_hf.envs.source_observation.SourceObservation`].
         report_by (`str`, *optional*):
             Keyword argument of the tasks by whose values reports group them.
+        wrappers (`Sequence` of `str` or `dict`, *optional*):
+            Import paths of wrappers of each environment, innermost first, as `{"name": ..., "kwargs": {...}}` or the
+            name alone. Dict and Tuple observations are flattened after them, by
+            `gymnasium.wrappers.FlattenObservation`.
+        attributes (`Sequence[str]`, *optional*):
+            Keyword arguments, of tasks or shared, that are set as attributes of `env.unwrapped`, as they are, once it
+            is made, instead of passed to its constructor. What the constructor has derived from them stays as it was
+            and has to be set, too: for CartPole's `masspole`, `total_mass` and `polemass_length`.
 
     Raises:
-        ValueError: if there are too few tasks for the split.
+        ValueError: if there are too few tasks for the split, for wrappers that do not exist or do not take their
+            keyword arguments, for attributes that nothing sets, and for either with `native_vector`.
     """
 
     def __init__(
@@ -176,12 +168,26 @@ class TaskFamily:
         random_return: Callable[..., float] | None = None,
         source_observation: dict[str, dict[str, Any]] | None = None,
         report_by: str | None = None,
+        wrappers: Sequence[str | dict[str, Any]] = (),
+        attributes: Sequence[str] = (),
     ) -> None:
         self.env_id = env_id
         self.env_kwargs = dict(env_kwargs or {})
         self.native_vector = native_vector
         self.source_observation = source_observation
         self.report_by = report_by
+        self.wrappers, self.attributes = read_wrappers(wrappers), list(attributes)
+        if native_vector and (wrappers or attributes):
+            raise ValueError(
+                "family.wrappers and family.attributes are of single environments, and native_vector makes none: set "
+                "it to false, or leave them out"
+            )
+        lists = tasks.values() if isinstance(tasks, Mapping) else [tasks]
+        unset = set(self.attributes) - set(self.env_kwargs).union(*(kwargs for each in lists for kwargs in each))
+        if unset:
+            raise ValueError(
+                f"family.attributes: neither a task nor env_kwargs has a value for {', '.join(sorted(unset))}"
+            )
         self._optimal_return, self._random_return = optimal_return, random_return
         sizes = {"train": num_train_tasks, "validation": num_validation_tasks, "test": num_test_tasks}
         if isinstance(tasks, Mapping):
@@ -212,7 +218,7 @@ class TaskFamily:
     @classmethod
     def from_config(cls, config: FamilyConfig) -> TaskFamily:
         """The family that a recipe's `family` section describes."""
-        ways = {name: getattr(config, name) for name in ("tasks", "grid", "splits")}
+        ways = {name: getattr(config, name) for name in (*WAYS, "splits")}
         given = [name for name, way in ways.items() if way is not None]
         if not config.env_id or len(given) != 1:
             raise ValueError(
@@ -221,9 +227,9 @@ class TaskFamily:
             )
         tasks: Any
         if config.splits is not None:
-            tasks = {split: _described_tasks(way, f"splits.{split}") for split, way in config.splits.items()}
+            tasks = {split: described_tasks(way, f"family.splits.{split}") for split, way in config.splits.items()}
         else:
-            tasks = _described_tasks({name: ways[name] for name in given}, "a family")
+            tasks = described_tasks({name: ways[name] for name in given}, "family")
         return cls(
             env_id=config.env_id,
             tasks=tasks,
@@ -238,6 +244,8 @@ class TaskFamily:
             native_vector=config.native_vector,
             source_observation=config.source_observation,
             report_by=config.report_by,
+            wrappers=config.wrappers,
+            attributes=config.attributes,
         )
 
     @classmethod
@@ -246,6 +254,11 @@ class TaskFamily:
         from ad_hf.recipe import load_recipe
 
         return cls.from_config(load_recipe(recipe).family)
+
+    @property
+    def env_settings(self) -> dict[str, Any]:
+        """All that makes its environments but the tasks: `env_id`, `env_kwargs`, `wrappers` and `attributes`."""
+        return {name: getattr(self, name) for name in ("env_id", "env_kwargs", "wrappers", "attributes")}
 
     def tasks(self, split: str | None = None) -> list[Task]:
         """The tasks of a split (`"train"`, `"validation"` or `"test"`), or all of them, in the order of their ids."""
@@ -295,7 +308,10 @@ class TaskFamily:
             )
         else:
             envs = SyncVectorEnv(
-                [partial(gym.make, self.env_id, **shared, **task.kwargs) for task in tasks],
+                [
+                    partial(make_env, self.env_id, {**shared, **task.kwargs}, self.wrappers, self.attributes)
+                    for task in tasks
+                ],
                 autoreset_mode=autoreset_mode,
             )
         if seed is not None:

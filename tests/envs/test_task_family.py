@@ -118,10 +118,11 @@ def test_grid_without_values_is_refused_by_name(values):
         FamilyConfig(tasks=GOALS),
         FamilyConfig(env_id=ROOM),
         FamilyConfig(env_id=ROOM, tasks=GOALS, grid={"goal": {"shape": [9, 9]}}),
+        FamilyConfig(env_id=ROOM, tasks=GOALS, random={"num_tasks": 3, "values": {"goal": {"choices": [[0, 0]]}}}),
     ],
 )
 def test_family_without_an_id_or_with_two_lists_of_tasks_is_refused(config):
-    with pytest.raises(ValueError, match="env_id and one of tasks, grid, splits"):
+    with pytest.raises(ValueError, match="env_id and one of tasks, grid, random, splits"):
         TaskFamily.from_config(config)
 
 

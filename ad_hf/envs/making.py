@@ -1,0 +1,86 @@
+"""One environment of a family: its constructor's arguments, its attributes, its wrappers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from numbers import Number
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+
+from ad_hf.envs.tasks import import_callable
+
+
+def read_wrappers(wrappers: Sequence[str | dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Wrappers as `{"name": import path, "kwargs": keyword arguments}` each, where an import path alone will do as well.
+
+    Raises:
+        ValueError: for anything else, and for a wrapper that does not exist or does not take the keyword arguments.
+    """
+    read = []
+    for index, given in enumerate(wrappers):
+        where = f"family.wrappers[{index}]"
+        entry = {"kwargs": {}, **given} if isinstance(given, dict) else {"name": given, "kwargs": {}}
+        if set(entry) != {"name", "kwargs"} or not isinstance(entry["kwargs"], dict):
+            raise ValueError(f"{where}: expected an import path, or a name and kwargs, got {given!r}")
+        wrapper = import_callable(entry["name"], where)
+        try:
+            inspect.signature(wrapper).bind(None, **entry["kwargs"])
+        except TypeError as error:
+            raise ValueError(f"{where}: {entry['name']} cannot be called with {entry['kwargs']}: {error}") from error
+        read.append({"name": entry["name"], "kwargs": dict(entry["kwargs"])})
+    return read
+
+
+def make_env(
+    env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]] = (), attributes: Sequence[str] = ()
+) -> gym.Env:
+    """
+    Make an environment. Dict and Tuple observations are flattened, after the wrappers.
+
+    Args:
+        env_id (`str`):
+            Gymnasium id.
+        kwargs (`dict`):
+            Keyword arguments, and values of attributes.
+        wrappers (`Sequence[dict]`, *optional*):
+            From [`read_wrappers`]; the first is the innermost.
+        attributes (`Sequence[str]`, *optional*):
+            Which of `kwargs` are set as attributes of `env.unwrapped`, as they are, instead of passed to the
+            constructor. What the constructor has derived from them stays as it was.
+
+    Raises:
+        ValueError: for an attribute that the environment does not have, and for Dict and Tuple actions.
+    """
+    env = gym.make(env_id, **{name: value for name, value in kwargs.items() if name not in attributes})
+    for name in attributes:
+        if name in kwargs:
+            _set_attribute(env.unwrapped, name, kwargs[name])
+    for wrapper in wrappers:
+        env = import_callable(wrapper["name"], "family.wrappers")(env, **wrapper["kwargs"])
+    if isinstance(env.action_space, spaces.Dict | spaces.Tuple):
+        raise ValueError(
+            f"{env_id} has actions of {env.action_space}: expected a Discrete, MultiDiscrete, MultiBinary or Box "
+            "space; give family.wrappers a gymnasium.ActionWrapper that makes one of these of it"
+        )
+    if isinstance(env.observation_space, spaces.Dict | spaces.Tuple):
+        env = gym.wrappers.FlattenObservation(env)
+    return env
+
+
+def _set_attribute(env: gym.Env, name: str, value: Any) -> None:
+    if not hasattr(env, name):
+        numbers = [
+            found
+            for found, number in vars(env).items()
+            if isinstance(number, Number) and not isinstance(number, bool) and not found.startswith("_")
+        ]
+        raise ValueError(
+            f"family.attributes: {type(env).__name__} has no attribute {name!r}; those that are numbers: "
+            f"{', '.join(sorted(numbers)) or 'none'}"
+        )
+    setattr(env, name, copy.deepcopy(value))
