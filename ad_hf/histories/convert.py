@@ -141,8 +141,7 @@ def from_arrays(
         given = {"observation_space": observation_space, "action_space": action_space}
         found = _spaces(containers, read, given, family)
         metadata = HistoryMetadata(
-            env_id=family.env_id,
-            env_kwargs=family.env_kwargs,
+            **family.env_settings,
             tasks=[asdict(task) for task in family.all_tasks if task.task_id in ids],
             observation_space=space_json(found["observation_space"], "observation_space"),
             action_space=space_json(found["action_space"], "action_space"),

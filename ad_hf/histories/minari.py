@@ -77,6 +77,8 @@ def _add_rows(storage: Any, table: pa.Table, metadata: HistoryMetadata, split: s
 
 def _env_spec(metadata: HistoryMetadata) -> Any:
     """What gymnasium knows of the environment, with the keyword arguments that all tasks share."""
+    if metadata.wrappers or metadata.attributes:
+        return None  # which it cannot say all of
     try:
         spec = copy.deepcopy(gym.spec(metadata.env_id))
     except (gym.error.Error, ModuleNotFoundError):

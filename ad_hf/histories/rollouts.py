@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from gymnasium import spaces
 
+from ad_hf.envs.making import read_wrappers
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import SPLITS, Task
 from ad_hf.histories.dataset import HistoryDataset
@@ -49,13 +50,15 @@ def from_rollout(
     config_name: str = "default",
     max_piece_steps: int | None = None,
     shard_transitions: int = SHARD_TRANSITIONS,
+    wrappers: Sequence[str | dict[str, Any]] = (),
+    attributes: Sequence[str] = (),
 ) -> Dataset:
     r"""
     The histories that a model lived through in a rollout, one per environment, to store, push, plot or train on them.
 
     ```python
     output = model.rollout(family.make_vec(tasks), output_steps=True)
-    histories = ad_hf.histories.from_rollout(output, tasks, family.env_id, family.env_kwargs, output_dir="rollout")
+    histories = ad_hf.histories.from_rollout(output, tasks, **family.env_settings, output_dir="rollout")
     ```
 
     Args:
@@ -74,6 +77,8 @@ def from_rollout(
             Configuration of the dataset to write.
         max_piece_steps (`int`, *optional*), shard_transitions (`int`, *optional*, defaults to 1000000):
             Steps of a row and of a file, as of [`~ad_hf.collect`].
+        wrappers (`Sequence` of `str` or `dict`, *optional*), attributes (`Sequence[str]`, *optional*):
+            What else made the environments, as of [`~ad_hf.TaskFamily`], for `metadata.json`.
 
     Returns:
         `datasets.Dataset`: rows of all environments that took a step, in memory, with the columns of
@@ -89,7 +94,9 @@ def from_rollout(
     assigned = _assign_tasks(tasks, len(output.observations))
     histories = list(_histories(output, assigned, max_piece_steps))
     if output_dir is not None:
-        metadata = _metadata(output, histories, env_id, env_kwargs or {})
+        settings: dict[str, Any] = {"env_id": env_id, "env_kwargs": env_kwargs or {}}
+        settings |= {"wrappers": read_wrappers(wrappers), "attributes": list(attributes)}
+        metadata = _metadata(output, histories, settings)
         with new_dataset(output_dir, config_name) as folder:
             with split_writers(folder / config_name, shard_transitions) as add:
                 for task, rows in histories:
@@ -145,9 +152,7 @@ def _steps_of_environment(output: Any, env: int, observation_space: spaces.Space
     )
 
 
-def _metadata(
-    output: Any, histories: Sequence[tuple[Task, pa.Table]], env_id: str, env_kwargs: dict[str, Any]
-) -> HistoryMetadata:
+def _metadata(output: Any, histories: Sequence[tuple[Task, pa.Table]], settings: dict[str, Any]) -> HistoryMetadata:
     """The metadata of a rollout's histories; tasks of which there is none are left out."""
     found = {task.task_id: task for task, _ in histories}
     streams = Counter(task.task_id for task, _ in histories)
@@ -155,8 +160,7 @@ def _metadata(
     for task, rows in histories:
         transitions[task.task_id] += pc.sum(pc.list_value_length(rows["rewards"])).as_py()
     return HistoryMetadata(
-        env_id=env_id,
-        env_kwargs=env_kwargs,
+        **settings,
         tasks=[asdict(found[task_id]) for task_id in sorted(found)],
         observation_space=output.observation_space,
         action_space=output.action_space,
@@ -176,7 +180,8 @@ def _family_section(tasks: Sequence[Task], metadata: HistoryMetadata) -> dict[st
     if set(kwargs) != set(range(len(kwargs))) or any(task.split != "train" for task in tasks):
         return None
     listed = [kwargs[task_id] for task_id in sorted(kwargs)]
-    return {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": listed}
+    further = {name: getattr(metadata, name) for name in ("wrappers", "attributes") if getattr(metadata, name)}
+    return {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, **further, "tasks": listed}
 
 
 def load_prompts(

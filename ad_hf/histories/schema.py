@@ -41,6 +41,9 @@ class HistoryMetadata:
             `algorithm`, `n_envs`, `total_timesteps` and `hyperparameters` of the source.
         seeds (`list[int]`):
             Seeds of the source, each of which learnt every task.
+        wrappers (`list[dict]`), attributes (`list[str]`):
+            Wrappers of each environment, and which keyword arguments are attributes of it, as of
+            [`~ad_hf.TaskFamily`].
         statistics (`dict`):
             For each split what [`~ad_hf.histories.statistics.split_statistics`] says.
         fingerprint (`str`):
@@ -58,6 +61,8 @@ class HistoryMetadata:
     action_space: dict[str, Any]
     source: dict[str, Any]
     seeds: list[int]
+    wrappers: list[dict[str, Any]] = field(default_factory=list)
+    attributes: list[str] = field(default_factory=list)
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=lambda: package_versions(VERSIONED_PACKAGES))

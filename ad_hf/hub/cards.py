@@ -198,6 +198,7 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
     config = _read_json(model / "config.json") or {}
     run, report = _read_json(model / "run.json"), _read_json(model / "report.json")
     trained_on = (run or {}).get("dataset")
+    tasks = [{}] if report is None else _some_tasks(report)
     env_id = (run or {}).get("env_id") or (report or {}).get("env_id")
     title = f"Algorithm Distillation on {env_id}" if env_id else "Algorithm Distillation"
     tags = ["reinforcement-learning", "in-context-reinforcement-learning", "algorithm-distillation", "transformers"]
@@ -216,8 +217,8 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
         name=name,
         is_hub_id=not Path(name).is_dir(),
         env_id=env_id,
-        env_kwargs=(run or {}).get("env_kwargs", {}),
-        tasks=[] if report is None else _some_tasks(report),
+        settings=_family_settings(run or {}, tasks),
+        tasks=tasks,
         config=config,
         run=run,
         report=report,
@@ -231,6 +232,14 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
 def _read_json(path: Path) -> dict[str, Any] | None:
     text = read_text(path)
     return None if text is None else json.loads(text)
+
+
+def _family_settings(run: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a family of these tasks is told to make the environments of a run; most runs have neither of the others."""
+    env_kwargs = run.get("env_kwargs", {})
+    attributes = [name for name in run.get("attributes", []) if any(name in given for given in (env_kwargs, *tasks))]
+    others = {"wrappers": run.get("wrappers"), "attributes": attributes}
+    return {"env_kwargs": env_kwargs, **{name: value for name, value in others.items() if value}}
 
 
 def _some_tasks(report: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:

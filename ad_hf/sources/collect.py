@@ -273,8 +273,7 @@ def _describe(family: TaskFamily, tasks: Sequence[Task], source: Source, seeds: 
     spaces = [space_to_json(envs.single_observation_space), space_to_json(envs.single_action_space)]
     envs.close()
     described = HistoryMetadata(
-        env_id=family.env_id,
-        env_kwargs=family.env_kwargs,
+        **family.env_settings,
         tasks=[asdict(task) for task in tasks],
         observation_space=spaces[0],
         action_space=spaces[1],

@@ -80,11 +80,12 @@ def train_on_cpu() -> bool:
 def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
     """Refuse a dataset of other tasks, or of another split: a validation or test task would have been trained on."""
     metadata = dataset.metadata
-    if (metadata.env_id, metadata.env_kwargs) != (family.env_id, family.env_kwargs):
-        raise ValueError(
-            f"{dataset} holds histories of {metadata.env_id} with {metadata.env_kwargs}, the recipe is for "
-            f"{family.env_id} with {family.env_kwargs}"
-        )
+    for name, setting in json.loads(json.dumps(family.env_settings)).items():
+        if getattr(metadata, name) != setting:
+            raise ValueError(
+                f"{dataset} holds histories with {name} = {getattr(metadata, name)!r}, the recipe's family has "
+                f"{setting!r}"
+            )
     wanted = {task.task_id: json.loads(json.dumps(asdict(task))) for task in family.tasks()}
     for task in metadata.tasks:
         if task != wanted.get(task["task_id"]):
@@ -325,9 +326,8 @@ def train(
         for name in RESULT_FILES:  # of the model that was there before
             (output_dir / name).unlink(missing_ok=True)
         write_text(output_dir / "recipe.yaml", recipe.to_yaml())
-        family = {"env_id": trainer.family.env_id, "env_kwargs": trainer.family.env_kwargs}
         run = {
-            **family,
+            **trainer.family.env_settings,
             "dataset": trainer.dataset_json,
             "versions": package_versions((*VERSIONED_PACKAGES, "transformers")),
         }
