@@ -207,8 +207,10 @@ def _milliseconds_per_picture(fps: float, num_frames: int, num_pictures: int) ->
 
 
 def task_title(task: Task) -> str:
-    """What makes a task, in a line: `goal [3, 7]`."""
-    return ", ".join(f"{name} {value}" for name, value in task.kwargs.items())
+    """What makes a task, in a line: `goal [3, 7]`, `gravity 9.81`."""
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in task.kwargs.items()
+    )
 
 
 def draw_pictures(
