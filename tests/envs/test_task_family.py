@@ -251,3 +251,64 @@ def test_changing_the_callers_dicts_later_changes_no_task():
     env_kwargs["size"] = 2
     assert family.tasks()[0].kwargs == {"goal": [0, 0]}
     assert gym.make(ROOM, **family.env_kwargs).unwrapped.size == 5
+
+
+SPLIT_GOALS = {"train": [{"goal": [0, 0]}, {"goal": [1, 0]}], "test": [{"goal": [2, 2]}]}
+
+
+def test_splits_may_be_given():
+    family = TaskFamily(ROOM, SPLIT_GOALS, native_vector=True)
+    assert [(task.task_id, task.split, task.kwargs["goal"]) for task in family.all_tasks] == [
+        (0, "train", [0, 0]),
+        (1, "train", [1, 0]),
+        (2, "test", [2, 2]),
+    ]
+    assert family.tasks("validation") == []
+
+
+def test_splits_of_a_recipe_are_given_by_grids_and_lists():
+    splits = {
+        "train": {"grid": {"rewarding": ["odd"], "task_seed": {"range": [5, 8]}}},
+        "test": {"tasks": [{"rewarding": "even", "task_seed": 1}]},
+    }
+    family = TaskFamily.from_config(FamilyConfig(env_id="ad_hf/AdversarialBandit-v0", splits=splits))
+    assert [task.kwargs for task in family.tasks("train")] == [
+        {"rewarding": "odd", "task_seed": seed} for seed in (5, 6, 7)
+    ]
+    assert [task.kwargs for task in family.tasks("test")] == [{"rewarding": "even", "task_seed": 1}]
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"training": {"tasks": GOALS}}, "splits must be of train, validation, test"),
+        ({"test": {"tasks": GOALS}}, "with tasks to train on"),
+        ({"train": {}}, r"splits\.train needs one of tasks"),
+        ({"train": {"tasks": GOALS, "grid": {"goal": [[0, 0]]}}}, r"splits\.train needs one of tasks"),
+    ],
+)
+def test_splits_that_are_none_are_refused(splits, message):
+    with pytest.raises(ValueError, match=message):
+        TaskFamily.from_config(FamilyConfig(env_id=ROOM, splits=splits))
+
+
+def test_given_splits_are_not_split_again():
+    with pytest.raises(ValueError, match="given by split"):
+        TaskFamily(ROOM, SPLIT_GOALS, num_test_tasks=1)
+
+
+def test_some_tasks_may_be_left_alone():
+    whole = TaskFamily(ROOM, GOALS, num_validation_tasks=5, num_test_tasks=10)
+    some = TaskFamily(ROOM, GOALS, num_validation_tasks=5, num_test_tasks=10, num_train_tasks=20)
+    for split in ("validation", "test"):
+        assert some.tasks(split) == whole.tasks(split)
+    chosen = some.tasks("train")
+    assert len(chosen) == 20
+    assert {task.task_id for task in chosen} < {task.task_id for task in whole.tasks("train")}
+    assert len(some.all_tasks) == 35
+
+
+@pytest.mark.parametrize("number", [0, 67])
+def test_more_training_tasks_than_there_are_or_none_are_refused(number):
+    with pytest.raises(ValueError, match="num_train_tasks must be from 1 to 66"):
+        TaskFamily(ROOM, GOALS, num_validation_tasks=5, num_test_tasks=10, num_train_tasks=number)
