@@ -45,12 +45,14 @@ class DataConfig:
     Args:
         keep_every_episode: Keep only every k-th episode of each history, and the last.
         max_episodes: Before that, cut each history after so many episodes.
+        last_episodes: Then drop all but so many of its last ones: expert distillation.
         buffer_megabytes: Of a streamed dataset, histories that are mixed at a time; twice as much is held.
         num_workers: Of a streamed dataset, processes that read and decode beside each training process.
     """
 
     keep_every_episode: int = 1
     max_episodes: int | None = None
+    last_episodes: int | None = None
     buffer_megabytes: int = 32
     num_workers: int = 0
 

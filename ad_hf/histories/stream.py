@@ -48,7 +48,7 @@ class HistoryStream:
             Which part of it.
         context_length (`int`):
             Steps of a window.
-        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes (`int`, *optional*):
+        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes, last_episodes (`int`, *optional*):
             As of [`~ad_hf.histories.windows.HistoryWindows`].
         seed (`int`, *optional*, defaults to 0):
             Seed of the order.
@@ -68,11 +68,16 @@ class HistoryStream:
         context_length: int,
         keep_every_episode: int = 1,
         max_episodes: int | None = None,
+        last_episodes: int | None = None,
         seed: int = 0,
         buffer_megabytes: int = 32,
     ) -> None:
         self.dataset, self.context_length, self.seed = dataset, context_length, seed
-        self._keep_every_episode, self._max_episodes = keep_every_episode, max_episodes
+        self._subsampling: Any = {
+            "keep_every_episode": keep_every_episode,
+            "max_episodes": max_episodes,
+            "last_episodes": last_episodes,
+        }
         self._buffer_bytes = buffer_megabytes << 20
         shards = dataset.shards(split)
         repository = dataset.repository
@@ -138,7 +143,7 @@ class HistoryStream:
         if not has_frames(observations):
             numbers.append(storage_dtype(observations).itemsize * int(np.prod(observations.shape or ())))
         per_step = sum(numbers) + 4 + 1  # a reward, and whether an episode starts
-        return block.steps // self._keep_every_episode * per_step + block.frame_bytes
+        return block.steps // self._subsampling["keep_every_episode"] * per_step + block.frame_bytes
 
     def groups(self, epoch: int, consumer: int, consumers: int) -> list[list[Block]]:
         """
@@ -170,8 +175,7 @@ class HistoryStream:
                     [rows],
                     *self.dataset.metadata.spaces,
                     context_length=self.context_length,
-                    keep_every_episode=self._keep_every_episode,
-                    max_episodes=self._max_episodes,
+                    **self._subsampling,
                     seed=self.seed,
                 )
 

@@ -23,7 +23,7 @@ def episode_numbers(ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def keep_episodes(
-    ends: np.ndarray, offsets: np.ndarray, every: int = 1, first: int | None = None
+    ends: np.ndarray, offsets: np.ndarray, every: int = 1, first: int | None = None, last: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Subsample episodes, which makes the improvement from one to the next steeper (paper, "data efficiency").
@@ -34,16 +34,19 @@ def keep_episodes(
         offsets (`np.ndarray` of shape `(num_histories + 1,)`):
             First step of each history, and the number of all steps.
         every (`int`, *optional*, defaults to 1):
-            Keep each history's episodes 0, every, 2 * every, ..., and its last.
+            Keep of the episodes that are left the first, and from there every so many, and the last.
         first (`int`, *optional*):
             Before that, cut each history after so many episodes.
+        last (`int`, *optional*):
+            Then drop all but so many of its last episodes, for expert distillation (paper, section 4).
 
     Returns:
         The kept steps (num_steps,) as a mask and the kept histories' offsets.
     """
-    if every < 1 or (first is not None and first < 1):
+    if min(every, 1 if first is None else first, 1 if last is None else last) < 1:
         raise ValueError(
-            f"expected to keep every 1st episode or fewer, and at least 1, got every={every}, first={first}"
+            f"expected to keep every 1st episode or fewer, and at least 1, got every={every}, first={first}, "
+            f"last={last}"
         )
     lengths = np.diff(offsets)
     numbers = episode_numbers(ends, offsets)
@@ -51,7 +54,8 @@ def keep_episodes(
     last_numbers[lengths > 0] = numbers[offsets[1:][lengths > 0] - 1]
     if first is not None:
         last_numbers = np.minimum(last_numbers, first - 1)
-    last = np.repeat(last_numbers, lengths)
-    kept = (numbers <= last) & ((numbers % every == 0) | (numbers == last))
+    first_numbers = np.zeros_like(last_numbers) if last is None else np.maximum(0, last_numbers - last + 1)
+    begin, end = np.repeat(first_numbers, lengths), np.repeat(last_numbers, lengths)
+    kept = (numbers >= begin) & (numbers <= end) & (((numbers - begin) % every == 0) | (numbers == end))
     before = np.concatenate([[0], np.cumsum(kept)])
     return kept, before[offsets]

@@ -83,6 +83,8 @@ class HistoryWindows:
             Of each history keep only every k-th episode, and the last.
         max_episodes (`int`, *optional*):
             Before that, cut each history after so many episodes.
+        last_episodes (`int`, *optional*):
+            Then drop all but so many of its last ones.
         seed (`int`, *optional*, defaults to 0):
             Seed of the phases and orders.
         name (`str`, *optional*):
@@ -100,6 +102,7 @@ class HistoryWindows:
         context_length: int,
         keep_every_episode: int = 1,
         max_episodes: int | None = None,
+        last_episodes: int | None = None,
         seed: int = 0,
         name: str = "the dataset",
     ) -> None:
@@ -108,7 +111,8 @@ class HistoryWindows:
             histories = _rows_of_dataset(histories, observation_space, action_space, name)
         columns = self._read(histories, observation_space, action_space)
         ends = columns.pop("terminations") | columns.pop("truncations")
-        kept, self.offsets = keep_episodes(ends, columns.pop("offsets"), keep_every_episode, max_episodes)
+        subsampling = keep_every_episode, max_episodes, last_episodes
+        kept, self.offsets = keep_episodes(ends, columns.pop("offsets"), *subsampling)
         self._hashes = columns.pop("hashes")
         starts = np.ones(int(self.offsets[-1]), dtype=bool)
         starts[1:] = ends[kept][:-1]

@@ -168,6 +168,7 @@ class Trainer:
             "context_length": self.context_length,
             "keep_every_episode": data.keep_every_episode,
             "max_episodes": data.max_episodes,
+            "last_episodes": data.last_episodes,
             "seed": self.config.seed,
         }
         if streaming:

@@ -97,7 +97,9 @@ def through_json(state):
     return json.loads(json.dumps(state))
 
 
-@pytest.mark.parametrize("settings", [{}, {"keep_every_episode": 3, "max_episodes": 9, "seed": 4}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"keep_every_episode": 3, "max_episodes": 9, "seed": 4}, {"last_episodes": 4}], ids=str
+)
 @pytest.mark.parametrize("consumers", [1, 2, 3])
 def test_all_readers_together_give_every_window_of_an_epoch_once(histories, consumers, settings):
     found = [windows_of_epochs(open_stream(histories, **settings), rank, consumers, 3) for rank in range(consumers)]

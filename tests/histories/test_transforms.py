@@ -24,7 +24,7 @@ def flatten(histories):
     return np.array(ends), offsets
 
 
-def slowly_kept(histories, every, first):
+def slowly_kept(histories, every, first, last=None):
     """Numbers of the kept steps, history by history, from lists of episodes."""
     kept, step = [], 0
     for lengths, _ in histories:
@@ -32,7 +32,7 @@ def slowly_kept(histories, every, first):
         for length in lengths:
             episodes.append(list(range(step, step + length)))
             step += length
-        episodes = episodes[:first]
+        episodes = episodes[:first][-(last or 0) :]
         chosen = [steps for number, steps in enumerate(episodes) if number % every == 0 or number == len(episodes) - 1]
         kept.append([step for steps in chosen for step in steps])
     return kept
@@ -40,13 +40,14 @@ def slowly_kept(histories, every, first):
 
 @pytest.mark.parametrize("every", [1, 2, 3, 10])
 @pytest.mark.parametrize("first", [None, 1, 2, 4, 100])
-def test_every_kth_of_the_first_n_episodes_is_kept_and_the_last(every, first):
+@pytest.mark.parametrize("last", [None, 1, 3, 100])
+def test_every_kth_of_the_last_of_the_first_n_episodes_is_kept_and_the_last(every, first, last):
     rng = np.random.default_rng(every)
     for _ in range(50):
         histories = random_histories(rng)
         ends, offsets = flatten(histories)
-        mask, kept_offsets = keep_episodes(ends, offsets, every, first)
-        expected = slowly_kept(histories, every, first)
+        mask, kept_offsets = keep_episodes(ends, offsets, every, first, last)
+        expected = slowly_kept(histories, every, first, last)
         assert np.flatnonzero(mask).tolist() == [step for steps in expected for step in steps]
         assert kept_offsets.tolist() == np.cumsum([0] + [len(steps) for steps in expected]).tolist()
 
@@ -71,7 +72,7 @@ def test_history_without_steps_changes_nothing_for_the_others():
         assert kept_offsets.tolist() == expected
 
 
-@pytest.mark.parametrize("settings", [{"every": 0}, {"every": -1}, {"first": 0}])
+@pytest.mark.parametrize("settings", [{"every": 0}, {"every": -1}, {"first": 0}, {"last": 0}])
 def test_numbers_below_one_are_refused(settings):
     name, value = next(iter(settings.items()))
     with pytest.raises(ValueError, match=f"{name}={value}"):
