@@ -50,10 +50,12 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
         if steps[name] is not None:
             axes.plot([steps[name]] * 2, [0, steps["level"]], color=colour, linestyle=":", linewidth=1.2)
             axes.plot(steps[name], steps["level"], "o", color=colour, markersize=7, markeredgecolor="white")
+            to_the_left = steps[name] == min(filter(None, (steps["ad"], steps["source"])))
             axes.annotate(
                 f"{steps[name]:,} steps",
                 (steps[name], 0),
-                xytext=(5, 5),
+                xytext=(-5 if to_the_left else 5, 5),
+                ha="right" if to_the_left else "left",
                 textcoords="offset points",
                 color=colour,
                 fontsize=9,
@@ -65,7 +67,7 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
     axes.set_ylim(bottom, top + 0.25 * (top - bottom))  # room for the legend above the curves
     axes.set_xlabel("environment steps on the task, all streams that learn together counted")
     axes.set_ylabel(report["curves"]["of"])
-    faster = f", {steps['ratio']:.0f} times fewer steps than its source" if steps["ratio"] else ""
+    faster = f", {steps['ratio']:.1f} times fewer steps than its source" if (steps["ratio"] or 0) > 1 else ""
     axes.set_title(
         f"{report.get('env_id', 'Held-out tasks')}: {report['num_test_tasks']} tasks never seen in training{faster}",
         loc="left",
