@@ -67,7 +67,8 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
     axes.set_ylim(bottom, top + 0.25 * (top - bottom))  # room for the legend above the curves
     axes.set_xlabel("environment steps on the task, all streams that learn together counted")
     axes.set_ylabel(report["curves"]["of"])
-    faster = f", {steps['ratio']:.1f} times fewer steps than its source" if (steps["ratio"] or 0) > 1 else ""
+    ratio = steps["ratio"] or 0
+    faster = f", {ratio:{'.0f' if ratio >= 10 else '.1f'}} times fewer steps than its source" if ratio > 1 else ""
     axes.set_title(
         f"{report.get('env_id', 'Held-out tasks')}: {report['num_test_tasks']} tasks never seen in training{faster}",
         loc="left",
