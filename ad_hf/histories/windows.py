@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from gymnasium import spaces
 from ad_hf.histories.frames import FramePieces, has_frames
 from ad_hf.histories.transforms import keep_episodes
 from ad_hf.histories.validation import COLUMNS, check_columns, check_histories
+
+BATCHES_AHEAD = 2  # that a thread makes while one is being trained on
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray:
@@ -293,6 +297,8 @@ class WindowBatches:
     [u * batch_size, (u + 1) * batch_size); process r takes its r-th equal part. `state_dict` says where the stream is,
     and `load_state_dict` goes on there, with the same batches.
 
+    A thread makes the next batches, and decodes their frames, while one is in use.
+
     Args:
         windows ([`HistoryWindows`]):
             The windows.
@@ -316,15 +322,33 @@ class WindowBatches:
         """Go on where a [`~WindowBatches.state_dict`] was taken."""
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
-        order = self.windows.epoch_order(self.epoch)
+    def _choices(self) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        """Windows of this process's batches from here on, each with the epoch and position after it."""
+        epoch, position = self.epoch, self.position
+        order = self.windows.epoch_order(epoch)
         while True:
-            chosen = order[self.position : self.position + self.batch_size]
-            self.position += self.batch_size
-            while self.position >= len(order):  # a batch may reach over the end of an epoch, or of several
-                self.position -= len(order)
-                self.epoch += 1
-                order = self.windows.epoch_order(self.epoch)
+            chosen = order[position : position + self.batch_size]
+            position += self.batch_size
+            while position >= len(order):  # a batch may reach over the end of an epoch, or of several
+                position -= len(order)
+                epoch += 1
+                order = self.windows.epoch_order(epoch)
                 missing = self.batch_size - len(chosen)
                 chosen = np.concatenate([chosen, order[:missing]])
-            yield self.windows.batch(chosen[self._part])
+            yield chosen[self._part], (epoch, position)
+
+    def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
+        choices = self._choices()
+        reader = ThreadPoolExecutor(1)
+        try:
+            waiting: deque[tuple[Future, tuple[int, int]]] = deque()
+            while True:
+                while len(waiting) <= BATCHES_AHEAD:
+                    chosen, place = next(choices)
+                    waiting.append((reader.submit(self.windows.batch, chosen), place))
+                made, place = waiting.popleft()
+                batch = made.result()
+                self.epoch, self.position = place
+                yield batch
+        finally:
+            reader.shutdown(cancel_futures=True)

@@ -1,7 +1,10 @@
 """Windows of histories whose values say which history and step they come from."""
 
 import itertools
+import threading
+import time
 import warnings
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -285,6 +288,43 @@ def test_stream_passes_whole_epochs_when_batches_are_larger():
     expected = [window for epoch in range(20) for window in windows_of_epoch(windows, epoch)]
     assert max(counts) < 9
     assert steps_of(batch) == expected[:9]
+
+
+def making_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+def test_the_thread_that_makes_batches_ends_with_the_stream():
+    before = making_threads()
+    stream = WindowBatches(make_windows([40, 33, 100], 14), batch_size=4)
+    with closing(iter(stream)) as batches:
+        next(batches)
+        assert len(making_threads()) == len(before) + 1
+    assert making_threads() == before
+    assert stream.state_dict() == {"epoch": 0, "position": 4}  # used, not made
+
+
+def test_batches_ahead_are_few_and_an_error_in_making_one_is_raised_in_its_turn():
+    made = []
+
+    class Damaged(HistoryWindows):
+        def batch(self, windows):
+            made.append(windows)
+            if len(made) == 4:
+                raise ValueError("row 3 is damaged")
+            return super().batch(windows)
+
+    before = making_threads()
+    stream = WindowBatches(Damaged(make_dataset(make_histories([80, 80])), OBSERVATIONS, ACTIONS, 8), batch_size=2)
+    batches = iter(stream)
+    next(batches)
+    time.sleep(0.2)
+    assert len(made) <= 3
+    next(batches), next(batches)
+    with pytest.raises(ValueError, match="row 3 is damaged"):
+        next(batches)
+    assert stream.state_dict() == {"epoch": 0, "position": 6}
+    assert making_threads() == before
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(0, 1), (-4, 2), (5, 2)])
