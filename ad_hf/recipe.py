@@ -79,6 +79,9 @@ class ModelConfig:
         input_mask_probability: Probability that a step's token is blanked in training.
         label_smoothing: Label smoothing of the loss.
         reward_scale: Rewards are divided by it.
+        action_distribution: Of continuous actions, bins or mixture (of Gaussians).
+        num_action_components: Gaussians of a mixture.
+        num_action_bins: Bins of each dimension of an action.
         backbone_config: Configuration, with its `model_type`, of a transformers decoder to use instead of our blocks.
         attn_implementation: eager, sdpa, ...; chosen by device and window unless given.
     """
@@ -95,6 +98,9 @@ class ModelConfig:
     input_mask_probability: float = 0.0
     label_smoothing: float = 0.0
     reward_scale: float = 1.0
+    action_distribution: str = "bins"
+    num_action_components: int = 8
+    num_action_bins: int = 21
     backbone_config: dict[str, Any] | None = None
     attn_implementation: str | None = None
 

@@ -1,7 +1,7 @@
 """Configuration of Algorithm Distillation models."""
 
 # Annotations are not postponed here: `strict` checks values against types, not against their names.
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -64,6 +64,11 @@ class ADConfig(PreTrainedConfig):
             Statistics with which Box vectors are normalised, one number per dimension.
         reward_scale (`float`, *optional*, defaults to 1.0):
             Rewards are divided by it.
+        action_distribution (`str`, *optional*, defaults to `"bins"`):
+            Distribution of Box actions. `"mixture"` is a mixture of Gaussians, clipped to the bounds; `"bins"` divides
+            each dimension into bins, independent of those of the other dimensions.
+        num_action_components (`int`, *optional*, defaults to 8):
+            Gaussians of a mixture.
         num_action_bins (`int`, *optional*, defaults to 21):
             Bins into which each dimension of a Box action is divided.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -95,6 +100,8 @@ class ADConfig(PreTrainedConfig):
     observation_mean: list | None = None
     observation_std: list | None = None
     reward_scale: float | int = 1.0
+    action_distribution: Literal["bins", "mixture"] = "bins"
+    num_action_components: int = 8
     num_action_bins: int = 21
     backbone_config: dict | PreTrainedConfig | None = None
 
@@ -119,6 +126,8 @@ class ADConfig(PreTrainedConfig):
         _check_space("action_space", action)
         if action["type"] == "Box" and (len(action["shape"]) != 1 or None in action["low"] + action["high"]):
             raise ValueError(f"a Box action_space must have one dimension and finite bounds, got {action!r}")
+        if action["type"] == "Box" and any(low >= high for low, high in zip(action["low"], action["high"])):
+            raise ValueError(f"a Box action_space must have lower bounds below its upper ones, got {action!r}")
         if action["type"] == "MultiBinary":
             raise ValueError(f"write a MultiBinary action_space as MultiDiscrete with an nvec of twos, got {action!r}")
 
@@ -131,9 +140,16 @@ class ADConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be an even multiple of num_attention_heads "
                 f"({self.num_attention_heads})"
             )
-        for name in ("num_hidden_layers", "intermediate_size", "context_length", "num_action_bins"):
+        actions = ("num_action_bins", "num_action_components")
+        for name in ("num_hidden_layers", "intermediate_size", "context_length", *actions):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        continuous = (self.action_space or {}).get("type") == "Box" and self.action_distribution == "mixture"
+        if continuous and self.label_smoothing:
+            raise ValueError(
+                "label_smoothing mixes categories, of which a mixture has none: set it to 0, or action_distribution "
+                "to 'bins'"
+            )
         if self.sliding_window is not None:
             if self.backbone_config is not None:
                 raise ValueError("sliding_window is of this package's own blocks: set that of backbone_config instead")

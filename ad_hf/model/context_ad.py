@@ -12,9 +12,9 @@ import torch
 from .backbone_cache_ad import BackboneCache, NoCache, takes_padded_cache
 from .cache_ad import ADCache, as_slice
 from .checks_ad import as_elements, as_flags, check_rewards
+from .mixture_ad import MixtureHead
 from .prompt_ad import Prompt, prompt_steps
 from .rollout_config_ad import RolloutConfig
-from .sampling_ad import choose
 
 if TYPE_CHECKING:
     from .modeling_ad import ADModel
@@ -53,6 +53,11 @@ class ADContext:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.model, self.num_envs = model, num_envs
         self.config: Any = (rollout_config or RolloutConfig()).resolve()
+        if isinstance(model.head, MixtureHead) and (self.config.top_k or self.config.top_p < 1):
+            raise ValueError(
+                "top_k and top_p choose among categories, of which this model's actions have none "
+                "(action_distribution='mixture'): leave them unset and lower the temperature instead"
+            )
         self.length, self.dropped = _context_sizes(model, self.config)
         weight = next(model.parameters())
         self._device = weight.device
@@ -217,10 +222,7 @@ class ADContext:
         self.logits = self.model.head(hidden_states[:, 0]).float().cpu()
         head = self.model.head
         sample = self.config.do_sample if do_sample is None else do_sample
-        categories, self.log_probs = choose(
-            self.logits, head.sizes, self._seeds, self._counters, self.config, bool(sample)
-        )
-        actions = head.to_actions(categories)
+        actions, self.log_probs = head.choose(self.logits, self._seeds, self._counters, self.config, bool(sample))
         self._last_actions[rows] = actions[rows].to(self._last_actions.dtype)
         self._first &= ~rows
         self._counters += rows.numpy().astype(np.uint64)

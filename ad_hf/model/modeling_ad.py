@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from .cache_ad import ADCache
 from .configuration_ad import ADConfig
 from .context_ad import ADContext, Prompt
+from .mixture_ad import MixtureHead
 from .rollout_ad import RolloutOutput, rollout
 from .rollout_config_ad import RolloutConfig
 from .spaces_ad import ActionHead, StepEmbedding
@@ -214,7 +215,8 @@ class ADModel(ADPreTrainedModel):
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         else:
             self.backbone = AutoModel.from_config(config.backbone_config)
-        self.head = ActionHead(config)
+        is_mixture = config.action_space["type"] == "Box" and config.action_distribution == "mixture"
+        self.head: ActionHead | MixtureHead = MixtureHead(config) if is_mixture else ActionHead(config)
         self.rollout_config = RolloutConfig()
         self.loaded_revision: str | None = None
         self.post_init()

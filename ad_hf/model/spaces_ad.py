@@ -6,11 +6,13 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .configuration_ad import ADConfig
+from .sampling_ad import choose
 
 
 class CategoricalEmbedding(nn.Module):
@@ -160,6 +162,13 @@ class ActionHead(nn.Module):
         )
         bins = self.sizes[0]
         return ((actions - low) / (high - low) * bins).long().clamp(0, bins - 1)
+
+    def choose(
+        self, logits: torch.Tensor, seeds: np.ndarray, counters: np.ndarray, config: Any, do_sample: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Actions (rows, [dimensions]) and their log-probabilities (rows,); see [`~sampling_ad.choose`]."""
+        categories, log_probs = choose(logits, self.sizes, seeds, counters, config, do_sample)
+        return self.to_actions(categories), log_probs
 
     def to_actions(self, categories: torch.Tensor) -> torch.Tensor:
         """The inverse: categories (..., dimensions) as actions (..., [dimensions])."""
