@@ -70,7 +70,7 @@ class ADConfig(PreTrainedConfig):
         num_action_components (`int`, *optional*, defaults to 8):
             Gaussians of a mixture.
         num_action_bins (`int`, *optional*, defaults to 21):
-            Bins into which each dimension of a Box action is divided.
+            Bins into which each dimension of a Box action is divided, at least 2; the outer ones stand for the bounds.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration, with its `model_type`, of a decoder of transformers that takes `inputs_embeds`, to use in
             place of this package's own blocks.
@@ -140,10 +140,11 @@ class ADConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be an even multiple of num_attention_heads "
                 f"({self.num_attention_heads})"
             )
-        actions = ("num_action_bins", "num_action_components")
-        for name in ("num_hidden_layers", "intermediate_size", "context_length", *actions):
+        for name in ("num_hidden_layers", "intermediate_size", "context_length", "num_action_components"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_action_bins < 2:
+            raise ValueError(f"num_action_bins must be at least 2, got {self.num_action_bins}")
         continuous = (self.action_space or {}).get("type") == "Box" and self.action_distribution == "mixture"
         if continuous and self.label_smoothing:
             raise ValueError(

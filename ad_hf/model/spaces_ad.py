@@ -130,7 +130,8 @@ class StepEmbedding(nn.Module):
 class ActionHead(nn.Module):
     """
     Logits over actions: one categorical distribution per dimension, side by side. A Box action is divided into
-    `num_action_bins` equal bins per dimension, each of which stands for its centre.
+    `num_action_bins` equal bins per dimension. They stand for values at equal distances from bound to bound: sources
+    that are clipped or squashed do much with all their force, which the outer bins' centres would be short of.
     """
 
     def __init__(self, config: ADConfig) -> None:
@@ -175,7 +176,7 @@ class ActionHead(nn.Module):
         if not self.is_box:
             return categories.squeeze(-1) if self.is_scalar else categories
         low, high = (torch.tensor(bound, device=categories.device) for bound in (self.low, self.high))
-        return low + (categories + 0.5) / self.sizes[0] * (high - low)
+        return torch.lerp(low, high, categories / (self.sizes[0] - 1))
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor | None) -> torch.Tensor:
         """

@@ -96,7 +96,7 @@ def test_refuses_action_spaces_without_a_head(small_settings, space, message):
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"intermediate_size": 0}, "intermediate_size"),
         ({"context_length": 0}, "context_length"),
-        ({"num_action_bins": 0}, "num_action_bins"),
+        ({"num_action_bins": 1}, "num_action_bins"),
         ({"num_action_components": 0}, "num_action_components"),
         ({"action_distribution": "gaussian"}, "action_distribution"),
         ({"action_space": BOX, "action_distribution": "mixture", "label_smoothing": 0.1}, "label_smoothing"),

@@ -99,13 +99,13 @@ def test_dimensions_of_an_action_are_drawn_independently(make_model, way):
 
 
 @pytest.mark.parametrize("way", [WAYS["softmax"], WAYS["top_p"], WAYS["greedy"]], ids=str)
-def test_continuous_actions_are_the_centres_of_the_drawn_bins(make_model, way):
+def test_continuous_actions_are_evenly_spaced_from_bound_to_bound(make_model, way):
     model = make_model(action_space=BOX, num_action_bins=4, initializer_range=0.15)
     actions, log_probs, logits = first_actions(model, num_envs=60, repetitions=100, **way)
 
     expected = np.zeros(log_probs.shape)
     for dimension, (low, high) in enumerate(zip(BOX["low"], BOX["high"])):
-        bins = (actions[..., dimension] - low) / (high - low) * 4 - 0.5
+        bins = (actions[..., dimension] - low) / (high - low) * 3
         np.testing.assert_allclose(bins, bins.round(), atol=1e-5)
         probabilities = distribution(logits.split(4)[dimension], **way)
         assert_frequencies(bins.round().astype(int), probabilities)
