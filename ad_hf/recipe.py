@@ -82,6 +82,7 @@ class ModelConfig:
         action_distribution: Of continuous actions, bins or mixture (of Gaussians).
         num_action_components: Gaussians of a mixture.
         num_action_bins: Bins of each dimension of an action.
+        image_channels: Channels of the layers that encode an image.
         backbone_config: Configuration, with its `model_type`, of a transformers decoder to use instead of our blocks.
         attn_implementation: eager, sdpa, ...; chosen by device and window unless given.
     """
@@ -101,6 +102,7 @@ class ModelConfig:
     action_distribution: str = "bins"
     num_action_components: int = 8
     num_action_bins: int = 21
+    image_channels: list[int] = field(default_factory=lambda: [32, 64])
     backbone_config: dict[str, Any] | None = None
     attn_implementation: str | None = None
 

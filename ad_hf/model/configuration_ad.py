@@ -1,6 +1,7 @@
 """Configuration of Algorithm Distillation models."""
 
 # Annotations are not postponed here: `strict` checks values against types, not against their names.
+from dataclasses import field
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -71,6 +72,9 @@ class ADConfig(PreTrainedConfig):
             Gaussians of a mixture.
         num_action_bins (`int`, *optional*, defaults to 21):
             Bins into which each dimension of a Box action is divided, at least 2; the outer ones stand for the bounds.
+        image_channels (`list[int]`, *optional*, defaults to `[32, 64]`):
+            Channels of the layers that encode an image: a linear map of patches of 4 x 4 pixels, and convolutions each
+            of which halves height and width.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration, with its `model_type`, of a decoder of transformers that takes `inputs_embeds`, to use in
             place of this package's own blocks.
@@ -103,6 +107,7 @@ class ADConfig(PreTrainedConfig):
     action_distribution: Literal["bins", "mixture"] = "bins"
     num_action_components: int = 8
     num_action_bins: int = 21
+    image_channels: list[int] = field(default_factory=lambda: [32, 64])
     backbone_config: dict | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
@@ -145,6 +150,8 @@ class ADConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_action_bins < 2:
             raise ValueError(f"num_action_bins must be at least 2, got {self.num_action_bins}")
+        if not self.image_channels or min(self.image_channels) < 1:
+            raise ValueError(f"image_channels must be numbers of at least 1, at least one, got {self.image_channels}")
         continuous = (self.action_space or {}).get("type") == "Box" and self.action_distribution == "mixture"
         if continuous and self.label_smoothing:
             raise ValueError(

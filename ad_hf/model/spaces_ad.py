@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from .configuration_ad import ADConfig
 from .sampling_ad import choose
 
+# Height and width of the patches into which images are divided.
+PATCH = 4
+
 
 class CategoricalEmbedding(nn.Module):
     """One table per dimension of a Discrete, MultiDiscrete or MultiBinary element, their rows summed."""
@@ -48,23 +51,30 @@ class VectorEmbedding(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """Three strided convolutions over a Box image (height, width, channels), then a linear map."""
+    """
+    A Box image (height, width, channels): a linear map of each of its patches, strided convolutions over them, and a
+    linear map of what is left. With patches first, a frame costs a fourth of what convolutions on all pixels do.
+    """
 
-    def __init__(self, shape: list[int], width: int, high: float | None) -> None:
+    def __init__(self, shape: list[int], width: int, high: float | None, channels: list[int]) -> None:
         super().__init__()
         self.scale = high or 1.0
-        channels = [shape[-1], 32, 64, 64]
+        height, breadth = shape[:2]
+        self.padding = (0, -breadth % PATCH, 0, -height % PATCH)  # so that there are whole patches only
+        self.patches = nn.Conv2d(shape[-1], channels[0], kernel_size=PATCH, stride=PATCH)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(channels)
         )
-        cells = math.prod(math.ceil(size / 8) for size in shape[:2])
-        self.linear = nn.Linear(channels[-1] * cells, width)
+        step = PATCH * 2 ** len(self.convolutions)
+        self.linear = nn.Linear(channels[-1] * math.ceil(height / step) * math.ceil(breadth / step), width)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """values (batch, time, height, width, channels) -> (batch, time, width)."""
-        frames = values.flatten(0, 1).movedim(-1, 1).to(self.linear.weight.dtype) / self.scale
+        frames = F.pad(values.flatten(0, 1).movedim(-1, 1), self.padding)
+        frames = self.patches(frames.to(self.linear.weight.dtype) / self.scale)
         for convolution in self.convolutions:
-            frames = F.relu(convolution(frames))
+            frames = convolution(F.leaky_relu(frames, negative_slope=0.0, inplace=True))  # as in ADBlock
+        frames = F.leaky_relu(frames, negative_slope=0.0, inplace=True)
         return self.linear(frames.flatten(1)).unflatten(0, values.shape[:2])
 
 
@@ -93,7 +103,8 @@ class StepEmbedding(nn.Module):
         if observations["type"] != "Box":
             self.observation = CategoricalEmbedding(_categories(observations), width)
         elif len(observations["shape"]) == 3:
-            self.observation = ImageEmbedding(observations["shape"], width, observations["high"][0])
+            shape, high = observations["shape"], observations["high"][0]
+            self.observation = ImageEmbedding(shape, width, high, config.image_channels)
         elif len(observations["shape"]) == 1:
             size = observations["shape"][0]
             self.observation = VectorEmbedding(size, width, config.observation_mean, config.observation_std)

@@ -186,6 +186,20 @@ def test_vectors_are_normalised_and_rewards_scaled(make_model, make_history):
     torch.testing.assert_close(scaled(**raw).logits, plain(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "channels"), [([24, 32, 3], [32, 64]), ([7, 5, 1], [8]), ([9, 10, 3], [4, 8, 16])])
+def test_images_of_any_size_are_seen_up_to_their_borders(make_model, make_history, shape, channels):
+    space = {"type": "Box", "shape": shape, "low": [0], "high": [255], "dtype": "uint8"}
+    model = make_model(observation_space=space, image_channels=channels)
+    inputs, _ = make_history(model.config, batch=1, time=2)
+    before = model(**inputs).logits
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        changed = inputs["observations"].clone()
+        changed[0, 1, row, column] = 255 - changed[0, 1, row, column]
+        after = model(**{**inputs, "observations": changed}).logits
+        assert torch.equal(after[:, 0], before[:, 0])
+        assert not torch.equal(after[:, 1], before[:, 1])
+
+
 @pytest.mark.parametrize(
     "space",
     [
