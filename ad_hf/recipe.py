@@ -78,7 +78,8 @@ class ModelConfig:
         attention_dropout: Dropout on the attention weights.
         input_mask_probability: Probability that a step's token is blanked in training.
         label_smoothing: Label smoothing of the loss.
-        reward_scale: Rewards are divided by it.
+        normalize_observations: Normalise observations that are vectors, by their mean and deviation in the data.
+        reward_scale: Rewards are divided by it; by default by the mean magnitude of those that are not zero.
         action_distribution: Of continuous actions, bins or mixture (of Gaussians).
         num_action_components: Gaussians of a mixture.
         num_action_bins: Bins of each dimension of an action.
@@ -98,7 +99,8 @@ class ModelConfig:
     attention_dropout: float = 0.0
     input_mask_probability: float = 0.0
     label_smoothing: float = 0.0
-    reward_scale: float = 1.0
+    normalize_observations: bool = True
+    reward_scale: float | None = None
     action_distribution: str = "bins"
     num_action_components: int = 8
     num_action_bins: int = 21

@@ -12,9 +12,12 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
+from ad_hf.histories.statistics import normalization
 from ad_hf.histories.validation import check_complete, check_shards
 from ad_hf.hub.repositories import Repository, find_repository
 from ad_hf.model.configuration_ad import ADConfig
+
+NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
 
 
 @dataclass(frozen=True)
@@ -151,19 +154,37 @@ def load_histories(
     return opened.load(split, columns), opened.metadata
 
 
+def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
+    """What the training split is normalised with, as the dataset says it, or else counted in its files."""
+    statistics = dataset.metadata.statistics.get("train", {})
+    if "reward_scale" in statistics:
+        return {name: statistics[name] for name in NORMALIZATION if name in statistics}
+    if all(task["split"] != "train" for task in dataset.metadata.tasks):
+        return {}
+    folder = dataset.repository.download([dataset.pattern("train")])
+    return normalization([folder / path for path in dataset.shards("train")], dataset.metadata.spaces[0])
+
+
 def config_from_dataset(
-    dataset: str | Path | HistoryDataset, config_name: str | None = None, **settings: Any
+    dataset: str | Path | HistoryDataset,
+    config_name: str | None = None,
+    normalize_observations: bool = True,
+    **settings: Any,
 ) -> ADConfig:
     """
-    The configuration of a model for a dataset: its spaces are the dataset's.
+    The configuration of a model for a dataset: its spaces are the dataset's, and the statistics with which it
+    normalises its inputs those of the dataset's training split.
 
     Args:
         dataset (`str` or `Path`):
             Folder of the dataset, or its id on the Hub, with `@revision` if need be.
         config_name (`str`, *optional*):
             Configuration in it; may be left out if there is only one, or one called `default`.
+        normalize_observations (`bool`, *optional*, defaults to `True`):
+            Whether observations that are Box vectors are normalised.
         settings:
-            Any other field of [`ADConfig`].
+            Any other field of [`ADConfig`]. A `reward_scale` that is not given, or `None`, is the mean magnitude of
+            the rewards that are not zero: 1 for rewards of 0 and 1.
 
     Raises:
         ValueError: for settings that `ADConfig` does not have.
@@ -172,6 +193,11 @@ def config_from_dataset(
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(f"ADConfig has no setting {', '.join(map(repr, unknown))}")
-    metadata = HistoryDataset.open(dataset, config_name).metadata
+    opened = HistoryDataset.open(dataset, config_name)
+    metadata = opened.metadata
     of_dataset = {"observation_space": metadata.observation_space, "action_space": metadata.action_space}
+    settings = {name: value for name, value in settings.items() if name not in NORMALIZATION or value is not None}
+    wanted = set(NORMALIZATION if normalize_observations else NORMALIZATION[:1]) - set(settings)
+    if wanted:
+        of_dataset |= {name: value for name, value in _normalization(opened).items() if name in wanted}
     return ADConfig(**{**of_dataset, **settings})

@@ -45,7 +45,8 @@ class HistoryMetadata:
             Wrappers of each environment, and which keyword arguments are attributes of it, as of
             [`~ad_hf.TaskFamily`].
         statistics (`dict`):
-            For each split what [`~ad_hf.histories.statistics.split_statistics`] says.
+            For each split what [`~ad_hf.histories.statistics.split_statistics`] says; for that to train on, also
+            what [`~ad_hf.histories.statistics.normalization`] does.
         fingerprint (`str`):
             Digest of the contents of the dataset's shards.
         versions (`dict[str, str]`):

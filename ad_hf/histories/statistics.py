@@ -11,9 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from gymnasium import spaces
 
 from ad_hf.envs.task_family import SPLITS
+from ad_hf.histories.blocks import read_row_groups
 from ad_hf.histories.schema import HistoryMetadata
+
+SAMPLED_STEPS = 1 << 18  # of a split, for the statistics of its observations
+PERCENTILES = (0.1, 99.9)  # beyond which values are outliers
 
 COLUMNS = ["history_id", "rewards", "terminations", "truncations"]
 
@@ -70,6 +75,54 @@ def split_statistics(files: Sequence[Path]) -> dict[str, Any]:
     }
 
 
+def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dict[str, Any]:
+    """
+    With what a model of a split normalises its inputs.
+
+    Args:
+        files (`Sequence[Path]`):
+            The split's shards.
+        observation_space (`gymnasium.Space`):
+            Space of an observation.
+
+    Returns:
+        `dict`: `reward_scale`, the mean magnitude of the rewards that are not zero, and for Box vectors
+        `observation_mean` and `observation_std`, one number per dimension, of some 260,000 steps at regular distances.
+        Outliers are moved to the percentiles 0.1 and 99.9; the deviation of a constant dimension is 1.
+    """
+    is_vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
+    footers = [pq.read_metadata(file) for file in files] if is_vector else []
+    num_steps = sum(group.steps for footer in footers for group in read_row_groups(footer))
+    every = max(1, num_steps // SAMPLED_STEPS)
+    total, count, passed = 0.0, 0, 0
+    sampled: list[np.ndarray] = []
+    for file in files:
+        with pq.ParquetFile(file) as shard:
+            for index in range(shard.num_row_groups):
+                table = shard.read_row_group(index, columns=["rewards", *["observations"] * is_vector])
+                rewards = np.abs(table["rewards"].combine_chunks().flatten().to_numpy())
+                total, count = total + float(rewards.sum()), count + int(np.count_nonzero(rewards))
+                if is_vector:
+                    values = table["observations"].combine_chunks().flatten().flatten().to_numpy()
+                    sampled.append(values.reshape(len(rewards), -1)[-passed % every :: every])
+                passed += len(rewards)
+    scales: dict[str, Any] = {"reward_scale": total / count if total else 1.0}
+    if is_vector and passed:
+        scales["observation_mean"], scales["observation_std"] = _moments(np.concatenate(sampled))
+    return scales
+
+
+def _moments(values: np.ndarray) -> tuple[list[float], list[float]]:
+    """Means and standard deviations of values (number, dimensions) but for outliers."""
+    values = values.astype(np.float64)
+    low, high = np.percentile(values, PERCENTILES, axis=0)
+    # A dimension that is constant between the percentiles varies in what would be outliers of another.
+    clipped = np.where(low == high, values, values.clip(low, high))
+    means, stds = clipped.mean(axis=0), clipped.std(axis=0)
+    # Where nothing but rounding varies there is nothing to scale.
+    return means.tolist(), np.where(stds > 1e-6 * np.abs(means), stds, 1.0).tolist()
+
+
 def content_fingerprint(files: Sequence[Path]) -> str:
     """Digest of the contents of shards, in their order."""
     digest = hashlib.blake2b(digest_size=8)
@@ -83,4 +136,6 @@ def describe_shards(metadata: HistoryMetadata, folder: Path) -> None:
     """Fill in what `metadata.json` says of the shards in a configuration's folder: statistics and fingerprint."""
     shards = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in SPLITS}
     metadata.statistics = {split: split_statistics(files) for split, files in shards.items() if files}
+    if shards["train"]:
+        metadata.statistics["train"] |= normalization(shards["train"], metadata.spaces[0])
     metadata.fingerprint = content_fingerprint(sorted(folder.glob("*.parquet")))

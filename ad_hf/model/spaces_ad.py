@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from .configuration_ad import ADConfig
 from .sampling_ad import choose
 
+# Standard deviations at which normalised observations are cut off.
+OUTLIER = 10.0
+
 # Height and width of the patches into which images are divided.
 PATCH = 4
 
@@ -37,17 +40,21 @@ class CategoricalEmbedding(nn.Module):
 
 
 class VectorEmbedding(nn.Module):
-    """A linear map of a normalised Box vector."""
+    """A linear map of a Box vector, normalised if its mean and standard deviation are known."""
 
     def __init__(self, size: int, width: int, mean: list[float] | None, std: list[float] | None) -> None:
         super().__init__()
+        self.normalizes = mean is not None or std is not None
         self.mean, self.std = mean or [0.0] * size, std or [1.0] * size
         self.linear = nn.Linear(size, width)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """values (batch, time, size) -> (batch, time, width)."""
-        values = values.to(self.linear.weight.dtype)
-        return self.linear((values - values.new_tensor(self.mean)) / values.new_tensor(self.std))
+        if self.normalizes:  # in float32, as large means leave nothing of small differences in bfloat16
+            values = values.float()
+            values = (values - values.new_tensor(self.mean)) / values.new_tensor(self.std)
+            values = values.clamp(-OUTLIER, OUTLIER)
+        return self.linear(values.to(self.linear.weight.dtype))
 
 
 class ImageEmbedding(nn.Module):
@@ -115,7 +122,9 @@ class StepEmbedding(nn.Module):
             )
         self.previous_action: nn.Module
         if actions["type"] == "Box":
-            self.previous_action = VectorEmbedding(actions["shape"][0], width, None, None)
+            bounds = list(zip(actions["low"], actions["high"]))
+            centres, halves = [(low + high) / 2 for low, high in bounds], [(high - low) / 2 for low, high in bounds]
+            self.previous_action = VectorEmbedding(actions["shape"][0], width, centres, halves)
         else:
             self.previous_action = CategoricalEmbedding([size + 1 for size in _categories(actions)], width)
         self.previous_reward = nn.Linear(1, width)

@@ -186,6 +186,39 @@ def test_vectors_are_normalised_and_rewards_scaled(make_model, make_history):
     torch.testing.assert_close(scaled(**raw).logits, plain(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_outliers_among_normalised_observations_are_cut_off(make_model, make_history):
+    model = make_model(**spaces("vector", "discrete"), observation_mean=[0.0] * 3, observation_std=[1.0, 2.0, 3.0])
+    inputs, _ = make_history(model.config)
+    far, farther = (
+        model(**{**inputs, "observations": torch.full_like(inputs["observations"], value)}).logits
+        for value in (100.0, 1e30)
+    )
+    assert torch.equal(far, farther)
+
+
+def test_small_differences_beside_a_large_mean_are_seen_in_bfloat16(make_model, make_history):
+    mean = [1000.0, -1000.0, 1000.0]
+    model = make_model(**spaces("vector", "discrete"), observation_mean=mean, observation_std=[1.0] * 3)
+    plain = make_model(**spaces("vector", "discrete"))
+    inputs, _ = make_history(model.config)
+    raw = {**inputs, "observations": inputs["observations"] + torch.tensor(mean)}
+    difference = (model.bfloat16()(**raw).logits - plain.bfloat16()(**inputs).logits).abs().max()
+    assert difference < 0.05 * plain(**inputs).logits.abs().max()
+
+
+def test_continuous_actions_count_in_units_of_their_bounds(make_model, make_history):
+    small = {"type": "Box", "shape": [2], "low": [-1.0, -1.0], "high": [1.0, 1.0], "dtype": "float32"}
+    large = {**small, "low": [-1000.0, 0.0], "high": [1000.0, 2000.0]}
+    models = [make_model(action_space=space) for space in (small, large)]
+    inputs, labels = make_history(models[0].config)
+    scaled = [part * 1000.0 + torch.tensor([0.0, 1000.0]) for part in (inputs["previous_actions"], labels)]
+
+    expected = models[0](**inputs, labels=labels)
+    output = models[1](**{**inputs, "previous_actions": scaled[0]}, labels=scaled[1])
+
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("shape", "channels"), [([24, 32, 3], [32, 64]), ([7, 5, 1], [8]), ([9, 10, 3], [4, 8, 16])])
 def test_images_of_any_size_are_seen_up_to_their_borders(make_model, make_history, shape, channels):
     space = {"type": "Box", "shape": shape, "low": [0], "high": [255], "dtype": "uint8"}
