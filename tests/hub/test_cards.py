@@ -221,6 +221,22 @@ def test_a_model_card_without_a_report_says_so(tiny_run, tiny_recipe):
     assert "![" not in card.text
 
 
+def test_a_model_card_tells_kinds_of_tasks_apart(evaluated_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(evaluated_run, run)
+    report = json.loads((run / "report.json").read_text())
+    kind = {"return": 3.5, "normalized": 0.875, "num_tasks": 2}
+    report["groups"] = {"all": kind, "even": kind, "odd": {**kind, "normalized": None}}
+    report["source"]["independent_streams"] = True
+    for folder in (run, run / "model"):
+        (folder / "report.json").write_text(json.dumps(report))
+    write_model_card(run)
+    text = (run / "model" / "README.md").read_text()
+    assert "| on the 2 tasks of kind `even`; with random play as 0 and the source as 1: 0.88 | 3.50 |" in text
+    assert "| on the 2 tasks of kind `odd` | 3.50 |" in text
+    assert "parallel environments counted" not in text
+
+
 def test_a_model_card_with_a_report_says_what_it_says(evaluated_run):
     report = json.loads((evaluated_run / "report.json").read_text())
     card = ModelCard((evaluated_run / "model" / "README.md").read_text())
