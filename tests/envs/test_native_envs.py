@@ -33,7 +33,19 @@ def bandit(rng):
     return {"num_arms": int(rng.integers(1, 12))}, tasks
 
 
-WORLDS = {"AdversarialBandit": bandit, "DarkRoom": dark_room, "DarkKeyToDoor": key_to_door}
+def watermaze(rng):
+    kwargs = {name: bool(rng.integers(2)) for name in ("random_heading", "terminate_on_reach")}
+    height, width = rng.integers(1, 20, size=2).tolist()
+    # near the start, so that some are reached
+    return {"height": height, "width": width, **kwargs}, {"platform": rng.uniform(-0.4, 0.4, size=(5, 2))}
+
+
+WORLDS = {
+    "AdversarialBandit": bandit,
+    "DarkRoom": dark_room,
+    "DarkKeyToDoor": key_to_door,
+    "Watermaze": watermaze,
+}
 
 
 def assert_same_infos(native, single):

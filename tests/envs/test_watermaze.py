@@ -1,0 +1,256 @@
+"""Watermaze: what is seen, what is rewarded, and that every platform can be reached."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ad_hf.envs.watermaze_view as view
+from ad_hf.envs.watermaze import PLATFORM_RADIUS, SWIMMING_RADIUS, optimal_return, platform_distance
+
+FORWARD, BACKWARD, LEFT, RIGHT, TURN_LEFT, TURN_RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(8)
+
+
+def make(num_envs=1, **kwargs):
+    kwargs = {"height": 9, "width": 12, **kwargs}
+    return gym.make_vec(
+        "ad_hf/Watermaze-v0", num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs
+    ).unwrapped
+
+
+def platforms_of_the_disc(spacing):
+    x, y = np.meshgrid(*[np.arange(-1, 1 + spacing, spacing)] * 2)
+    inside = np.hypot(x, y) <= 1
+    edge = np.linspace(0, 2 * np.pi, 200)
+    return np.concatenate([np.stack([x[inside], y[inside]], 1), 0.9999 * np.stack([np.cos(edge), np.sin(edge)], 1)])
+
+
+points = st.tuples(st.floats(0, 1), st.floats(0, 7)).map(
+    lambda polar: polar[0] * np.array([np.cos(polar[1]), np.sin(polar[1])])
+)
+
+
+@given(platforms=st.tuples(points, points), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_platform_is_never_seen(platforms, seed):
+    envs = make(2, platform=np.clip(platforms, -0.7, 0.7), height=24, width=32, max_episode_steps=50)
+    frames, _ = envs.reset(seed=[seed, seed])
+    np.testing.assert_array_equal(frames[0], frames[1])
+    for action in np.random.default_rng(seed).integers(8, size=50):
+        frames, _, _, _, infos = envs.step(np.array([action, action]))
+        np.testing.assert_array_equal(frames[0], frames[1])
+    np.testing.assert_array_equal(infos["final_obs"][0], infos["final_obs"][1])
+
+
+def cast_rays(position, heading, height, width, samples=5):
+    """A frame, ray by ray, straight from the geometry; water is left out, as a mask of its pixels."""
+    texture = view.wall_texture()
+    offsets = (np.arange(samples) + 0.5) / samples
+    focal_length = width / 2 / np.tan(view.FIELD_OF_VIEW / 2)
+    left = (width / 2 - np.arange(width)[:, None] - offsets).ravel() / focal_length
+    up = (height / 2 - np.arange(height)[:, None] - offsets).ravel() / focal_length
+    frame = np.empty((height * samples, width * samples, 3))
+    wet = np.zeros(frame.shape[:2], dtype=bool)
+    for column, slope in enumerate(left):
+        ray = np.array([np.cos(heading) - slope * np.sin(heading), np.sin(heading) + slope * np.cos(heading)])
+        a, b, c = ray @ ray, position @ ray, position @ position - 1
+        depth = (-b + np.sqrt(b * b - a * c)) / a
+        x, y = position + depth * ray
+        piece = int((np.arctan2(y, x) + np.pi) / (2 * np.pi) * view.WALL_PIECES) % view.WALL_PIECES
+        for row, rise in enumerate(up):
+            z = view.EYE_HEIGHT + depth * rise
+            wet[row, column] = z < 0
+            wall = texture[int(np.clip((1 - z / view.WALL_HEIGHT) * view.WALL_ROWS, 0, view.WALL_ROWS - 1)), piece]
+            frame[row, column] = view.SKY if z > view.WALL_HEIGHT else wall
+    boxes = (height, samples, width, samples)
+    return frame.reshape(*boxes, 3).mean(axis=(1, 3)), wet.reshape(boxes).any(axis=(1, 3))
+
+
+@pytest.mark.parametrize("pose", [(0, 0, 0.3), (0.5, -0.4, 2), (-0.9, 0, 3.1), (0.1, 0.85, -1), (0, -0.9, 0)], ids=str)
+@pytest.mark.parametrize("size", [(24, 32), (36, 48)], ids=str)
+def test_frames_are_what_casting_rays_gives(pose, size):
+    position, heading = np.array(pose[:2], dtype=float), pose[2]
+    drawn = view.draw_views(position[None], np.array([heading]), *size)[0].astype(float)
+    cast, wet = cast_rays(position, heading, *size)
+    difference = np.abs(drawn - cast)[~wet]
+    assert difference.mean() < 6  # of 255; the table has a limited number of depths
+    assert (difference.max(axis=1) > 60).mean() < 0.06
+
+
+@pytest.mark.parametrize("size", [(18, 24), (72, 96)], ids=str)
+def test_every_pose_looks_different(size):
+    x, y, heading = (axis.ravel() for axis in np.meshgrid(*[np.linspace(-0.6, 0.6, 7)] * 2, np.arange(12) * np.pi / 6))
+    frames = view.draw_views(np.stack([x, y], 1), heading, *size).reshape(len(x), -1).astype(np.float32)
+    squares = (frames**2).sum(axis=1)
+    distances = np.maximum(squares[:, None] + squares - 2 * frames @ frames.T, 0) + 1e12 * np.eye(len(x))
+    assert np.sqrt(distances.min() / frames.shape[1]) > 8  # of 255, root mean square
+
+
+def test_many_frames_are_drawn_as_one_by_one():
+    rng = np.random.default_rng(0)
+    positions, headings = rng.uniform(-0.6, 0.6, (300, 2)), rng.uniform(-9, 9, 300)
+    frames = view.draw_views(positions, headings, 18, 24)
+    assert frames.shape == (300, 18, 24, 3)
+    assert frames.flags.c_contiguous
+    for index in range(0, 300, 7):
+        chosen = slice(index, index + 1)
+        np.testing.assert_array_equal(frames[index], view.draw_views(positions[chosen], headings[chosen], 18, 24)[0])
+
+
+def test_every_platform_is_reached_without_a_turn_within_15_steps():
+    # The pool looks the same from every first heading, but for the landmarks: one heading and all platforms do.
+    platforms = platforms_of_the_disc(0.02)
+    envs = make(len(platforms), platform=platforms, height=1, width=1, random_heading=False, max_episode_steps=15)
+    envs.reset(seed=0)
+    moves = np.array([[0.1, 0], [-0.1, 0], [0, 0.1], [0, -0.1]])
+    returns = np.zeros(len(platforms))
+    for _ in range(15):
+        ahead = envs._positions[:, None] + moves
+        ahead /= np.maximum(np.linalg.norm(ahead, axis=2, keepdims=True) / SWIMMING_RADIUS, 1)
+        actions = np.linalg.norm(ahead - platforms[:, None], axis=2).argmin(axis=1)
+        returns += envs.step(actions)[1]
+    np.testing.assert_array_equal(returns, 1.0)
+    assert optimal_return(platform=(0.1, 0.9), max_episode_steps=15) == 1.0
+
+
+def test_swimming_by_turns_reaches_every_platform_well_within_an_episode():
+    platforms = platforms_of_the_disc(0.05)
+    envs = make(len(platforms), platform=platforms, height=1, width=1)
+    envs.reset(seed=0)
+    returns = np.zeros(len(platforms))
+    for _ in range(25):
+        x, y = (platforms - envs._positions).T
+        bearing = (np.arctan2(y, x) - envs._headings + np.pi) % (2 * np.pi) - np.pi
+        turning = np.where(bearing > 0, TURN_LEFT, TURN_RIGHT)
+        swimming = np.where(bearing > 0.3, FORWARD_LEFT, np.where(bearing < -0.3, FORWARD_RIGHT, FORWARD))
+        returns += envs.step(np.where(np.abs(bearing) > 1, turning, swimming))[1]
+    assert returns.mean() == 1.0
+
+
+def test_random_play_finds_some_platforms():
+    rng = np.random.default_rng(0)
+    angle, distance = rng.uniform(0, 2 * np.pi, 4000), np.sqrt(rng.uniform(0, 1, 4000))
+    platforms = distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    envs = make(4000, platform=platforms, height=1, width=1)
+    envs.reset(seed=0)
+    returns = sum(envs.step(rng.integers(8, size=4000))[1] for _ in range(50))
+    assert 0.1 < returns.mean() < 0.2
+
+
+def test_reward_is_paid_once_and_the_episode_goes_on():
+    env = gym.make("ad_hf/Watermaze-v0", platform=(0.5, 0), random_heading=False, height=9, width=12)
+    env.reset(seed=0)
+    steps = [env.step(action) for action in [FORWARD] * 4 + [BACKWARD] * 3 + [FORWARD] * 43]
+    assert [reward for _, reward, *_ in steps] == [0.0] * 3 + [1.0] + [0.0] * 46
+    assert [info["reached"] for *_, info in steps] == [0] * 3 + [1] * 47
+    assert not any(terminated for _, _, terminated, _, _ in steps)
+    assert [truncated for _, _, _, truncated, _ in steps] == [False] * 49 + [True]
+
+
+def test_platform_ends_the_episode_if_asked_to():
+    kwargs = {"platform": (0.5, 0), "random_heading": False, "terminate_on_reach": True}
+    env = gym.make("ad_hf/Watermaze-v0", **kwargs)
+    env.reset(seed=0)
+    assert [env.step(FORWARD)[1:3] for _ in range(4)] == [(0.0, False)] * 3 + [(1.0, True)]
+
+
+@pytest.mark.parametrize(
+    ("actions", "position"),
+    [
+        ([FORWARD] * 2, (0.2, 0)),
+        ([BACKWARD], (-0.1, 0)),
+        ([LEFT], (0, 0.1)),
+        ([RIGHT], (0, -0.1)),
+        ([TURN_LEFT] * 3 + [FORWARD], (0, 0.1)),
+        ([TURN_RIGHT] * 3 + [FORWARD], (0, -0.1)),
+        ([FORWARD_LEFT] * 12, (0, 0)),
+        ([FORWARD_RIGHT], (0.1 * np.cos(np.pi / 6), -0.05)),
+        ([FORWARD] * 20, (0.9, 0)),
+    ],
+    ids=str,
+)
+def test_actions_move_the_agent(actions, position):
+    env = gym.make("ad_hf/Watermaze-v0", random_heading=False).unwrapped
+    env.reset(seed=0)
+    for action in actions:
+        env.step(action)
+    np.testing.assert_allclose(env._position[0], position, atol=1e-12)
+
+
+def test_agent_slides_along_the_wall():
+    envs = make(50, height=1, width=1, max_episode_steps=100)
+    envs.reset(seed=0)
+    for _ in range(12):
+        envs.step(np.full(50, FORWARD))
+    at_the_wall = envs._positions.copy()
+    envs.step(np.full(50, FORWARD_LEFT))
+    assert np.linalg.norm(envs._positions, axis=1).max() <= SWIMMING_RADIUS + 1e-9
+    assert np.linalg.norm(envs._positions - at_the_wall, axis=1).min() > 0.01
+
+
+def test_episodes_start_in_the_centre_with_any_heading():
+    envs = make(3, max_episode_steps=2)
+    first, _ = envs.reset(seed=0)
+    assert len(np.unique(first, axis=0)) == 3
+    envs.step(np.zeros(3, dtype=int))
+    second, *_ = envs.step(np.zeros(3, dtype=int))
+    assert len(np.unique(np.concatenate([first, second]), axis=0)) == 6
+    np.testing.assert_array_equal(envs.reset(seed=0)[0], first)
+
+
+def test_episodes_start_alike_without_random_headings():
+    envs = make(3, random_heading=False, max_episode_steps=1)
+    first, _ = envs.reset(seed=0)
+    assert len(np.unique(first, axis=0)) == 1
+    np.testing.assert_array_equal(envs.step(np.zeros(3, dtype=int))[0], first)
+
+
+def test_frames_that_were_handed_out_stay_as_they_are():
+    envs = make(3, max_episode_steps=3, platform=(0.1, 0), terminate_on_reach=True)
+    handed_out = [envs.reset(seed=0)[0]]
+    copies = [handed_out[0].copy()]
+    for _ in range(9):
+        frames, _, _, _, infos = envs.step(envs.action_space.sample())
+        handed_out += [frames, *([infos["final_obs"]] if "final_obs" in infos else [])]
+        copies += [array.copy() for array in handed_out[len(copies) :]]
+        frames[:, :2] = 0  # as a user may do
+        copies[-2 if "final_obs" in infos else -1][:, :2] = 0
+    for array, copy in zip(handed_out, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_rendering_shows_the_platform_beside_the_view():
+    env = gym.make("ad_hf/Watermaze-v0", platform=(-0.4, 0.6), render_mode="rgb_array")
+    frame, _ = env.reset(seed=0)
+    picture = env.render()
+    assert picture.shape == (216, 216 + 288, 3)
+    np.testing.assert_array_equal(picture[::3, 216::3], frame)
+    assert (picture[43, 65] == view.PLATFORM).all()
+    vector = make(2, platform=np.array([[-0.4, 0.6], [0.5, 0.5]]), render_mode="rgb_array", height=72, width=96)
+    vector.reset(seed=0)
+    pictures = vector.render()
+    np.testing.assert_array_equal(pictures[0], picture)
+    assert not (pictures[1][43, 65] == view.PLATFORM).all()
+    assert make(2).render() is None
+
+
+@pytest.mark.parametrize("platform", [(0.8, 0.8), (float("nan"), 0), (1, 2, 3), "centre", [[0, 0], [0, 2]]], ids=str)
+def test_platforms_outside_the_pool_are_refused(platform):
+    with pytest.raises(ValueError, match="platform must"):
+        make(2, platform=platform)
+
+
+def test_frames_without_pixels_are_refused():
+    with pytest.raises(ValueError, match="height and width must be at least 1, got 0 and 12"):
+        make(height=0)
+
+
+def test_platform_distance_is_that_from_the_start():
+    assert platform_distance(platform=[0.3, -0.4], height=18) == pytest.approx(0.5)
+    assert PLATFORM_RADIUS < 0.5
+
+
+def test_optimal_return_of_short_episodes_is_unknown():
+    with pytest.raises(ValueError, match="at least 15 steps, got 14"):
+        optimal_return(platform=(0, 0), max_episode_steps=14)
