@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 from gymnasium import spaces
@@ -44,8 +45,29 @@ def has_independent_streams(algorithm: str) -> bool:
     return getattr(find_algorithm(algorithm), "independent_streams", False)
 
 
+def _with_classes(settings: dict[str, Any], name: str = "") -> dict[str, Any]:
+    """Settings in which classes that are given by import path are those classes, in nested settings too."""
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            value = _with_classes(value, f"{name}{key}.")
+        elif isinstance(value, str) and (key.endswith("_class") or key == "activation_fn"):
+            try:
+                resolved = locate(value)
+            except ErrorDuringImport as error:
+                raise ValueError(f"{name}{key}: {value!r} cannot be imported: {error}") from error
+            if not inspect.isclass(resolved):
+                raise ValueError(
+                    f"{name}{key} must be the import path of a class, such as 'torch.nn.ReLU', got {value!r}, which "
+                    "is none"
+                )
+            value = resolved
+        found[key] = value
+    return found
+
+
 def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names every hyper-parameter that an algorithm does not take."""
+    """Raise a `ValueError` for hyper-parameters that an algorithm does not take, and classes that do not exist."""
     accepted = set(inspect.signature(find_algorithm(algorithm)).parameters) - {"env", "seed", "_init_setup_model"}
     unknown = sorted(set(hyperparameters) - accepted)
     if unknown:
@@ -53,6 +75,7 @@ def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> No
             f"{algorithm} takes no hyper-parameter {', '.join(map(repr, unknown))}: expected "
             f"{', '.join(sorted(accepted))}"
         )
+    _with_classes(hyperparameters)
 
 
 def make_learner(algorithm: str, envs: VecEnv, seed: int, hyperparameters: dict[str, Any]) -> BaseAlgorithm:
@@ -68,6 +91,10 @@ def make_learner(algorithm: str, envs: VecEnv, seed: int, hyperparameters: dict[
             Seed of the learner and its environments.
         hyperparameters (`dict`):
             Arguments of the algorithm. `policy` defaults to the one that fits the observations, `device` to the CPU.
+            Classes may be given by import path, such as `{"policy_kwargs": {"activation_fn": "torch.nn.ReLU"}}`.
+
+    Raises:
+        ValueError: for hyper-parameters that the algorithm does not take, and import paths of no class.
     """
     check_hyperparameters(algorithm, hyperparameters)
     space = envs.observation_space
@@ -75,7 +102,7 @@ def make_learner(algorithm: str, envs: VecEnv, seed: int, hyperparameters: dict[
         policy = "MultiInputPolicy"
     else:
         policy = "CnnPolicy" if isinstance(space, spaces.Box) and len(space.shape) == 3 else "MlpPolicy"
-    arguments = {"policy": policy, "device": "cpu", "verbose": 0, **hyperparameters}
+    arguments = {"policy": policy, "device": "cpu", "verbose": 0, **_with_classes(hyperparameters)}
     learner = find_algorithm(algorithm)(env=envs, seed=seed, **arguments)
     if not (arguments["verbose"] or arguments.get("tensorboard_log")):
         # That which it would make by itself leaves an empty temporary folder behind, for each learner.

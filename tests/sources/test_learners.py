@@ -5,11 +5,14 @@ import tempfile
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
 
+from ad_hf.sources.extractors import SmallCNN
 from ad_hf.sources.learners import available_algorithms, check_hyperparameters, find_algorithm, make_learner
 
 
@@ -80,6 +83,38 @@ def test_hyperparameters_reach_the_learner():
     assert (learner.gamma, learner.n_steps, learner.seed) == (0.5, 7, 5)
     assert learner.policy.action_net.in_features == 3
     assert learner.device.type == "cpu"
+
+
+def test_classes_may_be_given_by_import_path():
+    kwargs = {
+        "features_extractor_class": "ad_hf.sources.extractors.SmallCNN",
+        "features_extractor_kwargs": {"features_dim": 5},
+        "activation_fn": "torch.nn.ELU",
+        "optimizer_class": "torch.optim.SGD",
+        "net_arch": [3],
+    }
+    hyperparameters = {"policy_kwargs": kwargs, "buffer_size": 10}
+    envs = DummyVecEnv([lambda: Still(spaces.Box(0, 255, (9, 12, 3), np.uint8))])
+    learner = make_learner("DQN", envs, 0, hyperparameters)
+    assert type(learner.q_net.features_extractor) is SmallCNN
+    assert learner.q_net.features_dim == 5
+    assert type(learner.q_net.q_net[1]) is nn.ELU
+    assert type(learner.policy.optimizer) is torch.optim.SGD
+    assert hyperparameters["policy_kwargs"]["activation_fn"] == "torch.nn.ELU"  # as the metadata will say it
+
+
+@pytest.mark.parametrize("path", ["torch.nn.Relu", "torch.nn.functional.relu", "nothing.Here", "ReLU", ""])
+def test_paths_of_no_class_are_refused(path):
+    hyperparameters = {"policy_kwargs": {"activation_fn": path}}
+    with pytest.raises(ValueError, match=rf"policy_kwargs.activation_fn must be the import path.*got '{path}'"):
+        check_hyperparameters("DQN", hyperparameters)
+
+
+def test_classes_of_broken_modules_are_refused_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "broken_extractors.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"replay_buffer_class: 'broken_extractors.A' cannot.*division by zero"):
+        check_hyperparameters("DQN", {"replay_buffer_class": "broken_extractors.A"})
 
 
 def test_seed_decides_the_weights():
