@@ -9,10 +9,10 @@ import torch
 from gymnasium import spaces
 
 from ad_hf.envs.sb3 import Steps
-from ad_hf.sources.streams import StreamAlgorithm, state_count
+from ad_hf.sources.streams import ScoringAlgorithm, state_count
 
 
-class BanditAlgorithm(StreamAlgorithm):
+class BanditAlgorithm(ScoringAlgorithm):
     """Base of learners that count, for each stream, how often each arm was pulled and what it paid."""
 
     def _tables(self) -> dict[str, torch.Tensor]:

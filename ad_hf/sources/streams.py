@@ -25,19 +25,18 @@ class TablePolicy(BasePolicy):
             Of one environment.
         tables (`dict[str, torch.Tensor]`):
             The tables by name, (streams, ...).
-        score (`Callable`):
-            From observations (streams, ...) and whether to be deterministic to the scores of the actions
-            (streams, actions).
+        act (`Callable`):
+            From observations (streams, ...) and whether to be deterministic to actions (streams, ...).
     """
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, tables: Any, score: Any) -> None:
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, tables: Any, act: Any) -> None:
         super().__init__(observation_space, action_space)
         for name, table in tables.items():
             self.register_buffer(name, table)
-        self._score = score
+        self._act = act
 
     def _predict(self, observation: Any, deterministic: bool = False) -> torch.Tensor:
-        return torch.as_tensor(self._score(np.asarray(observation), deterministic).argmax(axis=1))
+        return torch.as_tensor(self._act(np.asarray(observation), deterministic))
 
     def obs_to_tensor(self, observation: Any) -> Any:
         """Observations as they are: tables are looked up by integers."""
@@ -64,7 +63,7 @@ class StreamAlgorithm(BaseAlgorithm):
         policy (`str`):
             Given for the sake of the interface: there is a table and no network.
         env (`VecEnv`):
-            The environments, of discrete actions.
+            The environments, with actions of one of the `action_spaces` of the class.
         seed (`int`, *optional*):
             Of the learner and its environments.
         tensorboard_log, verbose, device:
@@ -72,6 +71,7 @@ class StreamAlgorithm(BaseAlgorithm):
     """
 
     independent_streams: ClassVar[bool] = True
+    action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (spaces.Discrete,)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TablePolicy}
 
     def __init__(
@@ -93,7 +93,7 @@ class StreamAlgorithm(BaseAlgorithm):
             verbose=verbose,
             device="cpu",
             support_multi_env=True,
-            supported_action_spaces=(spaces.Discrete,),
+            supported_action_spaces=self.action_spaces,
         )
         if _init_setup_model:
             self._setup_model()
@@ -103,31 +103,31 @@ class StreamAlgorithm(BaseAlgorithm):
         """The tables at the start, each (streams, ...)."""
 
     @abstractmethod
-    def _score(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
-        """Scores (streams, actions) of which the best is acted on, for observations (streams, ...)."""
+    def _act(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
+        """Actions (streams, ...) for observations (streams, ...), as well as it is known so far."""
+
+    @abstractmethod
+    def _explore(self, observations: np.ndarray) -> np.ndarray:
+        """Actions (streams, ...) for observations (streams, ...) while learning."""
 
     @abstractmethod
     def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
-        """Learn from a step of all streams: what was seen (streams, ...) and done (streams,), and what came of it."""
+        """Learn from a step of all streams: what was seen and done (streams, ...), and what came of it."""
 
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
         self._rng = np.random.default_rng(self.seed)
         tables = self._tables()
-        self.policy = TablePolicy(self.observation_space, self.action_space, tables, self._score_of_all)
+        self.policy = TablePolicy(self.observation_space, self.action_space, tables, self._act_of_all)
         self.tables = {name: getattr(self.policy, name).numpy() for name in tables}  # the same memory
 
-    def _score_of_all(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
+    def _act_of_all(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
         if len(observations) != self.n_envs:
             raise ValueError(
                 f"expected one observation for each of {self.n_envs} streams, which learn each for itself, got "
                 f"{len(observations)}"
             )
-        return self._score(observations, deterministic)
-
-    def _explore(self, observations: np.ndarray) -> np.ndarray:
-        """Actions (streams,) while learning."""
-        return break_ties(self._score(observations, deterministic=False), self._rng)
+        return self._act(observations, deterministic)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "tables"]
@@ -167,6 +167,20 @@ class StreamAlgorithm(BaseAlgorithm):
         callback.on_rollout_end()
         callback.on_training_end()
         return self
+
+
+class ScoringAlgorithm(StreamAlgorithm):
+    """Base of those that score the actions of a discrete space and take the best."""
+
+    @abstractmethod
+    def _score(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
+        """Scores (streams, actions) of which the best is acted on, for observations (streams, ...)."""
+
+    def _act(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
+        return self._score(observations, deterministic).argmax(axis=1)
+
+    def _explore(self, observations: np.ndarray) -> np.ndarray:
+        return break_ties(self._score(observations, deterministic=False), self._rng)
 
 
 def state_count(space: spaces.Space) -> int:

@@ -9,10 +9,10 @@ import torch
 from gymnasium import spaces
 
 from ad_hf.envs.sb3 import Steps
-from ad_hf.sources.streams import StreamAlgorithm, break_ties, state_count, state_numbers
+from ad_hf.sources.streams import ScoringAlgorithm, break_ties, state_count, state_numbers
 
 
-class TabularQ(StreamAlgorithm):
+class TabularQ(ScoringAlgorithm):
     r"""
     Q-learning with a table for each stream (Watkins, 1989; Sutton and Barto, section 6.5) and Stable-Baselines3's
     interface: as many learners as environments, at the cost of a few array operations.
