@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ad_hf.envs.vector import NativeVectorEnv
+from ad_hf.envs.vector import NativeVectorEnv, of_each
 
 ARM_DISTRIBUTIONS = ("odd", "even", "uniform")
 USUAL = 0.95  # probability that the arms which usually pay more do
@@ -56,6 +56,11 @@ def random_return(
 ) -> float:
     """Expected return of an episode in which every trial pulls any arm, with even chances."""
     return float(max_episode_steps * draw_arm_means(str(rewarding), int(task_seed), num_arms).mean())
+
+
+def expert(observations: np.ndarray, envs: Any) -> np.ndarray:
+    """Optimal actions (num_envs,): the best arms; for [`~ad_hf.sources.noised.NoisedPolicy`]."""
+    return of_each(envs, "means", "means").argmax(axis=1)
 
 
 class AdversarialBanditEnv(gym.Env[np.int64, np.int64]):

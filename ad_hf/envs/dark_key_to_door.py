@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ad_hf.envs.dark_room import MOVES, check_cells, draw_room
-from ad_hf.envs.vector import NativeVectorEnv
+from ad_hf.envs.dark_room import MOVES, check_cells, draw_room, walk
+from ad_hf.envs.vector import NativeVectorEnv, of_each
 
 KEY, DOOR, OPEN_DOOR = (244, 196, 48), (86, 180, 233), (94, 201, 98)
 
@@ -32,6 +32,13 @@ def optimal_return(*, size: int = 9, max_episode_steps: int = 50, **_: Any) -> f
             f"{size}, got {max_episode_steps}"
         )
     return 2.0
+
+
+def expert(observations: np.ndarray, envs: Any) -> np.ndarray:
+    """Optimal actions (num_envs,): to the key, and to the door; for [`~ad_hf.sources.noised.NoisedPolicy`]."""
+    has_key = of_each(envs, "_has_key", "_has_key")[:, None]
+    targets = np.where(has_key, of_each(envs, "doors", "door"), of_each(envs, "keys", "key"))
+    return walk(observations[:, :2].astype(np.int64), targets)
 
 
 def _draw(

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ad_hf.envs.vector import NativeVectorEnv
+from ad_hf.envs.vector import NativeVectorEnv, of_each
 
 # One row per action: left, right, up, down, stay, as changes of (x, y); y grows upwards.
 MOVES = np.array([[-1, 0], [1, 0], [0, 1], [0, -1], [0, 0]], dtype=np.int64)
@@ -34,6 +34,17 @@ def optimal_return(
     # The reward is paid after a move, so a goal under the start pays from the first step as a neighbouring one does.
     steps_rewarded = max(0, max_episode_steps - max(1, goal_distance(size=size, goal=goal)) + 1)
     return float(min(1, steps_rewarded) if sparse_reward else steps_rewarded)
+
+
+def walk(positions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Actions (n,) that lead straight from cells (n, 2) to others (n, 2), in x first, and stay where those are one."""
+    x, y = (targets - positions).T
+    return np.select([x < 0, x > 0, y > 0, y < 0], [0, 1, 2, 3], default=4)
+
+
+def expert(observations: np.ndarray, envs: Any) -> np.ndarray:
+    """Optimal actions (num_envs,): straight to the goal, and stay; for [`~ad_hf.sources.noised.NoisedPolicy`]."""
+    return walk(observations[:, :2].astype(np.int64), of_each(envs, "goals", "goal"))
 
 
 def check_cells(name: str, cell: Any, size: int, num_envs: int | None = None) -> np.ndarray:

@@ -56,16 +56,19 @@ class SB3VecEnv(VecEnv):
         envs (`gymnasium.vector.VectorEnv`):
             The environments. NEXT_STEP autoreset is refused: its reset steps are not experience, and a learner would
             take them for it.
+        task_ids (`Sequence[int]`, *optional*):
+            The task of each environment, for learners that ask for it.
 
     Raises:
         ValueError: if the environments do not autoreset in the same step.
     """
 
-    def __init__(self, envs: VectorEnv) -> None:
+    def __init__(self, envs: VectorEnv, task_ids: Sequence[int] | None = None) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(f"expected environments with autoreset_mode=AutoresetMode.SAME_STEP, got {mode}")
         self.envs = envs
+        self.task_ids = task_ids
         self.render_mode = envs.render_mode
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self._actions: np.ndarray | None = None

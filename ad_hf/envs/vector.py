@@ -11,6 +11,21 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 
+def of_each(envs: Any, native: str, single: str) -> np.ndarray:
+    """
+    An attribute of every environment (num_envs, ...), by its name in native vectors and in single environments.
+
+    Args:
+        envs:
+            A [`NativeVectorEnv`], or a vector with single `envs`: gymnasium's `SyncVectorEnv`, SB3's `DummyVecEnv`.
+        native, single (`str`):
+            The two names.
+    """
+    if isinstance(envs, NativeVectorEnv):
+        return getattr(envs, native)
+    return np.stack([getattr(env.unwrapped, single) for env in envs.envs])
+
+
 class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     r"""
     Base of environments whose dynamics are written for many at once, in numpy arrays.
