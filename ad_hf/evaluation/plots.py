@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from ad_hf.histories.schema import source_label
+
 if TYPE_CHECKING:
     from ad_hf.evaluation.report import Curve
 
@@ -38,8 +40,8 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
     axes = figure.add_subplot()
     curves = [(ad, AD_COLOUR, "frozen transformer, learning in its context")]
     if source is not None:
-        algorithm = report["source"]["algorithm"]
-        curves.append((source, SOURCE_COLOUR, f"{algorithm}, the source it was distilled from"))
+        name = source_label(report["source"]["algorithm"])
+        curves.append((source, SOURCE_COLOUR, f"{name}, the source it was distilled from"))
     for curve, colour, label in curves:
         axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(curve.env_steps, curve.mean, color=colour, linewidth=2, label=label)

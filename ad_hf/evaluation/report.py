@@ -13,7 +13,7 @@ from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.evaluation.evaluate import FINAL_EPISODES, Evaluation
 from ad_hf.files import atomic_path, write_text
 from ad_hf.histories.dataset import HistoryDataset, load_histories
-from ad_hf.histories.schema import package_versions
+from ad_hf.histories.schema import is_synthetic, package_versions
 
 SMOOTHING_EPISODES = 5
 VERSIONED_PACKAGES = (
@@ -206,7 +206,9 @@ def write_report(
     last = test_return if evaluation.step_rewards is None else float(ad.mean[-FINAL_EPISODES:].mean())
     level = last - 0.1 * abs(last)
     steps = {"ad": steps_to_level(ad, level), "source": None if source is None else steps_to_level(source, level)}
-    ratio = steps["source"] / steps["ad"] if steps["source"] and steps["ad"] else None
+    # How fast a synthetic source gets better is a setting: that it is slower says nothing.
+    is_learner = opened is not None and not is_synthetic(opened.metadata.source["algorithm"])
+    ratio = steps["source"] / steps["ad"] if steps["source"] and steps["ad"] and is_learner else None
     by_task = {
         "return": final,
         "optimal": optimal,

@@ -75,10 +75,11 @@ class HistoryDataset:
         return str(self.repository)
 
     def to_json(self) -> dict[str, Any]:
-        """What a run's files say about it: name, revision, configuration, fingerprint."""
+        """What a run's files say about it: name, revision, configuration, source, fingerprint."""
         return {
             **self.repository.to_json(),
             "config_name": self.config_name,
+            "source": self.metadata.source["algorithm"],
             "fingerprint": self.metadata.fingerprint,
         }
 

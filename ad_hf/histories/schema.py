@@ -114,6 +114,16 @@ class HistoryMetadata:
         return metadata
 
 
+def is_synthetic(algorithm: str) -> bool:
+    """Whether histories of a source were made without reinforcement learning, so as to look like it."""
+    return algorithm == "NoisedPolicy"
+
+
+def source_label(algorithm: str) -> str:
+    """A source as cards and pictures name it: its algorithm, and if nothing was learnt, that."""
+    return f"{algorithm} (synthetic, no reinforcement learning)" if is_synthetic(algorithm) else algorithm
+
+
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
     """Installed version of each package."""
     return {package: version(package) for package in packages}

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.files import atomic_path, read_text, write_text
 from ad_hf.histories.frames import has_frames
-from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
+from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, is_synthetic, read_metadata, source_label
 
 CARD = "README.md"
 BEGIN = "<!-- ad_hf writes what is between these two lines anew with every push, and keeps all other text. -->"
@@ -111,7 +111,7 @@ def dataset_config(folder: Path, metadata: HistoryMetadata, config_name: str) ->
     ]
     # The fingerprint keeps datasets' cache, which knows a local folder by its name and these lines alone, from taking
     # one dataset for another.
-    description = f"{metadata.source['algorithm']}, fingerprint {metadata.fingerprint}"
+    description = f"{source_label(metadata.source['algorithm'])}, fingerprint {metadata.fingerprint}"
     return {"config_name": config_name, "data_files": splits, "description": description}
 
 
@@ -133,12 +133,17 @@ def dataset_card(
     """
     env_ids = sorted({config.env_id for config in metadata.values()})
     title = f"Learning histories of {', '.join(env_ids)}"
+    synthetic = {config_name: is_synthetic(config.source["algorithm"]) for config_name, config in metadata.items()}
     rows = sum(split["histories"] for config in metadata.values() for split in config.statistics.values())
     data = DatasetCardData(
         pretty_name=title,
         task_categories=["reinforcement-learning"],
         size_categories=[_size_category(rows)] if rows else None,
-        tags=["in-context-reinforcement-learning", "algorithm-distillation", *env_ids],
+        tags=[
+            *("in-context-reinforcement-learning", "algorithm-distillation"),
+            *(["synthetic"] if any(synthetic.values()) else []),
+            *env_ids,
+        ],
         configs=configs,
     )
     text = _render(
@@ -150,6 +155,8 @@ def dataset_card(
             {
                 "name": config_name,
                 "metadata": config,
+                "is_synthetic": synthetic[config_name],
+                "source_label": source_label(config.source["algorithm"]),
                 "splits": config.statistics,
                 "has_frames": has_frames(config.spaces[0]),
                 "num_tasks": {split: sum(task["split"] == split for task in config.tasks) for split in SPLITS},
@@ -210,6 +217,7 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
         datasets=[trained_on["name"]] if trained_on and trained_on["revision"] else None,
         eval_results=None if report is None else _eval_results(report),
     )
+    source = (report or {}).get("source") or {"algorithm": (trained_on or {}).get("source")}
     text = _render(
         "model_cards",
         "ad_model.md",
@@ -224,6 +232,8 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
         report=report,
         recipe=read_text(model / "recipe.yaml"),
         trained_on=trained_on,
+        is_synthetic=is_synthetic(source["algorithm"]),
+        source_label=source_label(source["algorithm"]),
         pictures=[picture for picture in ("learning_curve.png", "replay.gif") if (model / picture).is_file()],
     )
     return merge_card(old, data.to_dict(), text)

@@ -118,7 +118,8 @@ def learn_task(
     envs = family.make_vec(job.tasks, num_envs=tasks * source.n_envs)
     recorder = HistoryRecorder(envs, -(-source.total_timesteps // source.n_envs), on_step)
     seen = SourceObservation(recorder, family.source_observation) if family.source_observation else recorder
-    learner = make_learner(source.algorithm, SB3VecEnv(seen), job.learner_seed, source.hyperparameters)
+    envs_of_learner = SB3VecEnv(seen, [task.task_id for task in job.tasks] * source.n_envs)
+    learner = make_learner(source.algorithm, envs_of_learner, job.learner_seed, source.hyperparameters)
     learner.learn(tasks * source.total_timesteps)
     recorder.close()
     return recorder
@@ -353,7 +354,7 @@ def collect(
             where observations are frames, of which a row is decoded at a time.
         tasks_per_job (`int`, *optional*, defaults to 1):
             Tasks that one learner learns side by side. Only learners whose streams are independent of each other can:
-            TabularQ, UCB and ThompsonSampling.
+            NoisedPolicy, TabularQ, UCB and ThompsonSampling.
 
     Returns:
         `Path`: the folder of the dataset.

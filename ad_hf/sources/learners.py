@@ -13,7 +13,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-ALGORITHM_PACKAGES = ("stable_baselines3", "sb3_contrib", "ad_hf.sources.bandits", "ad_hf.sources.tabular")
+ALGORITHM_PACKAGES = (
+    *("stable_baselines3", "sb3_contrib"),
+    *("ad_hf.sources.bandits", "ad_hf.sources.noised", "ad_hf.sources.tabular"),
+)
 
 
 def available_algorithms() -> dict[str, type[BaseAlgorithm]]:

@@ -93,6 +93,7 @@ def test_streaming_from_the_hub_trains_as_streaming_from_a_folder_does(hub, trai
         "name": "local/histories",
         "revision": commit,
         "config_name": "default",
+        "source": "A2C",
         "fingerprint": fingerprint,
         "streaming": True,
     }
