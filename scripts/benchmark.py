@@ -4,6 +4,7 @@ How fast each part is, as one JSON line per part, with ratios against something 
     python scripts/benchmark.py all
     python scripts/benchmark.py collect --jobs 24
     python scripts/benchmark.py train --threads 2
+    python scripts/benchmark.py envs
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import psutil
 import torch
-from gymnasium import make
+from gymnasium.vector import AutoresetMode, VectorEnv
 from pyarrow import feather
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -43,6 +45,12 @@ from ad_hf.training.precision import choose_precision, matmul_flops
 from ad_hf.training.trainer import make_optimizers
 
 BATCH, WINDOW = 64, 200
+NATIVE_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "AdversarialBandit": ("ad_hf/AdversarialBandit-v0", {}),
+    "DarkRoom": ("ad_hf/DarkRoom-v0", {}),
+    "DarkRoom, hard": ("ad_hf/DarkRoom-v0", {"size": 17, "sparse_reward": True}),
+    "DarkKeyToDoor": ("ad_hf/DarkKeyToDoor-v0", {}),
+}
 
 
 def print_line(part: str, **figures: Any) -> None:
@@ -77,7 +85,7 @@ def _public_recipe_rate(family: TaskFamily, timesteps: int = 8000) -> float:
     """Transitions per second of SB3 PPO as in a public AD: single environments, tiny batches."""
     torch.set_num_threads(1)
     goal = family.tasks("train")[0].kwargs["goal"]
-    envs = DummyVecEnv([lambda: make("ad_hf/DarkRoom-v0", goal=goal)] * 100)
+    envs = DummyVecEnv([lambda: gym.make("ad_hf/DarkRoom-v0", goal=goal)] * 100)
     learner = PPO("MlpPolicy", envs, n_steps=20, batch_size=50, n_epochs=20, device="cpu", seed=0)
     start = time.perf_counter()
     learner.learn(timesteps)
@@ -291,10 +299,43 @@ def benchmark_rollout(num_envs: int = 256, episodes: int = 200, single_episodes:
         )
 
 
+def _env_step_seconds(envs: VectorEnv, steps: int) -> float:
+    """Seconds of this process for a step of all environments under random actions, resets included."""
+    actions = [envs.action_space.sample() for _ in range(steps)]
+    start = time.process_time()
+    for action in actions:
+        envs.step(action)
+    return (time.process_time() - start) / steps
+
+
+def benchmark_envs(repeats: int = 5, sizes: tuple[int, ...] = (1, 16, 256, 4096)) -> None:
+    """Steps of native vectors under random actions, against gymnasium's SyncVectorEnv of the same, in turn."""
+    for world, (env_id, kwargs) in NATIVE_WORLDS.items():
+        for num_envs in sizes:
+            native = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs)
+            mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
+            single = gym.make_vec(env_id, num_envs, "sync", vector_kwargs=mode, **kwargs)
+            steps = max(256 // num_envs, 1) * (gym.spec(env_id).max_episode_steps or 1)  # whole episodes
+            for envs in (native, single):
+                envs.reset(seed=0)
+                _env_step_seconds(envs, steps)
+            pairs = [(_env_step_seconds(native, steps), _env_step_seconds(single, steps)) for _ in range(repeats)]
+            print_line(
+                "envs",
+                world=world,
+                environments=num_envs,
+                env_steps_per_second=num_envs / statistics.median(pair[0] for pair in pairs),
+                of_sync_vector_env=num_envs / statistics.median(pair[1] for pair in pairs),
+                ratio_to_sync_vector_env=statistics.median(pair[1] / pair[0] for pair in pairs),
+            )
+            native.close()
+            single.close()
+
+
 def main() -> None:
     """Parse the command line and run the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["all", "collect", "train", "loader", "rollout"])
+    parser.add_argument("part", choices=["all", "collect", "train", "loader", "rollout", "envs"])
     parser.add_argument("--jobs", type=int, default=16, help="tasks that collect learns (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=available_cores(), help="threads of torch (default: all cores)")
     parser.add_argument("--episodes", type=int, default=200, help="episodes of a rollout (default: %(default)s)")
@@ -308,6 +349,8 @@ def main() -> None:
         benchmark_loader()
     if arguments.part in ("all", "rollout"):
         benchmark_rollout(episodes=arguments.episodes)
+    if arguments.part in ("all", "envs"):
+        benchmark_envs()
 
 
 if __name__ == "__main__":
