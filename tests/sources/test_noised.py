@@ -16,7 +16,7 @@ import ad_hf
 from ad_hf.cli import main
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.report import source_returns
+from ad_hf.evaluation.report import source_curves
 from ad_hf.histories.schema import read_metadata
 from ad_hf.hub.cards import write_dataset_card
 from ad_hf.pipeline import evaluate_recipe
@@ -253,7 +253,7 @@ def test_collected_histories_get_better_and_say_that_they_are_synthetic(syntheti
     metadata = read_metadata(synthetic)
     assert metadata.source["algorithm"] == "NoisedPolicy"
     assert metadata.source["hyperparameters"] == {"expert": EXPERT}
-    returns, _ = source_returns(synthetic, "train")
+    returns = source_curves(synthetic, "train").returns
     assert returns[..., -1].mean() > 2 * returns[..., 0].mean()
     card = DatasetCard((synthetic / "README.md").read_text())
     assert "synthetic" in card.data.tags
