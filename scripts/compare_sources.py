@@ -26,7 +26,7 @@ from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.files import atomic_path, write_text
-from ad_hf.sources.learners import has_independent_streams, make_learner
+from ad_hf.sources.learners import learns_side_by_side, make_learner
 from ad_hf.sources.recorder import HistoryRecorder, RecordedSteps
 
 WORLDS = {"Dark Room Hard": "dark_room_hard", "Dark Key-to-Door": "dark_key_to_door"}
@@ -99,7 +99,7 @@ def smooth(curve: np.ndarray) -> np.ndarray:
 def compare(family: TaskFamily, source: str, world: str, tasks: list[Task]) -> dict[str, Any]:
     """How a source learns some tasks: figures, and its curve."""
     n_envs = SOURCES[source][0]
-    groups = [tasks] if has_independent_streams(source) else [[task] for task in tasks]
+    groups = [tasks] if learns_side_by_side(source) else [[task] for task in tasks]
     curves, clocks = [], []  # of each task: mean return by episode, and the seconds spent on it until its end
     for group in groups:
         recorded, seconds = learn(family, source, world, group)

@@ -41,7 +41,7 @@ from ad_hf.histories.schema import (
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.histories.writer import SHARD_TRANSITIONS, open_shard
 from ad_hf.hub.cards import write_dataset_card
-from ad_hf.sources.learners import check_hyperparameters, has_independent_streams, make_learner
+from ad_hf.sources.learners import check_hyperparameters, has_independent_streams, learns_side_by_side, make_learner
 from ad_hf.sources.recorder import HistoryRecorder
 
 WORK_FOLDER = ".incomplete"
@@ -376,8 +376,8 @@ def collect(
     )
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must differ from one another, got {list(seeds)}")
-    independent = has_independent_streams(algorithm)
-    if tasks_per_job > 1 and not independent:
+    independent = has_independent_streams(algorithm, hyperparameters or {})
+    if tasks_per_job > 1 and not learns_side_by_side(algorithm):
         raise ValueError(f"{algorithm} learns one task at a time: set tasks_per_job to 1, got {tasks_per_job}")
     source = Source(algorithm, n_envs, total_timesteps, hyperparameters or {}, tasks_per_job, independent)
     tasks = family.tasks(split)

@@ -13,6 +13,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from ad_hf.sources.streams import StreamAlgorithm
+
 ALGORITHM_PACKAGES = (
     *("stable_baselines3", "sb3_contrib"),
     *("ad_hf.sources.bandits", "ad_hf.sources.noised", "ad_hf.sources.tabular"),
@@ -43,9 +45,14 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
     return algorithms[name]
 
 
-def has_independent_streams(algorithm: str) -> bool:
+def learns_side_by_side(algorithm: str) -> bool:
+    """Whether one learner of an algorithm can learn several tasks, none of which changes what it does in another."""
+    return issubclass(find_algorithm(algorithm), StreamAlgorithm)
+
+
+def has_independent_streams(algorithm: str, hyperparameters: dict[str, Any]) -> bool:
     """Whether an algorithm learns in each of its environments as if there were no other."""
-    return getattr(find_algorithm(algorithm), "independent_streams", False)
+    return learns_side_by_side(algorithm) and not hyperparameters.get("shared", False)
 
 
 def _with_classes(settings: dict[str, Any], name: str = "") -> dict[str, Any]:

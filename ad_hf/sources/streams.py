@@ -54,8 +54,8 @@ def break_ties(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 class StreamAlgorithm(BaseAlgorithm):
     r"""
-    Base of learners that learn in each of their environments as if there were no other. So many tasks can be learnt
-    by one learner, in one vector of environments.
+    Base of learners that learn in each of their environments as if there were no other, or at most those of the same
+    task. So many tasks can be learnt by one learner, in one vector of environments.
 
     Streams are told apart by their position: `predict` takes one observation for every stream.
 
@@ -70,7 +70,6 @@ class StreamAlgorithm(BaseAlgorithm):
             As of every algorithm of Stable-Baselines3.
     """
 
-    independent_streams: ClassVar[bool] = True
     action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (spaces.Discrete,)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TablePolicy}
 

@@ -32,6 +32,9 @@ class TabularQ(ScoringAlgorithm):
             What every action is worth before it is tried.
         epsilon (`float`, *optional*, defaults to 0.0):
             Probability of a random action.
+        shared (`bool`, *optional*, defaults to `False`):
+            Whether the streams of a task learn one table together, as the actors of an A2C share their policy: what
+            one of them finds all know, and each gets better in as many fewer episodes.
 
     Raises:
         ValueError: for numbers out of their range, and for observations without a finite number of values.
@@ -45,6 +48,7 @@ class TabularQ(ScoringAlgorithm):
         gamma: float = 0.95,
         initial_value: float = 1.0,
         epsilon: float = 0.0,
+        shared: bool = False,
         seed: int | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -55,12 +59,16 @@ class TabularQ(ScoringAlgorithm):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
         self.step_size, self.gamma, self.initial_value, self.epsilon = learning_rate, gamma, initial_value, epsilon
+        self.shared = shared
         super().__init__(policy, env, seed, tensorboard_log, verbose, device, _init_setup_model)
 
     def _tables(self) -> dict[str, torch.Tensor]:
         assert isinstance(self.action_space, spaces.Discrete)
-        shape = (self.n_envs, state_count(self.observation_space), int(self.action_space.n))
-        self._rows = np.arange(self.n_envs)
+        self._rows = np.arange(self.n_envs)  # each stream's table
+        if self.shared:
+            tasks = getattr(self.env.unwrapped, "task_ids", None) if self.env is not None else None
+            self._rows = np.unique([0] * self.n_envs if tasks is None else tasks, return_inverse=True)[1]
+        shape = (int(self._rows.max()) + 1, state_count(self.observation_space), int(self.action_space.n))
         return {"q_values": torch.full(shape, float(self.initial_value))}
 
     def _score(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
