@@ -22,7 +22,7 @@ MODEL_SETTINGS = ("algorithm", "path", "deterministic")
 class NoisedPolicy(StreamAlgorithm):
     r"""
     A policy, the expert, whose actions are replaced by uniformly random ones with a probability epsilon that falls
-    over a history: AD^eps (section 3). What it leaves looks like learning, and **no reinforcement learning takes
+    over a history: AD^eps. What it leaves looks like learning, and **no reinforcement learning takes
     place**: nothing is learnt from rewards. It has Stable-Baselines3's interface, so that it is collected, seeded and
     resumed as a source.
 
@@ -39,10 +39,10 @@ class NoisedPolicy(StreamAlgorithm):
             Such a file can run code when it is read: give only those that you trust.
         start_epsilon, end_epsilon (`float` or `[float, float]`, *optional*, defaults to 1.0 and 0.0):
             Probability of a random action at the start, and at the end. Of two numbers, each stream draws its own
-            between them. An `end_epsilon` above 0 is a history whose end is not yet good (the paper's section 4.2).
+            between them. An `end_epsilon` above 0 is a history whose end is not yet good.
         decay (`float` or `[float, float]`, *optional*, defaults to 0.9):
             Share of the history, in (0, 1], after which epsilon has come down; of two numbers, each stream draws its
-            own. 0.9 is the paper's.
+            own.
         schedule (`str`, *optional*, defaults to `"step"`):
             Epsilon falls linearly with the steps of the history: `"step"` at each of them, as in the paper,
             `"episode"` at the start of each episode, throughout which it is the same.

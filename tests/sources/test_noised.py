@@ -264,7 +264,7 @@ def test_collected_histories_get_better_and_say_that_they_are_synthetic(syntheti
         assert words not in card.text
 
 
-def test_a_card_tells_synthetic_configurations_from_others(synthetic, tiny_histories, tmp_path):
+def test_a_card_tells_noised_configurations_from_others(synthetic, tiny_histories, tmp_path):
     shutil.copytree(synthetic / "default", tmp_path / "noised")
     shutil.copytree(tiny_histories / "default", tmp_path / "a2c")
     card = DatasetCard(write_dataset_card(tmp_path).read_text())
