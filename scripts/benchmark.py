@@ -50,6 +50,8 @@ NATIVE_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "DarkRoom": ("ad_hf/DarkRoom-v0", {}),
     "DarkRoom, hard": ("ad_hf/DarkRoom-v0", {"size": 17, "sparse_reward": True}),
     "DarkKeyToDoor": ("ad_hf/DarkKeyToDoor-v0", {}),
+    "Watermaze": ("ad_hf/Watermaze-v0", {}),
+    "Watermaze, small": ("ad_hf/Watermaze-v0", {"height": 18, "width": 24}),
 }
 
 
@@ -308,7 +310,7 @@ def _env_step_seconds(envs: VectorEnv, steps: int) -> float:
     return (time.process_time() - start) / steps
 
 
-def benchmark_envs(repeats: int = 5, sizes: tuple[int, ...] = (1, 16, 256, 4096)) -> None:
+def benchmark_envs(repeats: int = 5, sizes: tuple[int, ...] = (1, 16, 256)) -> None:
     """Steps of native vectors under random actions, against gymnasium's SyncVectorEnv of the same, in turn."""
     for world, (env_id, kwargs) in NATIVE_WORLDS.items():
         for num_envs in sizes:
