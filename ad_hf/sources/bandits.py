@@ -84,11 +84,17 @@ class ThompsonSampling(BanditAlgorithm):
         ValueError: for rewards other than 0 and 1, and for environments with more than one observation.
     """
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the learner, and its environments at their next reset."""
+        super().set_random_seed(seed)
+        self._rngs = self._rng.spawn(self.n_envs)
+
     def _score(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
         if deterministic:
             return self._means()
         paid, pulls = self.tables["paid"], self.tables["pulls"]
-        return self._rng.beta(1 + paid, 1 + pulls - paid)
+        # How many random numbers a draw takes depends on what was paid: each stream draws from numbers of its own.
+        return np.stack([rng.beta(*counts) for rng, counts in zip(self._rngs, zip(1 + paid, 1 + pulls - paid))])
 
     def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
         if not np.isin(steps.rewards, (0, 1)).all():

@@ -115,10 +115,14 @@ class StreamAlgorithm(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
-        self._rng = np.random.default_rng(self.seed)
         tables = self._tables()
         self.policy = TablePolicy(self.observation_space, self.action_space, tables, self._act_of_all)
         self.tables = {name: getattr(self.policy, name).numpy() for name in tables}  # the same memory
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the learner, and its environments at their next reset."""
+        super().set_random_seed(seed)
+        self._rng = np.random.default_rng(seed)
 
     def _act_of_all(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
         if len(observations) != self.n_envs:

@@ -55,7 +55,9 @@ class TabularQ(ScoringAlgorithm):
         device: torch.device | str = "cpu",
         _init_setup_model: bool = True,
     ) -> None:
-        for name, value in (("learning_rate", learning_rate), ("gamma", gamma), ("epsilon", epsilon)):
+        if not 0 < learning_rate <= 1:
+            raise ValueError(f"learning_rate must be in (0, 1], got {learning_rate}")
+        for name, value in (("gamma", gamma), ("epsilon", epsilon)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
         self.step_size, self.gamma, self.initial_value, self.epsilon = learning_rate, gamma, initial_value, epsilon

@@ -1,0 +1,130 @@
+"""Tabular Q-learning against value iteration, and how streams keep to themselves."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from ad_hf.envs.sb3 import SB3VecEnv, Steps
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.sources.tabular import TabularQ
+
+GAMMA = 0.9
+
+
+def rooms(goals, size=3, max_episode_steps=20):
+    family = TaskFamily(
+        "ad_hf/DarkRoom-v0",
+        [{"goal": goal} for goal in goals],
+        {"size": size, "max_episode_steps": max_episode_steps},
+        native_vector=True,
+    )
+    return SB3VecEnv(family.make_vec(family.tasks()))
+
+
+def frozen_lake_values(env):
+    """Optimal action values of FrozenLake by value iteration."""
+    moves = env.unwrapped.P
+    values = np.zeros((len(moves), 4))
+    for _ in range(500):
+        for state, actions in moves.items():
+            for action, outcomes in actions.items():
+                values[state, action] = sum(
+                    p * (reward + (not ends) * GAMMA * values[after].max()) for p, after, reward, ends in outcomes
+                )
+    return values
+
+
+def room_values(goal, size=3):
+    """Optimal action values (x, y, action) of a Dark Room without a time limit."""
+    moves = [(-1, 0), (1, 0), (0, 1), (0, -1), (0, 0)]
+    values = np.zeros((size, size, 5))
+    for _ in range(500):
+        before = values.copy()
+        for x, y, action in np.ndindex(values.shape):
+            after = tuple(np.clip(np.add((x, y), moves[action]), 0, size - 1))
+            values[x, y, action] = float(after == tuple(goal)) + GAMMA * before[after].max()
+    return values
+
+
+def test_values_are_those_of_value_iteration_where_episodes_terminate():
+    """Of FrozenLake's states, those that are met: actions out of holes and the goal are never tried."""
+    env = gym.make("FrozenLake-v1", is_slippery=False)
+    expected = frozen_lake_values(env)
+    learner = TabularQ("MlpPolicy", DummyVecEnv([lambda: env]), 1.0, GAMMA, epsilon=1.0, seed=0)
+    learner.learn(15_000)
+    tried = [state for state, tile in enumerate(env.unwrapped.desc.ravel()) if tile in b"SF"]
+    np.testing.assert_allclose(learner.tables["q_values"][0, tried], expected[tried], atol=1e-5)
+
+
+def test_time_limits_end_no_value():
+    """Episodes of 4 steps teach the values of a room that is never left."""
+    goals = [[0, 0], [2, 1]]
+    learner = TabularQ("MlpPolicy", rooms(goals, max_episode_steps=4), 1.0, GAMMA, epsilon=1.0, seed=0)
+    learner.learn(16_000)
+    for stream, goal in enumerate(goals):
+        learnt = learner.tables["q_values"][stream].reshape(3, 3, 5)
+        np.testing.assert_allclose(learnt, room_values(goal), atol=1e-3)
+
+
+def one_step(terminated, truncated):
+    """The value of a step from cell 0 to cell 1, worth 2, which paid 1 and ended or not."""
+    learner = TabularQ("MlpPolicy", rooms([[0, 0]]), 0.5, 0.5, initial_value=2.0, seed=0)
+    after = np.array([[1, 1] if terminated or truncated else [0, 1]])  # of the next episode, if there is one
+    learner.tables["q_values"][0, 4] = 100.0  # cell (1, 1)
+    steps = Steps(after, np.ones(1), np.array([terminated]), np.array([truncated]), np.array([[0, 1]]))
+    learner._learn_from(np.array([[0, 0]]), np.array([3]), steps)
+    return learner.tables["q_values"][0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "value"),
+    [(False, False, 2.0), (False, True, 2.0), (True, False, 1.5), (True, True, 1.5)],
+)
+def test_update_goes_halfway_to_reward_and_what_follows_in_the_same_episode(terminated, truncated, value):
+    """The old value is 2 and the target 1 + 0.5 * 2, or 1 after a termination; the next episode's start counts not."""
+    assert one_step(terminated, truncated) == pytest.approx(value)
+
+
+def test_optimism_finds_a_far_goal_and_then_walks_straight_to_it():
+    learner = TabularQ("MlpPolicy", rooms([[8, 8]] * 4, size=9), 1.0, 0.95, seed=1)
+    learner.learn(4 * 20 * 150)
+    envs = rooms([[8, 8]] * 4, size=9)
+    observations, total = envs.reset(), 0.0
+    for _ in range(20):
+        actions, _ = learner.predict(observations, deterministic=True)
+        observations, rewards, _, _ = envs.step(actions)
+        total += rewards
+    np.testing.assert_array_equal(total, 13.0)  # of 20 steps, 7 lead to the goal
+
+
+@pytest.mark.parametrize("space", [spaces.MultiBinary(2), spaces.Discrete(4), spaces.MultiDiscrete([1, 4])], ids=str)
+def test_all_discrete_observations_have_a_table(space):
+    class Still(gym.Env):
+        observation_space, action_space = space, spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return space.sample(), {}
+
+        def step(self, action):
+            return space.sample(), 0.0, False, False, {}
+
+    learner = TabularQ("MlpPolicy", DummyVecEnv([Still] * 2), initial_value=0.0)
+    learner.learn(10)
+    assert learner.tables["q_values"].shape == (2, 4, 2)
+
+
+def test_observations_without_a_finite_number_of_values_are_refused():
+    with pytest.raises(ValueError, match="Discrete, MultiDiscrete or MultiBinary space, got Box"):
+        TabularQ("MlpPolicy", DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+
+
+@pytest.mark.parametrize(
+    "setting", [{"learning_rate": 0.0}, {"learning_rate": 1.1}, {"gamma": -0.1}, {"epsilon": 2.0}], ids=str
+)
+def test_numbers_out_of_their_range_are_refused_by_name(setting):
+    name = next(iter(setting))
+    with pytest.raises(ValueError, match=f"{name} must be in"):
+        TabularQ("MlpPolicy", rooms([[0, 0]]), **setting)
