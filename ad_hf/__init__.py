@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from ad_hf.pipeline import quickstart
     from ad_hf.recipe import Recipe, load_recipe
     from ad_hf.sources.collect import collect
+    from ad_hf.sources.failures import CollectionError
     from ad_hf.training.trainer import train
 
 _MODULES = {
     "ADConfig": "ad_hf.model.configuration_ad",
     "ADModel": "ad_hf.model.modeling_ad",
     "ADOutput": "ad_hf.model.modeling_ad",
+    "CollectionError": "ad_hf.sources.failures",
     "Evaluation": "ad_hf.evaluation.evaluate",
     "Recipe": "ad_hf.recipe",
     "RolloutConfig": "ad_hf.model.rollout_ad",
@@ -51,6 +53,7 @@ __all__ = [
     "ADConfig",
     "ADModel",
     "ADOutput",
+    "CollectionError",
     "Evaluation",
     "Recipe",
     "RolloutConfig",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ad_hf.sources.failures import CollectionError
+
 if TYPE_CHECKING:
     from ad_hf.model import ADModel
     from ad_hf.recipe import Recipe
@@ -30,11 +32,16 @@ examples:
 
 A dataset or a model is a folder, or an id on the Hub, as user/name or user/name@revision. Any setting of a recipe can
 be given as a dotted option; `ad-hf VERB --help` lists those that matter to a verb.
+
+exit status: 0 if all is well, 2 for settings, names and folders that are wrong, 3 if some tasks could not be learnt
+(the same command tries them again), 130 if interrupted
 """
 
 ARRAYS = (
     *("observations", "actions", "rewards", "terminations", "truncations", "dones", "next_observations"),
 )  # of histories in npz and HDF5 files
+
+TASKS_FAILED = 3  # exit status of a collection that lacks tasks; 2 is that of wrong settings, 130 of an interruption
 
 VIDEOS = {"gif": ("gif",), "mp4": ("gif", "mp4")}  # replays to write: the card of a model shows the GIF
 
@@ -320,6 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "\nad-hf: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr
         )
         return 130
+    except CollectionError as error:  # of some tasks, after all others were learnt
+        print(f"ad-hf: {error}", file=sys.stderr)
+        return TASKS_FAILED
     except (ValueError, OSError, StrictDataclassError) as error:  # what users can get wrong: settings, names, folders
         if arguments.debug:
             raise

@@ -37,8 +37,10 @@ from ad_hf.histories.schema import history_features, history_table
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.model import ADConfig, ADModel
 from ad_hf.recipe import load_recipe
-from ad_hf.sources.collect import Job, Source, available_cores, collect, learn_task
+from ad_hf.sources.collect import collect
+from ad_hf.sources.jobs import Job, Source, learn_job
 from ad_hf.sources.learners import make_learner
+from ad_hf.sources.workers import available_cores
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.memory import keep_freed_memory
 from ad_hf.training.precision import choose_precision, matmul_flops
@@ -71,7 +73,7 @@ def _paired_jobs(family: TaskFamily, source: Source, jobs: list[Job]) -> list[tu
     with tempfile.TemporaryDirectory() as folder:
         for number, job in enumerate([jobs[0], *jobs]):  # the first warms up
             start = time.perf_counter()
-            table = history_table(learn_task(family, source, job).recorded(), features, 0, 0, 10_000)
+            table = history_table(learn_job(family, source, job)[0].steps, features, 0, 0, 10_000)
             feather.write_feather(table, str(Path(folder) / "part.arrow"), compression="uncompressed")
             recorded = time.perf_counter() - start
             start = time.perf_counter()

@@ -21,6 +21,7 @@ from ad_hf.histories.frames import compress_frames, has_frames
 SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
 ROW_GROUP_BYTES = 16 << 20
+PROGRESS_COLUMNS = ("task_id", "seed", "env_steps", "episodes", "return_first", "return_last", "converged")
 VERSIONED_PACKAGES = ("ad_hf", "datasets", "gymnasium", "numpy", "pyarrow", "stable_baselines3", "torch")
 
 
@@ -53,6 +54,12 @@ class HistoryMetadata:
             Versions of the packages that made the data.
         schema_version (`int`):
             Version of this layout.
+        failures (`list[dict]`):
+            `task_id`, `seed` and `error` of what could not be learnt and is missing.
+        progress (`dict`):
+            How far each source got: `columns`, and `rows` with the task, the seed, steps and episodes over all
+            streams, the mean return of each stream's first and last tenth of episodes, and whether the source had
+            converged (null if it was not to learn until then). Empty for histories that were not collected.
     """
 
     env_id: str
@@ -68,6 +75,8 @@ class HistoryMetadata:
     fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=lambda: package_versions(VERSIONED_PACKAGES))
     schema_version: int = SCHEMA_VERSION
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    progress: dict[str, list] = field(default_factory=dict)
 
     @property
     def spaces(self) -> tuple[spaces.Space, spaces.Space]:
@@ -75,8 +84,12 @@ class HistoryMetadata:
         return space_from_json(self.observation_space), space_from_json(self.action_space)
 
     def to_json(self) -> str:
-        """The text of `metadata.json`."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The text of `metadata.json`; each row of `progress` is one line, for there may be thousands."""
+        text = json.dumps({**asdict(self), "progress": None}, indent=2)
+        columns = json.dumps(self.progress.get("columns", []))
+        rows = ",".join(f"\n      {json.dumps(row)}" for row in self.progress.get("rows", []))
+        progress = f'{{\n    "columns": {columns},\n    "rows": [{rows}]\n  }}' if self.progress else "{}"
+        return text.removesuffix("null\n}") + progress + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> HistoryMetadata:

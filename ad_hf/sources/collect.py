@@ -3,236 +3,32 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
-from multiprocessing.connection import wait as wait_for_sentinels
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import torch
-from datasets import Features
-from pyarrow import feather
 from tqdm.auto import tqdm
 
-from ad_hf.envs.sb3 import SB3VecEnv
-from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.spaces import space_to_json
-from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
-from ad_hf.files import atomic_path, write_text
-from ad_hf.histories.schema import (
-    METADATA_FILE,
-    HistoryMetadata,
-    default_piece_steps,
-    history_features,
-    history_table,
-    read_metadata,
-    row_groups,
-)
-from ad_hf.histories.statistics import describe_shards
-from ad_hf.histories.writer import SHARD_TRANSITIONS, open_shard
+from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.files import write_text
+from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, read_metadata
+from ad_hf.histories.writer import SHARD_TRANSITIONS
 from ad_hf.hub.cards import write_dataset_card
-from ad_hf.sources.learners import check_hyperparameters, has_independent_streams, learns_side_by_side, make_learner
-from ad_hf.sources.recorder import HistoryRecorder
+from ad_hf.sources.convergence import convergence_settings
+from ad_hf.sources.failures import CollectionError, TaskFailure
+from ad_hf.sources.jobs import Source, make_jobs, run_job
+from ad_hf.sources.learners import callback_settings, check_hyperparameters, learns_side_by_side
+from ad_hf.sources.work_folder import WorkFolder
+from ad_hf.sources.workers import available_cores, run_jobs
 
-WORK_FOLDER = ".incomplete"
+HIDDEN_FOLDER = ".incomplete"
 SETTINGS_FILE = "collection.json"
-
-_progress: Any = None  # in a worker process, the queue to its parent
-
-
-@dataclass(frozen=True)
-class Source:
-    """
-    How one task is learnt.
-
-    Attributes:
-        algorithm (`str`):
-            Name of a Stable-Baselines3 or sb3-contrib algorithm.
-        n_envs (`int`):
-            Parallel environments, that is, histories per task and seed.
-        total_timesteps (`int`):
-            Transitions to learn from, over all environments; the algorithm may round up to its own batch of steps.
-        hyperparameters (`dict`):
-            Arguments of the algorithm.
-        tasks_per_job (`int`, *optional*, defaults to 1):
-            Tasks that one learner learns side by side, if its streams are independent of each other.
-        independent_streams (`bool`, *optional*, defaults to `False`):
-            Whether they are, that is, whether each stream learns from its own steps alone.
-    """
-
-    algorithm: str
-    n_envs: int
-    total_timesteps: int
-    hyperparameters: dict[str, Any]
-    tasks_per_job: int = 1
-    independent_streams: bool = False
-
-
-@dataclass(frozen=True)
-class Job:
-    """One learner: a task, or several side by side, and a seed."""
-
-    tasks: tuple[Task, ...]
-    seed: int
-
-    @property
-    def file_name(self) -> str:
-        """File of the job's histories until its shard is written."""
-        return f"part-{self.tasks[0].task_id:06d}-{self.seed}.arrow"
-
-    @property
-    def learner_seed(self) -> int:
-        """Seed of the learner: a number of its own for each (first) task and seed."""
-        return int(np.random.SeedSequence([self.seed, self.tasks[0].task_id]).generate_state(1)[0] >> 1)
-
-
-def learn_task(
-    family: TaskFamily,
-    source: Source,
-    job: Job,
-    on_step: Callable[[int], None] | None = None,
-) -> HistoryRecorder:
-    """
-    Let a source learn one task, or several side by side.
-
-    Args:
-        family ([`TaskFamily`]), source ([`Source`]), job ([`Job`]):
-            What to learn, how, and with which seed; every job has random numbers of its own, whatever runs beside it.
-        on_step (`Callable[[int], None]`, *optional*):
-            Called at each step with the number of transitions it added.
-
-    Returns:
-        [`HistoryRecorder`]: the recorder with the histories of all streams; stream i is of task i modulo their number.
-    """
-    tasks = len(job.tasks)
-    envs = family.make_vec(job.tasks, num_envs=tasks * source.n_envs)
-    recorder = HistoryRecorder(envs, -(-source.total_timesteps // source.n_envs), on_step)
-    seen = SourceObservation(recorder, family.source_observation) if family.source_observation else recorder
-    envs_of_learner = SB3VecEnv(seen, [task.task_id for task in job.tasks] * source.n_envs)
-    learner = make_learner(source.algorithm, envs_of_learner, job.learner_seed, source.hyperparameters)
-    learner.learn(tasks * source.total_timesteps)
-    recorder.close()
-    return recorder
-
-
-def _start_worker(progress: Any) -> None:
-    """Prepare a worker process: one thread, no orphan when the parent is killed, Ctrl-C left to the parent."""
-    global _progress
-    _progress = progress
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    # SB3's distributions check the same arguments at every step; the checks change no result.
-    torch.distributions.Distribution.set_default_validate_args(False)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait_for_sentinels([sentinel])
-    os._exit(1)
-
-
-def _run_job(
-    family: TaskFamily, source: Source, features: Features, max_piece_steps: int, path: Path, job: Job
-) -> str:
-    """Learn a job's tasks and write their histories to `path`; returns the name of the file."""
-    pending, last_report = 0, time.monotonic()
-
-    def on_step(transitions: int) -> None:
-        nonlocal pending, last_report
-        pending += transitions
-        if time.monotonic() - last_report > 0.2:
-            _progress.put(pending)
-            pending, last_report = 0, time.monotonic()
-
-    recorded, tasks = learn_task(family, source, job, on_step).recorded(), len(job.tasks)
-    tables = [
-        history_table(recorded.streams(slice(index, None, tasks)), features, task.task_id, job.seed, max_piece_steps)
-        for index, task in enumerate(job.tasks)
-    ]
-    table = pa.concat_tables(tables)
-    with atomic_path(path) as temporary:
-        feather.write_feather(table, temporary, compression="uncompressed")
-    _progress.put(pending)
-    return path.name
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def make_jobs(tasks: Sequence[Task], seeds: Sequence[int], tasks_per_job: int = 1) -> list[Job]:
-    """A job for each seed and each task, or so many tasks of a split."""
-    jobs = []
-    for split in SPLITS:
-        chosen = [task for task in tasks if task.split == split]
-        groups = [tuple(chosen[start : start + tasks_per_job]) for start in range(0, len(chosen), tasks_per_job)]
-        jobs += [Job(group, seed) for group in groups for seed in seeds]
-    return jobs
-
-
-def _shards(jobs: Sequence[Job], jobs_per_shard: int) -> dict[str, list[Job]]:
-    """Jobs of each shard by its name; the layout depends on the list of jobs alone."""
-    shards = {}
-    for split in SPLITS:
-        chosen = [job for job in jobs if job.tasks[0].split == split]
-        groups = [chosen[start : start + jobs_per_shard] for start in range(0, len(chosen), jobs_per_shard)]
-        for index, group in enumerate(groups):
-            shards[f"{split}-{index:05d}-of-{len(groups):05d}.parquet"] = group
-    return shards
-
-
-def _write_shard(path: Path, parts: Sequence[Path]) -> None:
-    """Join the jobs' parts, and then drop them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        writer = None
-        for part in parts:
-            table = feather.read_table(part)
-            writer = writer or open_shard(temporary, table.schema)
-            for rows in row_groups(table):
-                writer.write_table(rows)
-        if writer is not None:
-            writer.close()
-    for part in parts:
-        part.unlink()
-
-
-def _run_jobs(calls: Sequence[Callable[[], str]], num_workers: int, bar: tqdm) -> Iterator[str]:
-    """Run jobs on worker processes; yields the file of each as it is finished."""
-    if not calls:
-        return
-    context = multiprocessing.get_context("spawn")
-    progress = context.SimpleQueue()
-    others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(progress,))
-    try:
-        waiting = {executor.submit(call) for call in calls}
-        while waiting:
-            finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            while not progress.empty():
-                bar.update(progress.get())
-            for future in finished:
-                yield future.result()
-    except BaseException:
-        # Jobs under way are dropped: finished ones stay on disk and are not run again.
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+FOUND_LATER = ("versions", "statistics", "fingerprint", "failures", "progress")  # of metadata, not what was asked for
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -251,43 +47,63 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _is_finished(output_dir: Path, config_name: str, metadata: HistoryMetadata) -> bool:
-    """Whether these histories are there; refuses to write over others."""
+    """Whether all of these histories are there; refuses to write over others."""
     folder = output_dir / config_name
     if not folder.exists():
         return False
     try:
-        found = asdict(read_metadata(output_dir, config_name))
+        read = read_metadata(output_dir, config_name)
     except FileNotFoundError as error:
         raise ValueError(f"{folder} exists and holds no learning histories: give another output_dir") from error
-    wanted = asdict(metadata)
-    for name in sorted(set(wanted) - {"versions", "statistics", "fingerprint"}):
+    found, wanted = asdict(read), asdict(metadata)
+    for name in sorted(set(wanted) - set(FOUND_LATER)):
         if found[name] != wanted[name]:
             raise ValueError(
                 f"{folder} already holds histories with {name} = {found[name]!r}, now it is {wanted[name]!r}: give "
                 "another output_dir or config_name, or delete the folder to collect again"
             )
-    return True
+    hidden = output_dir / HIDDEN_FOLDER / config_name
+    if read.failures and not (hidden / SETTINGS_FILE).is_file():
+        raise ValueError(
+            f"{folder} lacks {len(read.failures)} tasks that failed, and {hidden}, from which the collection could go "
+            "on, is gone: give another output_dir, or delete the folder to collect again"
+        )
+    return not read.failures
 
 
 def _describe(family: TaskFamily, tasks: Sequence[Task], source: Source, seeds: Sequence[int]) -> HistoryMetadata:
-    envs = family.make_vec(tasks[:1])
-    spaces = [space_to_json(envs.single_observation_space), space_to_json(envs.single_action_space)]
-    envs.close()
+    observation_space, action_space = _spaces(family, tasks)
     described = HistoryMetadata(
         **family.env_settings,
         tasks=[asdict(task) for task in tasks],
-        observation_space=spaces[0],
-        action_space=spaces[1],
-        source=asdict(source),
+        observation_space=observation_space,
+        action_space=action_space,
+        source=source.to_json(),
         seeds=list(seeds),
     )
     try:
         return HistoryMetadata.from_json(described.to_json())  # as it will be read: lists for tuples
     except TypeError as error:
         raise ValueError(
-            f"tasks, env_kwargs and hyperparameters are stored as JSON, which these are not ({error}): use numbers, "
-            "text, lists and dicts"
+            "tasks, env_kwargs, hyperparameters and callbacks are stored as JSON, which these are not "
+            f"({error}): use numbers, text, lists and dicts"
         ) from error
+
+
+def _spaces(family: TaskFamily, tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Observation and action space as JSON of the first task whose environment can be made."""
+    first_error: Exception | None = None
+    for task in tasks:
+        try:
+            envs = family.make_vec([task])
+        except Exception as error:  # which is named when the task is to be learnt
+            first_error = first_error or error
+        else:
+            spaces = space_to_json(envs.single_observation_space), space_to_json(envs.single_action_space)
+            envs.close()
+            return spaces
+    assert first_error is not None
+    raise first_error
 
 
 def _finish(output_dir: Path, work: Path) -> None:
@@ -317,6 +133,8 @@ def collect(
     shard_transitions: int = SHARD_TRANSITIONS,
     max_piece_steps: int | None = None,
     tasks_per_job: int = 1,
+    until_converged: dict[str, Any] | None = None,
+    callbacks: Sequence[str | dict[str, Any]] = (),
 ) -> Path:
     r"""
     Learn every task of a family with a Stable-Baselines3 algorithm and write the learning histories as a dataset that
@@ -325,6 +143,11 @@ def collect(
     Jobs (a task and a seed) run on worker processes, started by `spawn`: call this under
     `if __name__ == "__main__":` in a script. Finished jobs are kept, so an interrupted collection goes on where it was
     when it is called again with the same arguments, and ends with the same files, byte for byte.
+
+    A task whose environment raises an error, has other spaces than the family, gives observations outside of them or
+    numbers that are not finite, never ends an episode, or ends its process, does not keep the others from being
+    learnt: the dataset is written without it, `failures` in `metadata.json` says why, and [`CollectionError`] is
+    raised at the end. The same call then tries only what failed, from what is kept in `output_dir/.incomplete`.
 
     Args:
         family ([`TaskFamily`]):
@@ -353,15 +176,26 @@ def collect(
             Longer histories are cut into several rows, at episode borders; by default at 10,000 steps, and at 100
             where observations are frames, of which a row is decoded at a time.
         tasks_per_job (`int`, *optional*, defaults to 1):
-            Tasks that one learner learns side by side. Only learners whose streams are independent of each other can:
-            NoisedPolicy, TabularQ, UCB and ThompsonSampling.
+            Tasks that one learner learns side by side. Only our own learners can: NoisedPolicy, TabularQ, UCB and
+            ThompsonSampling. Random numbers depend on a task's place among them. If one of them
+            fails, the others are learnt without it, in their places: their histories stay the same.
+        until_converged (`dict`, *optional*):
+            Learn until the returns have stopped to improve, from `total_timesteps` at most: settings of
+            [`~ad_hf.sources.convergence.StopWhenConverged`], `{}` for its defaults. `progress` in `metadata.json` says
+            how far each source got, with or without.
+        callbacks (`Sequence[str | dict]`, *optional*):
+            Stable-Baselines3 callbacks of each learner, by import path: `"package.Callback"`, or
+            `{"name": "package.Callback", "kwargs": {"save_path": "saved/{task_id}-{seed}"}}`, whose texts may name the
+            (first) task and the seed of the learner in braces.
 
     Returns:
         `Path`: the folder of the dataset.
 
     Raises:
-        ValueError: for an unknown algorithm, hyper-parameter or split, for numbers below 1, and if the folder holds
-            other histories.
+        CollectionError: after all others were learnt, if tasks failed; if a split has lost all of its tasks, no
+            dataset is written.
+        ValueError: for an unknown algorithm, hyper-parameter, callback or split, for numbers below 1, and if the
+            folder holds other histories.
     """
     check_hyperparameters(algorithm, hyperparameters or {})
     num_workers = available_cores() if num_workers is None else num_workers
@@ -376,56 +210,81 @@ def collect(
     )
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must differ from one another, got {list(seeds)}")
-    independent = has_independent_streams(algorithm, hyperparameters or {})
     if tasks_per_job > 1 and not learns_side_by_side(algorithm):
         raise ValueError(f"{algorithm} learns one task at a time: set tasks_per_job to 1, got {tasks_per_job}")
-    source = Source(algorithm, n_envs, total_timesteps, hyperparameters or {}, tasks_per_job, independent)
+    source = Source(
+        algorithm,
+        n_envs,
+        total_timesteps,
+        hyperparameters or {},
+        tasks_per_job,
+        None if until_converged is None else convergence_settings(until_converged),
+        callback_settings(callbacks),
+    )
     tasks = family.tasks(split)
     metadata = _describe(family, tasks, source, seeds)
     output_dir = Path(output_dir)
-    work = output_dir / WORK_FOLDER / config_name
+    folder = output_dir / HIDDEN_FOLDER / config_name
     if _is_finished(output_dir, config_name, metadata):
-        if work.exists():  # interrupted in its last moment
-            _finish(output_dir, work)
+        if folder.exists():  # interrupted in its last moment
+            _finish(output_dir, folder)
         return output_dir
     max_piece_steps = max_piece_steps or default_piece_steps(metadata.spaces[0])
+    settings = {name: value for name, value in asdict(metadata).items() if name not in ("failures", "progress")}
     layout = {"shard_transitions": shard_transitions, "max_piece_steps": max_piece_steps}
-    _check_settings(work, {**asdict(metadata), **layout})
-    for leftover in work.rglob(".*.tmp"):  # of a process that was killed while it wrote
+    _check_settings(folder, {**settings, **layout})
+    for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink()
-
     jobs = make_jobs(tasks, seeds, tasks_per_job)
-    shards = _shards(jobs, max(1, shard_transitions // (total_timesteps * tasks_per_job)))
-    finished_shards = work / "shards"
-    parts = {shard: [work / job.file_name for job in group] for shard, group in shards.items()}
-    unwritten = {
-        shard: {part.name for part in files if not part.is_file()}
-        for shard, files in parts.items()
-        if not (finished_shards / shard).is_file()
-    }
-    to_do = [job for job in jobs if any(job.file_name in names for names in unwritten.values())]
-    features = history_features(*metadata.spaces)
-    calls = [partial(_run_job, family, source, features, max_piece_steps, work / job.file_name, job) for job in to_do]
+    work = WorkFolder(folder, jobs, max(1, shard_transitions // (total_timesteps * tasks_per_job)))
+    failures = _learn(family, source, work, metadata, max_piece_steps, num_workers)
+    failed = {(failure.task_id, failure.seed) for failure in failures}
+    for split in {task.split for task in tasks}:
+        if all((task.task_id, seed) in failed for task in tasks if task.split == split for seed in seeds):
+            reason = f"no dataset is written to {output_dir}: all tasks of the split {split!r} failed"
+            raise CollectionError(failures, None, f"{reason}, {len(failures)} in all")
+    metadata.failures = [failure.to_json() for failure in failures]
+    work.publish(metadata, output_dir / config_name)
+    if failures:
+        write_dataset_card(output_dir)
+        reason = f"{len(failures)} of {len(tasks) * len(seeds)} tasks and seeds failed; {output_dir} holds the others"
+        raise CollectionError(failures, output_dir, f"{reason}, and the same call tries again those that failed")
+    _finish(output_dir, folder)
+    return output_dir
 
-    def write_complete_shards() -> None:
-        for shard in [shard for shard, names in unwritten.items() if not names]:
-            _write_shard(finished_shards / shard, parts[shard])
-            del unwritten[shard]
 
+def _learn(
+    family: TaskFamily,
+    source: Source,
+    work: WorkFolder,
+    metadata: HistoryMetadata,
+    max_piece_steps: int,
+    num_workers: int,
+) -> list[TaskFailure]:
+    """Do what is left to do; returns what failed."""
+    jobs = [job for group in work.shards.values() for job in group]
+    tasks, left = (sum(len(job.own_tasks) for job in some) for some in (jobs, work.left))
+    failures = []
+    total = source.total_timesteps * tasks
     with tqdm(
-        desc=f"collect {algorithm}",
-        total=total_timesteps * sum(len(job.tasks) for job in jobs),
-        initial=total_timesteps * sum(len(job.tasks) for job in jobs if job not in to_do),
+        desc=f"collect {source.algorithm}",
+        total=total,
+        initial=source.total_timesteps * (tasks - left),
         unit=" transitions",
         unit_scale=True,
     ) as bar:
-        write_complete_shards()
-        for finished in _run_jobs(calls, min(num_workers, len(calls)), bar):
-            for names in unwritten.values():
-                names.discard(finished)
-            write_complete_shards()
-    describe_shards(metadata, finished_shards)
-    write_text(finished_shards / METADATA_FILE, metadata.to_json())
-    os.replace(finished_shards, output_dir / config_name)
-    _finish(output_dir, work)
-    return output_dir
+        for shard in list(work.parts):
+            work.write_shard_if_complete(shard)
+        spaces = metadata.observation_space, metadata.action_space
+        run = partial(run_job, family, source, spaces, max_piece_steps, work.folder)
+        for outcome in run_jobs(run, work.left, num_workers, bar.update):
+            # Learners stop early, fail, or round up to their batch of steps.
+            total += outcome.transitions - source.total_timesteps * len(outcome.job.own_tasks)
+            bar.total = max(total, bar.n)
+            bar.refresh()
+            if outcome.error:
+                failures.append(outcome.failure())
+                tqdm.write(str(failures[-1]), file=sys.stderr)
+            else:
+                work.add(outcome.job)
+    return sorted(failures, key=lambda failure: (failure.task_id, failure.seed))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+from collections.abc import Sequence
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -86,6 +88,61 @@ def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> No
             f"{', '.join(sorted(accepted))}"
         )
     _with_classes(hyperparameters)
+
+
+def callback_settings(given: Sequence[str | dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Callbacks with all that can be said about them: an import path alone stands for one without arguments.
+
+    Raises:
+        ValueError: for what is no import path of a Stable-Baselines3 callback, and arguments that it does not take.
+    """
+    settings = []
+    for callback in given:
+        entry: Any = {"name": callback} if isinstance(callback, str) else callback
+        if not isinstance(entry, dict) or "name" not in entry or set(entry) - {"name", "kwargs"}:
+            raise ValueError(
+                f"a callback is an import path or {{name: import path, kwargs: {{...}}}}, got {callback!r}"
+            )
+        name, kwargs = entry["name"], entry.get("kwargs") or {}
+        try:
+            found = locate(name)
+        except ErrorDuringImport as error:
+            raise ValueError(f"callback {name!r} cannot be imported: {error}") from error
+        if not (inspect.isclass(found) and issubclass(found, BaseCallback)) or inspect.isabstract(found):
+            raise ValueError(
+                f"callback {name!r} is no import path of a Stable-Baselines3 callback, such as "
+                "'stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes'"
+            )
+        try:
+            inspect.signature(found).bind(**kwargs)
+        except TypeError as error:
+            raise ValueError(f"callback {name!r}: {error}; its arguments are {inspect.signature(found)}") from error
+        settings.append({"name": name, "kwargs": kwargs})
+    return settings
+
+
+def make_callbacks(settings: Sequence[dict[str, Any]], **places: int) -> list[BaseCallback]:
+    """
+    Callbacks from what [`callback_settings`] returns.
+
+    Args:
+        settings (`Sequence[dict]`):
+            Their names and arguments.
+        places (`int`):
+            Numbers that take the place of their names in braces in arguments that are text: with `task_id=3`,
+            `"saved/{task_id}"` becomes `"saved/3"`.
+    """
+
+    def filled(value: Any) -> Any:
+        for name, number in places.items() if isinstance(value, str) else ():
+            value = value.replace(f"{{{name}}}", str(number))
+        return value
+
+    return [
+        locate(entry["name"])(**{name: filled(value) for name, value in entry["kwargs"].items()})  # type: ignore[operator]
+        for entry in settings
+    ]
 
 
 def make_learner(algorithm: str, envs: VecEnv, seed: int, hyperparameters: dict[str, Any]) -> BaseAlgorithm:

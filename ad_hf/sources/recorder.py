@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from ad_hf.envs.spaces import storage_dtype
@@ -40,6 +41,21 @@ class RecordedSteps:
         }
         return RecordedSteps(**arrays, final_observations=self.final_observations[chosen])
 
+    def until(self, step: int) -> RecordedSteps:
+        """The first steps only."""
+        if step >= self.rewards.shape[1]:
+            return self
+        ends = self.terminations[:, :step] | self.truncations[:, :step]
+        finals = [kept[:episodes] for kept, episodes in zip(self.final_observations, ends.sum(axis=1))]
+        if step:
+            for stream in np.flatnonzero(~ends[:, -1]):  # in the middle of an episode
+                finals[stream] = np.concatenate([finals[stream], self.observations[stream, step : step + 1]])
+        arrays = {
+            name: getattr(self, name)[:, :step]
+            for name in ("observations", "actions", "rewards", "terminations", "truncations")
+        }
+        return RecordedSteps(**arrays, final_observations=finals)
+
 
 class HistoryRecorder(VectorWrapper):
     r"""
@@ -54,7 +70,9 @@ class HistoryRecorder(VectorWrapper):
             Called at each step with the number of transitions it added, e.g. by a progress bar.
 
     Raises:
-        ValueError: if the environments do not autoreset in the same step.
+        ValueError: if the environments do not autoreset in the same step; at a reset or step, for observations outside
+            of their space, and for observations and rewards that are not finite. The bounds of real numbers are not
+            checked, which many environments take lightly.
     """
 
     def __init__(self, envs: VectorEnv, num_steps: int, on_step: Callable[[int], None] | None = None) -> None:
@@ -66,6 +84,7 @@ class HistoryRecorder(VectorWrapper):
         self._num_steps = 0
         observations, actions = envs.single_observation_space, envs.single_action_space
         self._observation_dtype = storage_dtype(observations)
+        self._least, self._most = _bounds(observations, self._observation_dtype)
         # Time comes first while recording, so that a step is one contiguous write.
         self._observations = self._empty(num_steps, observations.shape, self._observation_dtype)
         self._actions = self._empty(num_steps, actions.shape, storage_dtype(actions))
@@ -91,17 +110,51 @@ class HistoryRecorder(VectorWrapper):
             self._truncations[self._num_steps - 1, ~ended] = True
             self._keep_final(np.flatnonzero(~ended), last)
         observations, infos = self.env.reset(seed=seed, options=options)
-        self._last_observations = np.array(observations)
+        self._last_observations = self._checked(observations, np.arange(self.num_envs))
         return observations, infos
 
+    def _checked(self, observations: Any, indices: np.ndarray) -> np.ndarray:
+        """A copy of observations (number, ...) of some environments (number,), as they are stored."""
+        given, space = np.asarray(observations), self.env.single_observation_space
+        if given.shape[1:] != space.shape:
+            raise ValueError(
+                f"environment {indices[0]} gave an observation of shape {given.shape[1:]} at step {self._num_steps}, "
+                f"expected an element of {space}"
+            )
+        with np.errstate(invalid="ignore"):  # what does not fit is refused below
+            stored = given.astype(self._observation_dtype)
+        if stored.dtype.kind == "f":
+            wrong = ~np.isfinite(stored)
+        else:
+            # Storing changes what is not an integer, or too large or small for the dtype.
+            wrong = stored != given
+            if self._most is not None:
+                wrong |= stored > self._most
+            if self._least is not None:
+                wrong |= stored < self._least
+        if wrong.any():
+            first = int(np.argmax(wrong.reshape(len(wrong), -1).any(axis=1)))
+            expected = "finite numbers" if stored.dtype.kind == "f" else "an element"
+            raise ValueError(
+                f"environment {indices[first]} gave the observation {_shortened(given[first])} at step "
+                f"{self._num_steps}, expected {expected} of {space}"
+            )
+        return stored
+
     def _keep_final(self, indices: np.ndarray, final_observations: Any) -> None:
-        for index in indices:
-            self._final_observations[index].append(np.asarray(final_observations[index], self._observation_dtype))
+        if indices.size:
+            # gymnasium's own vectors give final observations as an array of objects
+            finals = self._checked(np.stack(list(final_observations[indices])), indices)
+            for index, final in zip(indices.tolist(), finals):
+                self._final_observations[index].append(final)
 
     def step(self, actions: np.ndarray):
         """Step the environments and keep what they return."""
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         step = self._num_steps
+        if not np.isfinite(rewards).all():
+            index = int(np.argmin(np.isfinite(rewards)))
+            raise ValueError(f"environment {index} gave the reward {rewards[index]} at step {step}, expected a number")
         if step == len(self._rewards):
             self._grow()
         self._observations[step] = self._last_observations
@@ -113,7 +166,7 @@ class HistoryRecorder(VectorWrapper):
         ended = np.flatnonzero(terminations | truncations)
         if ended.size:
             self._keep_final(ended, infos["final_obs"])
-        self._last_observations = np.array(observations)
+        self._last_observations = self._checked(observations, np.arange(self.num_envs))
         if self._on_step is not None:
             self._on_step(self.env.num_envs)
         return observations, rewards, terminations, truncations, infos
@@ -125,7 +178,7 @@ class HistoryRecorder(VectorWrapper):
         for index, kept in enumerate(self._final_observations):
             ended = steps and (self._terminations[steps - 1, index] or self._truncations[steps - 1, index])
             if steps and not ended and self._last_observations is not None:
-                kept = [*kept, self._last_observations[index].astype(self._observation_dtype)]
+                kept = [*kept, self._last_observations[index]]
             shape = (len(kept), *self._observations.shape[2:])
             finals.append(np.array(kept, dtype=self._observation_dtype).reshape(shape))
 
@@ -140,3 +193,21 @@ class HistoryRecorder(VectorWrapper):
             truncations=streams_first(self._truncations),
             final_observations=finals,
         )
+
+
+def _shortened(observation: np.ndarray) -> str:
+    return np.array2string(observation, threshold=20, separator=", ").replace("\n", "")
+
+
+def _bounds(space: spaces.Space, dtype: np.dtype) -> tuple[Any, Any]:
+    """Least and largest elements of a space of integers; `None` where its dtype holds no others."""
+    if not isinstance(space, spaces.Box):
+        sizes = np.asarray(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2))
+        return None, (sizes - 1).astype(dtype)
+    if dtype.kind not in "iu":
+        return None, None
+    limits = np.iinfo(dtype)
+    return (
+        space.low if (space.low > limits.min).any() else None,
+        space.high if (space.high < limits.max).any() else None,
+    )

@@ -1,0 +1,135 @@
+"""Sources that learn until they have converged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+LEARNT_ERRORS = 3.0  # standard errors by which returns must have risen to count as learnt
+
+
+class StopWhenConverged(BaseCallback):
+    r"""
+    Stops a Stable-Baselines3 learner once its returns have stopped to improve.
+
+    Each stream's episodes are cut into windows, and a window's return is the mean over all streams. It improves if it
+    exceeds the best before by more than `tolerance` times the range of windows seen so far. The source has converged
+    when `patience` windows in a row have not improved, and it has learnt something: they are above the first window
+    by more than three standard errors. So a source that has not found a sparse reward yet goes on. Instead of having
+    risen, with `return_threshold` those windows must be at least that; without, a source that is optimal from its
+    first episodes on is not seen to converge.
+
+    A plateau on the way, such as after the first of two rewards, is taken for convergence if it is longer than
+    `patience` windows; `min_timesteps` rules that out.
+
+    Args:
+        window (`int`, *optional*, defaults to 20):
+            Episodes of each stream that make a window.
+        tolerance (`float`, *optional*, defaults to 0.02):
+            Share of the range of returns seen so far by which a window must exceed the best one.
+        patience (`int`, *optional*, defaults to 3):
+            Windows in a row that have not improved.
+        return_threshold (`float`, *optional*):
+            Least mean return of converged windows.
+        min_timesteps (`int`, *optional*, defaults to 0):
+            Transitions of a task, over its streams, before which it has not converged.
+        num_tasks (`int`, *optional*, defaults to 1):
+            Tasks that the learner learns side by side: stream i is of task i modulo their number. Each converges by
+            itself; the learner stops when all have.
+
+    Attributes:
+        converged_at (`list[int | None]`):
+            Of each task, the steps of a stream after which it had converged, `None` if it has not.
+
+    Raises:
+        ValueError: for numbers out of their range.
+    """
+
+    def __init__(
+        self,
+        window: int = 20,
+        tolerance: float = 0.02,
+        patience: int = 3,
+        return_threshold: float | None = None,
+        min_timesteps: int = 0,
+        num_tasks: int = 1,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("window", window, 1),
+            ("patience", patience, 1),
+            ("tolerance", tolerance, 0),
+            ("min_timesteps", min_timesteps, 0),
+        ):
+            if value < least:
+                raise ValueError(f"until_converged.{name} must be at least {least}, got {value}")
+        self.window, self.tolerance, self.patience = window, tolerance, patience
+        self.return_threshold, self.min_timesteps, self.num_tasks = return_threshold, min_timesteps, num_tasks
+        self.converged_at: list[int | None] = [None] * num_tasks
+
+    def _init_callback(self) -> None:
+        num_envs = self.training_env.num_envs
+        self._running = np.zeros(num_envs)
+        self._counts = np.zeros(num_envs, dtype=np.int64)
+        self._episodes: list[list[float]] = [[] for _ in range(num_envs)]  # of windows that are not complete
+        self._windows: list[list[tuple[float, float]]] = [[] for _ in range(self.num_tasks)]  # mean, variance of it
+        self._best = [-np.inf] * self.num_tasks
+        self._since_best = [0] * self.num_tasks
+
+    def _on_step(self) -> bool:
+        self._running += self.locals["rewards"]
+        ended = np.flatnonzero(self.locals["dones"])
+        if not ended.size:
+            return True
+        for stream, total in zip(ended.tolist(), self._running[ended].tolist()):
+            self._episodes[stream].append(total)
+        self._running[ended] = 0.0
+        self._counts[ended] += 1
+        fewest = self._counts.reshape(-1, self.num_tasks).min(axis=0).tolist()
+        for task, episodes in enumerate(fewest):
+            while self.converged_at[task] is None and episodes >= (len(self._windows[task]) + 1) * self.window:
+                if self._close_window(task):
+                    self.converged_at[task] = self.n_calls
+        return any(step is None for step in self.converged_at)
+
+    def _close_window(self, task: int) -> bool:
+        """Take a window's episodes from a task's streams; returns whether it has converged."""
+        streams = self._episodes[task :: self.num_tasks]
+        returns = np.array([episodes[: self.window] for episodes in streams])
+        for episodes in streams:
+            del episodes[: self.window]
+        windows = self._windows[task]
+        windows.append((float(returns.mean()), float(returns.var()) / returns.size))
+        means = [mean for mean, _ in windows]
+        if means[-1] > self._best[task] + self.tolerance * (max(means) - min(means)) or len(means) == 1:
+            self._best[task], self._since_best[task] = means[-1], 0
+            return False
+        self._since_best[task] += 1
+        if self._since_best[task] < self.patience or self.n_calls * len(streams) < self.min_timesteps:
+            return False
+        return self._has_learnt(np.array(windows))
+
+    def _has_learnt(self, windows: np.ndarray) -> bool:
+        (first, first_variance), last = windows[0], windows[-self.patience :]
+        reached = last[:, 0].mean()
+        if self.return_threshold is not None:
+            return bool(reached >= self.return_threshold)
+        standard_error = np.sqrt(first_variance + last[:, 1].mean() / self.patience)
+        return bool(reached - first > LEARNT_ERRORS * standard_error)
+
+
+def convergence_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """
+    All settings of [`StopWhenConverged`], where some may be given.
+
+    Raises:
+        ValueError: for settings that it does not take, and numbers out of their range.
+    """
+    names = ("window", "tolerance", "patience", "return_threshold", "min_timesteps")
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ValueError(f"until_converged takes no {', '.join(map(repr, unknown))}: expected {', '.join(names)}")
+    callback = StopWhenConverged(**given)
+    return {name: getattr(callback, name) for name in names}

@@ -1,0 +1,55 @@
+"""Environments with faults of many kinds; worker processes import them by the names of their environment ids."""
+
+import os
+import signal
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+
+class Faulty(gym.Env):
+    """
+    Walks from 0 to 3 and is paid there; the fault, if any, happens in the second episode.
+
+    Where `cured` names a file that exists, there is no fault.
+    """
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, goal=3, fault=None, cured=""):
+        self.fault = None if cured and Path(cured).exists() else fault
+        if self.fault == "construction":
+            raise RuntimeError("no such room")
+        self.goal, self.episodes = goal, 0
+        if self.fault == "space":
+            self.observation_space = gym.spaces.Discrete(5)
+        elif self.fault == "float nan":
+            self.observation_space = gym.spaces.Box(0.0, 3.0, (1,), np.float32)
+        else:
+            self.observation_space = gym.spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.episodes = 0, self.episodes + 1
+        if self.fault == "reset" and self.episodes == 2:
+            raise KeyError("lost")
+        return 0, {}
+
+    def step(self, action):
+        self.place = min(max(self.place + (1 if action else -1), 0), 3)
+        reward, seen = float(self.place == self.goal), self.place
+        if self.fault is not None and self.episodes == 2:
+            if self.fault == "step":
+                raise ZeroDivisionError("a\nlong story")
+            if self.fault == "exit":
+                raise SystemExit("bye")
+            if self.fault == "death":
+                os.kill(os.getpid(), signal.SIGKILL)
+            reward = float("nan") if self.fault == "reward" else reward
+            seen = 7 if self.fault == "outside" else 256 + seen if self.fault == "wraps" else seen
+        return seen, reward, False, False, {}
+
+
+gym.register("Faulty-v0", "faulty:Faulty", max_episode_steps=5)
+gym.register("Endless-v0", "faulty:Faulty")

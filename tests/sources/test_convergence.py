@@ -1,0 +1,217 @@
+"""Sources that stop when they have converged, how far they got, and their callbacks."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.histories.schema import PROGRESS_COLUMNS, read_metadata
+from ad_hf.recipe import load_recipe
+from ad_hf.sources.collect import collect
+from ad_hf.sources.convergence import StopWhenConverged, convergence_settings
+from ad_hf.sources.jobs import Job, Source, learn_job
+from ad_hf.sources.learners import callback_settings
+
+STOP_AFTER = "stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes"
+QUICK = {"window": 5, "patience": 2}
+A2C = {"learning_rate": 0.01, "n_steps": 5, "policy_kwargs": {"net_arch": [16]}}
+
+
+def rooms(goals=((0, 0), (1, 0)), **kwargs):
+    tasks = [{"goal": list(goal)} for goal in goals]
+    return TaskFamily("ad_hf/DarkRoom-v0", tasks, {"size": 3, "max_episode_steps": 6, **kwargs}, native_vector=True)
+
+
+class OfNumbers:
+    """Shows the callback returns, each of an episode of one step, as any learner shows them."""
+
+    def __init__(self, **settings):
+        self.callback = StopWhenConverged(**{**QUICK, **settings})
+        self.callback.model = self
+        self.num_timesteps = 0
+
+    def get_env(self):
+        return self
+
+    def stops_after(self, returns):
+        """Steps after which returns (steps, streams) stop the learner."""
+        returns = np.asarray(returns, dtype=float)
+        self.num_envs = returns.shape[1]
+        self.callback._init_callback()
+        for step, rewards in enumerate(returns, start=1):
+            self.callback.update_locals({"rewards": rewards, "dones": np.ones(self.num_envs, dtype=bool)})
+            if not self.callback.on_step():
+                return step
+        return None
+
+
+def rising(start, stop, steps, after, streams=4, noise=0.05):
+    """Returns that rise and then stay."""
+    means = np.concatenate([np.linspace(start, stop, steps), np.full(after, stop)])
+    return means[:, None] + np.random.default_rng(0).normal(0, noise, (len(means), streams))
+
+
+def test_learner_stops_some_windows_after_its_returns_have_stopped_to_rise():
+    stopped = OfNumbers().stops_after(rising(0, 1, 50, 100))
+    assert 60 <= stopped <= 75
+    assert OfNumbers().stops_after(rising(0, 1, 150, 0)) is None
+
+
+def test_returns_that_never_rose_are_not_converged():
+    assert OfNumbers().stops_after(np.zeros((300, 4))) is None
+    rare = (np.random.default_rng(1).random((300, 4)) < 0.02).astype(float)  # a sparse reward that is met by chance
+    assert OfNumbers().stops_after(rare) is None
+
+
+def test_plateau_at_the_start_is_not_taken_for_the_end():
+    late = np.concatenate([np.zeros((100, 4)), rising(0, 1, 30, 60)])
+    assert 130 <= OfNumbers().stops_after(late) <= 160
+
+
+def test_threshold_takes_the_place_of_having_risen():
+    assert OfNumbers(return_threshold=0.9).stops_after(np.ones((100, 4))) == 15
+    assert OfNumbers(return_threshold=1.1).stops_after(np.ones((100, 4))) is None
+    assert OfNumbers(return_threshold=1.1).stops_after(rising(0, 1, 20, 100)) is None
+
+
+def test_minimum_of_timesteps_outlasts_a_plateau_on_the_way():
+    two_rewards = np.concatenate([rising(0, 1, 20, 60), rising(1, 2, 20, 60)])
+    assert OfNumbers().stops_after(two_rewards) < 60
+    assert OfNumbers(min_timesteps=4 * 100).stops_after(two_rewards) > 100
+
+
+def test_tasks_side_by_side_converge_each_by_itself():
+    slow, fast = rising(0, 1, 90, 60, streams=2), rising(0, 1, 20, 130, streams=2)
+    watched = OfNumbers(num_tasks=2)
+    stopped = watched.stops_after(np.stack([slow, fast], axis=2).reshape(150, 4))
+    assert watched.callback.converged_at == [stopped, OfNumbers().stops_after(fast)]
+    assert stopped == OfNumbers().stops_after(slow)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"window": 0}, {"patience": 0}, {"tolerance": -1}, {"min_timesteps": -1}], ids=str
+)
+def test_numbers_out_of_their_range_are_refused_by_name(setting):
+    with pytest.raises(ValueError, match=f"until_converged.{next(iter(setting))} must be at least"):
+        convergence_settings(setting)
+    with pytest.raises(ValueError, match="until_converged takes no 'windows': expected window, tolerance"):
+        convergence_settings({"windows": 3})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hyperparameters", "streams"),
+    [
+        ("TabularQ", {"learning_rate": 1.0}, 3),
+        ("A2C", A2C, 8),
+        ("DQN", {"learning_starts": 50, "train_freq": 1, "exploration_fraction": 0.02, "learning_rate": 3e-3}, 2),
+    ],
+)
+def test_array_on_policy_and_off_policy_learners_stop(algorithm, hyperparameters, streams):
+    source = Source(algorithm, streams, 60_000, hyperparameters, until_converged={**QUICK, "window": 20})
+    family, announced = rooms(), []
+    (learnt,) = learn_job(family, source, Job((family.tasks()[0],), 0), on_step=announced.append)
+    assert learnt.converged is True
+    assert learnt.steps.rewards.size == sum(announced) < 50_000
+    assert learnt.steps.rewards.shape[1] % 6 == 0  # it is seen at an episode's end
+    assert [len(finals) for finals in learnt.steps.final_observations] == [
+        learnt.steps.rewards.shape[1] // 6
+    ] * streams
+    row = dict(zip(PROGRESS_COLUMNS, learnt.progress(0), strict=True))
+    assert row["return_last"] > row["return_first"] + 1
+
+
+def test_metadata_says_how_far_each_source_got(tmp_path):
+    """Of tasks side by side, each one's histories end where it had converged; one is optimal from the start."""
+    goals = [(0, 0), (1, 1), (1, 0)]
+    settings = {"n_envs": 3, "hyperparameters": {"learning_rate": 1.0}, "num_workers": 1, "tasks_per_job": 3}
+    family = rooms(goals, size=3)
+    collect(family, "TabularQ", **settings, total_timesteps=5400, until_converged=QUICK, output_dir=tmp_path)
+    metadata = read_metadata(tmp_path)
+    assert metadata.source["until_converged"] == convergence_settings(QUICK)
+    assert tuple(metadata.progress["columns"]) == PROGRESS_COLUMNS
+    text = (tmp_path / "default" / "metadata.json").read_text()
+    assert all(json.dumps(row) in text.splitlines()[-6:][i].strip() for i, row in enumerate(metadata.progress["rows"]))
+    lengths = {}
+    for path in (tmp_path / "default").glob("*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            returns = np.reshape(row["rewards"], (-1, 6)).sum(axis=1)
+            tenth = -(-len(returns) // 10)
+            lengths.setdefault(row["task_id"], []).append(
+                (len(returns), returns[:tenth].mean(), returns[-tenth:].mean())
+            )
+    for task, seed, steps, episodes, first, last, converged in metadata.progress["rows"]:
+        streams = np.array(lengths[task])
+        assert (seed, steps, episodes) == (0, streams[:, 0].sum() * 6, streams[:, 0].sum())
+        np.testing.assert_allclose([first, last], streams[:, 1:].mean(axis=0), rtol=1e-5)
+        assert converged == (steps < 5400)
+    assert metadata.progress["rows"][0][-1] is True
+
+
+def test_recipe_sets_convergence_and_callbacks(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    callbacks = ["my.Callback", {"name": STOP_AFTER, "kwargs": {"max_episodes": 3}}]
+    family = {"env_id": "ad_hf/DarkRoom-v0", "tasks": [{"goal": [0, 0]}]}
+    recipe.write_text(
+        json.dumps({"family": family, "source": {"until_converged": {"window": 7}, "callbacks": callbacks}})
+    )
+    source = load_recipe(recipe, ["--source.until_converged.patience", "9"]).source
+    assert (source.until_converged.window, source.until_converged.patience) == (7, 9)
+    assert source.callbacks == callbacks
+    assert load_recipe("dark_room").source.until_converged is None
+
+
+def test_callbacks_are_given_to_every_learner(tmp_path):
+    """One stops it, after whole episodes, and another saves it, in a folder of each task and seed."""
+    saved = str(tmp_path / "saved" / "{task_id}-{seed}")
+    name = "stable_baselines3.common.callbacks.CheckpointCallback"
+    callbacks = [
+        {"name": STOP_AFTER, "kwargs": {"max_episodes": 4}},
+        {"name": name, "kwargs": {"save_freq": 10, "save_path": saved}},
+    ]
+    folder = tmp_path / "histories"
+    settings = {"n_envs": 2, "total_timesteps": 600, "hyperparameters": A2C, "seeds": [0, 5], "num_workers": 1}
+    collect(rooms(), "A2C", **settings, callbacks=callbacks, output_dir=folder)
+    metadata = read_metadata(folder)
+    assert metadata.source["callbacks"] == callbacks
+    assert [row[2:4] + row[-1:] for row in metadata.progress["rows"]] == [[48, 8, None]] * 4
+    files = {f"{task}-{seed}/rl_model_{steps}_steps.zip" for task in (0, 1) for seed in (0, 5) for steps in (20, 40)}
+    assert {str(path.relative_to(tmp_path / "saved")) for path in (tmp_path / "saved").rglob("*.zip")} == files
+
+
+class Unready(BaseCallback):
+    """A callback that fails in its first step."""
+
+    def _on_step(self):
+        raise RuntimeError("not ready")
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        ("no.such.Callback", "'no.such.Callback' is no import path of a Stable-Baselines3 callback, such as"),
+        ("numpy.ndarray", "'numpy.ndarray' is no import path"),
+        ("stable_baselines3.common.callbacks.BaseCallback", "is no import path"),
+        (STOP_AFTER, "missing a required argument: 'max_episodes'; its arguments are"),
+        ({"name": STOP_AFTER, "kwargs": {"max": 3}}, "missing a required argument|unexpected keyword argument 'max'"),
+        ({"path": STOP_AFTER}, "a callback is an import path or {name: import path"),
+        ({"name": STOP_AFTER, "arguments": {}}, "a callback is an import path or {name"),
+    ],
+    ids=str,
+)
+def test_wrong_callbacks_are_refused_before_anything_is_written(callback, message, tmp_path):
+    with pytest.raises(ValueError, match=message if "|" in message else re.escape(message)):
+        collect(rooms(), callbacks=[callback], output_dir=tmp_path / "histories")
+    assert not (tmp_path / "histories").exists()
+
+
+def test_import_path_alone_stands_for_a_callback_without_arguments():
+    name = f"{Unready.__module__}.Unready"
+    assert callback_settings([name]) == [{"name": name, "kwargs": {}}]
+    source = Source("A2C", 2, 60, A2C, callbacks=callback_settings([name]))
+    family = rooms()
+    with pytest.raises(RuntimeError, match="not ready"):
+        learn_job(family, source, Job((family.tasks()[0],), 0))

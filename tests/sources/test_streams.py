@@ -1,0 +1,237 @@
+"""Learners with independent streams: Stable-Baselines3's interface, and that streams keep to themselves."""
+
+import gymnasium as gym
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import ad_hf.envs  # noqa: F401  registers the environments
+from ad_hf.envs.sb3 import SB3VecEnv
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.histories.schema import read_metadata
+from ad_hf.sources.bandits import UCB, ThompsonSampling
+from ad_hf.sources.collect import collect
+from ad_hf.sources.jobs import Job, Source, learn_job
+from ad_hf.sources.learners import has_independent_streams, learns_side_by_side
+from ad_hf.sources.recorder import HistoryRecorder
+from ad_hf.sources.streams import state_count, state_numbers
+from ad_hf.sources.tabular import TabularQ
+
+LEARNERS = [TabularQ, UCB, ThompsonSampling]
+ROOM = {"size": 3, "max_episode_steps": 6}
+
+
+def family_of(learner_class):
+    """A family whose tasks pay differently."""
+    if learner_class is TabularQ:
+        tasks = [{"goal": goal} for goal in ([0, 0], [2, 2], [1, 0], [0, 2])]
+        return TaskFamily("ad_hf/DarkRoom-v0", tasks, ROOM, native_vector=True)
+    bandits = [{"rewarding": "uniform", "task_seed": seed} for seed in range(4)]
+    return TaskFamily("ad_hf/AdversarialBandit-v0", bandits, {"max_episode_steps": 15}, native_vector=True)
+
+
+def make(learner_class, tasks=None, seed=0, num_envs=4):
+    """A learner, and the recorder of what it lives through."""
+    family = family_of(learner_class)
+    recorder = HistoryRecorder(family.make_vec(tasks or family.tasks(), num_envs), 10)
+    return learner_class("MlpPolicy", SB3VecEnv(recorder), seed=seed), recorder
+
+
+def lives(recorder):
+    recorded = recorder.recorded()
+    return recorded.observations.tolist(), recorded.actions.tolist(), recorded.rewards.tolist()
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_learners_say_that_their_streams_are_independent(learner_class):
+    assert learns_side_by_side(learner_class.__name__)
+    assert has_independent_streams(learner_class.__name__, {})
+    assert not learns_side_by_side("A2C")
+    assert not has_independent_streams("A2C", {})
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_seed_decides_everything(learner_class):
+    lived = []
+    for seed in (3, 3, 4):
+        learner, recorder = make(learner_class, seed=seed)
+        assert learner.learn(400) is learner
+        assert learner.num_timesteps == 400
+        assert recorder.recorded().rewards.shape == (4, 100)
+        lived.append(lives(recorder))
+    assert lived[0] == lived[1]
+    assert lived[0][1] != lived[2][1]
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_set_random_seed_makes_what_follows_reproducible(learner_class):
+    def go_on(seed_before):
+        learner, recorder = make(learner_class, seed=seed_before)
+        learner.set_random_seed(11)
+        learner.learn(200)
+        return lives(recorder)
+
+    assert go_on(1) == go_on(2)
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_saved_learner_predicts_the_same_and_learns_on(learner_class, tmp_path):
+    learner, _ = make(learner_class)
+    learner.learn(400)
+    learner.save(tmp_path / "learner")
+    again, recorder = make(learner_class)
+    loaded = learner_class.load(tmp_path / "learner", env=again.get_env())
+    observations = np.stack([again.observation_space.sample() for _ in range(4)])
+    np.testing.assert_array_equal(*(each.predict(observations, deterministic=True)[0] for each in (learner, loaded)))
+    for name, table in learner.tables.items():
+        np.testing.assert_array_equal(loaded.tables[name], table)
+        assert table.any()
+    before = {name: table.copy() for name, table in loaded.tables.items()}
+    loaded.learn(200, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 600
+    assert recorder.recorded().rewards.shape == (4, 50)
+    assert any((loaded.tables[name] != table).any() for name, table in before.items())
+    for name, table in loaded.tables.items():  # what is learnt is what is saved
+        np.testing.assert_array_equal(getattr(loaded.policy, name).numpy(), table)
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_predict_takes_one_observation_for_each_stream(learner_class):
+    learner, _ = make(learner_class)
+    observations = np.stack([learner.observation_space.sample() for _ in range(4)])
+    actions, state = learner.predict(observations)
+    assert actions.shape == (4,)
+    assert state is None
+    with pytest.raises(ValueError, match=r"one observation for each of 4 streams.*got 3"):
+        learner.predict(observations[:3])
+    single = make(learner_class, family_of(learner_class).tasks()[:1], num_envs=1)[0]
+    assert np.shape(single.predict(observations[0])[0]) == ()
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_single_environments_of_sb3_teach_the_same(learner_class):
+    family = family_of(learner_class)
+    learner, recorder = make(learner_class, seed=7)
+    learner.learn(600)
+    made = [lambda task=task: gym.make(family.env_id, **family.env_kwargs, **task.kwargs) for task in family.tasks()]
+    dummy = learner_class("MlpPolicy", DummyVecEnv(made), seed=7)
+    dummy.learn(600)
+    for name, table in learner.tables.items():
+        np.testing.assert_array_equal(dummy.tables[name], table)
+    assert recorder.recorded().rewards.any()
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_what_one_stream_is_paid_changes_nothing_for_the_others(learner_class):
+    tasks = family_of(learner_class).tasks()
+    results = []
+    for other in (tasks[1], tasks[2]):
+        learner, recorder = make(learner_class, [tasks[0], other], seed=5, num_envs=4)
+        learner.learn(1200)
+        results.append(recorder.recorded())
+    first, second = results
+    for name in ("observations", "actions", "rewards"):
+        np.testing.assert_array_equal(getattr(first, name)[::2], getattr(second, name)[::2])
+    assert (first.rewards[1::2] != second.rewards[1::2]).any()
+
+
+class Watch(BaseCallback):
+    """Keeps what a callback is told."""
+
+    def __init__(self, stop_after=None):
+        super().__init__()
+        self.calls, self.rewards, self.dones, self.stop_after = [], [], [], stop_after
+
+    def _on_training_start(self):
+        self.calls.append("training start")
+
+    def _on_rollout_start(self):
+        self.calls.append("rollout start")
+
+    def _on_step(self):
+        self.rewards.append(np.array(self.locals["rewards"]))
+        self.dones.append(np.array(self.locals["dones"]))
+        return self.n_calls != self.stop_after
+
+    def _on_rollout_end(self):
+        self.calls.append("rollout end")
+
+    def _on_training_end(self):
+        self.calls.append("training end")
+
+
+@pytest.mark.parametrize("learner_class", LEARNERS)
+def test_callbacks_see_every_step_and_can_stop(learner_class):
+    learner, recorder = make(learner_class)
+    watch = Watch(stop_after=30)
+    learner.learn(400, callback=watch)
+    assert learner.num_timesteps == 120
+    assert watch.calls == ["training start", "rollout start", "rollout end", "training end"]
+    recorded = recorder.recorded()
+    np.testing.assert_array_equal(np.transpose(watch.rewards), recorded.rewards)
+    np.testing.assert_array_equal(np.transpose(watch.dones), recorded.terminations | recorded.truncations)
+
+
+def test_callbacks_of_sb3_work(tmp_path):
+    learner, _ = make(TabularQ)
+    stop, save = StopTrainingOnMaxEpisodes(max_episodes=2), CheckpointCallback(5, str(tmp_path))
+    learner.learn(4000, callback=[stop, save])
+    assert learner.num_timesteps == 2 * 4 * 6  # two episodes of 6 steps in each of 4 environments
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rl_model_20_steps.zip", "rl_model_40_steps.zip"]
+
+
+@pytest.mark.parametrize("sizes", [[4], [2, 3], [3, 1, 4]])
+def test_states_are_numbered_one_to_one(sizes):
+    space = gym.spaces.MultiDiscrete(sizes)
+    elements = np.array(list(np.ndindex(*sizes)), dtype=np.uint8)
+    assert state_count(space) == len(elements)
+    assert state_numbers(elements, space).tolist() == list(range(len(elements)))
+
+
+def test_parts_of_a_job_live_through_what_they_do_in_all_of_it():
+    family = family_of(ThompsonSampling)
+    source = Source("ThompsonSampling", 3, 90, {}, tasks_per_job=4)
+    job = Job(tuple(family.tasks()), 0)
+    whole = learn_job(family, source, job)
+    halves = [each for half in job.halves() for each in learn_job(family, source, half)]
+    assert [each.task for each in halves] == [each.task for each in whole] == family.tasks()
+    for one, other in zip(whole, halves, strict=True):
+        for name, array in vars(one.steps).items():
+            np.testing.assert_array_equal(getattr(other.steps, name), array)
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    """Five tasks by jobs of up to two of them."""
+    tasks = [{"goal": goal} for goal in ([0, 0], [2, 2], [1, 0], [0, 2], [2, 0])]
+    family = TaskFamily("ad_hf/DarkRoom-v0", tasks, ROOM, num_test_tasks=1, native_vector=True)
+    folder = tmp_path_factory.mktemp("streams") / "histories"
+    return collect(family, "TabularQ", 3, 360, seeds=[0, 1], output_dir=folder, tasks_per_job=2, num_workers=1)
+
+
+def test_jobs_of_several_tasks_give_every_task_histories_of_its_own_goal(collected):
+    metadata = read_metadata(collected)
+    goals = {task["task_id"]: task["kwargs"]["goal"] for task in metadata.tasks}
+    moves = np.array([[-1, 0], [1, 0], [0, 1], [0, -1], [0, 0]])
+    found = []
+    for path in (collected / "default").glob("*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            after = np.clip(np.array(row["observations"]) + moves[row["actions"]], 0, 2)
+            rewards = (after == goals[row["task_id"]]).all(axis=1)
+            assert row["rewards"] == rewards.astype(float).tolist()
+            assert len(rewards) == 120
+            found.append(row["history_id"])
+    assert sorted(found) == sorted(
+        f"{task}-{seed}-{stream}" for task in goals for seed in (0, 1) for stream in range(3)
+    )
+
+
+def test_metadata_says_how_many_tasks_a_job_has_and_how_far_each_got(collected):
+    metadata = read_metadata(collected)
+    assert metadata.source["tasks_per_job"] == 2
+    assert [row[:4] for row in metadata.progress["rows"]] == [
+        [task, seed, 360, 60] for task in range(5) for seed in (0, 1)
+    ]
+    assert all(last > first for *_, first, last, _ in metadata.progress["rows"])
