@@ -159,6 +159,8 @@ class StreamAlgorithm(BaseAlgorithm):
             observations: Any = self._last_obs
             actions = self._explore(observations)
             steps = step_vec_env(self.env, actions)
+            # Environments of SB3 round rewards to float32: what is learnt from them is computed alike.
+            steps = steps._replace(rewards=np.asarray(steps.rewards, dtype=np.float64))
             self.num_timesteps += self.env.num_envs
             self._learn_from(observations, actions, steps)
             self._last_obs = steps.observations

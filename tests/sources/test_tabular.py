@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ad_hf.envs.sb3 import SB3VecEnv, Steps
+from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.sources.tabular import TabularQ
 
@@ -87,16 +88,20 @@ def test_update_goes_halfway_to_reward_and_what_follows_in_the_same_episode(term
     assert one_step(terminated, truncated) == pytest.approx(value)
 
 
-def test_optimism_finds_a_far_goal_and_then_walks_straight_to_it():
-    learner = TabularQ("MlpPolicy", rooms([[8, 8]] * 4, size=9), 1.0, 0.95, seed=1)
-    learner.learn(4 * 20 * 150)
-    envs = rooms([[8, 8]] * 4, size=9)
-    observations, total = envs.reset(), 0.0
-    for _ in range(20):
+def test_optimism_finds_a_rare_reward_and_then_walks_straight_to_it():
+    """The far corner of a room of 9 x 9 cells, paid once an episode, which random play meets in 1 of 100 episodes."""
+    family = TaskFamily(
+        "ad_hf/DarkRoom-v0", [{"goal": [8, 8]}], {"size": 9, "sparse_reward": True}, native_vector=True
+    )
+    seen = SourceObservation(family.make_vec(family.tasks(), 4), {"reached": {"type": "Discrete", "n": 2}})
+    learner = TabularQ("MlpPolicy", SB3VecEnv(seen), 1.0, 0.95, seed=1)
+    learner.learn(4 * 20 * 400)
+    envs = learner.get_env()
+    observations = envs.reset()
+    for step in range(1, 21):
         actions, _ = learner.predict(observations, deterministic=True)
         observations, rewards, _, _ = envs.step(actions)
-        total += rewards
-    np.testing.assert_array_equal(total, 13.0)  # of 20 steps, 7 lead to the goal
+        np.testing.assert_array_equal(rewards, step == 8)
 
 
 @pytest.mark.parametrize("space", [spaces.MultiBinary(2), spaces.Discrete(4), spaces.MultiDiscrete([1, 4])], ids=str)
