@@ -18,25 +18,6 @@ from ad_hf.training.config import TrainingConfig
 
 
 @dataclass
-class UntilConvergedConfig:
-    """When a source has converged: see `StopWhenConverged`.
-
-    Args:
-        window: Episodes of each stream whose mean return is compared.
-        tolerance: Share of the range of returns seen so far by which a window must exceed the best one to improve.
-        patience: Windows in a row that have not improved.
-        return_threshold: Least mean return of converged windows; by default they must have risen since the first.
-        min_timesteps: Transitions of a task before which it has not converged.
-    """
-
-    window: int = 20
-    tolerance: float = 0.02
-    patience: int = 3
-    return_threshold: float | None = None
-    min_timesteps: int = 0
-
-
-@dataclass
 class SourceConfig:
     """The `source` section: how each task is learnt.
 
@@ -47,7 +28,8 @@ class SourceConfig:
         hyperparameters: Arguments of the algorithm.
         seeds: Each task is learnt once with each of them.
         tasks_per_job: Tasks that one learner learns side by side, of those algorithms that can.
-        until_converged: Learn until returns have stopped to improve, at most from `total_timesteps`; `{}` will do.
+        until_converged: Learn until returns have stopped to improve, from `total_timesteps` at most: settings of
+            `StopWhenConverged` (window, tolerance, patience, return_threshold, min_timesteps); `{}` for its defaults.
         callbacks: Stable-Baselines3 callbacks of each learner: import paths, or `{name: import path, kwargs: {...}}`.
             `{task_id}` and `{seed}` in arguments that are text are filled in.
     """
@@ -58,7 +40,7 @@ class SourceConfig:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     tasks_per_job: int = 1
-    until_converged: UntilConvergedConfig | None = None
+    until_converged: dict[str, Any] | None = None
     callbacks: list[str | dict[str, Any]] = field(default_factory=list)
 
 

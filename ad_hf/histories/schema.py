@@ -88,7 +88,7 @@ class HistoryMetadata:
         text = json.dumps({**asdict(self), "progress": None}, indent=2)
         columns = json.dumps(self.progress.get("columns", []))
         rows = ",".join(f"\n      {json.dumps(row)}" for row in self.progress.get("rows", []))
-        progress = f'{{\n    "columns": {columns},\n    "rows": [{rows}]\n  }}' if self.progress else "{}"
+        progress = f'{{\n    "columns": {columns},\n    "rows": [{rows}\n    ]\n  }}' if self.progress else "{}"
         return text.removesuffix("null\n}") + progress + "\n}\n"
 
     @classmethod

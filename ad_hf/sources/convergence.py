@@ -44,7 +44,7 @@ class StopWhenConverged(BaseCallback):
             Of each task, the steps of a stream after which it had converged, `None` if it has not.
 
     Raises:
-        ValueError: for numbers out of their range.
+        ValueError: for numbers out of their range, and with algorithms that tell callbacks no rewards, such as ARS.
     """
 
     def __init__(
@@ -79,6 +79,10 @@ class StopWhenConverged(BaseCallback):
         self._since_best = [0] * self.num_tasks
 
     def _on_step(self) -> bool:
+        if "rewards" not in self.locals:
+            raise ValueError(
+                f"{type(self.model).__name__} tells callbacks no rewards: it cannot learn until_converged"
+            )
         self._running += self.locals["rewards"]
         ended = np.flatnonzero(self.locals["dones"])
         if not ended.size:

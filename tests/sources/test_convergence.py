@@ -102,6 +102,14 @@ def test_numbers_out_of_their_range_are_refused_by_name(setting):
         convergence_settings({"windows": 3})
 
 
+def test_learner_that_tells_no_rewards_is_refused():
+    watched = OfNumbers()
+    watched.stops_after(np.ones((1, 2)))
+    watched.callback.locals = {"dones": np.ones(2, dtype=bool)}
+    with pytest.raises(ValueError, match="OfNumbers tells callbacks no rewards"):
+        watched.callback.on_step()
+
+
 @pytest.mark.parametrize(
     ("algorithm", "hyperparameters", "streams"),
     [
@@ -158,10 +166,12 @@ def test_recipe_sets_convergence_and_callbacks(tmp_path):
     recipe.write_text(
         json.dumps({"family": family, "source": {"until_converged": {"window": 7}, "callbacks": callbacks}})
     )
-    source = load_recipe(recipe, ["--source.until_converged.patience", "9"]).source
-    assert (source.until_converged.window, source.until_converged.patience) == (7, 9)
+    source = load_recipe(recipe).source
+    assert source.until_converged == {"window": 7}
     assert source.callbacks == callbacks
     assert load_recipe("dark_room").source.until_converged is None
+    overridden = load_recipe("dark_room", ["--source.until_converged", '{"patience": 9}']).source
+    assert overridden.until_converged == {"patience": 9}
 
 
 def test_callbacks_are_given_to_every_learner(tmp_path):

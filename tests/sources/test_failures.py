@@ -110,8 +110,8 @@ def test_call_after_a_transient_fault_ends_with_the_bytes_of_an_undisturbed_one(
     with pytest.raises(CollectionError) as again:  # nothing has changed
         collect(family, **settings, output_dir=folder)
     assert again.value.failures == caught.value.failures
-    parts = {path: path.stat().st_mtime_ns for path in (folder / ".incomplete" / "default").glob("part-*")}
-    assert parts
+    parts = list((folder / ".incomplete" / "default").glob("part-*"))  # of shards that lack others
+    assert bool(parts) == (tasks_per_job > 1)
 
     cured.touch()
     assert collect(family, **settings, output_dir=folder) == folder
