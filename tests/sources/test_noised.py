@@ -21,9 +21,10 @@ from ad_hf.histories.schema import read_metadata
 from ad_hf.hub.cards import write_dataset_card
 from ad_hf.pipeline import evaluate_recipe
 from ad_hf.recipe import load_recipe
-from ad_hf.sources.collect import Job, Source, learn_task
+from ad_hf.sources.jobs import Job, Source, learn_job
 from ad_hf.sources.learners import make_learner
 from ad_hf.sources.noised import NoisedPolicy
+from ad_hf.sources.recorder import RecordedSteps
 
 ROOM = {"env_id": "ad_hf/DarkRoom-v0", "env_kwargs": {"size": 5, "max_episode_steps": 10}}
 ROOM_TASKS = [{"goal": [0, 4]}, {"goal": [3, 2]}, {"goal": [2, 2]}]
@@ -78,10 +79,17 @@ def make_family(world, native=True):
 
 
 def histories(family, steps=2000, n_envs=10, seed=0, **hyperparameters):
-    """What streams of all tasks of a family lived through, task by task."""
+    """What streams of all tasks of a family lived through: stream i is of task i modulo their number."""
     tasks = tuple(family.tasks())
     source = Source("NoisedPolicy", n_envs, steps * n_envs, hyperparameters, len(tasks))
-    return learn_task(family, source, Job(tasks, seed)).recorded()
+    learnt = [each.steps for each in learn_job(family, source, Job(tasks, seed))]
+    arrays = {
+        name: np.stack([getattr(each, name) for each in learnt], axis=1).reshape(
+            n_envs * len(tasks), *getattr(learnt[0], name).shape[1:]
+        )
+        for name in ("observations", "actions", "rewards", "terminations", "truncations")
+    }
+    return RecordedSteps(**arrays, final_observations=[])
 
 
 def episode_returns(recorded):
