@@ -76,7 +76,8 @@ class SourceCurves:
 
     Attributes:
         returns (`np.ndarray` of shape `(num_streams, num_tasks, num_episodes)`):
-            Return of each episode, cut to the episodes that every stream finished.
+            Return of each episode, cut to the episodes that every stream finished; of sources that stopped when they
+            had converged, continued with the mean of their last ten.
         env_steps (`np.ndarray` of shape `(num_episodes,)`):
             Steps that a source took on average until the end of each, over all streams that it learns from.
         step_rewards (`np.ndarray` of shape `(num_streams, num_tasks, num_steps)`, *optional*):
@@ -108,17 +109,29 @@ def source_curves(dataset: str | Path | HistoryDataset, split: str = "test") -> 
     order = [(task, run) for run in range(min(runs.values()) + 1) for task in sorted(runs)]
     totals = [np.concatenate([[0.0], np.concatenate(rewards[key]).cumsum()]) for key in order]
     stops = [np.flatnonzero(np.concatenate(ends[key])) + 1 for key in order]
-    episodes = min(map(len, stops))
-    stops = [np.concatenate([[0], stop[:episodes]]) for stop in stops]
+    counts = [len(stop) for stop in stops]
+    # A source that has stopped as it had converged would have gone on as it was.
+    episodes = min(counts) if not metadata.source.get("until_converged") or not min(counts) else max(counts)
+    found = [_episodes(total, stop, episodes) for total, stop in zip(totals, stops)]
     shape = (len(order) // len(runs), len(runs), episodes)
-    returns = np.stack([np.diff(total[stop]) for total, stop in zip(totals, stops)]).reshape(shape)
-    steps = np.stack([stop[1:] for stop in stops]).reshape(shape).mean(axis=(0, 1))
-    first = {int(stop[1]) for stop in stops if episodes}
+    returns = np.stack([each for each, _ in found]).reshape(shape)
+    steps = np.stack([each for _, each in found]).reshape(shape).mean(axis=(0, 1)).cumsum()
+    first = {int(stop[0]) for stop in stops if episodes}
     by_step = None
     if len(first) == 1:
         by_step = np.stack([np.diff(total[: min(first) + 1]) for total in totals]).reshape(*shape[:2], -1)
     together = 1 if metadata.source.get("independent_streams") else metadata.source["n_envs"]
     return SourceCurves(returns, steps * together, by_step, together)
+
+
+def _episodes(totals: np.ndarray, stops: np.ndarray, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and lengths (episodes,) of a stream; beyond its last episode, means of its last ten."""
+    returns, lengths = np.diff(totals[stops], prepend=0.0)[:episodes], np.diff(stops, prepend=0)[:episodes]
+    missing = episodes - len(returns)
+    if not missing:
+        return returns, lengths
+    ends = [np.full(missing, values[-FINAL_EPISODES:].mean()) for values in (returns, lengths)]
+    return np.concatenate([returns, ends[0]]), np.concatenate([lengths, ends[1]])
 
 
 def steps_to_level(curve: Curve, level: float) -> int | None:

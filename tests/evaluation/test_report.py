@@ -105,6 +105,32 @@ def test_source_returns_leave_out_episodes_that_were_not_finished(pole_histories
     assert len(np.unique(episodes[..., 1])) > 1
 
 
+def test_sources_that_stopped_when_converged_stay_as_they_were(dark_room_family, tmp_path):
+    histories = ad_hf.collect(
+        dark_room_family,
+        "TabularQ",
+        n_envs=N_ENVS,
+        total_timesteps=N_ENVS * 4 * 300,
+        until_converged={"window": 5, "patience": 2},
+        split="test",
+        output_dir=tmp_path / "converged",
+        num_workers=1,
+    )
+    tasks = finished_episodes(histories)
+    counts = [[len(finished) for finished in streams] for streams in tasks]
+    assert len({min(streams) for streams in counts}) > 1  # some stopped before others
+
+    curves = source_curves(histories)
+
+    assert curves.returns.shape == (N_ENVS, len(tasks), max(map(max, counts)))
+    for task, streams in enumerate(tasks):
+        found = sorted(curves.returns[:, task].tolist())
+        for own, finished in zip(found, sorted([total for total, _ in stream] for stream in streams)):
+            np.testing.assert_allclose(own[: len(finished)], finished)
+            np.testing.assert_allclose(own[len(finished) :], np.mean(finished[-10:]))
+    np.testing.assert_allclose(np.diff(curves.env_steps), 4)
+
+
 def test_bootstrap_mean_is_over_runs_and_tasks_and_lies_in_its_interval():
     returns = np.random.default_rng(0).normal(size=(3, 8, 20)).cumsum(axis=2)
     steps = np.arange(20.0)
