@@ -71,6 +71,7 @@ def test_every_fault_is_named_and_all_other_tasks_are_learnt(tmp_path):
         {"task_id": failure.task_id, "seed": 0, "error": failure.error} for failure in failures
     ]
     assert [row[0] for row in metadata.progress["rows"]] == [0, 11]
+    assert f"- Missing: {len(FAULTS)} times a task could not be learnt" in (tmp_path / "README.md").read_text()
     assert len(load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))) == 4
 
 
