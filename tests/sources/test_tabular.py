@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from ad_hf.envs.sb3 import SB3VecEnv, Steps
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.task_family import TaskFamily
+from ad_hf.sources.recorder import HistoryRecorder
 from ad_hf.sources.tabular import TabularQ
 
 GAMMA = 0.9
@@ -133,3 +134,39 @@ def test_numbers_out_of_their_range_are_refused_by_name(setting):
     name = next(iter(setting))
     with pytest.raises(ValueError, match=f"{name} must be in"):
         TabularQ("MlpPolicy", rooms([[0, 0]]), **setting)
+
+
+def test_streams_share_the_table_of_their_task_and_no_other():
+    goals = [[0, 0], [2, 2]]
+    family = TaskFamily("ad_hf/DarkRoom-v0", [{"goal": goal} for goal in goals], {"size": 3}, native_vector=True)
+    envs = SB3VecEnv(family.make_vec(family.tasks(), num_envs=8), [5, 9] * 4)
+    learner = TabularQ("MlpPolicy", envs, 1.0, GAMMA, epsilon=0.5, shared=True, seed=0).learn(8 * 1000)
+    tables = learner.tables["q_values"]
+    assert tables.shape == (2, 9, 5)
+    assert learner.policy.q_values.shape == tables.shape
+    for table, goal in zip(tables, goals, strict=True):
+        best = room_values(goal).reshape(9, 5)
+        assert (best[np.arange(9), table.argmax(axis=1)] == best.max(axis=1)).all()
+
+
+def test_without_tasks_all_streams_share_one_table(tmp_path):
+    learner = TabularQ("MlpPolicy", rooms([[0, 0]] * 4), 1.0, GAMMA, shared=True, seed=0).learn(2000)
+    assert learner.tables["q_values"].shape == (1, 9, 5)
+    learner.save(tmp_path / "learner.zip")
+    loaded = TabularQ.load(tmp_path / "learner.zip", env=rooms([[0, 0]] * 4))
+    np.testing.assert_array_equal(loaded.tables["q_values"], learner.tables["q_values"])
+    observations = np.array([[0, 1], [2, 2], [1, 1], [0, 0]])
+    np.testing.assert_array_equal(loaded.predict(observations)[0], learner.predict(observations)[0])
+
+
+def test_what_streams_share_gets_each_of_them_there_in_fewer_episodes():
+    kwargs, reached = {"size": 9, "sparse_reward": True}, {"reached": {"type": "Discrete", "n": 2}}
+    family = TaskFamily("ad_hf/DarkRoom-v0", [{"goal": [8, 7]}], kwargs, native_vector=True)
+    found = {}
+    for shared in (False, True):
+        recorder = HistoryRecorder(family.make_vec(family.tasks(), num_envs=20), 4000)
+        envs = SB3VecEnv(SourceObservation(recorder, reached))
+        TabularQ("MlpPolicy", envs, 1.0, 0.95, shared=shared, seed=0).learn(20 * 4000)
+        returns = recorder.recorded().rewards.reshape(20, 200, 20).sum(axis=2)
+        found[shared] = int((returns.mean(axis=0) > 0.8).argmax())
+    assert 0 < found[True] < found[False] / 3
