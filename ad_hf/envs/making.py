@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 from collections.abc import Sequence
 from numbers import Number
@@ -10,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from ad_hf.envs.tasks import import_callable
 
@@ -34,6 +36,17 @@ def read_wrappers(wrappers: Sequence[str | dict[str, Any]]) -> list[dict[str, An
             raise ValueError(f"{where}: {entry['name']} cannot be called with {entry['kwargs']}: {error}") from error
         read.append({"name": entry["name"], "kwargs": dict(entry["kwargs"])})
     return read
+
+
+def find_spec(env_id: str) -> EnvSpec | None:
+    """What gymnasium knows of an id, of one such as `"module:Id-v0"` too; `None` if there is no such environment."""
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
+    except (gym.error.Error, ModuleNotFoundError):
+        return None
 
 
 def make_env(

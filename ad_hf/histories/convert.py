@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 from gymnasium import spaces
 from tqdm.auto import tqdm
 
+from ad_hf.envs.making import find_spec
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
 from ad_hf.histories.arrays import (
@@ -323,9 +323,7 @@ def _spaces(
 
 def _spaces_of_environment(family: TaskFamily) -> dict[str, spaces.Space]:
     """The spaces of a family's environments, if gymnasium knows them."""
-    try:
-        gym.spec(family.env_id)
-    except (gym.error.Error, ModuleNotFoundError):
+    if find_spec(family.env_id) is None:
         return {}
     try:
         envs = family.make_vec(family.all_tasks[:1])

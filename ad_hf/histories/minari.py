@@ -17,13 +17,13 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 from tqdm.auto import tqdm
 
+from ad_hf.envs.making import find_spec
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.files import atomic_folder
 from ad_hf.histories.dataset import HistoryDataset
@@ -79,9 +79,8 @@ def _env_spec(metadata: HistoryMetadata) -> Any:
     """What gymnasium knows of the environment, with the keyword arguments that all tasks share."""
     if metadata.wrappers or metadata.attributes:
         return None  # which it cannot say all of
-    try:
-        spec = copy.deepcopy(gym.spec(metadata.env_id))
-    except (gym.error.Error, ModuleNotFoundError):
+    spec = copy.deepcopy(find_spec(metadata.env_id))
+    if spec is None:
         return None
     kwargs = dict(metadata.env_kwargs)
     # An argument of gymnasium.make, and not of the environment.

@@ -8,6 +8,7 @@ import pytest
 import spaces_room  # noqa: F401  # registers its environment
 from gymnasium import spaces
 
+from ad_hf.envs.making import find_spec
 from ad_hf.envs.task_family import FamilyConfig, TaskFamily
 
 TASKS = [{"force_mag": 5.0, "gravity": 3.0}, {"force_mag": -10.0, "gravity": 9.8}]
@@ -130,6 +131,13 @@ def test_a_recipes_settings_reach_the_environments_through_a_pickle():
     assert [env.unwrapped.tau for env in envs.envs] == [task.kwargs["tau"] for task in family.tasks()]
     assert pickle.loads(pickle.dumps(envs.env_fns[1]))().unwrapped.tau == family.tasks()[1].kwargs["tau"]
     assert envs.single_observation_space.shape == (5,)
+
+
+def test_ids_that_name_their_module_are_known_to_gymnasium():
+    assert find_spec("spaces_room:SpacesRoom-v0").max_episode_steps == 5
+    assert find_spec("CartPole-v1").max_episode_steps == 500
+    for unknown in ("NoSuchRoom-v0", "spaces_room:NoSuchRoom-v0", "no_such_module:SpacesRoom-v0"):
+        assert find_spec(unknown) is None
 
 
 def test_a_family_without_settings_makes_what_gymnasium_makes():
