@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from PIL import Image, ImageDraw, ImageFont
 
@@ -118,7 +117,8 @@ def can_be_seen(family: TaskFamily) -> bool:
     """
     Whether a family's environments render to arrays.
 
-    Warns if they say so and miss a package for it, as gymnasium's own ones without pygame do.
+    Warns if they say so and cannot: gymnasium's own ones without pygame, those whose constructor takes no
+    `render_mode`, MuJoCo's where there is nothing to draw on.
     """
     task = family.tasks()[:1]
     envs = family.make_vec(task)
@@ -126,15 +126,14 @@ def can_be_seen(family: TaskFamily) -> bool:
     envs.close()
     if "rgb_array" not in modes:
         return False
-    envs = family.make_vec(task, render_mode="rgb_array")
-    envs.reset(seed=0)
     try:
+        envs = family.make_vec(task, render_mode="rgb_array")
+        envs.reset(seed=0)
         envs.render()
-    except DependencyNotInstalled as error:
+        envs.close()
+    except Exception as error:  # an environment may raise anything
         warnings.warn(f"there will be no replay, as {family.env_id} cannot be rendered: {error}", stacklevel=2)
         return False
-    finally:
-        envs.close()
     return True
 
 

@@ -300,17 +300,27 @@ class Unrenderable(Countdown):
         raise DependencyNotInstalled('pygame is not installed, run `pip install "gymnasium[classic-control]"`')
 
 
+class Unmakeable(Countdown):
+    """Says that it renders, and takes no render_mode, as some of Meta-World's environments do."""
+
+    def __init__(self, steps):
+        super().__init__(steps)
+
+
 def test_it_is_known_beforehand_whether_there_is_something_to_see(dark_room_family, countdown):
     assert can_be_seen(dark_room_family)
     assert can_be_seen(single_family(dark_room_family))
-    for name, environment in (("Unseen-v0", Unseen), ("Unrenderable-v0", Unrenderable)):
+    registered = {"Unseen-v0": Unseen, "Unrenderable-v0": Unrenderable, "Unmakeable-v0": Unmakeable}
+    for name, environment in registered.items():
         gym.register(name, environment)
     try:
         assert not can_be_seen(TaskFamily("Unseen-v0", [{"steps": 2}]))
         with pytest.warns(UserWarning, match=r"Unrenderable-v0 cannot be rendered: pygame is not installed"):
             assert not can_be_seen(TaskFamily("Unrenderable-v0", [{"steps": 2}]))
+        with pytest.warns(UserWarning, match=r"Unmakeable-v0 cannot be rendered: .*render_mode"):
+            assert not can_be_seen(TaskFamily("Unmakeable-v0", [{"steps": 2}]))
     finally:
-        for name in ("Unseen-v0", "Unrenderable-v0"):
+        for name in registered:
             del gym.registry[name]
 
 
