@@ -58,8 +58,13 @@ SOURCES: dict[str, tuple[int, dict[str, int], dict[str, Any]]] = {
         {"Dark Room Hard": 400_000, "Dark Key-to-Door": 150_000},
         {"learning_rate": 1.0, "gamma": 0.95},
     ),
+    "TabularQ, shared": (
+        20,
+        {"Dark Room Hard": 40_000, "Dark Key-to-Door": 40_000},
+        {"learning_rate": 1.0, "gamma": 0.95, "shared": True},
+    ),
 }
-COLOURS = {"A2C": "#30638e", "PPO": "#e08e2b", "DQN": "#7a5195", "TabularQ": "#d1495b"}
+COLOURS = {"A2C": "#30638e", "PPO": "#e08e2b", "DQN": "#7a5195", "TabularQ": "#d1495b", "TabularQ, shared": "#5f9e6e"}
 CONVERGED = 0.9  # of the best possible return
 POINTS = 100  # of a curve
 
@@ -67,6 +72,7 @@ POINTS = 100  # of a curve
 def learn(family: TaskFamily, source: str, world: str, tasks: list[Task]) -> tuple[RecordedSteps, np.ndarray]:
     """What the streams of some tasks lived through, and the process's seconds (steps,) when each step was done."""
     n_envs, timesteps, hyperparameters = SOURCES[source]
+    algorithm, _, _ = source.partition(",")
     seconds: list[float] = []
     recorder = HistoryRecorder(
         family.make_vec(tasks, num_envs=n_envs * len(tasks)),
@@ -74,7 +80,8 @@ def learn(family: TaskFamily, source: str, world: str, tasks: list[Task]) -> tup
         lambda _: seconds.append(time.process_time()),
     )
     seen = SourceObservation(recorder, family.source_observation or {})
-    learner = make_learner(source, SB3VecEnv(seen), tasks[0].task_id, hyperparameters)
+    envs = SB3VecEnv(seen, [task.task_id for task in tasks] * n_envs)
+    learner = make_learner(algorithm, envs, tasks[0].task_id, hyperparameters)
     start = time.process_time()
     learner.learn(timesteps[world] * len(tasks))
     return recorder.recorded(), np.array(seconds) - start
@@ -99,7 +106,7 @@ def smooth(curve: np.ndarray) -> np.ndarray:
 def compare(family: TaskFamily, source: str, world: str, tasks: list[Task]) -> dict[str, Any]:
     """How a source learns some tasks: figures, and its curve."""
     n_envs = SOURCES[source][0]
-    groups = [tasks] if learns_side_by_side(source) else [[task] for task in tasks]
+    groups = [tasks] if learns_side_by_side(source.partition(",")[0]) else [[task] for task in tasks]
     curves, clocks = [], []  # of each task: mean return by episode, and the seconds spent on it until its end
     for group in groups:
         recorded, seconds = learn(family, source, world, group)
