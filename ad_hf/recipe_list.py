@@ -9,7 +9,7 @@ from typing import Any
 from ad_hf.envs.task_family import SPLITS, TaskFamily
 from ad_hf.recipe import load_recipe, recipe_names
 
-COLUMNS = ("recipe", "environment", "tasks", "source", "steps", "data", "model", "collect", "train")
+COLUMNS = ("recipe", "environment", "tasks", "source", "steps", "data", "model", "collect", "train", "on")
 
 
 def measured() -> dict[str, dict[str, Any]]:
@@ -41,6 +41,7 @@ def describe(name: str) -> dict[str, str]:
         "model": f"{recipe.model.num_hidden_layers} x {recipe.model.hidden_size}, {recipe.model.context_length} steps",
         "collect": minutes(found.get("collect_seconds")),
         "train": minutes(found.get("train_seconds")),
+        "on": found.get("machine", "-"),
     }
 
 
@@ -49,8 +50,7 @@ def recipe_table() -> str:
     lines = [dict(zip(COLUMNS, COLUMNS)), *(describe(name) for name in recipe_names())]
     widths = {column: max(len(line[column]) for line in lines) for column in COLUMNS}
     table = "\n".join("  ".join(line[column].ljust(widths[column]) for column in COLUMNS).rstrip() for line in lines)
-    machines = ", ".join(sorted({found["machine"] for found in measured().values()}))
     return (
         f"{table}\n\ntasks: train + validation + test. steps: of all sources. model: layers x width, context. "
-        f"collect, train: measured on {machines}."
+        "collect, train: measured on those cores."
     )
