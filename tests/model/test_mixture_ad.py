@@ -1,12 +1,12 @@
 """The mixture head of continuous actions: its likelihoods, and that actions are drawn as these say."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 from context_reference import BOX
-from scipy import stats
 
 from ad_hf.model import ADModel
 from ad_hf.model.mixture_ad import EDGE
@@ -30,14 +30,14 @@ def slow_likelihood(model, logits, action, temperature=1.0, epsilon=0.0):
     for weight, mean, std in zip(weights, means, stds * math.sqrt(temperature)):
         likelihood = weight
         for dimension, value in enumerate(action):
-            gaussian = stats.norm(mean[dimension], std[dimension])
-            uniform = stats.uniform(LOW[dimension], HIGH[dimension] - LOW[dimension])
-            if value <= LOW[dimension] + edge[dimension]:
-                parts = [part.cdf(LOW[dimension] + edge[dimension]) for part in (gaussian, uniform)]
-            elif value >= HIGH[dimension] - edge[dimension]:
-                parts = [part.sf(HIGH[dimension] - edge[dimension]) for part in (gaussian, uniform)]
+            gaussian = NormalDist(mean[dimension], std[dimension])
+            low, high, near = LOW[dimension], HIGH[dimension], edge[dimension]
+            if value <= low + near:
+                parts = [gaussian.cdf(low + near), near / (high - low)]
+            elif value >= high - near:
+                parts = [1 - gaussian.cdf(high - near), near / (high - low)]
             else:
-                parts = [part.pdf(value) for part in (gaussian, uniform)]
+                parts = [gaussian.pdf(value), 1 / (high - low)]
             likelihood *= (1 - epsilon) * parts[0] + epsilon * parts[1]
         total += likelihood
     return total
@@ -70,7 +70,8 @@ def test_actions_are_drawn_as_their_likelihoods_say(make_model, way):
     for places in np.ndindex(5, 5):
         cut = LOW + (0.001 + np.array(places) * 0.2495) * (HIGH - LOW)
         uniform = (cut - LOW) / (HIGH - LOW)
-        parts = ((1 - epsilon) * stats.norm.cdf(cut, means, stds) + epsilon * uniform).prod(axis=1)
+        gaussian = np.vectorize(NormalDist().cdf)((cut - means) / stds)
+        parts = ((1 - epsilon) * gaussian + epsilon * uniform).prod(axis=1)
         expected_share = (weights * parts).sum() / weights.sum()
         share = (actions <= cut).all(axis=1).mean()
         assert abs(share - expected_share) < 5 * math.sqrt(expected_share / len(actions)) + 1e-6, places
