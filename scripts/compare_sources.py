@@ -163,7 +163,7 @@ def plot(path: Path, results: list[dict[str, Any]]) -> None:
         axes.set_xlabel("seconds of one core for a task")
         axes.set_ylabel("return of an episode")
         axes.set_title(world, loc="left", fontsize=11)
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(facecolor="white", edgecolor="none", framealpha=0.8, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
         axes.set_axisbelow(True)
