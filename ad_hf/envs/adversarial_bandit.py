@@ -140,19 +140,16 @@ class AdversarialBanditVectorEnv(NativeVectorEnv):
             render_mode,
         )
         self._luck = np.zeros((num_envs, max_episode_steps))
-        self._trials = np.zeros(num_envs, dtype=np.int64)
         self._rows = np.arange(num_envs)
 
     def _start(self, indices: np.ndarray) -> None:
         for index in indices:
             episode = np.random.default_rng(self._generator(index).integers(2**63))
             self._luck[index] = episode.random(self.max_episode_steps)
-        self._trials[indices] = 0
 
     def _move(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # An environment that is about to be reset may be past its last trial.
-        luck = self._luck[self._rows, np.minimum(self._trials, self.max_episode_steps - 1)]
-        self._trials += 1
+        luck = self._luck[self._rows, np.minimum(self._elapsed, self.max_episode_steps - 1)]
         return (luck < self.means[self._rows, actions]).astype(np.float64), np.zeros(self.num_envs, dtype=bool)
 
     def _observe(self) -> np.ndarray:

@@ -79,7 +79,11 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         raise NotImplementedError
 
     def _move(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Act (num_envs, ...) in all environments; returns rewards (float64) and terminations (bool), (num_envs,)."""
+        """
+        Act (num_envs, ...) in all environments; returns rewards (float64) and terminations (bool), (num_envs,).
+
+        `_elapsed` still is the number of steps before this one.
+        """
         raise NotImplementedError
 
     def _observe(self) -> np.ndarray:
