@@ -147,8 +147,4 @@ def test_histories_of_attributes_survive_minari(cart_poles, tmp_path, monkeypatc
     to_minari(histories, "cart/pole-v0")
     assert minari.load_dataset("cart/pole-v0").env_spec is None
     from_minari("cart/pole-v0", tmp_path / "again")
-    again, before = read_metadata(tmp_path / "again"), read_metadata(histories)
-    of_files = {"statistics": before.statistics, "fingerprint": before.fingerprint}  # sizes, with their footers
-    assert replace(again, **of_files) == before
-    for name in ("histories", "steps", "episodes", "return_last", "observation_mean"):
-        assert again.statistics["train"][name] == before.statistics["train"][name]
+    assert read_metadata(tmp_path / "again") == read_metadata(histories)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import feather
 
 from ad_hf.envs.task_family import SPLITS
@@ -116,12 +115,18 @@ class WorkFolder:
             return False
         schemas = [_part_schema(file) for of_job in files for file in of_job]
         progress = [row for schema in schemas for row in _progress_rows(schema)]
-        schema = schemas[0].with_metadata({**schemas[0].metadata, PROGRESS_KEY: json.dumps(progress).encode()})
+        write_text(self._progress_file(shard), json.dumps(progress))  # before the shard, which drops the parts
+        kept = {name: value for name, value in schemas[0].metadata.items() if name != PROGRESS_KEY}
+        schema = schemas[0].with_metadata(kept)
         with atomic_path(path) as temporary, open_shard(temporary, schema) as writer:
             for of_job in files:
                 for rows in row_groups(pa.concat_tables(map(feather.read_table, of_job))):
                     writer.write_table(rows)
         return True
+
+    def _progress_file(self, shard: str) -> Path:
+        """How far the sources got whose histories are in a shard."""
+        return self.folder / f"progress-{shard}.json"
 
     def publish(self, metadata: HistoryMetadata, output: Path) -> None:
         """
@@ -139,7 +144,8 @@ class WorkFolder:
         else:
             folder = self.shards_folder
         describe_shards(metadata, folder)
-        rows = [row for shard in sorted(folder.glob("*.parquet")) for row in _progress_rows(pq.read_schema(shard))]
+        files = [self._progress_file(shard) for shard in self.shards]
+        rows = [row for file in files if file.is_file() for row in json.loads(file.read_text())]
         metadata.progress = {"columns": list(PROGRESS_COLUMNS), "rows": sorted(rows, key=lambda row: row[:2])}
         write_text(folder / METADATA_FILE, metadata.to_json())
         previous = self.folder / "previous"

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
@@ -181,7 +180,7 @@ def test_collected_histories_go_there_and_back_on_the_command_line(tiny_historie
     back = tmp_path / "back"
     assert main(["convert", "from-minari", str(minari_folder / "dark_room" / "a2c-v0"), str(back)]) == 0
     shard = "default/validation-00000-of-00001.parquet"
-    assert pq.read_table(back / shard) == pq.read_table(tiny_histories / shard)
+    assert (back / shard).read_bytes() == (tiny_histories / shard).read_bytes()
     assert "exists already" in fails(capsys, *arguments)
     assert "exists already" in fails(capsys, "convert", "from-minari", "dark_room/a2c-v0", back)
     assert "other datasets" in fails(
