@@ -268,8 +268,14 @@ def test_impossible_arguments_are_refused_before_anything_is_written(tmp_path, c
 
 def all_shards_written(collected, folder):
     """The state of a collection that was killed when only the last touches were missing."""
-    shutil.copytree(collected / "default", folder / ".incomplete" / "default" / "shards")
-    (folder / ".incomplete" / "default" / "shards" / "metadata.json").unlink()
+    work = folder / ".incomplete" / "default"
+    shards = Path(shutil.copytree(collected / "default", work / "shards"))
+    (shards / "metadata.json").unlink()
+    rows = read_metadata(collected).progress["rows"]
+    for path in shards.glob("*.parquet"):
+        tasks = set(pq.read_table(path, columns=["task_id"])["task_id"].to_pylist())
+        progress = [row for row in rows if row[0] in tasks]
+        (work / f"progress-{path.name}.json").write_text(json.dumps(progress))
 
 
 def test_half_written_files_of_a_killed_run_do_not_get_into_the_dataset(collected, tmp_path):
