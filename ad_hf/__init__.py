@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ad_hf.recipe import Recipe, load_recipe
     from ad_hf.sources.collect import collect
     from ad_hf.sources.failures import CollectionError
+    from ad_hf.training.interruption import TrainingInterrupted
     from ad_hf.training.trainer import train
 
 _MODULES = {
@@ -38,6 +39,7 @@ _MODULES = {
     "RolloutOutput": "ad_hf.model.rollout_ad",
     "Task": "ad_hf.envs.task_family",
     "TaskFamily": "ad_hf.envs.task_family",
+    "TrainingInterrupted": "ad_hf.training.interruption",
     "collect": "ad_hf.sources.collect",
     "config_from_dataset": "ad_hf.histories.dataset",
     "evaluate": "ad_hf.evaluation.evaluate",
@@ -60,6 +62,7 @@ __all__ = [
     "RolloutOutput",
     "Task",
     "TaskFamily",
+    "TrainingInterrupted",
     "collect",
     "config_from_dataset",
     "evaluate",

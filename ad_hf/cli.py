@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import StrictDataclassError
 
 from ad_hf.sources.failures import CollectionError
+from ad_hf.training.interruption import TrainingInterrupted
 
 if TYPE_CHECKING:
     from ad_hf.model import ADModel
@@ -34,7 +35,7 @@ A dataset or a model is a folder, or an id on the Hub, as user/name or user/name
 be given as a dotted option; `ad-hf VERB --help` lists those that matter to a verb.
 
 exit status: 0 if all is well, 2 for settings, names and folders that are wrong, 3 if some tasks could not be learnt
-(the same command tries them again), 130 if interrupted
+(the same command tries them again), 130 if interrupted by Ctrl-C, 143 if training was by SIGTERM
 """
 
 ARRAYS = (
@@ -103,7 +104,11 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--dataset", required=True, metavar="DIR|ID", help="learning histories")
     verb.add_argument("--config_name", help="configuration of the dataset")
     verb.add_argument("--streaming", action="store_true", help="read them as they are needed, in bounded memory")
-    verb.add_argument("--resume", metavar="latest|DIR", help="go on from a checkpoint, if there is one")
+    verb.add_argument(
+        "--resume", metavar="latest|DIR|ID", help="go on from a checkpoint: the newest, if there is one, or this"
+    )
+    verb.add_argument("--push_to", metavar="REPO[@BRANCH]", help="push the model, and meanwhile checkpoints, there")
+    verb.add_argument("--push_every", type=int, metavar="N", help="updates between pushes of checkpoints")
     verb.add_argument("--output_dir", required=True, help="folder of the run")
 
     verb = add_verb("rollout", "Let a model learn held-out tasks in its context, and report how it did.")
@@ -226,6 +231,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             arguments.config_name,
             arguments.streaming,
             arguments.resume,
+            arguments.push_to,
+            arguments.push_every,
         )
         print(f"model: {arguments.output_dir}/model   metrics: {arguments.output_dir}/metrics.jsonl")
     else:
@@ -322,6 +329,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = make_parser().parse_known_args(argv)
     try:
         run(arguments, overrides)
+    except TrainingInterrupted as error:
+        print(f"\nad-hf: {error}", file=sys.stderr)
+        return 128 + error.signal
     except KeyboardInterrupt:
         print(
             "\nad-hf: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr

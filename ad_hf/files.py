@@ -25,8 +25,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder written to disk, where folders can be opened (not on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that it is either whole or not there: hidden first, then deleted."""
+    hidden = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what the functions above leave of a process that was killed in them; nobody else may write there."""
+    for pattern in (".*.tmp", ".*.old"):
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -59,9 +87,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
+        sync_folder(temporary)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
+        sync_folder(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -103,6 +105,7 @@ def evaluate(
     rollout_config: RolloutConfig | None = None,
     progress: bool = False,
     prompt: Prompt | None = None,
+    callback: Callable[[RolloutOutput], None] | None = None,
 ) -> Evaluation:
     r"""
     Roll a model out on every task of a split, each time from an empty context or from a prompt.
@@ -128,6 +131,8 @@ def evaluate(
         prompt (`Mapping` or a sequence of them, *optional*):
             Histories that the contexts begin with: one for all, or one for each of `num_seeds` rollouts of each task,
             all tasks of the first seed first.
+        callback (`Callable[[RolloutOutput], None]`, *optional*):
+            Called after each step with what is known so far; an error that it raises ends the evaluation.
 
     Raises:
         ValueError: if the family has no task in the split, or an environment finishes no episode in `max_steps`.
@@ -141,10 +146,16 @@ def evaluate(
         raise ValueError(f"the family has no {split} tasks to evaluate on")
     envs = family.make_vec(tasks, num_envs=len(tasks) * num_seeds)
     total = None if config.num_episodes is None else envs.num_envs * config.num_episodes
-    with EpisodeProgress(f"rollout on {split} tasks", total, progress) as show:
-        output = model.rollout(envs, config, prompt, callback=show if progress else None)
+    with closing(envs), EpisodeProgress(f"rollout on {split} tasks", total, progress) as show:
+
+        def look(known: RolloutOutput) -> None:
+            if progress:
+                show(known)
+            if callback is not None:
+                callback(known)
+
+        output = model.rollout(envs, config, prompt, look)
         show.update(output)
-    envs.close()
     shape = (num_seeds, len(tasks), output["episode_returns"].shape[1])
     returns, lengths = output["episode_returns"].reshape(shape), output["episode_lengths"].reshape(shape)
     finished = int((~np.isnan(returns)).sum(axis=2).min())

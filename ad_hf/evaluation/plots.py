@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from ad_hf.evaluation.report import Curve
 
 INK, AD_COLOUR, SOURCE_COLOUR, OPTIMUM_COLOUR = "#22252b", "#d1495b", "#30638e", "#8d96a0"
+MOST_LABELS = 6  # of curves in one picture
 
 
 def axes_are_returns(report: dict[str, Any]) -> bool:
@@ -92,3 +96,46 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
         color="#6b7280",
     )
     figure.savefig(path, dpi=130, format="png")
+
+
+def plot_training(path: str | Path, lines: Sequence[dict[str, Any]]) -> None:
+    """
+    How a run goes, as a PNG: its loss by updates, and what the models at its validations learn in their contexts.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write, whatever its suffix.
+        lines (`Sequence[dict]`):
+            The metrics: `step`, with `loss` or `validation_curve` (mean return of each episode), or both.
+    """
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, returns = figure.subplots(1, 2)
+    logged = [line for line in lines if "loss" in line]
+    losses.plot([line["step"] for line in logged], [line["loss"] for line in logged], color=SOURCE_COLOUR)
+    losses.set_xlabel("updates")
+    losses.set_title("loss (nats per action)", loc="left", fontsize=11, color=INK)
+    validations = [line for line in lines if "validation_curve" in line]
+    best = max(validations, key=lambda line: line["validation_return"])
+    shades = colormaps["Blues"](np.linspace(0.35, 0.9, len(validations)))
+    for line, shade in zip(validations, shades):
+        is_best = line is best
+        returns.plot(
+            range(1, len(line["validation_curve"]) + 1),
+            line["validation_curve"],
+            color=AD_COLOUR if is_best else shade,
+            linewidth=2 if is_best else 1.2,
+            zorder=3 if is_best else 2,
+            label=f"after {line['step']} updates" + (", the best" if is_best else ""),
+        )
+    returns.set_xlabel("episode in the context")
+    returns.set_title("return on validation tasks", loc="left", fontsize=11, color=INK)
+    shown = returns.get_legend_handles_labels()[0]
+    if len(shown) > MOST_LABELS:  # the first, the best and the last
+        shown = [shown[0], shown[validations.index(best)], shown[-1]]
+    returns.legend(handles=list(dict.fromkeys(shown)), frameon=False, fontsize=8)
+    for axes in (losses, returns):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+    figure.savefig(path, dpi=110, format="png")

@@ -100,20 +100,36 @@ def _commit(api: HfApi, repo_id: str, branch: str, upload: Upload, message: str)
     ).oid
 
 
+def make_repository(
+    repo_id: str, kind: str, branch: str = "main", private: bool | None = None, token: str | None = None
+) -> str:
+    """
+    Make a repository and a branch of it, if they are not there yet; arguments as of [`push_model`].
+
+    Returns:
+        `str`: the repository's full id.
+
+    Raises:
+        HubError: if the Hub cannot be reached or refuses, with what to do about it.
+    """
+    if constants.is_offline_mode():
+        raise HubError(f"pushing to {repo_id}: HF_HUB_OFFLINE is set")
+    api = HfApi(token=token)
+
+    def make() -> str:
+        created = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        if branch != "main":
+            api.create_branch(created.repo_id, branch=branch, repo_type=kind, exist_ok=True)
+        return created.repo_id
+
+    return retried(f"pushing to {repo_id}", make)
+
+
 def _push(
     upload: Upload, repo_id: str, private: bool | None, revision: str | None, token: str | None, message: str
 ) -> str:
-    if constants.is_offline_mode():
-        raise HubError(f"pushing to {repo_id}: HF_HUB_OFFLINE is set")
     api, branch, what = HfApi(token=token), revision or "main", f"pushing to {repo_id}"
-
-    def make_repository() -> str:
-        created = api.create_repo(repo_id, repo_type=upload.kind, private=private, exist_ok=True)
-        if branch != "main":
-            api.create_branch(created.repo_id, branch=branch, repo_type=upload.kind, exist_ok=True)
-        return created.repo_id
-
-    full_id = retried(what, make_repository)
+    full_id = make_repository(repo_id, upload.kind, branch, private, token)
     for _ in range(ATTEMPTS):
         try:
             commit = retried(what, lambda: _commit(api, full_id, branch, upload, message))
@@ -218,6 +234,7 @@ def push_model(
     revision: str | None = None,
     token: str | None = None,
     commit_message: str | None = None,
+    checkpoint: str | Path | None = None,
 ) -> str:
     r"""
     Push a model to the Hub: weights, configuration, modelling code, card, and its run's recipe, report and pictures.
@@ -235,6 +252,8 @@ def push_model(
             By default `HF_TOKEN`, or that of `hf auth login`.
         commit_message (`str`, *optional*):
             Of the commit.
+        checkpoint (`str` or `Path`, *optional*):
+            Folder of a checkpoint to put into `checkpoint/`, from which training can go on elsewhere.
 
     Returns:
         `str`: URL of the commit that holds the model.
@@ -252,12 +271,17 @@ def push_model(
     if pickles:
         raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
     files.pop(CARD, None)
+    if checkpoint is not None:
+        inner = [path for path in sorted(Path(checkpoint).rglob("*")) if path.is_file()]
+        files |= {f"checkpoint/{path.relative_to(checkpoint).as_posix()}": path for path in inner}
     local_card = read_text(folder / CARD)
 
     def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
         return model_card(folder, full_id, local_card if old is None else old)
 
     def replaces(path: str) -> bool:
+        if path.startswith("checkpoint/"):
+            return checkpoint is not None
         return "/" not in path and (path in RUN_FILES or ".safetensors" in path or _is_pickle(path))
 
     upload = Upload("model", files, replaces, card)

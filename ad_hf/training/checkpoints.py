@@ -1,45 +1,103 @@
-"""Checkpoints: all that a run needs in order to go on as if it had not been interrupted."""
+"""
+Checkpoints: all that a run needs in order to go on as if it had not been interrupted.
+
+A checkpoint is a folder that `from_pretrained` loads, too: the model as it was, beside the state of the optimizers and
+random numbers (`training.safetensors`), everything that is no tensor (`training_state.json`), and the model that did
+best so far (`best/`). There is no pickle in it, so that it may be pushed and resumed elsewhere. Weights and optimizer
+states are stored whole under the weights' names, however they are sharded in memory.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
-from ad_hf.files import atomic_folder
+from ad_hf.files import atomic_folder, remove_folder
+from ad_hf.hub.repositories import HUB_ID, find_repository
 from ad_hf.recipe import Recipe
 
 if TYPE_CHECKING:
     from ad_hf.training.trainer import Trainer
 
-MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.pt", "state.json"
+MODEL_FILE, TENSORS_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "training_state.json"
 BEST_FOLDER = "best"  # the model that did best so far
+PUSHED_FOLDER = "checkpoint"  # of a Hub repository, in which a run's newest checkpoint is
 # What may be another when a run is resumed: it changes none of the updates.
-FREE_SETTINGS = {"logging_steps", "log_with", "save_steps", "save_total_limit"}
+FREE_SETTINGS = {
+    *("training.logging_steps", "training.log_with", "training.save_steps", "training.save_total_limit"),
+    "data.keep_in_memory",
+}
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that decide how a run goes on, as JSON keeps them."""
     sections = {name: asdict(getattr(recipe, name)) for name in ("family", "data", "model", "training")}
     flat = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
-    kept = {name: value for name, value in flat.items() if name.removeprefix("training.") not in FREE_SETTINGS}
-    return json.loads(json.dumps(kept))
+    return json.loads(json.dumps({name: value for name, value in flat.items() if name not in FREE_SETTINGS}))
 
 
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+def _random_states() -> dict[str, torch.Tensor]:
+    """States of torch's generators in this process, by kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
 
 
-def save_checkpoint(trainer: Trainer, step: int) -> None:
+def _set_random_states(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type])
+
+
+@contextmanager
+def _explained(path: Path, output_dir: Path) -> Iterator[None]:
+    """Say of what could not be written which state is the last good one."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        last = next(reversed(list_checkpoints(output_dir)), None)
+        good = "no checkpoint was written before" if last is None else f"the last good one is {last}"
+        raise OSError(
+            f"{path} could not be written ({error}); {good}: make room, or see to the permissions of {output_dir}, "
+            "then go on with --resume latest"
+        ) from error
+
+
+def gather_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Whole weights of the model by name, in the main process; every process must call this."""
+    if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return trainer.accelerator.get_state_dict(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    weights: Any = get_model_state_dict(model, options=_whole())
+    return {name: weight.contiguous() for name, weight in weights.items()}
+
+
+def _whole(**options: Any) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, cpu_offload=True, **options)
+
+
+def save_checkpoint(trainer: Trainer, step: int) -> Path:
     """
     Write `checkpoint-STEP/` of a run, whole or not at all, and drop the oldest ones. Every process must call this.
 
@@ -48,36 +106,54 @@ def save_checkpoint(trainer: Trainer, step: int) -> None:
             The run.
         step (`int`):
             Updates done.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        OSError: if it cannot be written, with which one is the last good one.
     """
-    accelerator = trainer.accelerator
+    accelerator, output_dir = trainer.accelerator, trainer.output_dir
+    path = output_dir / f"checkpoint-{step}"
     places = gather_object([trainer.batches.state_dict()])
-    random_states = gather_object([_random_state()])
+    random_states = gather_object([_random_states()])
+    weights, (tensors, groups) = gather_weights(trainer), _optimizer_states(trainer)
     if accelerator.is_main_process:
+        tensors |= {f"random/{i}/{kind}": each for i, one in enumerate(random_states) for kind, each in one.items()}
         state = {
             "step": step,
             "best": trainer.best,
+            "unvalidated": trainer.unvalidated,
             "batches": places,
             "dataset": trainer.dataset_json,
             "settings": _settings(trainer.recipe),
+            "optimizers": groups,
+            "schedulers": [scheduler.state_dict() for scheduler in trainer.schedulers],
+            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
-        with atomic_folder(trainer.output_dir / f"checkpoint-{step}") as folder:
-            weights = accelerator.unwrap_model(trainer.model).state_dict()
-            save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / MODEL_FILE)
-            torch.save(
-                {
-                    "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
-                    "schedulers": [scheduler.state_dict() for scheduler in trainer.schedulers],
-                    "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-                    "random_states": random_states,
-                },
-                folder / OPTIMIZER_FILE,
-            )
+        with _explained(path, output_dir), atomic_folder(path) as folder:
+            trainer.save_model(folder, weights)
+            save_file(tensors, folder / TENSORS_FILE)
             if trainer.best is not None:
-                shutil.copytree(trainer.output_dir / "model", folder / BEST_FOLDER)
+                shutil.copytree(output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-        for old in list_checkpoints(trainer.output_dir)[: -trainer.config.save_total_limit]:
-            shutil.rmtree(old)
+        for old in list_checkpoints(output_dir)[: -trainer.config.save_total_limit]:
+            remove_folder(old)
     accelerator.wait_for_everyone()
+    return path
+
+
+def _optimizer_states(trainer: Trainer) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    """Whole tensors of the optimizers' states by weights' names, and their groups' settings, in the main process."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    tensors: dict[str, torch.Tensor] = {}
+    groups = []
+    for index, optimizer in enumerate(trainer.optimizers):
+        state: Any = get_optimizer_state_dict(model, optimizer.optimizer, options=_whole())
+        for weight, values in state.get("state", {}).items():
+            tensors |= {f"optimizer/{index}/{weight}/{name}": value for name, value in values.items()}
+        groups.append(state.get("param_groups"))
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}, groups
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -92,18 +168,25 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
 
     Args:
         resume (`str` or `Path`):
-            `"latest"`, the newest one of the run if it has any, or a folder.
+            `"latest"`, the newest one of the run if it has any; a folder; or a repository on the Hub that a run's
+            checkpoints are pushed to, as `user/name` or `user/name@branch`.
         output_dir (`Path`):
             Folder of the run.
 
     Raises:
-        FileNotFoundError: if the folder is no checkpoint.
+        FileNotFoundError: if there is no checkpoint.
     """
     if str(resume) == "latest":
         return next(reversed(list_checkpoints(output_dir)), None)
-    if not (Path(resume) / STATE_FILE).is_file():
-        raise FileNotFoundError(f"{resume} is no checkpoint: expected `latest` or a folder with {STATE_FILE} in it")
-    return Path(resume)
+    folder = Path(resume)
+    if not folder.exists() and HUB_ID.fullmatch(str(resume)):
+        folder = find_repository(resume, "model").download([f"{PUSHED_FOLDER}/*"]) / PUSHED_FOLDER
+    if not (folder / STATE_FILE).is_file():
+        raise FileNotFoundError(
+            f"{resume} is no checkpoint: expected `latest`, a folder with {STATE_FILE} in it, or a repository on the "
+            f"Hub with one in {PUSHED_FOLDER}/"
+        )
+    return folder
 
 
 def load_checkpoint(trainer: Trainer, folder: Path) -> int:
@@ -130,26 +213,59 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
         raise ValueError(
             f"{folder} is of a run of {len(state['batches'])} processes, this one has {accelerator.num_processes}"
         )
-    model = accelerator.unwrap_model(trainer.model)
-    model.load_state_dict(load_file(folder / MODEL_FILE))
-    # Tensors and plain values alone: whatever else a file holds is refused.
-    saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-    for part, states in (("optimizers", saved["optimizers"]), ("schedulers", saved["schedulers"])):
-        for loaded, part_state in zip(getattr(trainer, part), states, strict=True):
-            loaded.load_state_dict(part_state)
+    tensors = load_file(folder / TENSORS_FILE)
+    model = accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    _set_optimizer_states(trainer, model, tensors, state["optimizers"])
+    weights: Any = load_file(folder / MODEL_FILE)
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+    for scheduler, saved in zip(trainer.schedulers, state["schedulers"], strict=True):
+        scheduler.load_state_dict(saved)
     if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(saved["scaler"])
-    random_state = saved["random_states"][accelerator.process_index]
-    torch.set_rng_state(random_state["cpu"])
-    if "cuda" in random_state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random_state["cuda"])
+        accelerator.scaler.load_state_dict(state["scaler"])
+    own = f"random/{accelerator.process_index}/"
+    _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
     trainer.batches.load_state_dict(state["batches"][accelerator.process_index])
+    trainer.unvalidated = state["unvalidated"]
     trainer.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     if trainer.best is not None and accelerator.is_main_process:
         trainer.output_dir.mkdir(parents=True, exist_ok=True)
         with atomic_folder(trainer.output_dir / "model") as model_folder:
             shutil.copytree(folder / BEST_FOLDER, model_folder, dirs_exist_ok=True)
     return int(state["step"])
+
+
+def _set_optimizer_states(trainer: Trainer, model: Any, tensors: dict[str, torch.Tensor], groups: list[Any]) -> None:
+    for index, (optimizer, saved) in enumerate(zip(trainer.optimizers, groups, strict=True)):
+        # JSON has no tuples, which the optimizers' settings are where they are several numbers.
+        known = [
+            {
+                name: tuple(value) if isinstance(value, list) and name != "params" else value
+                for name, value in group.items()
+            }
+            for group in saved
+        ]
+        state: dict[str, dict[str, torch.Tensor]] = {}
+        prefix = f"optimizer/{index}/"
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                weight, _, value = name.removeprefix(prefix).rpartition("/")
+                state.setdefault(weight, {})[value] = tensor
+        whole: Any = {"state": state, "param_groups": known}
+        set_optimizer_state_dict(
+            model, optimizer.optimizer, optim_state_dict=whole, options=StateDictOptions(full_state_dict=True)
+        )
+
+
+def link_checkpoint(folder: Path, target: Path) -> None:
+    """A copy of a checkpoint that costs no space, where the file system has hard links."""
+    shutil.copytree(folder, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _check_same(

@@ -27,13 +27,15 @@ class TrainingConfig:
         adam_beta2: Second moment's decay.
         max_grad_norm: The gradient is clipped to this norm.
         mixed_precision: auto, no, bf16 or fp16; auto takes bf16 where it is measured to be faster.
+        gradient_checkpointing: Compute each block's activations again in the backward pass instead of keeping them.
+        torch_compile: Compile the model with torch.compile. On CPUs it was measured to bring nothing.
         eval_steps: Updates between rollouts on validation tasks; the best model is kept. The last is always evaluated.
         eval_episodes: Episodes of such a rollout.
         eval_repeats: Environments per validation task in it.
         save_steps: Updates between checkpoints, from which training can be resumed; by default eval_steps.
         save_total_limit: So many checkpoints are kept, the newest ones.
         logging_steps: Updates between lines of metrics.jsonl.
-        log_with: An Accelerate tracker (tensorboard, wandb, trackio, ...), if it is installed.
+        log_with: An Accelerate tracker (tensorboard, wandb, trackio, ...), which an extra of that name installs.
         seed: Of the weights, the windows' order and the regularisation.
     """
 
@@ -49,6 +51,8 @@ class TrainingConfig:
     adam_beta2: float = 0.99
     max_grad_norm: float = 1.0
     mixed_precision: str = "auto"
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
     eval_steps: int = 250
     eval_episodes: int = 50
     eval_repeats: int = 2

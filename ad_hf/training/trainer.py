@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import gymnasium as gym
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_seed
+from accelerate.utils import (
+    DistributedType,
+    TorchDynamoPlugin,
+    broadcast_object_list,
+    parse_flag_from_env,
+    set_seed,
+)
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
-from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import evaluate
-from ad_hf.files import atomic_folder, write_text
+from ad_hf.files import atomic_folder, remove_leftovers, write_text
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
@@ -30,43 +33,18 @@ from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.hub.cards import RESULT_FILES, write_model_card
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
-from ad_hf.training.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-from ad_hf.training.config import TrainingConfig
+from ad_hf.training.checkpoints import find_checkpoint, gather_weights, load_checkpoint, save_checkpoint
+from ad_hf.training.compatibility import check_family
+from ad_hf.training.interruption import Interruption, TrainingInterrupted
 from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.metrics import Metrics
+from ad_hf.training.optimizers import make_optimizers, make_schedulers
 from ad_hf.training.precision import choose_precision
+from ad_hf.training.publishing import Publisher
+from ad_hf.training.validation import validate
 
-
-def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """
-    The optimizers of a model's weights: Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all.
-
-    Weight decay is for the matrices of linear maps alone: embeddings, norms and biases have none. Muon's step is
-    scaled to the size of AdamW's, so that one learning rate serves both (https://huggingface.co/papers/2502.16982).
-    """
-    embeddings = {id(table.weight) for table in model.modules() if isinstance(table, torch.nn.Embedding)}
-    muon: list[torch.nn.Parameter] = []
-    if config.optimizer == "muon":
-        decoder: Any = model.blocks if model.blocks is not None else model.backbone
-        muon = [weight for weight in decoder.parameters() if weight.ndim == 2 and id(weight) not in embeddings]
-    chosen = {id(weight) for weight in muon}
-    rest = [weight for weight in model.parameters() if id(weight) not in chosen]
-    decayed = [weight for weight in rest if weight.ndim >= 2 and id(weight) not in embeddings]
-    chosen |= {id(weight) for weight in decayed}
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": [weight for weight in rest if id(weight) not in chosen], "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            fused=True,
-        )
-    ]
-    if muon:
-        decay, rate = config.weight_decay, config.learning_rate
-        optimizers.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # no process has all weights of the model that it trains
+LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
 
 
 def train_on_cpu() -> bool:
@@ -75,38 +53,6 @@ def train_on_cpu() -> bool:
     a machine without accelerators for so many runs of one process, all writing to one folder.
     """
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-
-
-def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
-    """Refuse a dataset of other tasks, or of another split: a validation or test task would have been trained on."""
-    metadata = dataset.metadata
-    for name, setting in json.loads(json.dumps(family.env_settings)).items():
-        if getattr(metadata, name) != setting:
-            raise ValueError(
-                f"{dataset} holds histories with {name} = {getattr(metadata, name)!r}, the recipe's family has "
-                f"{setting!r}"
-            )
-    wanted = {task.task_id: json.loads(json.dumps(asdict(task))) for task in family.tasks()}
-    for task in metadata.tasks:
-        if task != wanted.get(task["task_id"]):
-            raise ValueError(
-                f"{dataset} holds histories of other tasks or of another split than the recipe's family: "
-                f"it has {task}, the recipe {wanted.get(task['task_id'])}"
-            )
-    try:
-        envs = family.make_vec(family.tasks()[:1])
-    except gym.error.Error as error:
-        if not family.tasks("validation"):
-            return  # data of an environment that is not here can be learnt from, just not be acted in
-        raise ValueError(
-            f"{family.env_id} cannot be made, which the recipe's validation tasks need: {error}; import the package "
-            "that registers it, or set family.num_validation_tasks to 0"
-        ) from error
-    for name in ("observation_space", "action_space"):
-        found, made = getattr(metadata, name), space_to_json(getattr(envs, f"single_{name}"))
-        if found != made:
-            raise ValueError(f"{dataset} has an {name} of {found}, the environments of the recipe one of {made}")
-    envs.close()
 
 
 class Trainer:
@@ -119,6 +65,28 @@ class Trainer:
         self.family = TaskFamily.from_config(recipe.family)
         check_family(self.family, dataset)
         self.dataset, self.dataset_json = dataset, {**dataset.to_json(), "streaming": streaming}
+        self.accelerator = self._make_accelerator(say)
+        # Every process starts from the same weights; regularisation draws on random numbers of its own in each.
+        set_seed(self.config.seed)
+        settings = asdict(recipe.model)
+        implementation = settings.pop("attn_implementation")
+        self.model_config = config_from_dataset(dataset, **settings)
+        if implementation is not None:
+            self.model_config._attn_implementation = implementation
+        model = ADModel(self.model_config)
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        set_seed(self.config.seed, device_specific=True)
+        self.context_length = self.model_config.context_length
+        self.batches = self._make_batches(streaming, say)
+        optimizers = make_optimizers(model, self.config)
+        self.schedulers = make_schedulers(optimizers, self.config)
+        self.model, *self.optimizers = self._prepare(model, optimizers)
+        self.best: tuple[float, int] | None = None
+        self.unvalidated: dict[str, float] | None = None  # metrics of an update whose validation was interrupted
+        self.interruption = Interruption()
+
+    def _make_accelerator(self, say: Callable[[str], None]) -> Accelerator:
         precision = self.config.mixed_precision
         if precision == "auto":
             # Timed by each process, it could come out differently: the first one's choice is everyone's.
@@ -126,38 +94,25 @@ class Trainer:
             say(f"training in {precision if precision != 'no' else 'float32'} ({why})")
         # Accelerate keeps a process's first precision for ever; a second run in it may choose another.
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
+        return Accelerator(
             cpu=train_on_cpu(),
             mixed_precision=precision,
             gradient_accumulation_steps=self.config.gradient_accumulation_steps,
             log_with=self.config.log_with,
-            project_dir=str(output_dir),
+            project_dir=str(self.output_dir),
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor") if self.config.torch_compile else None,
         )
-        # Every process starts from the same weights; regularisation draws on random numbers of its own in each.
-        set_seed(self.config.seed)
-        settings = asdict(recipe.model)
-        implementation = settings.pop("attn_implementation")
-        config = config_from_dataset(dataset, **settings)
-        if implementation is not None:
-            config._attn_implementation = implementation
-        model = ADModel(config)
-        model.rollout_config = recipe.rollout
-        set_seed(self.config.seed, device_specific=True)
-        self.context_length = config.context_length
-        self.batches = self._make_batches(streaming, say)
-        self.model, *self.optimizers = self.accelerator.prepare(model, *make_optimizers(model, self.config))
-        # Stepped once per update by every process: not prepared, since Accelerate would step them once per process.
-        self.schedulers = [
-            get_scheduler(
-                "cosine_with_min_lr",
-                optimizer.optimizer,
-                num_warmup_steps=round(self.config.warmup_ratio * self.config.max_steps),
-                num_training_steps=self.config.max_steps,
-                scheduler_specific_kwargs={"min_lr_rate": self.config.min_learning_rate_ratio},
-            )
-            for optimizer in self.optimizers
-        ]
-        self.best: tuple[float, int] | None = None
+
+    def _prepare(self, model: ADModel, optimizers: list[torch.optim.Optimizer]) -> Any:
+        """Model and optimizers as Accelerate's configuration distributes them."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            if len(optimizers) > 1:
+                raise ValueError("DeepSpeed takes a single optimizer: set training.optimizer to adamw")
+            settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            parts = self.accelerator.num_processes * self.config.gradient_accumulation_steps
+            settings["train_micro_batch_size_per_gpu"] = self.config.batch_size // parts
+            settings["gradient_clipping"] = self.config.max_grad_norm
+        return self.accelerator.prepare(model, *optimizers)
 
     def _make_batches(self, streaming: bool, say: Callable[[str], None]) -> WindowBatches | StreamedBatches:
         """Batches from memory, or from a stream, for this process."""
@@ -182,15 +137,22 @@ class Trainer:
         return WindowBatches(windows, batch_size, rank, processes)
 
     def update(self, batches: Any) -> torch.Tensor:
-        """One update of the weights; returns the mean loss of its windows."""
-        losses = []
-        for _ in range(self.config.gradient_accumulation_steps):
-            batch = {name: part.to(self.accelerator.device) for name, part in next(batches).items()}
-            with self.accelerator.accumulate(self.model):
-                loss = self.model(**batch).loss
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        """One update of the weights; returns this process's part of the mean loss of its windows."""
+        accelerator, losses = self.accelerator, []
+        parts = [next(batches) for _ in range(self.config.gradient_accumulation_steps)]
+        # The mean is over the steps of all windows, padding apart, however they are divided.
+        steps = [
+            int(part["attention_mask"].sum()) if "attention_mask" in part else part["labels"][..., :1].numel()
+            for part in parts
+        ]
+        total = int(accelerator.reduce(torch.tensor(sum(steps), device=accelerator.device)))
+        for number, part in zip(steps, parts):
+            with accelerator.accumulate(self.model):
+                loss = self.model(**{name: value.to(accelerator.device) for name, value in part.items()}).loss
+                loss = loss * (number * len(parts) * accelerator.num_processes / total)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -199,38 +161,55 @@ class Trainer:
             scheduler.step()
         return torch.stack(losses).mean()
 
-    def validate(self, step: int) -> dict[str, float]:
-        """Roll out on the validation tasks; keeps the model if it is the best so far."""
-        model = self.accelerator.unwrap_model(self.model)
-        tasks = self.family.tasks("validation")
-        metrics = {}
+    def save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Save whole weights as a model that `from_pretrained` loads."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, state_dict=weights)
+
+    def _whole_model(self) -> tuple[ADModel | None, dict[str, torch.Tensor]]:
+        """In the main process, the model with all of its weights; every process must call this."""
+        weights, model = gather_weights(self), None
         if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if self.accelerator.distributed_type in SHARDED:
+                model = ADModel(self.model_config)
+                model.load_state_dict(weights)
+                model.to(self.accelerator.device)
+        return model, weights
+
+    def validate(self, step: int) -> dict[str, Any] | None:
+        """
+        Roll out on the validation tasks, and keep the model if it is the best so far.
+
+        Returns:
+            `dict`: the metrics, in the main process; `None` if it was interrupted.
+        """
+        model, weights = self._whole_model()
+        metrics: dict[str, Any] | None = {}
+        if model is not None:
             score = float(step)  # without validation tasks the newest model is kept
-            if tasks:
-                evaluation = evaluate(
-                    model,
-                    self.family,
-                    "validation",
-                    num_episodes=self.config.eval_episodes,
-                    num_seeds=self.config.eval_repeats,
-                    seed=self.config.seed,
-                )
-                score = float(evaluation.final_returns.mean())
-                first = float(evaluation.returns[..., 0].mean())
-                metrics = {"validation_return": score, "validation_return_first": first}
-            if self.best is None or score > self.best[0]:
+            if self.family.tasks("validation"):
+                metrics = validate(model, self.family, self.config, self.interruption)
+                score = -math.inf if metrics is None else metrics["validation_return"]
+            if metrics is not None and (self.best is None or score > self.best[0]):
                 self.best = (score, step)
                 with atomic_folder(self.output_dir / "model") as folder:
-                    model.save_pretrained(folder)
+                    self.save_model(folder, weights)
         self.accelerator.wait_for_everyone()
         return metrics
 
-    def run(self, metrics_file: TextIO, done: int = 0) -> None:
-        """Train to the end, from after so many updates that are done."""
+    def run(self, metrics: Metrics, done: int = 0, publisher: Publisher | None = None, push_every: int = 0) -> None:
+        """
+        Train to the end, from after so many updates that are done.
+
+        Raises:
+            TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
+        """
         config, accelerator = self.config, self.accelerator
         tokens_per_step = config.batch_size * self.context_length
         self.model.train()
         with (
+            self.interruption,
             closing(iter(self.batches)) as batches,
             tqdm(
                 desc="train",
@@ -241,36 +220,43 @@ class Trainer:
                 disable=not accelerator.is_local_main_process,
             ) as bar,
         ):
+            if self.unvalidated is not None:
+                self._finish_step(done, self.unvalidated, metrics)
             for step in range(done + 1, config.max_steps + 1):
                 loss = self.update(batches)
                 bar.update(tokens_per_step)
-                metrics = {}
+                numbers = {}
                 if step % config.logging_steps == 0 or step in (1, config.max_steps):
                     loss_value = float(accelerator.reduce(loss, "mean"))
-                    metrics = {"loss": loss_value, "learning_rate": self.schedulers[0].get_last_lr()[0]}
-                    metrics["tokens_per_second"] = bar.format_dict["rate"] or 0.0
+                    numbers = {"loss": loss_value, "learning_rate": self.schedulers[0].get_last_lr()[0]}
+                    numbers["tokens_per_second"] = bar.format_dict["rate"] or 0.0
                     bar.set_postfix(
                         step=step, loss=f"{loss_value:.3f}", validation=self.best and f"{self.best[0]:.2f}"
                     )
-                if step % config.eval_steps == 0 or step == config.max_steps:
-                    metrics |= self.validate(step)
-                if metrics:
-                    accelerator.log(metrics, step=step)
-                    metrics_file.write(json.dumps({"step": step, **metrics}) + "\n")
-                    metrics_file.flush()
-                if step % (config.save_steps or config.eval_steps) == 0 and step < config.max_steps:
-                    save_checkpoint(self, step)
+                self._finish_step(step, numbers, metrics)
+                asked = self.interruption.agreed(accelerator)
+                pushed = bool(push_every) and step % push_every == 0
+                due = step % (config.save_steps or config.eval_steps) == 0 and step < config.max_steps
+                if asked or pushed or due:
+                    checkpoint = save_checkpoint(self, step)
+                    if publisher is not None and asked:
+                        publisher.finish(checkpoint, step)
+                    elif publisher is not None and pushed:
+                        publisher.push(checkpoint, step)
+                    if asked:
+                        raise TrainingInterrupted(asked, step, checkpoint)
 
-
-def _open_metrics(path: Path, done: int) -> TextIO:
-    """The file of the metrics, with the lines of the updates that are done."""
-    kept = []
-    if done and path.is_file():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-    file = open(path, "w")  # noqa: SIM115  # closed by the caller
-    file.writelines(kept)
-    return file
+    def _finish_step(self, step: int, numbers: dict[str, Any], metrics: Metrics) -> None:
+        """Validate, if it is time to, and log; a validation that is interrupted is for the run that goes on."""
+        self.unvalidated = None
+        if step % self.config.eval_steps == 0 or step == self.config.max_steps:
+            validation = self.validate(step)
+            if validation is None:
+                self.unvalidated = numbers
+                return
+            numbers = numbers | validation
+        if numbers:
+            metrics.log(step, numbers)
 
 
 def train(
@@ -280,14 +266,19 @@ def train(
     config_name: str | None = None,
     streaming: bool = False,
     resume: str | Path | None = None,
+    push_to: str | None = None,
+    push_every: int | None = None,
     say: Callable[[str], None] = tqdm.write,
 ) -> ADModel:
     r"""
     Train a model on learning histories.
 
-    Writes `recipe.yaml` (complete), `run.json` (which data, at which revision), `metrics.jsonl`, `checkpoint-N/` and
-    `model/`, the model that did best on the validation tasks, into `output_dir`. Start it with `accelerate launch
-    scripts/train.py` to train on several processes.
+    Writes `recipe.yaml` (complete), `run.json` (which data, at which revision), `metrics.jsonl`, `training.png`,
+    `checkpoint-N/` and `model/`, the model that did best on the validation tasks, into `output_dir`. Start it with
+    `accelerate launch scripts/train.py` to train on several processes.
+
+    SIGTERM and Ctrl-C save a checkpoint first; killed at any other moment, a run loses what came after its last one.
+    With `resume` it goes on, and ends as it would have, bit for bit on the same machine.
 
     Args:
         recipe ([`Recipe`], `str` or `Path`):
@@ -301,7 +292,13 @@ def train(
         streaming (`bool`, *optional*, defaults to `False`):
             Read the histories as they are needed, in memory that does not grow with the dataset, instead of all.
         resume (`str` or `Path`, *optional*):
-            `"latest"`, to go on from the newest checkpoint in `output_dir` if there is one, or a checkpoint's folder.
+            `"latest"`, to go on from the newest checkpoint in `output_dir` if there is one, a checkpoint's folder, or
+            a repository that checkpoints were pushed to.
+        push_to (`str`, *optional*):
+            Repository on the Hub, as `user/name` or `user/name@branch`, for the model, and until it is done for its
+            newest checkpoint.
+        push_every (`int`, *optional*):
+            Updates between such pushes, in the background; without, only an interrupted run's checkpoint and the end.
         say (`Callable[[str], None]`, *optional*):
             Prints a line for people.
 
@@ -310,42 +307,58 @@ def train(
 
     Raises:
         FileNotFoundError: for an unknown recipe, dataset or checkpoint.
+        OSError: if a checkpoint cannot be written, with which one is the last good one.
+        TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved; a `KeyboardInterrupt`.
         ValueError: if the dataset is of other tasks than the recipe's family, or split otherwise, or malformed; if the
             checkpoint is of another dataset or recipe.
     """
+    if push_every is not None and (push_to is None or push_every < 1):
+        raise ValueError(f"push_every must be at least 1 and needs push_to, got {push_every} and {push_to!r}")
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     output_dir = Path(output_dir)
     keep_freed_memory()
-    say = PartialState(cpu=train_on_cpu()).on_main_process(say)
+    state = PartialState(cpu=train_on_cpu(), timeout=LONGEST_WAIT)
+    say = state.on_main_process(say)
     opened = HistoryDataset.open(dataset, config_name)
-    checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+    with state.main_process_first():
+        checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
     trainer = Trainer(recipe, opened, output_dir, say, streaming)
     accelerator = trainer.accelerator
     done = 0 if checkpoint is None else load_checkpoint(trainer, checkpoint)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    publisher = None
     if accelerator.is_main_process:
-        for name in RESULT_FILES:  # of the model that was there before
-            (output_dir / name).unlink(missing_ok=True)
-        write_text(output_dir / "recipe.yaml", recipe.to_yaml())
-        run = {
-            **trainer.family.env_settings,
-            "dataset": trainer.dataset_json,
-            "versions": package_versions((*VERSIONED_PACKAGES, "transformers")),
-        }
-        write_text(output_dir / "run.json", json.dumps(run, indent=2) + "\n")
+        _prepare_folder(trainer, output_dir)
+        publisher = None if push_to is None else Publisher(push_to, output_dir, say)
     if recipe.training.log_with is not None:
-        accelerator.init_trackers("ad_hf", config=json.loads(json.dumps(asdict(recipe.training))))
+        settings = {name: value for name, value in asdict(recipe.training).items() if value is not None}
+        accelerator.init_trackers("ad_hf", config=settings)
     parameters = sum(weight.numel() for weight in trainer.model.parameters())
     start = f"; going on after {done} updates, from {checkpoint}" if done else ""
     say(f"a model of {parameters:,} parameters, processes: {accelerator.num_processes}{start}")
-    # Opened by another process as well, the file could be emptied after its first lines.
-    metrics_path = output_dir / "metrics.jsonl" if accelerator.is_main_process else Path(os.devnull)
-    with _open_metrics(metrics_path, done) as metrics_file:
-        trainer.run(metrics_file, done)
-    if accelerator.is_main_process:
-        write_model_card(output_dir)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    try:
+        trainer.run(Metrics(output_dir, accelerator, done), done, publisher, push_every or 0)
+        if accelerator.is_main_process:
+            write_model_card(output_dir)
+            if publisher is not None:
+                publisher.push_end()
+        accelerator.wait_for_everyone()
+    finally:
+        accelerator.end_training()
     if trainer.best is not None and trainer.family.tasks("validation"):
         say(f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")
     return ADModel.from_pretrained(output_dir / "model")
+
+
+def _prepare_folder(trainer: Trainer, output_dir: Path) -> None:
+    """Make the folder of a run, and say in it what is trained on what."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output_dir)
+    for name in RESULT_FILES:  # of the model that was there before
+        (output_dir / name).unlink(missing_ok=True)
+    write_text(output_dir / "recipe.yaml", trainer.recipe.to_yaml())
+    run = {
+        **trainer.family.env_settings,
+        "dataset": trainer.dataset_json,
+        "versions": package_versions((*VERSIONED_PACKAGES, "transformers")),
+    }
+    write_text(output_dir / "run.json", json.dumps(run, indent=2) + "\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ad_hf
 from ad_hf.training.checkpoints import find_checkpoint, list_checkpoints
@@ -88,7 +88,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(recipe, tiny_histories, tmp_
         run = stopped_after(step, whole, tmp_path / f"after-{step}", lines=9)
         train(recipe, tiny_histories, run, streaming=streaming, resume="latest")
         assert_ended_alike(run, whole)
-        state, other = (json.loads((path / "checkpoint-8" / "state.json").read_text()) for path in (run, whole))
+        state, other = (json.loads((path / "checkpoint-8" / "training_state.json").read_text()) for path in (run, whole))
         assert state == other
 
 
@@ -96,9 +96,9 @@ def test_the_state_of_random_numbers_goes_on(recipe, tiny_histories, tmp_path):
     """With dropout alone, the losses after a checkpoint depend on it."""
     train(recipe, tiny_histories, tmp_path / "whole")
     run = stopped_after(4, tmp_path / "whole", tmp_path / "run")
-    saved = torch.load(run / "checkpoint-4" / "optimizer.pt", weights_only=True)
-    saved["random_states"][0]["cpu"] = torch.Generator().manual_seed(99).get_state()
-    torch.save(saved, run / "checkpoint-4" / "optimizer.pt")
+    saved = load_file(run / "checkpoint-4" / "training.safetensors")
+    saved["random/0/cpu"] = torch.Generator().manual_seed(99).get_state()
+    save_file(saved, run / "checkpoint-4" / "training.safetensors")
     train(recipe, tiny_histories, run, resume="latest")
     assert metrics(run)[:4] == metrics(tmp_path / "whole")[:4]
     losses, expected = ([line["loss"] for line in metrics(folder)[4:]] for folder in (run, tmp_path / "whole"))
@@ -111,13 +111,13 @@ def test_the_best_model_so_far_is_in_the_checkpoint(recipe, tiny_histories, tmp_
     whole = tmp_path / "whole"
     train(recipe, tiny_histories, whole)
     checkpoint = whole / "checkpoint-8"
-    state = json.loads((checkpoint / "state.json").read_text())
+    state = json.loads((checkpoint / "training_state.json").read_text())
     scores = {line["step"]: line["validation_return"] for line in metrics(whole) if "validation_return" in line}
     best = max((step for step in scores if step <= 8), key=lambda step: (scores[step], -step))
     assert state["best"] == [scores[best], best]
     shutil.rmtree(whole / "model")  # as in another place
     for score, kept in ((1e9, True), (-1e9, False)):
-        (checkpoint / "state.json").write_text(json.dumps({**state, "best": [score, 8]}))
+        (checkpoint / "training_state.json").write_text(json.dumps({**state, "best": [score, 8]}))
         for run, resume in ((whole, "latest"), (tmp_path / f"other{score}", checkpoint)):
             train(recipe, tiny_histories, run, resume=resume)
             weights, best_weights = (
@@ -140,11 +140,21 @@ def test_only_the_newest_checkpoints_are_kept(recipe, tiny_histories, tmp_path):
     train(recipe, tiny_histories, tmp_path / "run")
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-9", "checkpoint-10"]
     assert find_checkpoint("latest", tmp_path / "run") == tmp_path / "run" / "checkpoint-10"
-    assert {path.name for path in (tmp_path / "run" / "checkpoint-10").iterdir()} == {
-        "model.safetensors",
-        "optimizer.pt",
-        "state.json",
+
+
+def test_a_checkpoint_is_a_model_beside_the_state_of_its_training_without_a_pickle(interrupted):
+    checkpoint = interrupted / "checkpoint-4"
+    names = {path.name for path in checkpoint.iterdir() if path.suffix != ".py"}
+    assert names == {
+        *("config.json", "rollout_config.json", "model.safetensors"),
+        *("training.safetensors", "training_state.json"),
     }
+    model = ad_hf.ADModel.from_pretrained(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    tensors = load_file(checkpoint / "training.safetensors")
+    momenta = {name for name in tensors if name.endswith(("/exp_avg", "/momentum_buffer"))}
+    assert {name.split("/")[2] for name in momenta} == set(weights)
 
 
 def test_another_dataset_is_refused(interrupted, tiny_recipe_file, tiny_histories, tmp_path):
@@ -202,9 +212,9 @@ def test_settings_that_change_no_update_may_change(interrupted, tiny_histories, 
 def test_another_number_of_processes_is_refused(interrupted, tiny_histories, tmp_path):
     """As is the checkpoint of one by two of them: each needs a place and random numbers of its own."""
     run = Path(shutil.copytree(interrupted, tmp_path / "run"))
-    state = json.loads((run / "checkpoint-4" / "state.json").read_text())
+    state = json.loads((run / "checkpoint-4" / "training_state.json").read_text())
     state["batches"] *= 2
-    (run / "checkpoint-4" / "state.json").write_text(json.dumps(state))
+    (run / "checkpoint-4" / "training_state.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match="of a run of 2 processes, this one has 1"):
         train(ad_hf.load_recipe(run / "recipe.yaml"), tiny_histories, run, resume="latest")
 
@@ -212,7 +222,7 @@ def test_another_number_of_processes_is_refused(interrupted, tiny_histories, tmp
 def test_a_folder_that_is_no_checkpoint_is_refused(interrupted, tiny_histories, tmp_path):
     recipe = ad_hf.load_recipe(interrupted / "recipe.yaml")
     for folder in (tmp_path, interrupted / "model", tmp_path / "missing"):
-        with pytest.raises(FileNotFoundError, match="is no checkpoint: expected `latest` or a folder"):
+        with pytest.raises(FileNotFoundError, match="is no checkpoint: expected `latest`, a folder with"):
             train(recipe, tiny_histories, tmp_path / "run", resume=folder)
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,7 @@ import torch
 import ad_hf
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.precision import choose_precision
-from ad_hf.training.trainer import make_optimizers
+from ad_hf.training.optimizers import make_optimizers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ def tiny_model(dataset, **settings):
 
 
 def test_a_run_leaves_its_recipe_metrics_and_model(tiny_run, tiny_recipe):
-    names = {"recipe.yaml", "run.json", "metrics.jsonl", "checkpoint-10", "model"}
+    names = {"recipe.yaml", "run.json", "metrics.jsonl", "training.png", "checkpoint-10", "model"}
     assert {path.name for path in tiny_run.iterdir()} == names
     settled = replace(tiny_recipe, rollout=tiny_recipe.rollout.resolve())  # a run says every setting
     assert ad_hf.load_recipe(tiny_run / "recipe.yaml") == settled

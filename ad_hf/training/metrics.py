@@ -1,0 +1,70 @@
+"""What a run says about itself: metrics.jsonl, a picture, and trackers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+from accelerate import Accelerator
+
+from ad_hf.evaluation.plots import plot_training
+from ad_hf.files import atomic_path, write_text
+
+METRICS_FILE, PICTURE = "metrics.jsonl", "training.png"
+CURVE = "validation_curve"  # of metrics, the mean return of each episode: the one that is no number
+
+
+class Metrics:
+    """
+    The metrics of a run: the main process keeps them in `metrics.jsonl` and a picture, and gives them to trackers.
+
+    Args:
+        output_dir (`Path`):
+            Folder of the run.
+        accelerator (`Accelerator`):
+            Whose trackers are told, too.
+        done (`int`):
+            Updates that are done: lines of later ones, of a run that was interrupted, are dropped.
+    """
+
+    def __init__(self, output_dir: Path, accelerator: Accelerator, done: int) -> None:
+        self._accelerator, self._path, self._picture = accelerator, output_dir / METRICS_FILE, output_dir / PICTURE
+        self._lines: list[dict[str, Any]] = []
+        if not accelerator.is_main_process:
+            return
+        if done and self._path.is_file():
+            written = self._path.read_text().splitlines(keepends=True)
+            whole = [json.loads(line) for line in written if line.endswith("\n")]
+            self._lines = [line for line in whole if line["step"] <= done]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        if not done:
+            self._picture.unlink(missing_ok=True)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Keep the metrics of an update, and draw the picture anew after a validation."""
+        numbers = {name: value for name, value in metrics.items() if name != CURVE}
+        self._accelerator.log(numbers, step=step)
+        if self._accelerator.is_main_process:
+            self._lines.append({"step": step, **metrics})
+            with open(self._path, "a") as file:
+                file.write(json.dumps(self._lines[-1]) + "\n")
+            if CURVE in metrics:
+                with atomic_path(self._picture) as path:
+                    plot_training(path, self._lines)
+                self._log_picture(step)
+
+    def _log_picture(self, step: int) -> None:
+        """Give the picture to those trackers that take some."""
+        pixels = (255 * matplotlib.image.imread(self._picture, format="png")[..., :3]).astype(np.uint8)
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"training": pixels[None]}, step=step, dataformats="NHWC")
+            elif tracker.name == "trackio":
+                import trackio
+
+                tracker.log({"training": trackio.Image(pixels)}, step=step)
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"training": [pixels]}, step=step)

@@ -1,0 +1,62 @@
+"""Optimizers and schedules of the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from ad_hf.model import ADModel
+from ad_hf.training.config import TrainingConfig
+
+
+def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """
+    The optimizers of a model's weights: Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all.
+
+    Weight decay is for the matrices of linear maps alone: embeddings, norms and biases have none. Muon's step is
+    scaled to the size of AdamW's, so that one learning rate serves both (https://huggingface.co/papers/2502.16982).
+    """
+    embeddings = {id(table.weight) for table in model.modules() if isinstance(table, torch.nn.Embedding)}
+    muon: list[torch.nn.Parameter] = []
+    if config.optimizer == "muon":
+        decoder: Any = model.blocks if model.blocks is not None else model.backbone
+        muon = [weight for weight in decoder.parameters() if weight.ndim == 2 and id(weight) not in embeddings]
+    chosen = {id(weight) for weight in muon}
+    rest = [weight for weight in model.parameters() if id(weight) not in chosen]
+    decayed = [weight for weight in rest if weight.ndim >= 2 and id(weight) not in embeddings]
+    chosen |= {id(weight) for weight in decayed}
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": [weight for weight in rest if id(weight) not in chosen], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            fused=True,
+        )
+    ]
+    if muon:
+        decay, rate = config.weight_decay, config.learning_rate
+        optimizers.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def make_schedulers(optimizers: list[torch.optim.Optimizer], config: TrainingConfig) -> list[Any]:
+    """
+    For each optimizer, a linear rise of the learning rate and then a cosine, to be stepped once per update.
+
+    They are not for `Accelerator.prepare`, which would step them once per process.
+    """
+    return [
+        get_scheduler(
+            "cosine_with_min_lr",
+            optimizer,
+            num_warmup_steps=round(config.warmup_ratio * config.max_steps),
+            num_training_steps=config.max_steps,
+            scheduler_specific_kwargs={"min_lr_rate": config.min_learning_rate_ratio},
+        )
+        for optimizer in optimizers
+    ]
