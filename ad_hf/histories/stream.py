@@ -11,6 +11,7 @@ window of an epoch comes once, and a place in it is three numbers.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -269,6 +270,12 @@ class _OfWorker(IterableDataset):
             yield error
 
 
+def _leave_signals_to_parent(_: int) -> None:
+    """Terminals and clusters send signals to all processes: this one ends with its parent, which may save first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StreamedBatches:
     """
     An endless stream of batches, epoch after epoch, of which each process takes its share.
@@ -337,7 +344,11 @@ class StreamedBatches:
         loader: Any = dataset
         if self.num_workers:
             loader = DataLoader(
-                dataset, batch_size=None, num_workers=self.num_workers, multiprocessing_context=context
+                dataset,
+                batch_size=None,
+                num_workers=self.num_workers,
+                multiprocessing_context=context,
+                worker_init_fn=_leave_signals_to_parent,
             )
         items = iter(loader)
         try:

@@ -88,7 +88,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(recipe, tiny_histories, tmp_
         run = stopped_after(step, whole, tmp_path / f"after-{step}", lines=9)
         train(recipe, tiny_histories, run, streaming=streaming, resume="latest")
         assert_ended_alike(run, whole)
-        state, other = (json.loads((path / "checkpoint-8" / "training_state.json").read_text()) for path in (run, whole))
+        state, other = (
+            json.loads((path / "checkpoint-8" / "training_state.json").read_text()) for path in (run, whole)
+        )
         assert state == other
 
 

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +7,8 @@ import torch
 
 import ad_hf
 from ad_hf.training.config import TrainingConfig
-from ad_hf.training.precision import choose_precision
 from ad_hf.training.optimizers import make_optimizers
+from ad_hf.training.precision import choose_precision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -61,27 +58,6 @@ def test_accumulating_gradients_changes_no_loss(tiny_run, tiny_recipe, tiny_hist
     ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
     whole, parts = ([line["loss"] for line in metrics(run)] for run in (tiny_run, tmp_path / "run"))
     assert parts == pytest.approx(whole, abs=1e-4)
-
-
-def test_two_processes_train_as_one_does(tiny_run, tiny_recipe_file, tiny_histories, tmp_path):
-    script = REPOSITORY / "scripts" / "train.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    command += [
-        "--recipe",
-        str(tiny_recipe_file),
-        "--dataset",
-        str(tiny_histories),
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = ([line["loss"] for line in metrics(run)] for run in (tiny_run, tmp_path / "run"))
-    assert two == pytest.approx(one, abs=1e-3)
-    printed = done.stdout + done.stderr
-    assert "processes: 2" in printed
-    assert printed.count("best on the validation tasks") == 1
 
 
 def test_weight_decay_is_for_matrices_alone(tiny_histories):
