@@ -75,7 +75,7 @@ class Trainer:
             self.model_config._attn_implementation = implementation
         model = ADModel(self.model_config)
         if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         set_seed(self.config.seed, device_specific=True)
         self.context_length = self.model_config.context_length
         self.batches = self._make_batches(streaming, say)
@@ -94,7 +94,7 @@ class Trainer:
             say(f"training in {precision if precision != 'no' else 'float32'} ({why})")
         # Accelerate keeps a process's first precision for ever; a second run in it may choose another.
         AcceleratorState._reset_state()
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=train_on_cpu(),
             mixed_precision=precision,
             gradient_accumulation_steps=self.config.gradient_accumulation_steps,
@@ -102,6 +102,12 @@ class Trainer:
             project_dir=str(self.output_dir),
             dynamo_plugin=TorchDynamoPlugin(backend="inductor") if self.config.torch_compile else None,
         )
+        if self.config.log_with is not None and not accelerator.log_with:
+            raise ValueError(
+                f"training.log_with: {self.config.log_with} is not installed: install it, as with `pip install "
+                "'ad_hf[tensorboard]'` (wandb, trackio), or leave the setting out"
+            )
+        return accelerator
 
     def _prepare(self, model: ADModel, optimizers: list[torch.optim.Optimizer]) -> Any:
         """Model and optimizers as Accelerate's configuration distributes them."""
