@@ -117,7 +117,7 @@ class Soak:
             )
             self._options += ["--dataset", str(histories), "--resume", "latest"]
         else:
-            self._options += ["--num_workers", "2", "--source.total_timesteps", "40000"]
+            self._options += ["--num_workers", "2"]
 
     def start(self, output_dir: Path) -> subprocess.Popen:
         """Start, or let go on, a run in a folder."""
