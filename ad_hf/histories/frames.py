@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 from gymnasium import spaces
@@ -42,6 +45,31 @@ def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int
     return np.frombuffer(plain, dtype=np.uint8).reshape(num_frames, *shape)
 
 
+class PieceNames:
+    """
+    What to call the pieces of many tables in an error: by the table and the row. Only where tables begin is kept.
+
+    Args:
+        runs (`Iterable[tuple[int, str, int]]`, *optional*):
+            Of those that follow each other in a table the first: its number, and the table's name and row.
+    """
+
+    def __init__(self, runs: Iterable[tuple[int, str, int]] = ()) -> None:
+        self.runs = [(number, name, row) for number, name, row in runs]
+        self._count = 0
+
+    def add(self, name: str, first_row: int, num_rows: int) -> None:
+        """More pieces, the rows of a table from one on."""
+        number, last, row = self.runs[-1] if self.runs else (0, None, 0)
+        if (name, first_row) != (last, row + self._count - number):
+            self.runs.append((self._count, name, first_row))
+        self._count += num_rows
+
+    def __getitem__(self, piece: int) -> str:
+        number, name, row = self.runs[bisect_right(self.runs, piece, key=lambda run: run[0]) - 1]
+        return f"{name}: row {row + piece - number}"
+
+
 class FramePieces:
     """
     Compressed pieces of which any steps can be taken: what is decoded at a time is what a batch needs.
@@ -53,11 +81,13 @@ class FramePieces:
             Steps of each piece.
         shape (`tuple[int, ...]`):
             Shape of a frame.
-        names (`list[str]`):
+        names (`list[str]` or [`PieceNames`]):
             What to call each piece in an error.
     """
 
-    def __init__(self, pieces: pa.ChunkedArray, lengths: np.ndarray, shape: tuple[int, ...], names: list[str]) -> None:
+    def __init__(
+        self, pieces: pa.ChunkedArray, lengths: np.ndarray, shape: tuple[int, ...], names: list[str] | PieceNames
+    ) -> None:
         self._pieces, self._lengths, self._names, self.shape = pieces, lengths, names, shape
         self._starts = np.cumsum(lengths) - lengths
 

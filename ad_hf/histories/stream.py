@@ -28,8 +28,9 @@ from ad_hf.envs.spaces import storage_dtype
 from ad_hf.histories.blocks import Block, blocks_of_shard, read_row_groups
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import has_frames
+from ad_hf.histories.steps import HistoryRows
 from ad_hf.histories.validation import COLUMNS, check_columns
-from ad_hf.histories.windows import HistoryRows, HistoryWindows, make_batch, share_of_batch
+from ad_hf.histories.windows import HistoryWindows, make_batch, share_of_batch
 from ad_hf.hub.repositories import HubError, retried
 
 BLOCK_BYTES = 1 << 18  # compressed; a request each: less would cost more latency, more would mix fewer tasks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -10,26 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset
 from gymnasium import spaces
 
-from ad_hf.histories.frames import FramePieces, has_frames
-from ad_hf.histories.transforms import keep_episodes
-from ad_hf.histories.validation import COLUMNS, check_columns, check_histories
+from ad_hf.histories.steps import FlatHistories, HistoryRows, read_histories, rows_of_dataset
 
 BATCHES_AHEAD = 2  # that a thread makes while one is being trained on
-
-
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of lists as one array (num_steps, ...), straight from Arrow's buffers."""
-    lists = column.combine_chunks()
-    values, shape = lists.flatten(), []
-    while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
-        shape.append(values.type.list_size)
-        values = values.flatten()
-    return values.to_numpy(zero_copy_only=False).reshape(-1, *shape)
 
 
 def none_action(space: spaces.Space) -> np.ndarray:
@@ -39,46 +25,53 @@ def none_action(space: spaces.Space) -> np.ndarray:
     return space.nvec.copy() if isinstance(space, spaces.MultiDiscrete) else np.zeros(space.shape or (), np.float32)
 
 
-class HistoryRows(NamedTuple):
+class Tiling(NamedTuple):
     """
-    Some rows of learning histories.
+    Windows of an epoch, which tile each history from a phase on.
 
     Attributes:
-        name (`str`):
-            What to call the table that they are from in an error.
-        first_row (`int`):
-            Number of their first one in it.
-        table (`pyarrow.Table`):
-            The rows.
+        offsets (`np.ndarray` of shape `(num_histories + 1,)`):
+            First step of each history, and the number of all steps.
+        phases (`np.ndarray` of shape `(num_histories,)`):
+            Steps of each history before its first window.
+        borders (`np.ndarray` of shape `(num_histories + 1,)`):
+            Number of each history's first window, and of all windows.
+        context_length (`int`):
+            Steps of a window.
     """
 
-    name: str
-    first_row: int
-    table: pa.Table
+    offsets: np.ndarray
+    phases: np.ndarray
+    borders: np.ndarray
+    context_length: int
 
+    @property
+    def num_windows(self) -> int:
+        """Number of windows of the epoch."""
+        return int(self.borders[-1])
 
-def _rows_of_dataset(
-    dataset: Dataset, observation_space: spaces.Space, action_space: spaces.Space, name: str
-) -> Iterator[HistoryRows]:
-    check_columns(dataset.features.arrow_schema, observation_space, action_space, name)
-    first_row = 0
-    for table in dataset.select_columns(list(COLUMNS)).with_format("arrow").iter(batch_size=256):
-        yield HistoryRows(name, first_row, table)
-        first_row += len(table)
+    def windows(self, numbers: np.ndarray) -> np.ndarray:
+        """Some windows (number,) as rows of (first step, number of steps), (number, 2)."""
+        histories = np.searchsorted(self.borders, numbers, side="right") - 1
+        tiles = numbers.astype(np.int64) - self.borders[histories]
+        first = self.offsets[histories] + self.phases[histories] + tiles * self.context_length
+        lengths = self.offsets[histories + 1] - self.offsets[histories]
+        return np.stack([first, np.minimum(self.context_length, lengths)], axis=1)
 
 
 class HistoryWindows:
     r"""
-    All windows of `context_length` consecutive steps of a learning-history dataset, in memory, and an order of them
-    for each epoch.
+    All windows of `context_length` consecutive steps of a learning-history dataset, and an order of them for each
+    epoch.
 
     In epoch e every history is tiled by consecutive windows, from a phase that is drawn from (seed, e, history_id),
     and the windows of all histories are shuffled by (seed, e). So an epoch's batches are a pure function of (seed, e),
     whatever the number of processes. Histories shorter than a window give one window each, padded at its end.
 
     Args:
-        histories (`datasets.Dataset` or iterable of [`HistoryRows`]):
-            Rows of learning histories; the pieces of a history stand next to each other.
+        histories (`datasets.Dataset`, iterable of [`HistoryRows`], or [`FlatHistories`]):
+            Rows of learning histories; the pieces of a history stand next to each other. Or their steps, of which
+            [`~ad_hf.histories.mapped.map_histories`] has chosen those to keep.
         observation_space, action_space (`gymnasium.Space`):
             Spaces of one environment.
         context_length (`int`):
@@ -100,7 +93,7 @@ class HistoryWindows:
 
     def __init__(
         self,
-        histories: Dataset | Iterable[HistoryRows],
+        histories: Dataset | Iterable[HistoryRows] | FlatHistories,
         observation_space: spaces.Space,
         action_space: spaces.Space,
         context_length: int,
@@ -112,77 +105,14 @@ class HistoryWindows:
     ) -> None:
         self.context_length, self.seed = context_length, seed
         if isinstance(histories, Dataset):
-            histories = _rows_of_dataset(histories, observation_space, action_space, name)
-        columns = self._read(histories, observation_space, action_space)
-        ends = columns.pop("terminations") | columns.pop("truncations")
-        subsampling = keep_every_episode, max_episodes, last_episodes
-        kept, self.offsets = keep_episodes(ends, columns.pop("offsets"), *subsampling)
-        self._hashes = columns.pop("hashes")
-        starts = np.ones(int(self.offsets[-1]), dtype=bool)
-        starts[1:] = ends[kept][:-1]
-        first_steps = self.offsets[:-1]
-        starts[first_steps] = True
-        actions, rewards = columns["actions"][kept], columns["rewards"][kept].astype(np.float32)
-        none = none_action(action_space)
-        previous_dtype = np.result_type(actions.dtype, np.min_scalar_type(none.max(initial=0)))
-        previous_actions = np.roll(actions, 1, axis=0).astype(previous_dtype)
-        previous_actions[first_steps] = none
-        previous_rewards = np.roll(rewards, 1)
-        previous_rewards[first_steps] = 0.0
-        self._tensors = {
-            "previous_actions": torch.from_numpy(previous_actions),
-            "previous_rewards": torch.from_numpy(previous_rewards),
-            "episode_starts": torch.from_numpy(starts),
-            "labels": torch.from_numpy(actions),
-        }
-        self._frames: FramePieces | None = None
-        if has_frames(observation_space):
-            self._frames, self._frame_steps = columns["observations"], np.flatnonzero(kept)
-        else:
-            self._tensors["observations"] = torch.from_numpy(columns["observations"][kept])
-
-    @staticmethod
-    def _read(
-        histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
-    ) -> dict[str, Any]:
-        framed = has_frames(observation_space)
-        flat: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS[2:]}
-        ids: list[str] = []
-        names: list[str] = []
-        lengths, start_steps, chunks = [], [], []
-        for name, first_row, table in histories:
-            check_histories(table, observation_space, action_space, name, first_row)
-            ids.extend(table["history_id"].to_pylist())
-            names.extend(f"{name}: row {first_row + row}" for row in range(len(table)))
-            start_steps.append(np.asarray(table["start_step"]))
-            lengths.append(np.asarray(pa.compute.list_value_length(table["rewards"])))
-            if framed:
-                chunks.extend(table["observations"].chunks)
-            for column, parts in flat.items():
-                if not framed or column != "observations":
-                    parts.append(_flat(table[column]))
-        if not ids:
-            raise ValueError("there are no learning histories to make windows of: the dataset has no rows")
-        row_ids, row_lengths, row_starts = np.array(ids), np.concatenate(lengths), np.concatenate(start_steps)
-        # Rows that continue the history of the row before are pieces of it.
-        firsts = np.flatnonzero(np.concatenate([[True], row_ids[1:] != row_ids[:-1]]))
-        offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(row_lengths, firsts))]).astype(np.int64)
-        expected = np.cumsum(row_lengths) - row_lengths
-        expected -= np.repeat(offsets[:-1], np.diff(np.append(firsts, len(ids))))
-        if (row_starts != expected).any():
-            row = int(np.argmax(row_starts != expected))
-            raise ValueError(
-                f"{names[row]} (history {ids[row]!r}), column start_step: {row_starts[row]}, expected "
-                f"{expected[row]}; the pieces of a history must stand next to each other, in order"
-            )
-        digests = [hashlib.blake2b(str(history).encode(), digest_size=8).digest() for history in row_ids[firsts]]
-        columns: dict[str, Any] = {
-            column: parts[0] if len(parts) == 1 else np.concatenate(parts) for column, parts in flat.items() if parts
-        }
-        if framed:
-            shape = observation_space.shape or ()
-            columns["observations"] = FramePieces(pa.chunked_array(chunks), row_lengths, shape, names)
-        return {**columns, "offsets": offsets, "hashes": np.frombuffer(b"".join(digests), dtype=np.uint64)}
+            histories = rows_of_dataset(histories, observation_space, action_space, name)
+        if not isinstance(histories, FlatHistories):
+            subsampling = keep_every_episode, max_episodes, last_episodes
+            histories = read_histories(histories, observation_space, action_space, subsampling)
+        self._steps, self.offsets, self._hashes, self._frames = histories
+        self._none = none_action(action_space)
+        actions = self._steps.dtype["actions"].base
+        self._previous_dtype = np.result_type(actions, np.min_scalar_type(self._none.max(initial=0)))
 
     def warn_of_short_histories(self) -> None:
         """Warn if most windows show the start of a history."""
@@ -205,23 +135,35 @@ class HistoryWindows:
         """Number of steps of all histories, after subsampling."""
         return int(self.offsets[-1])
 
-    def epoch_windows(self, epoch: int) -> np.ndarray:
-        """Windows of an epoch, history by history: rows of (first step, number of steps), (num_windows, 2)."""
+    def tiling(self, epoch: int) -> Tiling:
+        """How the windows of an epoch lie in the histories."""
         lengths = np.diff(self.offsets)
         spare = np.clip(lengths - self.context_length + 1, 1, self.context_length)
         drawn = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
         mixed = (self._hashes ^ np.uint64(drawn)) * np.uint64(0x9E3779B97F4A7C15)
         phases = ((mixed ^ (mixed >> np.uint64(32))) % spare.astype(np.uint64)).astype(np.int64)
         counts = np.maximum(1, (lengths - phases) // self.context_length)
-        histories = np.repeat(np.arange(len(lengths)), counts)
-        tiles = np.arange(len(histories)) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = self.offsets[histories] + phases[histories] + tiles * self.context_length
-        return np.stack([first, np.minimum(self.context_length, lengths[histories])], axis=1)
+        return Tiling(self.offsets, phases, np.concatenate([[0], np.cumsum(counts)]), self.context_length)
+
+    def epoch_windows(self, epoch: int) -> np.ndarray:
+        """Windows of an epoch, history by history: rows of (first step, number of steps), (num_windows, 2)."""
+        tiling = self.tiling(epoch)
+        return tiling.windows(np.arange(tiling.num_windows))
+
+    def epoch_numbers(self, epoch: int) -> np.ndarray:
+        """
+        Numbers of the windows in [`~HistoryWindows.tiling`], (num_windows,), in the order of an epoch.
+
+        This is what an epoch takes in memory: 4 bytes a window, so 20 MB for 1e9 steps in windows of 200.
+        """
+        count = self.tiling(epoch).num_windows
+        numbers = np.arange(count, dtype=np.uint32 if count <= 2**32 else np.uint64)
+        np.random.default_rng([self.seed, epoch]).shuffle(numbers)
+        return numbers
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """Windows of an epoch in their order: rows of (first step, number of steps), (num_windows, 2)."""
-        windows = self.epoch_windows(epoch)
-        return windows[np.random.default_rng([self.seed, epoch]).permutation(len(windows))]
+        return self.tiling(epoch).windows(self.epoch_numbers(epoch))
 
     def batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
         """
@@ -239,22 +181,41 @@ class HistoryWindows:
 
     def empty_batch(self, size: int, time: int) -> dict[str, torch.Tensor]:
         """A batch of so many windows of so many steps, to be filled."""
-        batch = {name: tensor.new_empty((size, time, *tensor.shape[1:])) for name, tensor in self._tensors.items()}
-        if self._frames is not None:
-            batch["observations"] = torch.empty((size, time, *self._frames.shape), dtype=torch.uint8)
-        return batch
+        fields = self._steps.dtype
+        actions = fields["actions"]
+        observations = np.dtype((np.uint8, self._frames.shape)) if self._frames else fields["observations"]
+        dtypes = {
+            "observations": observations,
+            "previous_actions": np.dtype((self._previous_dtype, actions.shape)),
+            "previous_rewards": fields["rewards"],
+            "episode_starts": fields["ends"],
+            "labels": actions,
+        }
+        return {name: torch.from_numpy(np.empty((size, time), dtype)) for name, dtype in dtypes.items()}
 
     def fill(self, batch: dict[str, torch.Tensor], rows: np.ndarray, windows: np.ndarray) -> None:
         """Write windows (number, 2) into some rows (number,) of a batch."""
-        first, lengths = torch.from_numpy(windows[:, :1]), torch.from_numpy(windows[:, 1:])
+        first, lengths = windows[:, :1], windows[:, 1:]
         time = batch["labels"].shape[1]
-        index = first + torch.minimum(torch.arange(time), lengths - 1)  # padding repeats the last step
-        for name, tensor in self._tensors.items():
-            batch[name].numpy()[rows] = tensor[index].numpy()  # torch cannot assign all unsigned integers
+        index = first + np.minimum(np.arange(time), lengths - 1)  # padding repeats the last step
+        steps, previous = self._steps.take(index), self._steps.take(np.maximum(index - 1, 0))
+        is_first = (index == first) & (self.offsets[np.searchsorted(self.offsets, first)] == first)  # of a history
+        previous_actions = previous["actions"].astype(self._previous_dtype)
+        for values, none in ((previous_actions, self._none), (previous["rewards"], 0.0), (previous["ends"], True)):
+            values[is_first] = none
+        filled = {
+            "previous_actions": previous_actions,
+            "previous_rewards": previous["rewards"],
+            "episode_starts": previous["ends"],
+            "labels": steps["actions"],
+        }
+        if self._frames is None:
+            filled["observations"] = steps["observations"]
+        for name, values in filled.items():
+            batch[name].numpy()[rows] = values  # torch cannot assign all unsigned integers
         if self._frames is not None:
             places = (rows[:, None] * time + np.arange(time)).ravel()
-            frames = batch["observations"].flatten(0, 1).numpy()
-            self._frames.take(self._frame_steps[index.flatten().numpy()], frames, places)
+            self._frames.take(steps["frame"].ravel(), batch["observations"].flatten(0, 1).numpy(), places)
 
 
 def make_batch(parts: Sequence[HistoryWindows], owners: np.ndarray, windows: np.ndarray) -> dict[str, torch.Tensor]:
@@ -325,16 +286,16 @@ class WindowBatches:
     def _choices(self) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
         """Windows of this process's batches from here on, each with the epoch and position after it."""
         epoch, position = self.epoch, self.position
-        order = self.windows.epoch_order(epoch)
+        tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
         while True:
-            chosen = order[position : position + self.batch_size]
+            chosen = tiling.windows(order[position : position + self.batch_size])
             position += self.batch_size
             while position >= len(order):  # a batch may reach over the end of an epoch, or of several
                 position -= len(order)
                 epoch += 1
-                order = self.windows.epoch_order(epoch)
+                tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
                 missing = self.batch_size - len(chosen)
-                chosen = np.concatenate([chosen, order[:missing]])
+                chosen = np.concatenate([chosen, tiling.windows(order[:missing])])
             yield chosen[self._part], (epoch, position)
 
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
