@@ -54,6 +54,9 @@ class DataConfig:
         last_episodes: Then drop all but so many of its last ones: expert distillation.
         buffer_megabytes: Of a streamed dataset, histories that are mixed at a time; twice as much is held.
         num_workers: Of a streamed dataset, processes that read and decode beside each training process.
+        keep_in_memory: Of one that is not streamed, whether each process reads it into memory, or all share
+            memory-mapped files in the cache of datasets; by default the first if it takes less than a quarter of the
+            free memory.
     """
 
     keep_every_episode: int = 1
@@ -61,6 +64,7 @@ class DataConfig:
     last_episodes: int | None = None
     buffer_megabytes: int = 32
     num_workers: int = 0
+    keep_in_memory: bool | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("keep_every_episode", 1), ("buffer_megabytes", 1), ("num_workers", 0)):

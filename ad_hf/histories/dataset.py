@@ -96,6 +96,19 @@ class HistoryDataset:
         check_complete((Path(path).name for path in sizes), split, f"{self}, {self.config_name}")
         return sizes
 
+    def files(self, split: str) -> list[Path]:
+        """
+        The files of a split; what is not there yet is downloaded.
+
+        Raises:
+            FileNotFoundError: if files are missing.
+            ValueError: for a file that is no parquet, or lacks columns of learning histories, with its name.
+        """
+        folder = self.repository.download([self.pattern(split)]).resolve()
+        files = [folder / path for path in self.shards(split)]
+        check_shards(files, self.metadata, str(self))
+        return files
+
     def load(self, split: str, columns: list[str] | None = None) -> Dataset:
         """
         A split, with all or some of its columns; what is not there yet is downloaded.
@@ -104,12 +117,9 @@ class HistoryDataset:
             FileNotFoundError: if files are missing.
             ValueError: for a file that is damaged, or lacks columns of learning histories, with its name.
         """
-        pattern = self.pattern(split)
-        folder = self.repository.download([pattern]).resolve()
         # By its files and not by its folder: datasets caches a local folder by its name alone, so that another folder
         # of that name, or this one collected anew, would be taken for it.
-        files = [folder / path for path in self.shards(split)]
-        check_shards(files, self.metadata, str(self))
+        files = self.files(split)
         try:
             rows = load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
         except (DatasetGenerationError, pa.ArrowException) as error:

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.files import atomic_folder, remove_leftovers, write_text
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
+from ad_hf.histories.mapped import fits_in_memory, map_histories
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.validation import COLUMNS
@@ -121,25 +122,33 @@ class Trainer:
         return self.accelerator.prepare(model, *optimizers)
 
     def _make_batches(self, streaming: bool, say: Callable[[str], None]) -> WindowBatches | StreamedBatches:
-        """Batches from memory, or from a stream, for this process."""
+        """Batches from memory, from memory-mapped files, or from a stream, for this process."""
         data, accelerator = self.recipe.data, self.accelerator
         batch_size = self.config.batch_size // self.config.gradient_accumulation_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
-        settings: dict[str, Any] = {
-            "context_length": self.context_length,
+        subsampling: dict[str, Any] = {
             "keep_every_episode": data.keep_every_episode,
             "max_episodes": data.max_episodes,
             "last_episodes": data.last_episodes,
-            "seed": self.config.seed,
         }
+        settings: dict[str, Any] = {"context_length": self.context_length, **subsampling, "seed": self.config.seed}
         if streaming:
             stream = HistoryStream(self.dataset, "train", **settings, buffer_megabytes=data.buffer_megabytes)
             say(f"streaming {stream.num_steps:,} steps, {stream.compressed_bytes / 1e6:.1f} MB, from {self.dataset}")
             return StreamedBatches(stream, batch_size, rank, processes, data.num_workers)
-        rows = self.dataset.load("train", list(COLUMNS))
+        in_memory = data.keep_in_memory
+        if in_memory is None:  # how much memory is free changes meanwhile: the first process's choice is everyone's
+            fitting = fits_in_memory(self.dataset, "train", data.keep_every_episode, processes)
+            in_memory = broadcast_object_list([fitting])[0]
+        rows = (
+            self.dataset.load("train", list(COLUMNS))
+            if in_memory
+            else map_histories(self.dataset, "train", **subsampling, say=say)
+        )
         windows = HistoryWindows(rows, *self.dataset.metadata.spaces, **settings, name=f"{self.dataset}, split train")
         windows.warn_of_short_histories()
-        say(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {self.dataset}")
+        where = "in memory" if in_memory else "memory-mapped"
+        say(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {self.dataset}, {where}")
         return WindowBatches(windows, batch_size, rank, processes)
 
     def update(self, batches: Any) -> torch.Tensor:
