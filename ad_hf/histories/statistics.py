@@ -104,7 +104,8 @@ def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dic
                 total, count = total + float(rewards.sum()), count + int(np.count_nonzero(rewards))
                 if is_vector:
                     values = table["observations"].combine_chunks().flatten().flatten().to_numpy()
-                    sampled.append(values.reshape(len(rewards), -1)[-passed % every :: every])
+                    # Copied: a view would keep the whole column.
+                    sampled.append(values.reshape(len(rewards), -1)[-passed % every :: every].copy())
                 passed += len(rewards)
     scales: dict[str, Any] = {"reward_scale": total / count if total else 1.0}
     if is_vector and passed:
