@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ad_hf.envs.task_family import Task, TaskFamily
     from ad_hf.evaluation.evaluate import Evaluation, evaluate
     from ad_hf.histories.dataset import config_from_dataset, load_histories
+    from ad_hf.histories.merge import merge_datasets
     from ad_hf.hub.push import push_dataset, push_model
     from ad_hf.model.configuration_ad import ADConfig
     from ad_hf.model.modeling_ad import ADModel, ADOutput
@@ -45,6 +46,7 @@ _MODULES = {
     "evaluate": "ad_hf.evaluation.evaluate",
     "load_histories": "ad_hf.histories.dataset",
     "load_recipe": "ad_hf.recipe",
+    "merge_datasets": "ad_hf.histories.merge",
     "push_dataset": "ad_hf.hub.push",
     "push_model": "ad_hf.hub.push",
     "quickstart": "ad_hf.pipeline",
@@ -68,6 +70,7 @@ __all__ = [
     "evaluate",
     "load_histories",
     "load_recipe",
+    "merge_datasets",
     "push_dataset",
     "push_model",
     "quickstart",

@@ -29,6 +29,7 @@ examples:
   ad-hf push dataset histories user/dark-room-histories
   ad-hf push model runs/dark_room user/ad-dark-room
   ad-hf train --dataset user/dark-room-histories --streaming --output_dir runs/streamed
+  ad-hf merge seed0 seed1 histories                         of one family, with other seeds or other tasks
   ad-hf convert to-minari histories dark_room/a2c-v0        and from-minari, from-arrays (npz, HDF5)
 
 A dataset or a model is a folder, or an id on the Hub, as user/name or user/name@revision. Any setting of a recipe can
@@ -136,6 +137,11 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--revision", help="branch to push to, which is made if need be (default: main)")
     verb.add_argument("--config_name", help="of a dataset: push this configuration alone, or the only one as this")
 
+    verb = add_verb("merge", "Join histories of one family, with other seeds or of other tasks, as one dataset.")
+    verb.add_argument("datasets", nargs="+", metavar="DIR|ID", help="two datasets of learning histories, or more")
+    verb.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the dataset to write")
+    verb.add_argument("--config_name", help="configuration of each of them, and of the result")
+
     verb = add_verb("convert", "Write histories in another format, or those of another format as a dataset.")
     _add_directions(verb)
     return parser
@@ -194,6 +200,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Do what a verb says."""
     if arguments.verb == "convert":
         convert(arguments, overrides)
+        return
+    if arguments.verb == "merge":
+        merge(arguments, overrides)
         return
     # Imported here, so that `ad-hf --help` answers at once.
     from transformers.utils.logging import disable_progress_bar
@@ -282,6 +291,15 @@ def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     else:
         url = push_model(arguments.folder, arguments.repo_id, **settings)
     print(url)
+
+
+def merge(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
+    """Merge datasets."""
+    from ad_hf.histories.merge import merge_datasets
+
+    refuse(unknown)
+    folder = merge_datasets(arguments.datasets, arguments.output_dir, arguments.config_name)
+    print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
 
 
 def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:

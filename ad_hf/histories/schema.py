@@ -41,7 +41,8 @@ class HistoryMetadata:
         source (`dict`):
             `algorithm`, `n_envs`, `total_timesteps` and `hyperparameters` of the source.
         seeds (`list[int]`):
-            Seeds of the source, each of which learnt every task.
+            Seeds of the source. Each learnt every task but those of `failures`; in datasets that were merged, those
+            that `progress` lists.
         wrappers (`list[dict]`), attributes (`list[str]`):
             Wrappers of each environment, and which keyword arguments are attributes of it, as of
             [`~ad_hf.TaskFamily`].
