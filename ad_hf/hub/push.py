@@ -267,13 +267,13 @@ def push_model(
     if folder.name == "model":
         add_run_files(folder, folder.parent)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
-    pickles = [name for name in files if _is_pickle(name)]
-    if pickles:
-        raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
     files.pop(CARD, None)
     if checkpoint is not None:
         inner = [path for path in sorted(Path(checkpoint).rglob("*")) if path.is_file()]
         files |= {f"checkpoint/{path.relative_to(checkpoint).as_posix()}": path for path in inner}
+    pickles = [name for name in files if _is_pickle(name)]
+    if pickles:
+        raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
     local_card = read_text(folder / CARD)
 
     def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:

@@ -160,6 +160,9 @@ class ADPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
+        """No single table embeds a step, which tools that look for one (such as Accelerate's FSDP) are to know."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -4,7 +4,8 @@ Checkpoints: all that a run needs in order to go on as if it had not been interr
 A checkpoint is a folder that `from_pretrained` loads, too: the model as it was, beside the state of the optimizers and
 random numbers (`training.safetensors`), everything that is no tensor (`training_state.json`), and the model that did
 best so far (`best/`). There is no pickle in it, so that it may be pushed and resumed elsewhere. Weights and optimizer
-states are stored whole under the weights' names, however they are sharded in memory.
+states are stored whole under the weights' names, however they are sharded in memory. Only DeepSpeed's engine writes
+files of its own, pickles, which stay on the machine (`deepspeed/`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE, TENSORS_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "training_state.json"
 BEST_FOLDER = "best"  # the model that did best so far
+DEEPSPEED_FOLDER = "deepspeed"  # of a run with DeepSpeed, the engine's own files: pickles, for this machine alone
 PUSHED_FOLDER = "checkpoint"  # of a Hub repository, in which a run's newest checkpoint is
 # What may be another when a run is resumed: it changes none of the updates.
 FREE_SETTINGS = {
@@ -118,6 +120,7 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
     places = gather_object([trainer.batches.state_dict()])
     random_states = gather_object([_random_states()])
     weights, (tensors, groups) = gather_weights(trainer), _optimizer_states(trainer)
+    state = {}
     if accelerator.is_main_process:
         tensors |= {f"random/{i}/{kind}": each for i, one in enumerate(random_states) for kind, each in one.items()}
         state = {
@@ -131,12 +134,17 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
             "schedulers": [scheduler.state_dict() for scheduler in trainer.schedulers],
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
-        with _explained(path, output_dir), atomic_folder(path) as folder:
+    with _explained(path, output_dir), atomic_folder(path) if accelerator.is_main_process else nullcontext() as folder:
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:  # each process writes its part
+            trainer.model.save_checkpoint(broadcast_object_list([str(folder)])[0], tag=DEEPSPEED_FOLDER)
+            accelerator.wait_for_everyone()
+        if folder is not None:
             trainer.save_model(folder, weights)
             save_file(tensors, folder / TENSORS_FILE)
             if trainer.best is not None:
                 shutil.copytree(output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+    if accelerator.is_main_process:
         for old in list_checkpoints(output_dir)[: -trainer.config.save_total_limit]:
             remove_folder(old)
     accelerator.wait_for_everyone()
@@ -144,7 +152,13 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
 
 
 def _optimizer_states(trainer: Trainer) -> tuple[dict[str, torch.Tensor], list[Any]]:
-    """Whole tensors of the optimizers' states by weights' names, and their groups' settings, in the main process."""
+    """
+    Whole tensors of the optimizers' states by weights' names, and their groups' settings, in the main process.
+
+    None with DeepSpeed, whose engine keeps them.
+    """
+    if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return {}, []
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     tensors: dict[str, torch.Tensor] = {}
     groups = []
@@ -180,7 +194,8 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
         return next(reversed(list_checkpoints(output_dir)), None)
     folder = Path(resume)
     if not folder.exists() and HUB_ID.fullmatch(str(resume)):
-        folder = find_repository(resume, "model").download([f"{PUSHED_FOLDER}/*"]) / PUSHED_FOLDER
+        wanted = [f"{PUSHED_FOLDER}/{name}" for name in ("*.json", "*.safetensors", f"{BEST_FOLDER}/*.py")]
+        folder = find_repository(resume, "model").download(wanted) / PUSHED_FOLDER
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(
             f"{resume} is no checkpoint: expected `latest`, a folder with {STATE_FILE} in it, or a repository on the "
@@ -214,10 +229,13 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
             f"{folder} is of a run of {len(state['batches'])} processes, this one has {accelerator.num_processes}"
         )
     tensors = load_file(folder / TENSORS_FILE)
-    model = accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    _set_optimizer_states(trainer, model, tensors, state["optimizers"])
-    weights: Any = load_file(folder / MODEL_FILE)
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        trainer.model.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
+    else:
+        model = accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        _set_optimizer_states(trainer, model, tensors, state["optimizers"])
+        weights: Any = load_file(folder / MODEL_FILE)
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
     for scheduler, saved in zip(trainer.schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(saved)
     if accelerator.scaler is not None:

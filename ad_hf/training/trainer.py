@@ -75,6 +75,7 @@ class Trainer:
         if implementation is not None:
             self.model_config._attn_implementation = implementation
         model = ADModel(self.model_config)
+        self.num_parameters = model.num_parameters()
         if self.config.gradient_checkpointing:
             model.activation_checkpointing_enable()
         set_seed(self.config.seed, device_specific=True)
@@ -347,9 +348,9 @@ def train(
     if recipe.training.log_with is not None:
         settings = {name: value for name, value in asdict(recipe.training).items() if value is not None}
         accelerator.init_trackers("ad_hf", config=settings)
-    parameters = sum(weight.numel() for weight in trainer.model.parameters())
     start = f"; going on after {done} updates, from {checkpoint}" if done else ""
-    say(f"a model of {parameters:,} parameters, processes: {accelerator.num_processes}{start}")
+    kind = "" if accelerator.num_processes == 1 else f" ({accelerator.distributed_type.value})"
+    say(f"a model of {trainer.num_parameters:,} parameters, processes: {accelerator.num_processes}{kind}{start}")
     try:
         trainer.run(Metrics(output_dir, accelerator, done), done, publisher, push_every or 0)
         if accelerator.is_main_process:

@@ -7,7 +7,8 @@ CPUs over gloo all the same, once it is told that the run is one of FSDP.
 
 import sys
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from ad_hf.cli import main
@@ -24,8 +25,9 @@ def sharding_accelerator(**settings):
         cpu_ram_efficient_loading=False,
     )
     accelerator = Accelerator(**settings)
-    state = accelerator.state._shared_state
-    state["distributed_type"], state["fsdp_plugin"] = DistributedType.FSDP, plugin
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
     assert accelerator.is_fsdp2
     return accelerator
 

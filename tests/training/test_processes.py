@@ -67,7 +67,7 @@ def test_two_processes_train_as_one_does(alone, tiny_recipe_file, tiny_histories
     """The loss of each of fifty updates, to 1e-4; both ways leave checkpoints and models of whole weights."""
     run = tmp_path / "run"
     printed = train(script, tiny_recipe_file, tiny_histories, run, *STEPS)
-    assert "processes: 2" in printed
+    assert f"processes: 2 ({'FSDP' if script == SHARDED else 'MULTI_CPU'})" in printed
     assert printed.count("best on the validation tasks") == 1
     assert len(losses(run)) == 50
     assert np.abs(np.subtract(losses(run), losses(alone))).max() < 1e-4

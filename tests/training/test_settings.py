@@ -66,5 +66,6 @@ def test_accelerate_reads_the_configurations(path):
             "multi_gpu": "MULTI_GPU",
             "fsdp": "FSDP",
             "deepspeed_zero2": "DEEPSPEED",
+            "deepspeed_zero3": "DEEPSPEED",
         }[path.stem]
     )
