@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the datasets are made (default: a temporary folder)")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="bytes trained on (default: %(default)s)")
-    parser.add_argument("--updates", type=int, default=80, help="updates of each run (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=120, help="updates of each run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file to write as well")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)  # a part in a process of its own

@@ -34,7 +34,7 @@ from ad_hf.histories.windows import HistoryWindows, make_batch, share_of_batch
 from ad_hf.hub.repositories import HubError, retried
 
 BLOCK_BYTES = 1 << 18  # compressed; a request each: less would cost more latency, more would mix fewer tasks
-READERS = 4  # blocks that are read side by side, which hides that latency
+READERS = 4  # blocks that are read side by side over HTTP, which hides that latency
 
 T = TypeVar("T")
 
@@ -181,7 +181,8 @@ class HistoryStream:
                     seed=self.seed,
                 )
 
-        with ThreadPoolExecutor(READERS) as executor:
+        # A folder has no latency to hide, for which more blocks would be held as tables at the same time.
+        with ThreadPoolExecutor(READERS if self._folder is None else 1) as executor:
             parts = list(executor.map(read_one, blocks))
         pa.default_memory_pool().release_unused()
         return parts
