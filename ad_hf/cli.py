@@ -98,8 +98,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_verb("recipes", "List the recipes that come with the package, with their sizes and times.")
 
     verb = add_verb("collect", "Let a source learn every task, and write its learning histories as a dataset.")
-    verb.add_argument("--output_dir", default="histories", help="folder of the dataset (default: %(default)s)")
+    verb.add_argument(
+        "--output_dir", default="histories", help="folder of the dataset, or a URL as s3://... (default: %(default)s)"
+    )
     verb.add_argument("--num_workers", type=int, help="processes that collect (default: one per core)")
+    verb.add_argument("--part", metavar="K/N", default="1/1", help="do every N-th shard only, as one of N such calls")
 
     verb = add_verb("train", "Train a model on learning histories.")
     verb.add_argument("--dataset", required=True, metavar="DIR|ID", help="learning histories")
@@ -210,6 +213,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from ad_hf import pipeline
     from ad_hf.recipe import load_recipe
     from ad_hf.recipe_list import recipe_table
+    from ad_hf.sources.publishing import is_published
 
     disable_progress_bar()  # of loading a model's weights, which takes no time
     if arguments.verb == "push":
@@ -230,8 +234,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             arguments.config_name,
         )
     elif arguments.verb == "collect":
-        folder = pipeline.collect_recipe(recipe, arguments.output_dir, arguments.num_workers)
-        print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
+        folder = pipeline.collect_recipe(recipe, arguments.output_dir, arguments.num_workers, part=arguments.part)
+        if is_published(folder):  # else other parts are missing, as was said
+            print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
     elif arguments.verb == "train":
         pipeline.train(
             recipe,

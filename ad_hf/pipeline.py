@@ -35,13 +35,16 @@ def peak_memory_gigabytes() -> float | None:
     return round(max(peaks) * unit / 1e9, 2)
 
 
-def collect_recipe(recipe: Recipe, output_dir: str | Path, num_workers: int | None = None) -> Path:
-    """Collect the histories that a recipe's `family` and `source` sections describe."""
+def collect_recipe(
+    recipe: Recipe, output_dir: str | Path, num_workers: int | None = None, **settings: Any
+) -> Path | str:
+    """Collect the histories that a recipe's `family` and `source` sections describe; see [`~ad_hf.collect`]."""
     return collect(
         TaskFamily.from_config(recipe.family),
         **asdict(recipe.source),
         output_dir=output_dir,
         num_workers=num_workers,
+        **settings,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,20 @@ class HistoryMetadata:
 
     def to_json(self) -> str:
         """The text of `metadata.json`; each row of `progress` is one line, for there may be thousands."""
-        text = json.dumps({**asdict(self), "progress": None}, indent=2)
-        columns = json.dumps(self.progress.get("columns", []))
-        rows = ",".join(f"\n      {json.dumps(row)}" for row in self.progress.get("rows", []))
-        progress = f'{{\n    "columns": {columns},\n    "rows": [{rows}\n    ]\n  }}' if self.progress else "{}"
-        return text.removesuffix("null\n}") + progress + "\n}\n"
+        return "".join(self.json_pieces(self.progress.get("rows", [])))
+
+    def json_pieces(self, rows: Iterable[list[Any]]) -> Iterator[str]:
+        """The text of `metadata.json` bit by bit, with these rows of `progress`: there may be millions."""
+        yield json.dumps({**asdict(replace(self, progress={})), "progress": None}, indent=2).removesuffix("null\n}")
+        if self.progress:
+            columns = json.dumps(self.progress.get("columns", []))
+            yield f'{{\n    "columns": {columns},\n    "rows": ['
+            for number, row in enumerate(rows):
+                yield f"{',' if number else ''}\n      {json.dumps(row)}"
+            yield "\n    ]\n  }"
+        else:
+            yield "{}"
+        yield "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> HistoryMetadata:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from gymnasium import spaces
 
 from ad_hf.envs.task_family import SPLITS
+from ad_hf.folders import Folder
 from ad_hf.histories.blocks import read_row_groups
 from ad_hf.histories.schema import HistoryMetadata
 
@@ -51,11 +53,12 @@ def split_statistics(files: Sequence[Path]) -> dict[str, Any]:
         of the last finished episode (`None` if there is none).
     """
     ids: set[str] = set()
-    counts = {"steps": 0, "episodes": 0}
+    counts = {"steps": 0, "episodes": 0, "bytes": 0}
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     for file in files:
-        with pq.ParquetFile(file) as shard:
+        with file.open("rb") as opened, pq.ParquetFile(opened) as shard:
+            counts["bytes"] += opened.seek(0, os.SEEK_END)
             for index in range(shard.num_row_groups):
                 table = shard.read_row_group(index, columns=COLUMNS)
                 names = np.array(table["history_id"].to_pylist(), dtype=object)
@@ -69,7 +72,6 @@ def split_statistics(files: Sequence[Path]) -> dict[str, Any]:
     return {
         "histories": len(ids),
         **counts,
-        "bytes": sum(file.stat().st_size for file in files),
         "return_first": float(np.mean(list(first.values()))) if first else None,
         "return_last": float(np.mean(list(last.values()))) if last else None,
     }
@@ -91,13 +93,12 @@ def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dic
         Outliers are moved to the percentiles 0.1 and 99.9; the deviation of a constant dimension is 1.
     """
     is_vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
-    footers = [pq.read_metadata(file) for file in files] if is_vector else []
-    num_steps = sum(group.steps for footer in footers for group in read_row_groups(footer))
+    num_steps = sum(map(_num_steps, files)) if is_vector else 0
     every = max(1, num_steps // SAMPLED_STEPS)
     total, count, passed = 0.0, 0, 0
     sampled: list[np.ndarray] = []
     for file in files:
-        with pq.ParquetFile(file) as shard:
+        with file.open("rb") as opened, pq.ParquetFile(opened) as shard:
             for index in range(shard.num_row_groups):
                 table = shard.read_row_group(index, columns=["rewards", *["observations"] * is_vector])
                 rewards = np.abs(table["rewards"].combine_chunks().flatten().to_numpy())
@@ -111,6 +112,11 @@ def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dic
     if is_vector and passed:
         scales["observation_mean"], scales["observation_std"] = _moments(np.concatenate(sampled))
     return scales
+
+
+def _num_steps(file: Path) -> int:
+    with file.open("rb") as opened:
+        return sum(group.steps for group in read_row_groups(pq.read_metadata(opened)))
 
 
 def _moments(values: np.ndarray) -> tuple[list[float], list[float]]:
@@ -128,15 +134,16 @@ def content_fingerprint(files: Sequence[Path]) -> str:
     """Digest of the contents of shards, in their order."""
     digest = hashlib.blake2b(digest_size=8)
     for path in files:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
 
 
-def describe_shards(metadata: HistoryMetadata, folder: Path) -> None:
+def describe_shards(metadata: HistoryMetadata, folder: Path | Folder) -> None:
     """Fill in what `metadata.json` says of the shards in a configuration's folder: statistics and fingerprint."""
-    shards = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in SPLITS}
+    folder = Folder(folder) if isinstance(folder, Path) else folder
+    shards = {split: folder.files(f"{split}-*.parquet") for split in SPLITS}
     metadata.statistics = {split: split_statistics(files) for split, files in shards.items() if files}
     if shards["train"]:
         metadata.statistics["train"] |= normalization(shards["train"], metadata.spaces[0])
-    metadata.fingerprint = content_fingerprint(sorted(folder.glob("*.parquet")))
+    metadata.fingerprint = content_fingerprint(folder.files("*.parquet"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,60 +14,18 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.files import write_text
-from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, read_metadata
+from ad_hf.folders import is_url, open_folder
+from ad_hf.histories.schema import HistoryMetadata, default_piece_steps
 from ad_hf.histories.writer import SHARD_TRANSITIONS
-from ad_hf.hub.cards import write_dataset_card
 from ad_hf.sources.convergence import convergence_settings
-from ad_hf.sources.failures import CollectionError, TaskFailure
-from ad_hf.sources.jobs import Source, make_jobs, run_job
+from ad_hf.sources.jobs import Outcome, Source, run_job
+from ad_hf.sources.layout import ShardLayout
 from ad_hf.sources.learners import callback_settings, check_hyperparameters, learns_side_by_side
+from ad_hf.sources.publishing import is_finished, prepare_work, publish, remove_work
 from ad_hf.sources.work_folder import WorkFolder
 from ad_hf.sources.workers import available_cores, run_jobs
 
-HIDDEN_FOLDER = ".incomplete"
-SETTINGS_FILE = "collection.json"
-FOUND_LATER = ("versions", "statistics", "fingerprint", "failures", "progress")  # of metadata, not what was asked for
-
-
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to mix two collections in one folder, naming what differs."""
-    path = folder / SETTINGS_FILE
-    if path.is_file():
-        before = json.loads(path.read_text())
-        for name in sorted({*before, *settings}):
-            if before.get(name) != settings.get(name):
-                raise ValueError(
-                    f"{folder} holds a collection with {name} = {before.get(name)!r}, now it is "
-                    f"{settings.get(name)!r}: give another output_dir, or delete {folder} to start again"
-                )
-    else:
-        write_text(path, json.dumps(settings, indent=2) + "\n")
-
-
-def _is_finished(output_dir: Path, config_name: str, metadata: HistoryMetadata) -> bool:
-    """Whether all of these histories are there; refuses to write over others."""
-    folder = output_dir / config_name
-    if not folder.exists():
-        return False
-    try:
-        read = read_metadata(output_dir, config_name)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} exists and holds no learning histories: give another output_dir") from error
-    found, wanted = asdict(read), asdict(metadata)
-    for name in sorted(set(wanted) - set(FOUND_LATER)):
-        if found[name] != wanted[name]:
-            raise ValueError(
-                f"{folder} already holds histories with {name} = {found[name]!r}, now it is {wanted[name]!r}: give "
-                "another output_dir or config_name, or delete the folder to collect again"
-            )
-    hidden = output_dir / HIDDEN_FOLDER / config_name
-    if read.failures and not (hidden / SETTINGS_FILE).is_file():
-        raise ValueError(
-            f"{folder} lacks {len(read.failures)} tasks that failed, and {hidden}, from which the collection could go "
-            "on, is gone: give another output_dir, or delete the folder to collect again"
-        )
-    return not read.failures
+Execute = Callable[..., Iterator[Outcome]]  # of jobs, with what to do with each and whom to tell about progress
 
 
 def _describe(family: TaskFamily, tasks: Sequence[Task], source: Source, seeds: Sequence[int]) -> HistoryMetadata:
@@ -106,17 +63,19 @@ def _spaces(family: TaskFamily, tasks: Sequence[Task]) -> tuple[dict[str, Any], 
     raise first_error
 
 
-def _finish(output_dir: Path, work: Path) -> None:
-    write_dataset_card(output_dir)
-    shutil.rmtree(work)
-    if not any(work.parent.iterdir()):  # else another configuration is being collected
-        work.parent.rmdir()
-
-
 def _check_arguments(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def _read_part(part: str | tuple[int, int]) -> tuple[int, int]:
+    """K and N, of which K is from 1 to N."""
+    text = part if isinstance(part, str) else "/".join(map(str, part))
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"part must be K/N with a K from 1 to N, such as 1/4 for the first of four, got {text}")
+    return int(match[1]), int(match[2])
 
 
 def collect(
@@ -135,7 +94,8 @@ def collect(
     tasks_per_job: int = 1,
     until_converged: dict[str, Any] | None = None,
     callbacks: Sequence[str | dict[str, Any]] = (),
-) -> Path:
+    part: str | tuple[int, int] = (1, 1),
+) -> Path | str:
     r"""
     Learn every task of a family with a Stable-Baselines3 algorithm and write the learning histories as a dataset that
     `datasets.load_dataset(output_dir)` reads.
@@ -165,7 +125,7 @@ def collect(
         split (`str`, *optional*):
             Only the tasks of one split; by default all, each split in files of its own.
         output_dir (`str` or `Path`, *optional*, defaults to `"histories"`):
-            Folder of the dataset.
+            Folder of the dataset, or a URL that fsspec can write to, such as `s3://bucket/histories`.
         config_name (`str`, *optional*, defaults to `"default"`):
             Configuration of the dataset to write.
         num_workers (`int`, *optional*):
@@ -187,9 +147,12 @@ def collect(
             Stable-Baselines3 callbacks of each learner, by import path: `"package.Callback"`, or
             `{"name": "package.Callback", "kwargs": {"save_path": "saved/{task_id}-{seed}"}}`, whose texts may name the
             (first) task and the seed of the learner in braces.
+        part (`str` or `tuple[int, int]`, *optional*, defaults to `(1, 1)`):
+            `"K/N"`, or K and N: do every N-th shard only, from the K-th on, as one of N calls on machines that share
+            the folder. Who finishes last writes the dataset, which is that of a single call.
 
     Returns:
-        `Path`: the folder of the dataset.
+        `Path`, or `str` of a URL: where the dataset is, or will be once all parts are done.
 
     Raises:
         CollectionError: after all others were learnt, if tasks failed; if a split has lost all of its tasks, no
@@ -198,7 +161,9 @@ def collect(
             folder holds other histories.
     """
     check_hyperparameters(algorithm, hyperparameters or {})
+    part = _read_part(part)
     num_workers = available_cores() if num_workers is None else num_workers
+    execute = partial(run_jobs, num_workers=num_workers)
     _check_arguments(
         n_envs=n_envs,
         total_timesteps=total_timesteps,
@@ -223,34 +188,18 @@ def collect(
     )
     tasks = family.tasks(split)
     metadata = _describe(family, tasks, source, seeds)
-    output_dir = Path(output_dir)
-    folder = output_dir / HIDDEN_FOLDER / config_name
-    if _is_finished(output_dir, config_name, metadata):
-        if folder.exists():  # interrupted in its last moment
-            _finish(output_dir, folder)
-        return output_dir
     max_piece_steps = max_piece_steps or default_piece_steps(metadata.spaces[0])
-    settings = {name: value for name, value in asdict(metadata).items() if name not in ("failures", "progress")}
+    output, location = open_folder(output_dir), str(output_dir) if is_url(output_dir) else Path(output_dir)
+    if is_finished(output, config_name, metadata):
+        remove_work(output, config_name)
+        return location
     layout = {"shard_transitions": shard_transitions, "max_piece_steps": max_piece_steps}
-    _check_settings(folder, {**settings, **layout})
-    for leftover in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
-        leftover.unlink()
-    jobs = make_jobs(tasks, seeds, tasks_per_job)
-    work = WorkFolder(folder, jobs, max(1, shard_transitions // (total_timesteps * tasks_per_job)))
-    failures = _learn(family, source, work, metadata, max_piece_steps, num_workers)
-    failed = {(failure.task_id, failure.seed) for failure in failures}
-    for split in {task.split for task in tasks}:
-        if all((task.task_id, seed) in failed for task in tasks if task.split == split for seed in seeds):
-            reason = f"no dataset is written to {output_dir}: all tasks of the split {split!r} failed"
-            raise CollectionError(failures, None, f"{reason}, {len(failures)} in all")
-    metadata.failures = [failure.to_json() for failure in failures]
-    work.publish(metadata, output_dir / config_name)
-    if failures:
-        write_dataset_card(output_dir)
-        reason = f"{len(failures)} of {len(tasks) * len(seeds)} tasks and seeds failed; {output_dir} holds the others"
-        raise CollectionError(failures, output_dir, f"{reason}, and the same call tries again those that failed")
-    _finish(output_dir, folder)
-    return output_dir
+    folder = prepare_work(output, config_name, metadata, layout)
+    jobs_per_shard = max(1, shard_transitions // (total_timesteps * tasks_per_job))
+    work = WorkFolder(folder, ShardLayout(tasks, seeds, tasks_per_job, jobs_per_shard), part)
+    _learn(family, source, work, metadata, max_piece_steps, execute)
+    publish(output, location, config_name, work, metadata)
+    return location
 
 
 def _learn(
@@ -259,12 +208,12 @@ def _learn(
     work: WorkFolder,
     metadata: HistoryMetadata,
     max_piece_steps: int,
-    num_workers: int,
-) -> list[TaskFailure]:
-    """Do what is left to do; returns what failed."""
-    jobs = [job for group in work.shards.values() for job in group]
-    tasks, left = (sum(len(job.own_tasks) for job in some) for some in (jobs, work.left))
-    failures = []
+    execute: Execute,
+) -> None:
+    """Do what is left to do."""
+    spaces = metadata.observation_space, metadata.action_space
+    run = partial(run_job, family, source, spaces, max_piece_steps, work.folder)
+    tasks, left = sum(map(work.layout.num_tasks, work.own_shards)), work.count_left()
     total = source.total_timesteps * tasks
     with tqdm(
         desc=f"collect {source.algorithm}",
@@ -273,18 +222,11 @@ def _learn(
         unit=" transitions",
         unit_scale=True,
     ) as bar:
-        for shard in list(work.parts):
-            work.write_shard_if_complete(shard)
-        spaces = metadata.observation_space, metadata.action_space
-        run = partial(run_job, family, source, spaces, max_piece_steps, work.folder)
-        for outcome in run_jobs(run, work.left, num_workers, bar.update):
+        for outcome in execute(run, work.jobs_left(), on_progress=bar.update):
             # Learners stop early, fail, or round up to their batch of steps.
             total += outcome.transitions - source.total_timesteps * len(outcome.job.own_tasks)
             bar.total = max(total, bar.n)
-            bar.refresh()
             if outcome.error:
-                failures.append(outcome.failure())
-                tqdm.write(str(failures[-1]), file=sys.stderr)
-            else:
-                work.add(outcome.job)
-    return sorted(failures, key=lambda failure: (failure.task_id, failure.seed))
+                tqdm.write(str(outcome.failure()), file=sys.stderr)
+            work.add(outcome)
+        bar.refresh()

@@ -47,12 +47,12 @@ class CollectionError(RuntimeError):
     Attributes:
         failures (`list[TaskFailure]`):
             The tasks, by id and seed.
-        output_dir (`Path`, *optional*):
+        output_dir (`Path` or `str`, *optional*):
             The dataset, which holds the histories of all others; `None` if a split lost all of its tasks, so that
             none is written.
     """
 
-    def __init__(self, failures: Sequence[TaskFailure], output_dir: Path | None, reason: str) -> None:
+    def __init__(self, failures: Sequence[TaskFailure], output_dir: Path | str | None, reason: str) -> None:
         super().__init__(list(failures), output_dir, reason)
         self.failures, self.output_dir, self.reason = list(failures), output_dir, reason
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.spaces import space_from_json, space_to_json
-from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
-from ad_hf.files import atomic_path
+from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.folders import Folder
 from ad_hf.histories.schema import history_features, history_table
 from ad_hf.sources.convergence import StopWhenConverged
 from ad_hf.sources.failures import TaskFailure
@@ -112,16 +111,6 @@ class Job:
         last = self.start + len(self.own_tasks)
         middle = (self.start + last) // 2
         return [replace(self, stop=middle), replace(self, start=middle, stop=last)]
-
-
-def make_jobs(tasks: Sequence[Task], seeds: Sequence[int], tasks_per_job: int = 1) -> list[Job]:
-    """A job for each seed and each task, or so many tasks of a split."""
-    jobs = []
-    for split in SPLITS:
-        chosen = [task for task in tasks if task.split == split]
-        groups = [tuple(chosen[start : start + tasks_per_job]) for start in range(0, len(chosen), tasks_per_job)]
-        jobs += [Job(group, seed) for group in groups for seed in seeds]
-    return jobs
 
 
 @dataclass
@@ -258,7 +247,7 @@ def run_job(
     source: Source,
     spaces: Spaces,
     max_piece_steps: int,
-    folder: Path,
+    folder: Folder,
     job: Job,
     on_step: Callable[[int], None],
 ) -> Outcome:
@@ -284,6 +273,6 @@ def run_job(
     )
     progress = json.dumps([each.progress(job.seed) for each in learnt]).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), PROGRESS_KEY: progress})
-    with atomic_path(folder / job.file_name) as temporary:
+    with folder.writing(job.file_name) as temporary:
         feather.write_feather(table, temporary, compression="uncompressed")
     return Outcome(job, transitions)

@@ -1,25 +1,26 @@
-"""The folder of a collection that is under way, and how it becomes a dataset."""
+"""The folder of a collection that is under way."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from heapq import merge
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import feather
 
 from ad_hf.envs.task_family import SPLITS
-from ad_hf.files import atomic_path, write_text
-from ad_hf.histories.schema import METADATA_FILE, PROGRESS_COLUMNS, HistoryMetadata, row_groups
-from ad_hf.histories.statistics import describe_shards
+from ad_hf.folders import Folder
+from ad_hf.histories.schema import row_groups
 from ad_hf.histories.writer import open_shard
-from ad_hf.sources.jobs import PROGRESS_KEY, Job
+from ad_hf.sources.failures import TaskFailure
+from ad_hf.sources.jobs import PROGRESS_KEY, Job, Outcome
+from ad_hf.sources.layout import ShardLayout
+
+PART = re.compile(r"part-(\d+)-(-?\d+)(?:-(\d+))?\.arrow")
 
 
 def _finished_parts(job: Job, found: dict[tuple[int, int], int]) -> tuple[list[Job], list[Job]]:
@@ -30,7 +31,7 @@ def _finished_parts(job: Job, found: dict[tuple[int, int], int]) -> tuple[list[J
         job ([`Job`]):
             A whole job.
         found (`dict`):
-            How many tasks each part holds, by its first task and the seed, from [`_find_parts`].
+            How many tasks each part holds, by its first task and the seed.
     """
     done: list[Job] = []
     left: list[Job] = []
@@ -47,138 +48,189 @@ def _finished_parts(job: Job, found: dict[tuple[int, int], int]) -> tuple[list[J
     return done, left
 
 
-def _find_parts(folder: Path) -> dict[tuple[int, int], int]:
-    """How many tasks each part in a folder holds, by its first task and the seed."""
-    found = {}
-    for path in folder.glob("part-*.arrow"):
-        match = re.fullmatch(r"part-(\d+)-(-?\d+)(?:-(\d+))?", path.stem)
-        if match:
-            found[int(match[1]), int(match[2])] = int(match[3] or 1)
-    return found
+@dataclass
+class _OpenShard:
+    """A shard whose jobs are being run: what of each of them is finished, and how many tasks are not."""
+
+    parts: list[list[Job]]
+    num_left: int
+    failures: list[TaskFailure] = field(default_factory=list)
 
 
 class WorkFolder:
     """
     The folder of a collection that is under way: parts of finished jobs, and shards whose jobs are all finished.
 
+    What there is to know of shards is in the folder; in memory are those whose jobs are being run.
+
     Args:
-        folder (`Path`):
+        folder ([`~ad_hf.folders.Folder`]):
             The folder.
-        jobs (`Sequence[Job]`):
-            All jobs of the collection.
-        jobs_per_shard (`int`):
-            Jobs of a shard; the layout depends on these two alone.
+        layout ([`~ad_hf.sources.layout.ShardLayout`]):
+            The shards of the collection.
+        part (`tuple[int, int]`, *optional*, defaults to `(1, 1)`):
+            K and N: this process is to do every N-th shard from the K-th on.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Job], jobs_per_shard: int) -> None:
-        self.folder, self.shards_folder = folder, folder / "shards"
-        self.shards: dict[str, list[Job]] = {}
-        for split in SPLITS:
-            chosen = [job for job in jobs if job.tasks[0].split == split]
-            groups = [chosen[start : start + jobs_per_shard] for start in range(0, len(chosen), jobs_per_shard)]
-            for index, group in enumerate(groups):
-                self.shards[f"{split}-{index:05d}-of-{len(groups):05d}.parquet"] = group
-        self.shards_folder.mkdir(parents=True, exist_ok=True)
-        found = _find_parts(folder)
-        self.parts: dict[str, list[list[Job]]] = {}  # of shards that are not written, what of each job is finished
-        self.left: list[Job] = []  # what is to be done
-        for shard, group in self.shards.items():
-            if not (self.shards_folder / shard).is_file():
-                both = [_finished_parts(job, found) for job in group]
-                self.parts[shard] = [done for done, _ in both]
-                self.left += [job for _, left in both for job in left]
-        self._places = {
-            (job.tasks[0].task_id, job.seed): (shard, place)
-            for shard in self.parts
-            for place, job in enumerate(self.shards[shard])
-        }
+    def __init__(self, folder: Folder, layout: ShardLayout, part: tuple[int, int] = (1, 1)) -> None:
+        self.folder, self.shards_folder, self.layout, self.part = folder, folder.child("shards"), layout, part
+        self._open: dict[int, _OpenShard] = {}
+        self.shards_folder.make()
+        for some in (folder, self.shards_folder):
+            for name in some.names():
+                # Of a process that was killed while it wrote. What another part may be writing is left alone.
+                if name.startswith(".") and name.endswith(".tmp") and self._shard_of_file(name) in self.own_shards:
+                    some.remove(name)
 
-    def add(self, job: Job) -> None:
-        """Take note of a part that is finished, and write its shard if it was the last."""
-        shard, place = self._places[job.tasks[0].task_id, job.seed]
-        self.parts[shard][place] = sorted([*self.parts[shard][place], job], key=lambda part: part.start)
-        self.write_shard_if_complete(shard)
+    @property
+    def own_shards(self) -> range:
+        """Numbers of the shards that this process is to do."""
+        return range(self.part[0] - 1, len(self.layout), self.part[1])
 
-    def write_shard_if_complete(self, shard: str) -> None:
-        """Write a shard of which nothing is missing, and drop its parts."""
-        for whole, parts in zip(self.shards[shard], self.parts[shard]):
-            if sum(len(part.own_tasks) for part in parts) < len(whole.tasks):
-                return
-        self.write_shard(shard, self.shards_folder / shard)
-        for part in [part for parts in self.parts.pop(shard) for part in parts]:
-            (self.folder / part.file_name).unlink()
+    def _shard_of_file(self, name: str) -> int | None:
+        """The shard to which a file belongs by its name, if to any."""
+        if match := PART.search(name):
+            return self._shard_of_part(match)
+        if match := re.search(f"({'|'.join(SPLITS)})-(\\d+)-of-", name):
+            return self.layout.shards(match[1]).start + int(match[2])
+        return None
 
-    def write_shard(self, shard: str, path: Path) -> bool:
-        """Join those parts of a shard that there are; returns whether there are any."""
-        files = [[self.folder / part.file_name for part in parts] for parts in self.parts[shard] if parts]
-        if not files:
-            return False
-        schemas = [_part_schema(file) for of_job in files for file in of_job]
-        progress = [row for schema in schemas for row in _progress_rows(schema)]
-        write_text(self._progress_file(shard), json.dumps(progress))  # before the shard, which drops the parts
-        kept = {name: value for name, value in schemas[0].metadata.items() if name != PROGRESS_KEY}
-        schema = schemas[0].with_metadata(kept)
-        with atomic_path(path) as temporary, open_shard(temporary, schema) as writer:
-            for of_job in files:
-                for rows in row_groups(pa.concat_tables(map(feather.read_table, of_job))):
-                    writer.write_table(rows)
-        return True
+    def _shard_of_part(self, match: re.Match[str]) -> int:
+        return self.layout.find(int(match[1]), int(match[2]))[0]
 
-    def _progress_file(self, shard: str) -> Path:
-        """How far the sources got whose histories are in a shard."""
-        return self.folder / f"progress-{shard}.json"
+    def find_parts(self) -> dict[int, dict[tuple[int, int], int]]:
+        """For each shard how many tasks each of its parts holds, by the part's first task and the seed."""
+        found: dict[int, dict[tuple[int, int], int]] = {}
+        for match in filter(None, map(PART.fullmatch, self.folder.names())):
+            of_shard = found.setdefault(self._shard_of_part(match), {})
+            of_shard[int(match[1]), int(match[2])] = int(match[3] or 1)
+        return found
 
-    def publish(self, metadata: HistoryMetadata, output: Path) -> None:
+    def unfinished(self) -> Iterator[int]:
+        """Numbers of the shards that are not written."""
+        written = set(self.shards_folder.names())
+        return (shard for shard in range(len(self.layout)) if self.layout.name(shard) not in written)
+
+    def count_left(self) -> int:
+        """How many times a task is left to be learnt by this process."""
+        found = self.find_parts()
+        own = self.own_shards
+        return sum(
+            self.layout.num_tasks(shard) - sum(found.get(shard, {}).values())
+            for shard in self.unfinished()
+            if shard in own
+        )
+
+    def jobs_left(self) -> Iterator[Job]:
+        """What this process has to do, shard by shard; a shard is looked at when its first job is asked for."""
+        found, own = self.find_parts(), self.own_shards
+        for shard in self.unfinished():
+            if shard in own:
+                yield from self._start(shard, found.pop(shard, {}))
+
+    def _start(self, shard: int, found: dict[tuple[int, int], int]) -> list[Job]:
+        both = [_finished_parts(job, found) for job in self.layout.jobs(shard)]
+        left = [job for _, of_job in both for job in of_job]
+        self.folder.remove(self._failures_file(shard))
+        self._open[shard] = _OpenShard([done for done, _ in both], sum(len(job.own_tasks) for job in left))
+        if not left:
+            self._finish(shard)
+        return left
+
+    def add(self, outcome: Outcome) -> None:
         """
-        Put the dataset into its place.
+        Take note of what came of a job, and write its shard if it was the last.
 
-        Shards without any histories are left out and the others counted anew. Unless all is finished, this folder
-        keeps what is, so that the collection can go on.
+        Raises:
+            FileNotFoundError: if the part that a worker wrote is not here.
         """
-        folder = self.folder / "dataset"
-        shutil.rmtree(folder, ignore_errors=True)
-        if self.parts:
-            folder.mkdir()
-            for split in SPLITS:
-                self._publish_split(split, folder)
+        job = outcome.job
+        shard, place = self.layout.find(job.tasks[0].task_id, job.seed)
+        opened = self._open[shard]
+        if outcome.error:
+            opened.failures.append(outcome.failure())
+        elif not self.folder.is_file(job.file_name):
+            raise FileNotFoundError(
+                f"{self.folder} lacks {job.file_name}, which a worker wrote: workers on other machines need an "
+                "output_dir that all machines share, or a URL such as s3://bucket/histories"
+            )
         else:
-            folder = self.shards_folder
-        describe_shards(metadata, folder)
-        files = [self._progress_file(shard) for shard in self.shards]
-        rows = [row for file in files if file.is_file() for row in json.loads(file.read_text())]
-        metadata.progress = {"columns": list(PROGRESS_COLUMNS), "rows": sorted(rows, key=lambda row: row[:2])}
-        write_text(folder / METADATA_FILE, metadata.to_json())
-        previous = self.folder / "previous"
-        shutil.rmtree(previous, ignore_errors=True)
-        if output.exists():  # with less in it
-            os.replace(output, previous)
-        os.replace(folder, output)
-        shutil.rmtree(previous, ignore_errors=True)
+            opened.parts[place] = sorted([*opened.parts[place], job], key=lambda part: part.start)
+        opened.num_left -= len(job.own_tasks)
+        if not opened.num_left:
+            self._finish(shard)
 
-    def _publish_split(self, split: str, folder: Path) -> None:
-        written = []
-        for shard in [shard for shard in self.shards if shard.startswith(f"{split}-")]:
-            if shard not in self.parts:
-                _link(self.shards_folder / shard, folder / shard)
-            elif not self.write_shard(shard, folder / shard):
-                continue
-            written.append(shard)
-        for index, shard in enumerate(written):
-            os.replace(folder / shard, folder / f"{split}-{index:05d}-of-{len(written):05d}.parquet")
+    def _finish(self, shard: int) -> None:
+        """Write a shard whose jobs are done, and drop its parts; if some have failed, take note of that alone."""
+        done = self._open.pop(shard)
+        if done.failures:
+            self.folder.write_text(self._failures_file(shard), json.dumps([asdict(each) for each in done.failures]))
+            return
+        with self.shards_folder.writing(self.layout.name(shard)) as temporary:
+            self._write_shard(shard, done.parts, temporary)
+        for part in [part for parts in done.parts for part in parts]:
+            self.folder.remove(part.file_name)
 
+    def write_incomplete(self, shard: int, found: dict[tuple[int, int], int], path: Path) -> bool:
+        """Join those parts of a shard that there are; returns whether there are any."""
+        parts = [_finished_parts(job, found)[0] for job in self.layout.jobs(shard)]
+        return self._write_shard(shard, parts, path)
 
-def _part_schema(path: Path) -> pa.Schema:
-    with pa.OSFile(str(path)) as file:
-        return pa.ipc.open_file(file).schema
+    def _write_shard(self, shard: int, parts: list[list[Job]], path: Path) -> bool:
+        progress: list[list[Any]] = []
+        writer = None
+        for of_job in filter(None, parts):
+            tables = [self._read_part(part) for part in of_job]
+            for table in tables:
+                progress += json.loads((table.schema.metadata or {}).get(PROGRESS_KEY, b"[]"))
+            if writer is None:
+                kept = {name: value for name, value in tables[0].schema.metadata.items() if name != PROGRESS_KEY}
+                writer = open_shard(path, tables[0].schema.with_metadata(kept))
+            for rows in row_groups(pa.concat_tables(tables)):
+                writer.write_table(rows)
+        if writer is not None:
+            writer.close()
+            self.folder.write_text(self._progress_file(shard), json.dumps(progress))  # before parts are dropped
+        return writer is not None
 
+    def _read_part(self, part: Job) -> pa.Table:
+        with self.folder.opened(part.file_name) as file:
+            return pa.ipc.open_file(file).read_all()
 
-def _progress_rows(schema: pa.Schema) -> list[list[Any]]:
-    return json.loads((schema.metadata or {}).get(PROGRESS_KEY, b"[]"))
+    def _progress_file(self, shard: int) -> str:
+        """How far the sources got whose histories are in a shard."""
+        return f"progress-{self.layout.name(shard)}.json"
 
+    def _failures_file(self, shard: int) -> str:
+        """What failed of a shard all of whose jobs were tried."""
+        return f"failures-{self.layout.name(shard)}.json"
 
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy, where the file system has no such links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    def missing(self) -> dict[int, int]:
+        """How many shards have jobs that were not even tried, by the part that is to do them."""
+        files = set(self.folder.names())
+        missing: dict[int, int] = {}
+        for shard in self.unfinished():
+            if self._failures_file(shard) not in files:
+                part = shard % self.part[1] + 1
+                missing[part] = missing.get(part, 0) + 1
+        return missing
+
+    def failures(self) -> list[TaskFailure]:
+        """What failed, by task and seed."""
+        texts = [self.folder.read_text(self._failures_file(shard)) for shard in self.unfinished()]
+        failures = [TaskFailure(**failure) for text in texts if text for failure in json.loads(text)]
+        return sorted(failures, key=lambda failure: (failure.task_id, failure.seed))
+
+    def progress_rows(self) -> Iterator[list[Any]]:
+        """How far each source got, by task and seed."""
+        return merge(*map(self._progress_of_split, SPLITS), key=lambda row: row[:2])
+
+    def _progress_of_split(self, split: str) -> Iterator[list[Any]]:
+        waiting: list[list[Any]] = []
+        for shard in self.layout.shards(split):
+            text = self.folder.read_text(self._progress_file(shard))
+            waiting = sorted([*waiting, *json.loads(text or "[]")], key=lambda row: row[:2])
+            last = self.layout.last_group(shard)  # its other seeds may be in the next shard
+            yield from [row for row in waiting if row[0] < last]
+            waiting = [row for row in waiting if row[0] >= last]
+        yield from waiting
