@@ -102,6 +102,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--output_dir", default="histories", help="folder of the dataset, or a URL as s3://... (default: %(default)s)"
     )
     verb.add_argument("--num_workers", type=int, help="processes that collect (default: one per core)")
+    verb.add_argument("--executor", choices=["local", "ray"], default="local", help="what runs them (default: local)")
+    verb.add_argument("--address", help="of a Ray cluster (default: start one on this machine)")
     verb.add_argument("--part", metavar="K/N", default="1/1", help="do every N-th shard only, as one of N such calls")
 
     verb = add_verb("train", "Train a model on learning histories.")
@@ -234,7 +236,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             arguments.config_name,
         )
     elif arguments.verb == "collect":
-        folder = pipeline.collect_recipe(recipe, arguments.output_dir, arguments.num_workers, part=arguments.part)
+        settings = {"executor": arguments.executor, "address": arguments.address, "part": arguments.part}
+        folder = pipeline.collect_recipe(recipe, arguments.output_dir, arguments.num_workers, **settings)
         if is_published(folder):  # else other parts are missing, as was said
             print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
     elif arguments.verb == "train":

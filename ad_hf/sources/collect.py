@@ -22,6 +22,7 @@ from ad_hf.sources.jobs import Outcome, Source, run_job
 from ad_hf.sources.layout import ShardLayout
 from ad_hf.sources.learners import callback_settings, check_hyperparameters, learns_side_by_side
 from ad_hf.sources.publishing import is_finished, prepare_work, publish, remove_work
+from ad_hf.sources.ray_executor import run_jobs_on_ray
 from ad_hf.sources.work_folder import WorkFolder
 from ad_hf.sources.workers import available_cores, run_jobs
 
@@ -78,6 +79,17 @@ def _read_part(part: str | tuple[int, int]) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _choose_executor(executor: str, address: str | None, num_workers: int | None) -> Execute:
+    """The function that runs jobs."""
+    if executor == "ray":
+        return partial(run_jobs_on_ray, num_workers=num_workers, address=address)
+    if executor != "local":
+        raise ValueError(f"executor must be local or ray, got {executor!r}")
+    if address is not None:
+        raise ValueError(f"address is that of a Ray cluster: set executor to ray, got address {address!r}")
+    return partial(run_jobs, num_workers=available_cores() if num_workers is None else num_workers)
+
+
 def collect(
     family: TaskFamily,
     algorithm: str = "A2C",
@@ -94,6 +106,8 @@ def collect(
     tasks_per_job: int = 1,
     until_converged: dict[str, Any] | None = None,
     callbacks: Sequence[str | dict[str, Any]] = (),
+    executor: str = "local",
+    address: str | None = None,
     part: str | tuple[int, int] = (1, 1),
 ) -> Path | str:
     r"""
@@ -101,8 +115,9 @@ def collect(
     `datasets.load_dataset(output_dir)` reads.
 
     Jobs (a task and a seed) run on worker processes, started by `spawn`: call this under
-    `if __name__ == "__main__":` in a script. Finished jobs are kept, so an interrupted collection goes on where it was
-    when it is called again with the same arguments, and ends with the same files, byte for byte.
+    `if __name__ == "__main__":` in a script. Or they run on a Ray cluster, which leaves the same files. Finished jobs
+    are kept, so an interrupted collection goes on where it was when it is called again with the same arguments, and
+    ends with the same files, byte for byte.
 
     A task whose environment raises an error, has other spaces than the family, gives observations outside of them or
     numbers that are not finite, never ends an episode, or ends its process, does not keep the others from being
@@ -129,7 +144,7 @@ def collect(
         config_name (`str`, *optional*, defaults to `"default"`):
             Configuration of the dataset to write.
         num_workers (`int`, *optional*):
-            Worker processes, by default one per core.
+            Worker processes, by default one per core; on Ray jobs at a time, by default one per core of the cluster.
         shard_transitions (`int`, *optional*, defaults to 1000000):
             Transitions per file; a job is never split over two.
         max_piece_steps (`int`, *optional*):
@@ -147,6 +162,10 @@ def collect(
             Stable-Baselines3 callbacks of each learner, by import path: `"package.Callback"`, or
             `{"name": "package.Callback", "kwargs": {"save_path": "saved/{task_id}-{seed}"}}`, whose texts may name the
             (first) task and the seed of the learner in braces.
+        executor (`str`, *optional*, defaults to `"local"`):
+            `"local"` for worker processes of this machine, or `"ray"`.
+        address (`str`, *optional*):
+            Of the Ray cluster, as of `ray.init`; by default one that is started on this machine alone.
         part (`str` or `tuple[int, int]`, *optional*, defaults to `(1, 1)`):
             `"K/N"`, or K and N: do every N-th shard only, from the K-th on, as one of N calls on machines that share
             the folder. Who finishes last writes the dataset, which is that of a single call.
@@ -162,12 +181,11 @@ def collect(
     """
     check_hyperparameters(algorithm, hyperparameters or {})
     part = _read_part(part)
-    num_workers = available_cores() if num_workers is None else num_workers
-    execute = partial(run_jobs, num_workers=num_workers)
+    execute = _choose_executor(executor, address, num_workers)
     _check_arguments(
         n_envs=n_envs,
         total_timesteps=total_timesteps,
-        num_workers=num_workers,
+        num_workers=1 if num_workers is None else num_workers,
         shard_transitions=shard_transitions,
         max_piece_steps=1 if max_piece_steps is None else max_piece_steps,
         tasks_per_job=tasks_per_job,

@@ -12,10 +12,13 @@ import pytest
 from datasets import load_dataset
 
 from ad_hf.envs.task_family import TaskFamily
+from ad_hf.folders import Folder
 from ad_hf.histories.schema import read_metadata
 from ad_hf.sources.collect import collect
 from ad_hf.sources.failures import CollectionError
+from ad_hf.sources.jobs import Outcome
 from ad_hf.sources.layout import ShardLayout
+from ad_hf.sources.work_folder import WorkFolder
 
 SETTINGS = {
     "algorithm": "TabularQ",
@@ -214,3 +217,10 @@ def test_jobs_are_pure_functions_of_their_numbers(tasks_per_job, jobs_per_shard)
         for place, (tasks, seed) in enumerate(jobs):
             assert {layout.find(task, seed) for task in tasks} == {(shard, place)}
     assert found == expected
+
+
+def test_part_that_is_not_seen_here_is_explained(tmp_path):
+    """As where a worker on another machine wrote it, and the disk is not shared."""
+    work = WorkFolder(Folder(tmp_path), ShardLayout(make_family(3).tasks(), [0], 1, 2))
+    with pytest.raises(FileNotFoundError, match="all machines share, or a URL"):
+        work.add(Outcome(next(work.jobs_left()), 60))
