@@ -15,8 +15,10 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,19 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ad_hf
 from ad_hf.envs.sb3 import SB3VecEnv
+from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import TaskFamily
+from ad_hf.folders import Folder
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import history_features, history_table
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.model import ADConfig, ADModel
 from ad_hf.recipe import load_recipe
 from ad_hf.sources.collect import collect
-from ad_hf.sources.jobs import Job, Source, learn_job
+from ad_hf.sources.jobs import Job, Outcome, Source, learn_job, run_job
 from ad_hf.sources.learners import make_learner
-from ad_hf.sources.workers import available_cores
+from ad_hf.sources.ray_executor import run_jobs_on_ray
+from ad_hf.sources.workers import RunJob, available_cores, prepare_process, run_jobs
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.memory import keep_freed_memory
 from ad_hf.training.precision import choose_precision, matmul_flops
@@ -94,6 +99,56 @@ def _public_recipe_rate(family: TaskFamily, timesteps: int = 8000) -> float:
     start = time.perf_counter()
     learner.learn(timesteps)
     return timesteps / (time.perf_counter() - start)
+
+
+def _seconds_after_start(run: Callable[..., Iterator[Outcome]], jobs: list[Job]) -> float:
+    """Seconds from the end of the first job, by when processes have started, to that of the last."""
+    ends = [time.perf_counter() for _ in run(jobs=jobs, on_progress=lambda transitions: None)]
+    return ends[-1] - ends[0]
+
+
+def _plain_loop(run: RunJob, jobs: Iterable[Job], on_progress: Callable[[int], Any]) -> Iterator[Outcome]:
+    """The same jobs one after the other, in this process."""
+    for job in jobs:
+        yield run(job, on_progress)
+
+
+def benchmark_executors(num_jobs: int, repeats: int = 3) -> None:
+    """
+    The same jobs, which learn and write their histories, in a plain loop, on one and on two worker processes, and on
+    Ray; in turn, and without the time that processes take to start.
+    """
+    prepare_process()
+    recipe = load_recipe("dark_room")
+    family = TaskFamily.from_config(recipe.family)
+    settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
+    source, tasks = Source(**settings), family.tasks("train")
+    envs = family.make_vec(tasks[:1])
+    spaces = space_to_json(envs.single_observation_space), space_to_json(envs.single_action_space)
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run = partial(run_job, family, source, spaces, 10_000, Folder(folder))
+        for _ in range(repeats):
+            for name, warm, execute in (
+                ("plain loop", 1, partial(_plain_loop, run)),
+                ("local, 1 worker", 1, partial(run_jobs, run, num_workers=1)),
+                ("local, 2 workers", 2, partial(run_jobs, run, num_workers=2)),
+                ("ray, 1 worker", 1, partial(run_jobs_on_ray, run, num_workers=1)),
+            ):
+                # After the first one of each worker, as many for all.
+                jobs = [Job((task,), 0) for task in tasks[: 2 * num_jobs + warm]]
+                seconds.setdefault(name, []).append(_seconds_after_start(execute, jobs))
+    loop, one = seconds["plain loop"], seconds["local, 1 worker"]
+    print_line(
+        "executors",
+        jobs=2 * num_jobs,
+        seconds_of_a_job=statistics.median(loop) / 2 / num_jobs,
+        overhead_of_local_executor=statistics.median(b / a for a, b in zip(loop, one)) - 1,
+        overhead_of_ray=statistics.median(b / a for a, b in zip(loop, seconds["ray, 1 worker"])) - 1,
+        scaling_from_1_to_2_workers=statistics.median(a / b for a, b in zip(one, seconds["local, 2 workers"])),
+        cores=available_cores(),
+        repeats=repeats,
+    )
 
 
 def benchmark_collect(num_jobs: int) -> None:
@@ -347,6 +402,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.part in ("all", "collect"):
         benchmark_collect(arguments.jobs)
+        benchmark_executors(arguments.jobs // 2)
     if arguments.part in ("all", "train"):
         benchmark_train()
     if arguments.part in ("all", "loader"):
