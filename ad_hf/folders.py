@@ -13,7 +13,6 @@ from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
 from filelock import FileLock
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -59,9 +58,9 @@ class Folder:
         """Whether it is there."""
         return self.path.is_dir()
 
-    def opened(self, name: str) -> Any:
-        """A file to read, for pyarrow."""
-        return pa.memory_map(str(self.path / name))
+    def read_bytes(self, name: str) -> bytes:
+        """The contents of a file."""
+        return (self.path / name).read_bytes()
 
     def files(self, pattern: str) -> list[Any]:
         """Those files in it whose names match, in order; each has a `name` and can be opened by `open("rb")`."""
@@ -192,8 +191,8 @@ class RemoteFolder(Folder):
         self.file_system.invalidate_cache()
         return self.file_system.isfile(self._path(name))
 
-    def opened(self, name: str) -> Any:
-        return self.file_system.open(self._path(name), "rb")
+    def read_bytes(self, name: str) -> bytes:
+        return self.file_system.cat_file(self._path(name))
 
     def files(self, pattern: str) -> list[Any]:
         names = sorted(name for name in self.names() if fnmatchcase(name, pattern))
