@@ -49,6 +49,7 @@ class _Running:
     job: Job
     started: float
     copies: list[Any]
+    copied: bool = False
 
 
 class _Cluster:
@@ -80,8 +81,9 @@ class _Cluster:
         if not self._seconds:
             return
         limit = max(STRAGGLER_SECONDS, STRAGGLER_RATIO * statistics.median(self._seconds))
-        late = [each for each in self.running if time.monotonic() - each.started > limit and len(each.copies) == 1]
+        late = [each for each in self.running if time.monotonic() - each.started > limit and not each.copied]
         for each in late[:free]:
+            each.copied = True  # once: a job that kills its workers would never end
             each.copies.append(self._submit(each.job, "SPREAD"))
 
     def finished(self) -> Iterator[tuple[Job, Outcome | str]]:
