@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import subprocess
 import tempfile
 
 # Before anything imports the Hugging Face libraries: no test reaches for the network.
@@ -78,3 +79,20 @@ def tiny_run(tiny_recipe_file, tiny_histories, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("runs") / "tiny"
     ad_hf.train(tiny_recipe_file, tiny_histories, output_dir)
     return output_dir
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own, and a way to mount it anew with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+
+    mount("size=16m")
+    yield folder, mount
+    while os.path.ismount(folder):
+        subprocess.run(["umount", folder], check=True)

@@ -176,6 +176,7 @@ def collect(
     Raises:
         CollectionError: after all others were learnt, if tasks failed; if a split has lost all of its tasks, no
             dataset is written.
+        OSError: if histories cannot be written, as to a full disk; what was finished is kept.
         ValueError: for an unknown algorithm, hyper-parameter, callback or split, for numbers below 1, and if the
             folder holds other histories.
     """
@@ -215,8 +216,16 @@ def collect(
     folder = prepare_work(output, config_name, metadata, layout)
     jobs_per_shard = max(1, shard_transitions // (total_timesteps * tasks_per_job))
     work = WorkFolder(folder, ShardLayout(tasks, seeds, tasks_per_job, jobs_per_shard), part)
-    _learn(family, source, work, metadata, max_piece_steps, execute)
-    publish(output, location, config_name, work, metadata)
+    try:
+        _learn(family, source, work, metadata, max_piece_steps, execute)
+        publish(output, location, config_name, work, metadata)
+    except FileNotFoundError:  # which says itself what is missing
+        raise
+    except OSError as error:
+        raise OSError(
+            f"histories could not be written to {location} ({' '.join(str(error).split())}): make room, or see to its "
+            "permissions; what was finished is kept, and the same call goes on from there"
+        ) from error
     return location
 
 

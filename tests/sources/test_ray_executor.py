@@ -1,6 +1,8 @@
 """Collection on a Ray cluster: the files of the local executor, whatever is lost on the way."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,8 +22,8 @@ ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-# So that a machine that is gone is missed within seconds.
-HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+# So that a machine that is gone is missed within seconds, and one that is slow is not.
+HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 10}
 SMALL = {"algorithm": "TabularQ", "n_envs": 2, "total_timesteps": 60}
 
 
@@ -62,6 +64,7 @@ def make_family(number, faults=None):
     )
 
 
+@pytest.mark.slow
 def test_dataset_is_that_of_the_local_executor_though_a_machine_is_lost(cluster, further_node, tmp_path):
     family = make_family(6)
     settings = {**SMALL, "total_timesteps": 12000, "seeds": [0, 1], "shard_transitions": 24000}
@@ -84,6 +87,7 @@ def test_dataset_is_that_of_the_local_executor_though_a_machine_is_lost(cluster,
     assert contents(folder) == contents(local)
 
 
+@pytest.mark.slow
 def test_failing_tasks_and_those_that_kill_their_workers_are_named_and_the_others_learnt(
     cluster, tmp_path, monkeypatch
 ):
@@ -121,6 +125,7 @@ class Once:
         return Outcome(job, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["death", "straggler"])
 def test_job_that_is_lost_or_late_once_is_run_again(cluster, further_node, tmp_path, monkeypatch, fault):
     monkeypatch.setattr(ray_executor, "STRAGGLER_SECONDS", 1.0)
@@ -134,6 +139,7 @@ def test_job_that_is_lost_or_late_once_is_run_again(cluster, further_node, tmp_p
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.slow
 def test_jobs_are_asked_for_when_there_is_a_core_for_them(cluster, tmp_path):
     asked = []
 
@@ -154,6 +160,7 @@ class NoSuchFolder:
         raise FileNotFoundError("/shared/histories")
 
 
+@pytest.mark.slow
 def test_worker_that_does_not_see_the_folder_is_explained(cluster):
     jobs = [Job((task,), 0) for task in make_family(2).tasks()]
     with pytest.raises(FileNotFoundError, match=r"/shared/histories.*all machines share, or a URL"):
@@ -167,3 +174,13 @@ def test_address_of_no_cluster_and_of_the_local_executor_are_refused(tmp_path):
         collect(make_family(2), **SMALL, output_dir=tmp_path / "histories", executor="dask")
     assert not (tmp_path / "histories").exists()
     assert main(["collect", "--output_dir", str(tmp_path / "histories"), "--address", "auto"]) == 2
+
+
+def test_the_command_leaves_the_files_of_the_local_executor(tmp_path, tiny_recipe_file, tiny_histories):
+    """On this machine alone; clusters, and what is lost of them, are for the slow tests."""
+    command = [sys.executable, "-m", "ad_hf.cli", "collect", "--recipe", str(tiny_recipe_file), "--executor", "ray"]
+    command += ["--output_dir", str(tmp_path / "histories"), "--num_workers", "2"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(tmp_path / "histories") == contents(tiny_histories)

@@ -1,8 +1,6 @@
 """A disk that is full or read-only: a clear error, and the last good checkpoint stays."""
 
-import os
 import resource
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -34,23 +32,6 @@ def whole(tiny_recipe_file, tiny_histories, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
     ad_hf.train(recipe, tiny_histories, run)
     return run
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A small disk of its own, and a way to mount it anew with other options."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
-
-    mount("size=16m")
-    yield folder, mount
-    while os.path.ismount(folder):
-        subprocess.run(["umount", folder], check=True)
 
 
 def assert_goes_on(recipe, histories, run, whole):

@@ -66,14 +66,13 @@ def signalled_at(monkeypatch, owner, name, number, times):
     monkeypatch.setattr(owner, name, calling)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("owner", "name", "times", "step"),
+    ("number", "owner", "name", "times", "step"),
     [
-        (Trainer, "update", 1, 1),
-        (Trainer, "update", 9, 9),
-        (validation, "evaluate", 1, 6),
-        (trainer, "validate", 2, 12),
+        (signal.SIGTERM, Trainer, "update", 1, 1),
+        (signal.SIGINT, Trainer, "update", 9, 9),
+        (signal.SIGINT, validation, "evaluate", 1, 6),
+        (signal.SIGTERM, trainer, "validate", 2, 12),
     ],
     ids=["first update", "ninth update", "first validation", "last validation"],
 )
