@@ -75,6 +75,7 @@ class Trainer:
         if implementation is not None:
             self.model_config._attn_implementation = implementation
         model = ADModel(self.model_config)
+        model.rollout_config = recipe.rollout
         self.num_parameters = model.num_parameters()
         if self.config.gradient_checkpointing:
             model.activation_checkpointing_enable()
@@ -189,6 +190,7 @@ class Trainer:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if self.accelerator.distributed_type in SHARDED:
                 model = ADModel(self.model_config)
+                model.rollout_config = self.recipe.rollout
                 model.load_state_dict(weights)
                 model.to(self.accelerator.device)
         return model, weights
