@@ -42,6 +42,14 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """The same file under another name; a copy, where the file system has no such links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that it is either whole or not there: hidden first, then deleted."""
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.old")

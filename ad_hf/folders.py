@@ -17,7 +17,7 @@ from filelock import FileLock
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from ad_hf.files import atomic_path, read_text
+from ad_hf.files import atomic_path, link_or_copy, read_text
 
 
 class Folder:
@@ -68,10 +68,7 @@ class Folder:
 
     def take(self, source: Folder, name: str, new_name: str) -> None:
         """Have a file of another such folder in this one, too: the same, where the file system has such links."""
-        try:
-            os.link(source.path / name, self.path / new_name)
-        except OSError:
-            shutil.copy2(source.path / name, self.path / new_name)
+        link_or_copy(source.path / name, self.path / new_name)
 
     def read_text(self, name: str) -> str | None:
         """The text of a file, or `None` if there is no such file."""

@@ -48,8 +48,8 @@ from ad_hf.sources.ray_executor import run_jobs_on_ray
 from ad_hf.sources.workers import RunJob, available_cores, prepare_process, run_jobs
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.optimizers import make_optimizers
 from ad_hf.training.precision import choose_precision, matmul_flops
-from ad_hf.training.trainer import make_optimizers
 
 BATCH, WINDOW = 64, 200
 NATIVE_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,8 +70,7 @@ def print_line(part: str, **figures: Any) -> None:
 
 def _paired_jobs(family: TaskFamily, source: Source, jobs: list[Job]) -> list[tuple[float, float]]:
     """Seconds of each job with recording and writing, and of the same learner without, in turn."""
-    torch.set_num_threads(1)
-    torch.distributions.Distribution.set_default_validate_args(False)
+    prepare_process()
     envs = family.make_vec(family.tasks()[:1])
     features = history_features(envs.single_observation_space, envs.single_action_space)
     seconds = []

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from ad_hf.envs.task_family import SPLITS
+from ad_hf.files import link_or_copy
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.writer import RECIPE_FILE, describe, new_dataset
@@ -116,12 +117,9 @@ def _merge_metadata(parts: Sequence[_Part]) -> HistoryMetadata:
 def _link(source: Path, target: Path) -> None:
     """The same file under another name; a copy, where there can be no such link or the file cannot be written to."""
     if os.access(source, os.W_OK):  # it is opened to be put on disk
-        try:
-            os.link(source, target)
-            return
-        except OSError:
-            pass  # another file system, or one without links
-    shutil.copyfile(source, target)
+        link_or_copy(source, target)
+    else:
+        shutil.copyfile(source, target)
 
 
 def _family_of(parts: Sequence[_Part]) -> dict[str, Any] | None:

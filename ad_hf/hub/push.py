@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ad_hf.model.modeling_ad import ADModel
 
 ATTEMPTS = 8
+CHECKPOINT_FOLDER = "checkpoint"  # of a model's repository, in which its run's newest checkpoint is
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
 
 
@@ -270,7 +271,7 @@ def push_model(
     files.pop(CARD, None)
     if checkpoint is not None:
         inner = [path for path in sorted(Path(checkpoint).rglob("*")) if path.is_file()]
-        files |= {f"checkpoint/{path.relative_to(checkpoint).as_posix()}": path for path in inner}
+        files |= {f"{CHECKPOINT_FOLDER}/{path.relative_to(checkpoint).as_posix()}": path for path in inner}
     pickles = [name for name in files if _is_pickle(name)]
     if pickles:
         raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
@@ -280,7 +281,7 @@ def push_model(
         return model_card(folder, full_id, local_card if old is None else old)
 
     def replaces(path: str) -> bool:
-        if path.startswith("checkpoint/"):
+        if path.startswith(f"{CHECKPOINT_FOLDER}/"):
             return checkpoint is not None
         return "/" not in path and (path in RUN_FILES or ".safetensors" in path or _is_pickle(path))
 

@@ -11,7 +11,6 @@ files of its own, pickles, which stay on the machine (`deepspeed/`).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ad_hf.files import atomic_folder, remove_folder
+from ad_hf.hub.push import CHECKPOINT_FOLDER
 from ad_hf.hub.repositories import HUB_ID, find_repository
 from ad_hf.recipe import Recipe
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MODEL_FILE, TENSORS_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "training_state.json"
 BEST_FOLDER = "best"  # the model that did best so far
 DEEPSPEED_FOLDER = "deepspeed"  # of a run with DeepSpeed, the engine's own files: pickles, for this machine alone
-PUSHED_FOLDER = "checkpoint"  # of a Hub repository, in which a run's newest checkpoint is
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process, however it is sharded
 # What may be another when a run is resumed: it changes none of the updates.
 FREE_SETTINGS = {
     *("training.logging_steps", "training.log_with", "training.save_steps", "training.save_total_limit"),
@@ -78,7 +78,7 @@ def _explained(path: Path, output_dir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        last = next(reversed(list_checkpoints(output_dir)), None)
+        last = find_checkpoint("latest", output_dir)
         good = "no checkpoint was written before" if last is None else f"the last good one is {last}"
         raise OSError(
             f"{path} could not be written ({error}); {good}: make room, or see to the permissions of {output_dir}, "
@@ -91,12 +91,8 @@ def gather_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
         return trainer.accelerator.get_state_dict(trainer.model)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    weights: Any = get_model_state_dict(model, options=_whole())
+    weights: Any = get_model_state_dict(model, options=WHOLE)
     return {name: weight.contiguous() for name, weight in weights.items()}
-
-
-def _whole(**options: Any) -> StateDictOptions:
-    return StateDictOptions(full_state_dict=True, cpu_offload=True, **options)
 
 
 def save_checkpoint(trainer: Trainer, step: int) -> Path:
@@ -163,7 +159,7 @@ def _optimizer_states(trainer: Trainer) -> tuple[dict[str, torch.Tensor], list[A
     tensors: dict[str, torch.Tensor] = {}
     groups = []
     for index, optimizer in enumerate(trainer.optimizers):
-        state: Any = get_optimizer_state_dict(model, optimizer.optimizer, options=_whole())
+        state: Any = get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE)
         for weight, values in state.get("state", {}).items():
             tensors |= {f"optimizer/{index}/{weight}/{name}": value for name, value in values.items()}
         groups.append(state.get("param_groups"))
@@ -194,12 +190,12 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
         return next(reversed(list_checkpoints(output_dir)), None)
     folder = Path(resume)
     if not folder.exists() and HUB_ID.fullmatch(str(resume)):
-        wanted = [f"{PUSHED_FOLDER}/{name}" for name in ("*.json", "*.safetensors", f"{BEST_FOLDER}/*.py")]
-        folder = find_repository(resume, "model").download(wanted) / PUSHED_FOLDER
+        wanted = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors", f"{BEST_FOLDER}/*.py")]
+        folder = find_repository(resume, "model").download(wanted) / CHECKPOINT_FOLDER
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(
             f"{resume} is no checkpoint: expected `latest`, a folder with {STATE_FILE} in it, or a repository on the "
-            f"Hub with one in {PUSHED_FOLDER}/"
+            f"Hub with one in {CHECKPOINT_FOLDER}/"
         )
     return folder
 
@@ -272,18 +268,6 @@ def _set_optimizer_states(trainer: Trainer, model: Any, tensors: dict[str, torch
         set_optimizer_state_dict(
             model, optimizer.optimizer, optim_state_dict=whole, options=StateDictOptions(full_state_dict=True)
         )
-
-
-def link_checkpoint(folder: Path, target: Path) -> None:
-    """A copy of a checkpoint that costs no space, where the file system has hard links."""
-    shutil.copytree(folder, target, copy_function=_link)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _check_same(

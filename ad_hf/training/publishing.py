@@ -8,10 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from ad_hf.files import link_or_copy
 from ad_hf.hub.cards import add_run_files
 from ad_hf.hub.push import make_repository, push_model
 from ad_hf.hub.repositories import HUB_ID
-from ad_hf.training.checkpoints import BEST_FOLDER, STATE_FILE, TENSORS_FILE, link_checkpoint
+from ad_hf.training.checkpoints import BEST_FOLDER, STATE_FILE, TENSORS_FILE
 
 
 class Publisher:
@@ -47,20 +48,23 @@ class Publisher:
         if self._running is None or self._running.done():
             # Its own links, since the run may drop the checkpoint meanwhile.
             folder = Path(tempfile.mkdtemp(prefix=".push-", suffix=".tmp", dir=self._output_dir))
-            link_checkpoint(checkpoint, folder / "checkpoint")
+            shutil.copytree(checkpoint, folder / "checkpoint", copy_function=link_or_copy)
             self._running = self._executor.submit(self._push, folder, step)
 
-    def finish(self, checkpoint: Path | None = None, step: int = 0) -> None:
-        """Wait for what is on its way; then push this checkpoint, too, of a run that ends before its time."""
-        self._executor.shutdown(wait=True)
-        self._executor = ThreadPoolExecutor(1)
-        if checkpoint is not None:
-            self.push(checkpoint, step)
-            self._executor.shutdown(wait=True)
+    def _wait(self) -> None:
+        """Wait for what is on its way."""
+        if self._running is not None:
+            self._running.result()
+
+    def finish(self, checkpoint: Path, step: int) -> None:
+        """Push a checkpoint of a run that ends before its time, after what is on its way."""
+        self._wait()
+        self.push(checkpoint, step)
+        self._wait()
 
     def push_end(self) -> None:
         """Push the model of a run that has come to its end."""
-        self.finish()
+        self._wait()
         try:
             url = push_model(self._output_dir, self._repo_id, revision=self._branch, commit_message="End of training")
             self._say(f"pushed: {url}")
