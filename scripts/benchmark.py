@@ -21,6 +21,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import gymnasium as gym
@@ -100,10 +101,13 @@ def _public_recipe_rate(family: TaskFamily, timesteps: int = 8000) -> float:
     return timesteps / (time.perf_counter() - start)
 
 
-def _seconds_after_start(run: Callable[..., Iterator[Outcome]], jobs: list[Job]) -> float:
-    """Seconds from the end of the first job, by when processes have started, to that of the last."""
+def _seconds_after_start(run: Callable[..., Iterator[Outcome]], jobs: list[Job], counted: int) -> float:
+    """
+    Seconds from the end of the first job, by when processes have started, to that of so many later ones: an even
+    number, so that two workers have done as many each, whichever was first, and are both at work all the time.
+    """
     ends = [time.perf_counter() for _ in run(jobs=jobs, on_progress=lambda transitions: None)]
-    return ends[-1] - ends[0]
+    return ends[counted] - ends[0]
 
 
 def _plain_loop(run: RunJob, jobs: Iterable[Job], on_progress: Callable[[int], Any]) -> Iterator[Outcome]:
@@ -112,10 +116,28 @@ def _plain_loop(run: RunJob, jobs: Iterable[Job], on_progress: Callable[[int], A
         yield run(job, on_progress)
 
 
+def _loop_beside_another(run: RunJob, jobs: list[Job], started: Barrier) -> float:
+    """Seconds of a plain loop over all jobs but the first, in a process of its own, once the other one has started."""
+    prepare_process()
+    run(jobs[0], lambda transitions: None)
+    started.wait()
+    return _seconds_after_start(partial(_plain_loop, run), jobs, len(jobs) - 1)
+
+
+def _two_loops(run: RunJob, jobs: list[Job]) -> float:
+    """Seconds that two processes take for half of the jobs each, side by side: all that this machine can do."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(2, mp_context=context) as executor:
+        started = manager.Barrier(2)
+        loops = [executor.submit(_loop_beside_another, run, jobs[part::2], started) for part in range(2)]
+        return statistics.mean(loop.result() for loop in loops)
+
+
 def benchmark_executors(num_jobs: int, repeats: int = 3) -> None:
     """
     The same jobs, which learn and write their histories, in a plain loop, on one and on two worker processes, and on
-    Ray; in turn, and without the time that processes take to start.
+    Ray; in turn, and without the time that processes take to start. Two plain loops side by side say how much a
+    second core of this machine is worth to anyone.
     """
     prepare_process()
     recipe = load_recipe("dark_room")
@@ -136,7 +158,9 @@ def benchmark_executors(num_jobs: int, repeats: int = 3) -> None:
             ):
                 # After the first one of each worker, as many for all.
                 jobs = [Job((task,), 0) for task in tasks[: 2 * num_jobs + warm]]
-                seconds.setdefault(name, []).append(_seconds_after_start(execute, jobs))
+                seconds.setdefault(name, []).append(_seconds_after_start(execute, jobs, 2 * num_jobs))
+            jobs = [Job((task,), 0) for task in tasks[: 2 * num_jobs + 2]]
+            seconds.setdefault("two plain loops", []).append(_two_loops(run, jobs))
     loop, one = seconds["plain loop"], seconds["local, 1 worker"]
     print_line(
         "executors",
@@ -145,6 +169,7 @@ def benchmark_executors(num_jobs: int, repeats: int = 3) -> None:
         overhead_of_local_executor=statistics.median(b / a for a, b in zip(loop, one)) - 1,
         overhead_of_ray=statistics.median(b / a for a, b in zip(loop, seconds["ray, 1 worker"])) - 1,
         scaling_from_1_to_2_workers=statistics.median(a / b for a, b in zip(one, seconds["local, 2 workers"])),
+        scaling_of_two_plain_loops=statistics.median(a / b for a, b in zip(loop, seconds["two plain loops"])),
         cores=available_cores(),
         repeats=repeats,
     )

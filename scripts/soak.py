@@ -143,7 +143,8 @@ class Soak:
         Start a run and kill it and its workers: after a random share of some seconds, or when it next writes a file.
 
         Returns:
-            `str`: what it was doing: `"running"`, `"writing"`, or `"finished"` if it was too late.
+            `str`: what it was doing: `"running"`, `"writing"` if a temporary file is left of it, or `"finished"` if it
+            was too late.
         """
         at_write = self.random.random() < 0.5
         begin = time.monotonic()
@@ -153,12 +154,12 @@ class Soak:
                 time.sleep(0.001)
             while at_write and process.poll() is None and not any(output_dir.glob(WRITING[self.verb])):
                 pass
-            time.sleep(self.random.uniform(0, 0.01))
-            writing = any(output_dir.glob(WRITING[self.verb]))
+            time.sleep(self.random.uniform(0, 0.002))  # writing a part of a collection takes no longer
             late = process.poll() is not None
             if not late:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+        writing = any(output_dir.glob(WRITING[self.verb]))
         self.check(output_dir)
         return "finished" if late else "writing" if writing else "running"
 
