@@ -91,7 +91,7 @@ def test_split_without_any_histories_is_refused(tmp_path):
         read_metadata(tmp_path)
 
 
-@pytest.mark.parametrize("tasks_per_job", [1, 5])
+@pytest.mark.parametrize("tasks_per_job", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_call_after_a_transient_fault_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, tasks_per_job):
     """What was finished is not run again, shards that are whole stay the same files, and none is missing meanwhile."""
     cured, faults = tmp_path / "cured", [None, "step", None, None, "death", "reset", None, None, None]

@@ -119,6 +119,7 @@ def test_part_leaves_others_files_alone_and_says_what_is_missing(collected, tmp_
     assert contents(folder) == contents(collected)
 
 
+@pytest.mark.slow
 def test_failures_of_one_part_are_known_to_the_other(collected, tmp_path):
     cured, folder = tmp_path / "cured", tmp_path / "histories"
     family = make_family(5, {1: "step"}, cured=str(cured))
