@@ -15,7 +15,6 @@ from ad_hf.sources.failures import CollectionError
 from ad_hf.training.interruption import TrainingInterrupted
 
 if TYPE_CHECKING:
-    from ad_hf.model import ADModel
     from ad_hf.recipe import Recipe
 
 EPILOG = """\
@@ -26,8 +25,10 @@ examples:
   ad-hf train --recipe dark_room --dataset histories --output_dir runs/dark_room --training.learning_rate 3e-4
   ad-hf rollout --recipe dark_room --model runs/dark_room/model --dataset histories --output_dir runs/dark_room
   ad-hf rollout --recipe dark_room --model user/ad-dark-room --output_dir seen --video mp4
+  ad-hf evaluate --model runs/seed0 runs/seed1 runs/seed2 --dataset histories --output_dir evaluation
   ad-hf push dataset histories user/dark-room-histories
   ad-hf push model runs/dark_room user/ad-dark-room
+  ad-hf push evaluation evaluation user/dark-room-returns
   ad-hf train --dataset user/dark-room-histories --streaming --output_dir runs/streamed
   ad-hf merge seed0 seed1 histories                         of one family, with other seeds or other tasks
   ad-hf convert to-minari histories dark_room/a2c-v0        and from-minari, from-arrays (npz, HDF5)
@@ -52,6 +53,7 @@ SECTIONS_OF_VERBS = {
     "collect": ("family", "source"),
     "train": ("family", "data", "model", "training", "rollout"),
     "rollout": ("family", "rollout"),
+    "evaluate": ("family", "rollout"),
 }
 
 
@@ -83,7 +85,9 @@ def make_parser() -> argparse.ArgumentParser:
     def add_verb(name: str, text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text, add_help=False, allow_abbrev=False)
         verb.add_argument("-h", "--help", action=_Help, const=name, nargs=0, help="show this help and the settings")
-        if name in SECTIONS_OF_VERBS:
+        if name == "evaluate":
+            verb.add_argument("--recipe", metavar="NAME|FILE", help="recipe (default: that of each model's run)")
+        elif name in SECTIONS_OF_VERBS:
             verb.add_argument("--recipe", default="dark_room", metavar="NAME|FILE", help="recipe (default: dark_room)")
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return verb
@@ -134,9 +138,15 @@ def make_parser() -> argparse.ArgumentParser:
     videos.add_argument("--no_video", "--no-video", dest="video", action="store_const", const=None, help="no replay")
     verb.add_argument("--num_seeds", type=int, default=3, help="rollouts per test task (default: %(default)s)")
 
-    verb = add_verb("push", "Put a dataset or a model on the Hub, with its card, in one commit.")
-    verb.add_argument("kind", choices=["dataset", "model"], help="what it is")
-    verb.add_argument("folder", metavar="DIR|ID", help="the dataset, the model, or the folder of the model's run")
+    verb = add_verb("evaluate", "Compare trainings, their source and random actions on held-out tasks.")
+    verb.add_argument("--model", required=True, nargs="+", metavar="DIR|ID", help="models, or folders of their runs")
+    verb.add_argument("--dataset", nargs="+", metavar="DIR|ID", help="histories of their source: of all, or of each")
+    verb.add_argument("--output_dir", required=True, help="folder of evaluation.json and the pictures")
+    verb.add_argument("--num_seeds", type=int, default=5, help="rollouts of each per task (default: %(default)s)")
+
+    verb = add_verb("push", "Put a dataset, a model or an evaluation on the Hub, with its card, in one commit.")
+    verb.add_argument("kind", choices=["dataset", "model", "evaluation"], help="what it is")
+    verb.add_argument("folder", metavar="DIR|ID", help="of it, or of the model's run")
     verb.add_argument("repo_id", metavar="REPO", help="user/name of the repository, which is made if need be")
     verb.add_argument("--private", action="store_true", default=None, help="make a new repository a private one")
     verb.add_argument("--revision", help="branch to push to, which is made if need be (default: main)")
@@ -225,6 +235,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         refuse(overrides)
         print(recipe_table())
         return
+    if arguments.verb == "evaluate":
+        evaluate(arguments, overrides)
+        return
     recipe = load_recipe(arguments.recipe, overrides)
     if arguments.verb == "quickstart":
         pipeline.quickstart(
@@ -266,6 +279,7 @@ def rollout(arguments: argparse.Namespace, recipe: Recipe) -> None:
     """Roll a model out and report how it did."""
     from ad_hf import pipeline
     from ad_hf.evaluation.video import check_formats
+    from ad_hf.hub.models import load_model
 
     formats = VIDEOS.get(arguments.video, ())
     try:
@@ -286,18 +300,41 @@ def rollout(arguments: argparse.Namespace, recipe: Recipe) -> None:
     print(pipeline.summary(report, arguments.output_dir))
 
 
+def evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Evaluate models by the protocol."""
+    from pathlib import Path
+
+    from ad_hf import pipeline
+    from ad_hf.evaluation.protocol import EVALUATION_FILES
+    from ad_hf.evaluation.results import evaluation_summary
+
+    datasets = arguments.dataset or [None]
+    if len(datasets) not in (1, len(arguments.model)):
+        raise ValueError(
+            f"--dataset: {len(datasets)} for {len(arguments.model)} models: give one for all, or one for each"
+        )
+    models = [
+        pipeline.EvaluatedModel.load(name, dataset, arguments.recipe, overrides)
+        for name, dataset in zip(arguments.model, datasets * (len(arguments.model) // len(datasets)))
+    ]
+    found = pipeline.evaluate_models(models, arguments.output_dir, arguments.num_seeds)
+    files = [Path(arguments.output_dir) / file for file in EVALUATION_FILES]
+    print(evaluation_summary(found, files))
+
+
 def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
-    """Push a dataset or a model."""
-    from ad_hf.hub.push import push_dataset, push_model
+    """Push a dataset, a model or an evaluation."""
+    from ad_hf.hub.push import push_dataset, push_evaluation, push_model
 
     refuse(unknown)
-    if arguments.kind == "model" and arguments.config_name is not None:
-        raise ValueError("--config_name is for datasets: a model has no configurations")
+    if arguments.kind != "dataset" and arguments.config_name is not None:
+        raise ValueError("--config_name is for datasets: nothing else has configurations")
     settings = {"private": arguments.private, "revision": arguments.revision}
     if arguments.kind == "dataset":
         url = push_dataset(arguments.folder, arguments.repo_id, **settings, config_name=arguments.config_name)
     else:
-        url = push_model(arguments.folder, arguments.repo_id, **settings)
+        push_other = push_model if arguments.kind == "model" else push_evaluation
+        url = push_other(arguments.folder, arguments.repo_id, **settings)
     print(url)
 
 
@@ -335,19 +372,6 @@ def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
     if (folder / "recipe.yaml").is_file():
         print(f"train on them with: ad-hf train --recipe {folder}/recipe.yaml --dataset {folder} --output_dir RUN")
-
-
-def load_model(name: str) -> tuple[ADModel, dict[str, Any]]:
-    """A model, and what a report says about where it is from; given by a folder, that of a run, or a Hub id."""
-    from ad_hf.hub.push import model_folder
-    from ad_hf.hub.repositories import explained, find_repository
-    from ad_hf.model import ADModel
-
-    repository = find_repository(name, "model")
-    if repository.revision is None:
-        return ADModel.from_pretrained(model_folder(name)), repository.to_json()
-    with explained(f"loading the model {repository}"):
-        return ADModel.from_pretrained(repository.name, revision=repository.revision), repository.to_json()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

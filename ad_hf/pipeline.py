@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
+from ad_hf.evaluation.protocol import evaluation_rows, random_rows, source_rows
 from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
-from ad_hf.evaluation.report import write_report
+from ad_hf.evaluation.report import source_curves, write_report
+from ad_hf.evaluation.results import write_evaluation
 from ad_hf.evaluation.video import check_formats
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.cards import write_model_card
+from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.collect import collect
@@ -121,6 +125,87 @@ def evaluate_recipe(
     if (output_dir / "model" / "config.json").is_file():
         write_model_card(output_dir)
     return report
+
+
+@dataclass
+class EvaluatedModel:
+    """
+    A model, and how it came about.
+
+    Args:
+        model ([`ADModel`]):
+            The model.
+        recipe ([`Recipe`]):
+            Of its run: its family's test tasks are played, as its `rollout` section says.
+        dataset (`str` or `Path`, *optional*):
+            Histories of its source on these tasks.
+        origin (`dict`, *optional*):
+            Where it is from, for `evaluation.json`.
+    """
+
+    model: ADModel
+    recipe: Recipe
+    dataset: str | Path | None = None
+    origin: dict[str, Any] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        dataset: str | Path | None = None,
+        recipe: str | Path | None = None,
+        overrides: Sequence[str] = (),
+    ) -> EvaluatedModel:
+        """A model by the folder of its run or a Hub id, with a recipe, by default that of its run, and overrides."""
+        model, origin = load_model(name)
+        return cls(model, load_recipe(recipe or run_recipe(name), overrides), dataset, origin)
+
+    @property
+    def agent(self) -> str:
+        """What it is called: AD, or ED if it was trained on the ends of histories alone."""
+        return "AD" if self.recipe.data.last_episodes is None else "ED"
+
+
+def evaluate_models(
+    models: Sequence[EvaluatedModel],
+    output_dir: str | Path,
+    num_seeds: int = 5,
+    details: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    r"""
+    Roll several models out on the test tasks of their families, by the protocol of
+    [`~ad_hf.evaluation.protocol`], beside their source and random actions.
+
+    Args:
+        models (`Sequence[EvaluatedModel]`):
+            The models: trainings of one recipe with several seeds and splits, or of several recipes.
+        output_dir (`str` or `Path`):
+            Folder of `evaluation.json`, `returns.parquet`, `learning_curves.png`, `rooms.png` where tasks are cells
+            of a room, and a card, with which it is a dataset of its own.
+        num_seeds (`int`, *optional*, defaults to 5):
+            Rollouts of each model per task.
+        details (`dict`, *optional*):
+            Further entries of `evaluation.json`.
+
+    Returns:
+        `dict`: what `evaluation.json` holds.
+    """
+    tables, start, known = [], time.perf_counter(), set()
+    for each in models:
+        family, split = TaskFamily.from_config(each.recipe.family), each.recipe.family.split_seed
+        evaluation = evaluate(
+            each.model, family, "test", num_seeds=num_seeds, rollout_config=each.recipe.rollout, progress=True
+        )
+        tables.append(evaluation_rows(evaluation, family, each.agent, split, each.recipe.training.seed))
+        if split in known:
+            continue
+        known.add(split)
+        tables.append(random_rows(family, num_seeds=num_seeds, split_seed=split))
+        if each.dataset is not None:
+            tables.append(source_rows(source_curves(HistoryDataset.open(each.dataset)), family, split))
+    details = {"env_id": models[0].recipe.family.env_id, "models": [each.origin for each in models], **(details or {})}
+    details["seconds"] = round(time.perf_counter() - start, 1)
+    return write_evaluation(output_dir, pa.concat_tables(tables), details)
 
 
 def quickstart(

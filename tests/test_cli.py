@@ -173,7 +173,7 @@ def test_a_model_whose_spaces_do_not_fit_the_recipe_is_refused(capsys, tiny_run,
     assert "observation_space" in fails(capsys, "rollout", "--recipe", "dark_room", *arguments)
 
 
-@pytest.mark.parametrize("verb", ["quickstart", "collect", "train", "rollout"])
+@pytest.mark.parametrize("verb", ["quickstart", "collect", "train", "rollout", "evaluate"])
 def test_help_lists_a_verbs_options_and_the_settings_that_it_reads(capsys, verb):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
@@ -196,3 +196,32 @@ def test_rollout_settings_reach_the_rollout(tiny_recipe_file, tiny_run, tiny_his
     assert main(["rollout", *map(str, arguments)]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert all(float(task["return"]).is_integer() for task in report["tasks"])
+
+
+def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_runs(
+    tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    train = ["train", "--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", other]
+    assert main([str(argument) for argument in [*train, "--training.seed", "1"]]) == 0
+    arguments = ["--model", tiny_run, other / "model", "--dataset", tiny_histories, "--output_dir", tmp_path / "seen"]
+    arguments += ["--num_seeds", "2", "--rollout.num_episodes", "13"]
+
+    assert main(["evaluate", *map(str, arguments)]) == 0
+
+    found = json.loads((tmp_path / "seen" / "evaluation.json").read_text())
+    assert list(found["agents"]) == ["AD", "random", "source"]
+    ad = found["agents"]["AD"]
+    assert (ad["num_models"], ad["num_rollouts"], ad["num_tasks"]) == (2, 2, 2)
+    assert list(ad["at"]) == ["1", "10", "13"]
+    assert "AD: " in capsys.readouterr().out
+
+
+def test_evaluate_tells_what_it_lacks(tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys):
+    arguments = ["--output_dir", tmp_path / "seen", "--model", tiny_run, tiny_run, tiny_run]
+    line = fails(capsys, "evaluate", *arguments, "--dataset", tiny_histories, tiny_histories)
+    assert "2 for 3 models: give one for all, or one for each" in line
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_run / "model", bare, ignore=shutil.ignore_patterns("recipe.yaml"))
+    line = fails(capsys, "evaluate", "--output_dir", tmp_path / "seen", "--model", bare)
+    assert "comes without the recipe of its run: give one with --recipe" in line

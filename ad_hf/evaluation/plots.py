@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from ad_hf.histories.schema import source_label
 
 if TYPE_CHECKING:
-    from ad_hf.evaluation.report import Curve
+    from ad_hf.evaluation.metrics import Curve
 
 INK, AD_COLOUR, SOURCE_COLOUR, OPTIMUM_COLOUR = "#22252b", "#d1495b", "#30638e", "#8d96a0"
 MOST_LABELS = 6  # of curves in one picture

@@ -11,62 +11,15 @@ import numpy as np
 
 from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.evaluation.evaluate import FINAL_EPISODES, Evaluation
+from ad_hf.evaluation.metrics import Curve, bootstrap_curve, steps_to_level
 from ad_hf.files import atomic_path, write_text
 from ad_hf.histories.dataset import HistoryDataset, load_histories
 from ad_hf.histories.schema import is_synthetic, package_versions
 
-SMOOTHING_EPISODES = 5
 VERSIONED_PACKAGES = (
     *("ad_hf", "accelerate", "datasets", "gymnasium", "huggingface_hub", "numpy", "stable_baselines3", "torch"),
     "transformers",
 )
-
-
-@dataclass
-class Curve:
-    """
-    Return by episode, with a confidence band.
-
-    Attributes:
-        env_steps (`np.ndarray` of shape `(num_episodes,)`):
-            Environment steps taken until the end of each episode, all parallel streams counted.
-        mean, low, high (`np.ndarray` of shape `(num_episodes,)`):
-            Mean return and the bounds of its 95% confidence interval over tasks and seeds.
-    """
-
-    env_steps: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-    def to_json(self) -> dict[str, list[float]]:
-        """Lists of rounded numbers."""
-        return {name: np.round(values, 4).tolist() for name, values in vars(self).items()}
-
-
-def bootstrap_curve(returns: np.ndarray, env_steps: np.ndarray, resamples: int = 1000, seed: int = 0) -> Curve:
-    """
-    Mean return by episode with a hierarchical bootstrap interval: tasks are drawn anew, and runs within each.
-
-    Args:
-        returns (`np.ndarray` of shape `(num_runs, num_tasks, num_episodes)`):
-            Return of each episode.
-        env_steps (`np.ndarray` of shape `(num_episodes,)`):
-            Environment steps until the end of each episode.
-        resamples (`int`, *optional*, defaults to 1000):
-            Bootstrap samples.
-        seed (`int`, *optional*, defaults to 0):
-            Of the bootstrap.
-    """
-    rng = np.random.default_rng(seed)
-    num_runs, num_tasks, _ = returns.shape
-    means = np.empty((resamples, returns.shape[2]))
-    for sample in range(resamples):
-        tasks = rng.integers(num_tasks, size=num_tasks)
-        runs = rng.integers(num_runs, size=(num_runs, num_tasks))
-        means[sample] = returns[runs, tasks].mean(axis=(0, 1))
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return Curve(env_steps, returns.mean(axis=(0, 1)), low, high)
 
 
 @dataclass
@@ -78,8 +31,12 @@ class SourceCurves:
         returns (`np.ndarray` of shape `(num_streams, num_tasks, num_episodes)`):
             Return of each episode, cut to the episodes that every stream finished; of sources that stopped when they
             had converged, continued with the mean of their last ten.
+        lengths (`np.ndarray` of the same shape):
+            Steps of each episode.
         env_steps (`np.ndarray` of shape `(num_episodes,)`):
             Steps that a source took on average until the end of each, over all streams that it learns from.
+        task_ids (`list[int]`):
+            The tasks.
         step_rewards (`np.ndarray` of shape `(num_streams, num_tasks, num_steps)`, *optional*):
             Reward of each step of the first episode, if all first episodes are equally long.
         streams_per_learner (`int`):
@@ -87,7 +44,9 @@ class SourceCurves:
     """
 
     returns: np.ndarray
+    lengths: np.ndarray
     env_steps: np.ndarray
+    task_ids: list[int]
     step_rewards: np.ndarray | None
     streams_per_learner: int
 
@@ -115,13 +74,14 @@ def source_curves(dataset: str | Path | HistoryDataset, split: str = "test") -> 
     found = [_episodes(total, stop, episodes) for total, stop in zip(totals, stops)]
     shape = (len(order) // len(runs), len(runs), episodes)
     returns = np.stack([each for each, _ in found]).reshape(shape)
-    steps = np.stack([each for _, each in found]).reshape(shape).mean(axis=(0, 1)).cumsum()
+    lengths = np.stack([each for _, each in found]).reshape(shape)
+    steps = lengths.mean(axis=(0, 1)).cumsum()
     first = {int(stop[0]) for stop in stops if episodes}
     by_step = None
     if len(first) == 1:
         by_step = np.stack([np.diff(total[: min(first) + 1]) for total in totals]).reshape(*shape[:2], -1)
     together = 1 if metadata.source.get("independent_streams") else metadata.source["n_envs"]
-    return SourceCurves(returns, steps * together, by_step, together)
+    return SourceCurves(returns, lengths, steps * together, sorted(runs), by_step, together)
 
 
 def _episodes(totals: np.ndarray, stops: np.ndarray, episodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,18 +92,6 @@ def _episodes(totals: np.ndarray, stops: np.ndarray, episodes: int) -> tuple[np.
         return returns, lengths
     ends = [np.full(missing, values[-FINAL_EPISODES:].mean()) for values in (returns, lengths)]
     return np.concatenate([returns, ends[0]]), np.concatenate([lengths, ends[1]])
-
-
-def steps_to_level(curve: Curve, level: float) -> int | None:
-    """
-    Environment steps until the mean return, averaged over 5 episodes, first reaches a level; `None` if it never does.
-
-    The average trails, so that no episode counts before it was played.
-    """
-    width = min(SMOOTHING_EPISODES, len(curve.mean))
-    smooth = np.convolve(curve.mean, np.full(width, 1 / width), mode="valid")
-    reached = np.flatnonzero(smooth >= level)
-    return int(curve.env_steps[reached[0] + width - 1]) if reached.size else None
 
 
 def _curves(evaluation: Evaluation, learnt: SourceCurves | None) -> tuple[Curve, Curve | None]:

@@ -308,3 +308,29 @@ def write_model_card(run: str | Path) -> Path:
     card = model / CARD
     write_text(card, model_card(model, str(model), read_text(card)))
     return card
+
+
+def evaluation_card(folder: Path, name: str, found: Mapping[str, Any], old: str | None = None) -> str:
+    """
+    The text of the card of an evaluation, with which it is a dataset of returns.
+
+    Args:
+        folder (`Path`):
+            Of the evaluation's files.
+        name (`str`):
+            What `load_dataset` takes: a Hub id or a folder.
+        found (`Mapping`):
+            What its `evaluation.json` holds.
+        old (`str`, *optional*):
+            The card so far; see [`merge_card`].
+    """
+    title = f"In-context reinforcement learning on {found['env_id']}: returns"
+    data = DatasetCardData(
+        pretty_name=title,
+        task_categories=["reinforcement-learning"],
+        tags=["in-context-reinforcement-learning", "algorithm-distillation", "evaluation", found["env_id"]],
+        configs=[{"config_name": "default", "data_files": [{"split": "test", "path": "returns.parquet"}]}],
+    )
+    pictures = [picture for picture in ("learning_curves.png", "rooms.png") if (folder / picture).is_file()]
+    text = _render("dataset_cards", "evaluation.md", title=title, name=name, found=found, pictures=pictures)
+    return merge_card(old, data.to_dict(), text)

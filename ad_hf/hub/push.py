@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -20,11 +21,21 @@ from huggingface_hub import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
+from ad_hf.evaluation.protocol import EVALUATION_FILES, ROWS_FILE, SUMMARY_FILE, read_rows
 from ad_hf.files import read_text
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
 from ad_hf.histories.validation import check_shards
-from ad_hf.hub.cards import CARD, RUN_FILES, add_run_files, dataset_card, dataset_config, model_card, without_configs
+from ad_hf.hub.cards import (
+    CARD,
+    RUN_FILES,
+    add_run_files,
+    dataset_card,
+    dataset_config,
+    evaluation_card,
+    model_card,
+    without_configs,
+)
 from ad_hf.hub.repositories import HubError, find_repository, retried
 
 if TYPE_CHECKING:
@@ -287,6 +298,54 @@ def push_model(
 
     upload = Upload("model", files, replaces, card)
     return _push(upload, repo_id, private, revision, token, commit_message or "Push a model")
+
+
+def push_evaluation(
+    evaluation: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    r"""
+    Push an evaluation to the Hub, as a dataset of returns: rows, summary, pictures and card.
+
+    Args:
+        evaluation (`str` or `Path`):
+            Folder of the evaluation, as `ad-hf evaluate` leaves it.
+        repo_id (`str`):
+            `user/name` of the dataset's repository, which is made if need be.
+        private (`bool`, *optional*):
+            Whether a new repository is private; the account's default if not given.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Branch to push to, which is made if need be.
+        token (`str`, *optional*):
+            By default `HF_TOKEN`, or that of `hf auth login`.
+        commit_message (`str`, *optional*):
+            Of the commit.
+
+    Returns:
+        `str`: URL of the commit that holds it.
+
+    Raises:
+        FileNotFoundError: if there is no evaluation.
+        ValueError: if its returns are none.
+        HubError: if the Hub cannot be reached or refuses, with what to do about it.
+    """
+    folder = Path(evaluation)
+    summary = read_text(folder / SUMMARY_FILE)
+    if summary is None:
+        raise FileNotFoundError(f"{folder} holds no evaluation: expected {SUMMARY_FILE} and {ROWS_FILE} in it")
+    read_rows(folder / ROWS_FILE)
+    files = {name: folder / name for name in EVALUATION_FILES if (folder / name).is_file()}
+    local_card = read_text(folder / CARD)
+
+    def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
+        return evaluation_card(folder, full_id, json.loads(summary), local_card if old is None else old)
+
+    upload = Upload("dataset", files, lambda path: path in EVALUATION_FILES, card)
+    return _push(upload, repo_id, private, revision, token, commit_message or "Push an evaluation")
 
 
 def model_folder(folder: str | Path) -> Path:

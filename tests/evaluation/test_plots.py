@@ -5,8 +5,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from ad_hf.evaluation.metrics import Curve
 from ad_hf.evaluation.plots import AD_COLOUR, OPTIMUM_COLOUR, SOURCE_COLOUR, plot_learning_curves
-from ad_hf.evaluation.report import Curve
 
 
 def make_curve(num_episodes, steps_per_episode, top):

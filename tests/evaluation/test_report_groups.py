@@ -7,7 +7,8 @@ import ad_hf
 from ad_hf.envs.adversarial_bandit import draw_arm_means, optimal_return, random_return
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import Evaluation, evaluate
-from ad_hf.evaluation.report import bootstrap_curve, normalized_return, source_curves, write_report
+from ad_hf.evaluation.metrics import bootstrap_curve
+from ad_hf.evaluation.report import normalized_return, source_curves, write_report
 
 KINDS = ("even", "odd")
 STREAMS = 3

@@ -1,0 +1,169 @@
+"""Pictures of several agents on the same tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from ad_hf.evaluation.plots import AD_COLOUR, INK, OPTIMUM_COLOUR, SOURCE_COLOUR
+
+if TYPE_CHECKING:
+    from ad_hf.evaluation.protocol import AgentReturns
+    from ad_hf.study import Study
+
+COLOURS = {"AD": AD_COLOUR, "source": SOURCE_COLOUR, "ED": "#edae49", "RL2": "#3d8b5f", "random": OPTIMUM_COLOUR}
+OTHER_COLOURS = ("#7b4b94", "#00798c", "#8c5e3c", "#c0578e", "#5b6c2f", "#2e4057", "#d17b0f", "#6b7280")
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name, the same in all pictures for those that are in most of them."""
+    others = [name for name in names if name not in COLOURS]
+    return {**COLOURS, **{name: OTHER_COLOURS[index % len(OTHER_COLOURS)] for index, name in enumerate(others)}}
+
+
+def _clean(axes: Any, grid: str = "y") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def plot_agents(path: str | Path, agents: Sequence[AgentReturns], title: str, note: str = "") -> None:
+    """
+    Return by environment steps of several agents, with their bands, as a PNG.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write, whatever its suffix.
+        agents (`Sequence[AgentReturns]`):
+            The agents; one that takes random actions is drawn as a line.
+        title (`str`):
+            Above the picture.
+        note (`str`, *optional*):
+            Below it.
+    """
+    figure = Figure(figsize=(8.4, 4.8), layout=ConstrainedLayoutEngine(rect=(0, 0.035, 1, 0.965)))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shades = colours([agent.agent for agent in agents])
+    tops = []
+    for agent in agents:
+        curve, colour = agent.curve(), shades[agent.agent]
+        if agent.agent == "random":
+            axes.axhline(curve.mean.mean(), color=colour, linestyle=":", linewidth=1.4, label="random actions")
+            continue
+        axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(curve.env_steps, curve.mean, color=colour, linewidth=2, label=agent.agent)
+        tops.append(curve.high.max())
+    optimal = next((agent.optimal for agent in agents if agent.optimal is not None), None)
+    if optimal is not None:
+        axes.axhline(optimal.mean(), color=INK, linestyle="--", linewidth=1.2, label="optimum")
+        tops.append(optimal.mean())
+    axes.set_xscale("log")
+    bottom, _ = axes.get_ylim()
+    axes.set_ylim(min(bottom, 0), max(tops) * (1.03 if max(tops) > 0 else 0.97))
+    axes.set_xlabel("environment steps on the task, all streams that learn together counted")
+    axes.set_ylabel("return of an episode")
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    _clean(axes)
+    first = agents[0]
+    figure.text(
+        0.99,
+        0.005,
+        note or f"mean and 95% bootstrap interval over trainings, {len(first.tasks)} held-out tasks and rollouts",
+        ha="right",
+        va="bottom",
+        fontsize=7.5,
+        color="#6b7280",
+    )
+    figure.savefig(path, dpi=120, format="png")
+
+
+def cells_of(tasks: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """The cell (num_tasks, 2) that makes each task, or `None` for tasks that are made otherwise."""
+    cells = [np.asarray(value) for task in tasks for value in task.values()]
+    if len(cells) != len(tasks) or any(cell.shape != (2,) or cell.dtype.kind != "i" for cell in cells):
+        return None
+    return np.stack(cells)
+
+
+Rooms = list[tuple["AgentReturns", np.ndarray, list[np.ndarray]]]
+
+
+def rooms_of(agents: Sequence[AgentReturns]) -> Rooms:
+    """The agents whose tasks are cells of a room and have an optimum, with the cells and shares of the optimum."""
+    found = [(agent, cells_of(agent.tasks), agent.shares()) for agent in agents]
+    return [(agent, cells, shares) for agent, cells, shares in found if cells is not None and shares is not None]
+
+
+def plot_rooms(path: str | Path, shown: Rooms) -> None:
+    """
+    Share of the optimum that agents end at, over the cells of the room that are goals of held-out tasks, as a PNG.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write, whatever its suffix.
+        shown (`list[tuple]`):
+            The agents, as of [`rooms_of`].
+    """
+    size = 1 + max(int(cells.max()) for _, cells, _ in shown)
+    figure = Figure(figsize=(1.2 + 2.9 * len(shown), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (agent, cells, shares) in zip(grid, shown):
+        ends = np.concatenate([block[..., -10:].mean(axis=(0, 1, 3)) for block in shares])
+        sums, counts = np.zeros((size, size)), np.zeros((size, size))
+        np.add.at(sums, tuple(cells.T), ends)
+        np.add.at(counts, tuple(cells.T), 1)
+        room = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        image = axes.imshow(room.T, vmin=0, vmax=1, cmap="viridis", origin="upper")
+        axes.set_title(f"{agent.agent}: {np.nanmean(room):.2f}", loc="left", fontsize=10, color=INK)
+        axes.set_xticks([0, size - 1])
+        axes.set_yticks([0, size - 1])
+        axes.plot(size // 2, size // 2, marker="+", color=AD_COLOUR, markersize=8)
+    figure.colorbar(image, ax=grid.tolist(), label="share of the optimum, last ten episodes", shrink=0.8)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def plot_study(path: str | Path, study: Study, agents: Sequence[AgentReturns]) -> None:
+    """
+    What variants of a study end at, beside what the paper reports of them, as a PNG.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write, whatever its suffix.
+        study ([`~ad_hf.study.Study`]):
+            The study.
+        agents (`Sequence[AgentReturns]`):
+            Its variants, and maybe others, which are not drawn.
+    """
+    ends = {agent.agent: agent.at(agent.num_episodes) for agent in agents}
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    places = np.arange(len(study.variants))
+    values = np.array([ends[name]["return"] for name in study.variants])
+    bounds = np.array([ends[name]["return_interval"] for name in study.variants])
+    errors = np.maximum(0, np.abs(bounds - values[:, None]).T)
+    axes.errorbar(places, values, errors, color=AD_COLOUR, marker="o", linewidth=2, capsize=3, label="ours")
+    papers = [(place, variant.paper) for place, variant in zip(places, study.variants.values())]
+    known = [(place, value) for place, value in papers if value is not None]
+    if known:
+        axes.plot(*zip(*known), color=OPTIMUM_COLOUR, marker="s", linestyle="--", label="the paper's")
+    optimal = next((agent.optimal for agent in agents if agent.optimal is not None), None)
+    if optimal is not None:
+        axes.axhline(optimal.mean(), color=INK, linestyle=":", linewidth=1.2, label="optimum")
+    axes.set_xticks(places, [variant.label or name for name, variant in study.variants.items()])
+    axes.set_ylim(bottom=min(0, values.min()))
+    axes.set_xlabel(study.varied or "variant")
+    axes.set_ylabel("return, last ten episodes")
+    axes.set_title(study.title, loc="left", fontsize=11, color=INK)
+    axes.legend(frameon=False, fontsize=9)
+    _clean(axes)
+    figure.savefig(path, dpi=120, format="png")

@@ -1,0 +1,336 @@
+"""
+The protocol: several trainings, several rollouts of each on every held-out task, and what is said of all of them.
+
+Returns are rows of a table, one for each rollout in each task, from which everything else is computed:
+`returns.parquet` is a dataset of its own, and `evaluation.json` can be made from it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.evaluate import FINAL_EPISODES, Evaluation
+from ad_hf.evaluation.metrics import (
+    Curve,
+    bootstrap_curve,
+    bootstrap_means,
+    interquartile_mean,
+    interval,
+    mean_of,
+    regret,
+    steps_to_level,
+)
+from ad_hf.evaluation.report import SourceCurves
+from ad_hf.files import atomic_path
+
+SCHEMA = pa.schema(
+    [
+        ("agent", pa.string()),
+        ("split_seed", pa.int64()),
+        ("training_seed", pa.int64()),
+        ("rollout", pa.int64()),
+        ("task_id", pa.int64()),
+        ("task", pa.string()),  # keyword arguments, as JSON
+        ("streams", pa.int64()),  # whose environment steps count together
+        ("optimal_return", pa.float64()),
+        ("returns", pa.list_(pa.float64())),
+        ("lengths", pa.list_(pa.float64())),  # whole, but where a source that has converged is continued
+    ]
+)
+# What an evaluation leaves.
+ROWS_FILE, SUMMARY_FILE = "returns.parquet", "evaluation.json"
+PICTURES = CURVES_FILE, ROOMS_FILE = "learning_curves.png", "rooms.png"
+EVALUATION_FILES = (ROWS_FILE, SUMMARY_FILE, *PICTURES)
+SOURCE, RANDOM = "source", "random"  # agents that no model is
+REPORTED_EPISODES = (1, 10, 25, 50, 100, 250, 500, 1000)
+SHARES = (0.5, 0.9)  # of the final level, that steps are counted to
+
+
+def evaluation_rows(
+    evaluation: Evaluation, family: TaskFamily, agent: str, split_seed: int = 0, training_seed: int | None = None
+) -> pa.Table:
+    """
+    The rollouts of a model as rows.
+
+    Args:
+        evaluation ([`~ad_hf.Evaluation`]):
+            The returns.
+        family ([`~ad_hf.TaskFamily`]):
+            Whose tasks they are of, for the optimum.
+        agent (`str`):
+            What acted: `"AD"`, `"ED"`, ...
+        split_seed (`int`, *optional*, defaults to 0):
+            Which split of the tasks into those to train on and those to test on.
+        training_seed (`int`, *optional*):
+            Which of the trainings.
+    """
+    return _rows(
+        evaluation.returns, evaluation.lengths, evaluation.tasks, family, (agent, split_seed, training_seed), 1
+    )
+
+
+def source_rows(curves: SourceCurves, family: TaskFamily, split_seed: int = 0) -> pa.Table:
+    """
+    The streams of a source as rows; see [`evaluation_rows`].
+
+    Raises:
+        ValueError: if the source learnt other tasks than the family's test tasks.
+    """
+    tasks = [task for task in family.tasks("test") if task.task_id in curves.task_ids]
+    if len(tasks) != len(curves.task_ids):
+        others = sorted(set(curves.task_ids) - {task.task_id for task in tasks})
+        raise ValueError(
+            f"the histories' test tasks {', '.join(map(str, others))} are not for testing in the family of the "
+            "model's recipe: give histories that were collected with the same split (family.split_seed)"
+        )
+    who = (SOURCE, split_seed, None)
+    return _rows(curves.returns, curves.lengths, tasks, family, who, curves.streams_per_learner)
+
+
+def random_rows(
+    family: TaskFamily, num_episodes: int = 100, num_seeds: int = 5, split_seed: int = 0, seed: int = 0
+) -> pa.Table:
+    """Uniformly random actions in the test tasks, as rows; see [`evaluation_rows`]."""
+    tasks = family.tasks("test")
+    with closing(family.make_vec(tasks, num_envs=len(tasks) * num_seeds, seed=seed)) as envs:
+        envs.reset(seed=seed)
+        totals, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=np.int64)
+        found: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
+        while min(map(len, found)) < num_episodes:
+            _, rewards, terminations, truncations, _ = envs.step(envs.action_space.sample())
+            totals += rewards
+            lengths += 1
+            for index in np.flatnonzero(terminations | truncations):
+                found[index].append((float(totals[index]), int(lengths[index])))
+                totals[index] = lengths[index] = 0
+    episodes = np.array([each[:num_episodes] for each in found]).reshape(num_seeds, len(tasks), num_episodes, 2)
+    return _rows(episodes[..., 0], episodes[..., 1], tasks, family, (RANDOM, split_seed, None), streams=1)
+
+
+def _rows(
+    returns: np.ndarray,
+    lengths: np.ndarray,
+    tasks: Sequence[Any],
+    family: TaskFamily,
+    who: tuple[str, int, int | None],
+    streams: int,
+) -> pa.Table:
+    """Rows of returns and lengths (rollouts, tasks, episodes)."""
+    rollouts, number = returns.shape[:2]
+    optimal = family.optimal_returns(tasks)
+    agent, split_seed, training_seed = who
+    count = rollouts * number
+    columns: dict[str, Any] = {
+        "agent": [agent] * count,
+        "split_seed": [split_seed] * count,
+        "training_seed": [training_seed] * count,
+        "rollout": np.repeat(np.arange(rollouts), number),
+        "task_id": [task.task_id for task in tasks] * rollouts,
+        "task": [json.dumps(task.kwargs, default=_plain) for task in tasks] * rollouts,
+        "streams": [streams] * count,
+        "optimal_return": [None] * count if optimal is None else np.tile(optimal, rollouts),
+        "returns": list(returns.reshape(count, -1)),
+        "lengths": list(lengths.reshape(count, -1)),
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _plain(value: Any) -> Any:
+    """A number or array of numpy's as JSON knows it."""
+    return value.tolist()
+
+
+class AgentReturns:
+    """
+    What an agent reached, from the rows of a table.
+
+    Args:
+        rows (`pa.Table`):
+            Of one agent. Of each split there are as many rows for each task and training, which is checked.
+
+    Attributes:
+        returns (`list[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks, num_episodes)`):
+            Of each split, cut to the episodes that all have.
+        optimal (`np.ndarray` of shape `(num_tasks,)`, *optional*):
+            Best possible returns of the tasks of all splits, one after another.
+        tasks (`list[dict]`):
+            Keyword arguments of these tasks.
+        env_steps (`np.ndarray` of shape `(num_episodes,)`):
+            Environment steps until the end of each episode, on average; of all streams that learn together.
+
+    Raises:
+        ValueError: where rows are missing, or there are some twice.
+    """
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.agent = rows["agent"][0].as_py()
+        columns = {name: np.asarray(rows[name]) for name in ("split_seed", "training_seed", "task_id", "rollout")}
+        # What no training made is one model.
+        columns["training_seed"] = np.nan_to_num(columns["training_seed"].astype(np.float64), nan=-1)
+        counts = np.asarray(pc.list_value_length(rows["returns"]))
+        episodes = int(counts.min())
+        starts = np.cumsum(counts) - counts
+        both = {}
+        for name in ("returns", "lengths"):
+            values = rows[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            both[name] = values[starts[:, None] + np.arange(episodes)]
+        optimal = np.asarray(rows["optimal_return"], dtype=np.float64)
+        self.splits = np.unique(columns["split_seed"]).tolist()
+        self.returns, lengths, best, self.tasks = [], [], [], []
+        for split in self.splits:
+            chosen = np.flatnonzero(columns["split_seed"] == split)
+            keys = [columns[name][chosen] for name in ("training_seed", "rollout", "task_id")]
+            shape = tuple(len(np.unique(key)) for key in keys)
+            order = chosen[np.lexsort(keys[::-1])]
+            different = len({tuple(key) for key in zip(*keys)})
+            if len(order) != np.prod(shape) or different != len(order):
+                raise ValueError(
+                    f"{self.agent}, split {split}: {len(order)} rows, {different} of them different, for "
+                    f"{shape[0]} trainings x {shape[1]} rollouts x {shape[2]} tasks: expected one row for each"
+                )
+            self.returns.append(both["returns"][order].reshape(*shape, episodes))
+            lengths.append(both["lengths"][order].reshape(*shape, episodes))
+            best.append(optimal[order[: shape[2]]])
+            self.tasks += [json.loads(rows["task"][int(row)].as_py()) for row in order[: shape[2]]]
+        together = np.concatenate(best)
+        self.optimal = None if np.isnan(together).any() else together
+        self._best = best
+        self.env_steps = mean_of(lengths).cumsum() * int(rows["streams"][0].as_py())
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes of each rollout."""
+        return self.returns[0].shape[3]
+
+    def shares(self) -> list[np.ndarray] | None:
+        """Returns as shares of the optimum, or `None` where that is not known or zero."""
+        if self.optimal is None or (self.optimal == 0).any():
+            return None
+        return [block / best[:, None] for block, best in zip(self.returns, self._best)]
+
+    def curve(self) -> Curve:
+        """Mean return by episode."""
+        return bootstrap_curve(self.returns, self.env_steps)
+
+    def at(self, episode: int) -> dict[str, Any]:
+        """
+        What is said of the ten episodes up to one (of the first, of that alone): mean return, mean share of the
+        optimum, both with the interval of `bootstrap_means`, and the interquartile mean of the shares (or returns).
+        """
+        episodes = slice(0 if episode < FINAL_EPISODES else episode - FINAL_EPISODES, episode)
+        if episode < FINAL_EPISODES:
+            episodes = slice(episode - 1, episode)
+        found: dict[str, Any] = {"episodes": [episodes.start + 1, episodes.stop]}
+        returns = [block[..., episodes].mean(axis=3) for block in self.returns]
+        found |= {"return": float(mean_of(returns)), "return_interval": _pair(interval(bootstrap_means(returns)))}
+        shares = self.shares()
+        if shares is not None:
+            scores = [block[..., episodes].mean(axis=3) for block in shares]
+            # Of sums, and not the mean of the tasks' shares, in which far goals would weigh as much as near ones.
+            found["of_optimal"] = found["return"] / float(self.optimal.mean())  # type: ignore[union-attr]
+            found["mean_share"] = float(mean_of(scores))
+            found["mean_share_interval"] = _pair(interval(bootstrap_means(scores)))
+        value, bounds = interquartile_mean(returns if shares is None else scores)
+        found |= {"iqm": value, "iqm_interval": None if bounds is None else list(bounds)}
+        return found
+
+    def by_model(self, episode: int) -> list[dict[str, Any]]:
+        """Mean return over the ten episodes up to one, of each training."""
+        episodes = slice(max(0, episode - FINAL_EPISODES), episode)
+        return [
+            {"split_seed": split, "model": index, "return": float(value)}
+            for split, block in zip(self.splits, self.returns)
+            for index, value in enumerate(block[..., episodes].mean(axis=(1, 2, 3)))
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """What `evaluation.json` says of an agent."""
+        last, curve = self.num_episodes, self.curve()
+        reported = [episode for episode in REPORTED_EPISODES if episode < last]
+        found = {
+            "num_splits": len(self.splits),
+            "num_models": sum(block.shape[0] for block in self.returns),
+            "num_rollouts": self.returns[0].shape[1],
+            "num_tasks": len(self.tasks),
+            "optimal_return": None if self.optimal is None else float(self.optimal.mean()),
+            "at": {str(episode): self.at(episode) for episode in (*reported, last)},
+            "by_model": self.by_model(last),
+            "curve": curve.to_json(),
+        }
+        final = found["at"][str(last)]["return"]
+        levels = {f"{share:.0%}": final - (1 - share) * abs(final) for share in SHARES}
+        found["steps_to"] = {
+            name: {"level": level, "env_steps": steps_to_level(curve, level)} for name, level in levels.items()
+        }
+        if self.optimal is not None:
+            missed = [regret(block, best) for block, best in zip(self.returns, self._best)]
+            found["regret"] = {
+                "total": float(mean_of(missed)),
+                "interval": _pair(interval(bootstrap_means(missed))),
+                "of_optimal": float(mean_of(missed)) / (last * float(self.optimal.mean())),
+            }
+        return found
+
+
+def _pair(bounds: tuple[np.ndarray, np.ndarray]) -> list[float]:
+    return [float(bounds[0]), float(bounds[1])]
+
+
+def agents_of(rows: pa.Table) -> list[AgentReturns]:
+    """The agents of a table, in the order in which they come."""
+    names = np.asarray(rows["agent"])
+    return [AgentReturns(rows.filter(pa.array(names == name))) for name in dict.fromkeys(names.tolist())]
+
+
+def summarize(agents: Iterable[AgentReturns]) -> dict[str, Any]:
+    """
+    What is said of agents, and of how many steps their source takes to their levels.
+
+    Returns:
+        `dict`: by the agents' names.
+    """
+    agents = list(agents)
+    found = {agent.agent: agent.summary() for agent in agents}
+    source = next((agent.curve() for agent in agents if agent.agent == SOURCE), None)
+    for name, summary in found.items():
+        if source is None or name in (SOURCE, RANDOM):
+            continue
+        for steps in summary["steps_to"].values():
+            steps["source"] = steps_to_level(source, steps["level"])
+            steps["ratio"] = steps["source"] / steps["env_steps"] if steps["source"] and steps["env_steps"] else None
+    return found
+
+
+def write_rows(path: str | Path, rows: pa.Table) -> None:
+    """Write a table of returns, whole or not at all."""
+    with atomic_path(Path(path)) as temporary:
+        pq.write_table(rows, temporary, compression="zstd")
+
+
+def read_rows(path: str | Path) -> pa.Table:
+    """
+    Read a table of returns.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is another table, or damaged.
+    """
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no table of returns: {error}") from error
+    if table.schema.names != SCHEMA.names:
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(SCHEMA.names)}, got {', '.join(table.schema.names)}"
+        )
+    return table.cast(SCHEMA)

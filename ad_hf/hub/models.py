@@ -1,0 +1,41 @@
+"""Models by name, with what their runs say of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ad_hf.hub.push import model_folder
+from ad_hf.hub.repositories import explained, find_repository
+from ad_hf.model import ADModel
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def load_model(name: str | Path) -> tuple[ADModel, dict[str, Any]]:
+    """A model, and what a report says about where it is from; given by a folder, that of a run, or a Hub id."""
+    repository = find_repository(name, "model")
+    if repository.revision is None:
+        return ADModel.from_pretrained(model_folder(name)), repository.to_json()
+    with explained(f"loading the model {repository}"):
+        return ADModel.from_pretrained(repository.name, revision=repository.revision), repository.to_json()
+
+
+def run_recipe(name: str | Path) -> Path:
+    """
+    The recipe of the run that a model is from, which lies beside the model or in the folder above it.
+
+    Args:
+        name (`str` or `Path`):
+            Folder of a model or of its run, or a Hub id.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    repository = find_repository(name, "model")
+    folder = repository.download([RECIPE_FILE])
+    places = [folder] if repository.revision is not None else [folder, model_folder(folder), folder.parent]
+    for place in places:
+        if (place / RECIPE_FILE).is_file():
+            return place / RECIPE_FILE
+    raise ValueError(f"{name} comes without the recipe of its run: give one with --recipe")
