@@ -1,0 +1,194 @@
+"""What a model does, and what it looks at: paths of its first and later episodes, and attention over past episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ad_hf.envs.spaces import space_from_json
+from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.evaluation.plots import AD_COLOUR, INK
+from ad_hf.histories.windows import none_action
+from ad_hf.model.modeling_ad import ADModel
+from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
+
+
+@dataclass
+class Attention:
+    """
+    What a model attends to, at each step of a window.
+
+    Attributes:
+        weights (`np.ndarray` of shape `(layers, batch, heads, time, time)`):
+            Share of its attention that a step (fourth axis) gives to another (fifth), which is not later.
+        episodes (`np.ndarray` of shape `(batch, time)`):
+            Number of each step's episode, from 0.
+        rewards (`np.ndarray` of shape `(batch, time)`):
+            What each step brought, which the model sees at the next.
+    """
+
+    weights: np.ndarray
+    episodes: np.ndarray
+    rewards: np.ndarray
+
+    def by_episode(self) -> np.ndarray:
+        """Attention of the last episode's steps to each episode (layers, episodes), mean over heads, steps, batch."""
+        last = self.episodes.max()
+        masses = np.zeros((self.weights.shape[0], last + 1))
+        for index, episodes in enumerate(self.episodes):
+            given = self.weights[:, index][:, :, episodes == last].mean(axis=(1, 2))  # (layers, time)
+            for episode in range(last + 1):
+                masses[:, episode] += given[:, episodes == episode].sum(axis=1)
+        return masses / len(self.episodes)
+
+    def to_rewarded(self) -> tuple[np.ndarray, float]:
+        """
+        Attention of the last episode's steps to those past steps that saw a reward come.
+
+        Returns:
+            `tuple`: the share (layers,), and the share that such steps are of all past steps, which even attention
+            would give them.
+        """
+        seen = np.roll(self.rewards, 1, axis=1) > 0
+        seen[:, 0] = False
+        past = self.episodes < self.episodes.max()
+        given = np.zeros(self.weights.shape[0])
+        for index, episodes in enumerate(self.episodes):
+            rows = self.weights[:, index][:, :, episodes == episodes.max()].mean(axis=(1, 2))
+            given += rows[:, seen[index] & past[index]].sum(axis=1) / rows[:, past[index]].sum(axis=1)
+        return given / len(self.episodes), float((seen & past).sum() / past.sum())
+
+
+def record_episodes(
+    model: ADModel, family: TaskFamily, tasks: Sequence[Task], num_episodes: int, config: RolloutConfig | None = None
+) -> RolloutOutput:
+    """A rollout with all steps, of so many episodes in each of some tasks."""
+    with closing(family.make_vec(tasks)) as envs:
+        return model.rollout(envs, config, num_episodes=num_episodes, output_steps=True)
+
+
+def attention_of(model: ADModel, output: RolloutOutput) -> Attention:
+    """
+    What a model attends to in a rollout's steps, which must be as many in all environments, and fit into its context.
+
+    Raises:
+        ValueError: where they do not, and for a model without our own blocks (`backbone_config`).
+    """
+    steps = np.asarray(output.num_steps)
+    if (steps != steps[0]).any() or steps[0] > model.config.context_length:
+        raise ValueError(
+            f"expected rollouts of equally many steps, {model.config.context_length} at most, got {steps.tolist()}"
+        )
+    blocks = getattr(model, "blocks", None)
+    if blocks is None:
+        raise ValueError(
+            "the attention of a backbone from transformers is not recorded here: give a model of our blocks"
+        )
+    found: list[torch.Tensor] = []
+    hooks = [block.attention.register_forward_hook(lambda _, __, out: found.append(out[1])) for block in blocks]
+    implementation = model.config._attn_implementation
+    try:
+        model.config._attn_implementation = "eager"
+        with torch.no_grad():
+            model.eval()(**_inputs(model, output))
+    finally:
+        model.config._attn_implementation = implementation
+        for hook in hooks:
+            hook.remove()
+    ends = np.asarray(output.terminations) | np.asarray(output.truncations)
+    episodes = np.cumsum(ends, axis=1) - ends
+    return Attention(torch.stack(found).float().cpu().numpy(), episodes, np.asarray(output.rewards))
+
+
+def _inputs(model: ADModel, output: RolloutOutput) -> dict[str, torch.Tensor]:
+    """The steps of a rollout from an empty context, as what the model takes."""
+    actions, rewards = np.asarray(output.actions), np.asarray(output.rewards, dtype=np.float32)
+    ends = np.asarray(output.terminations) | np.asarray(output.truncations)
+    previous = {"previous_actions": actions, "previous_rewards": rewards, "episode_starts": ends}
+    nothing = none_action(space_from_json(model.config.action_space or {}))
+    inputs: dict[str, Any] = {"observations": torch.from_numpy(np.asarray(output.observations))}
+    for (name, values), first in zip(previous.items(), (nothing, 0.0, True)):
+        shifted = np.roll(values, 1, axis=1)
+        shifted[:, 0] = first
+        inputs[name] = torch.from_numpy(shifted)
+    return {name: values.to(model.device) for name, values in inputs.items()}
+
+
+def plot_paths(
+    path: str | Path, output: RolloutOutput, tasks: Sequence[Task], size: int, episodes: Sequence[int]
+) -> None:
+    """
+    Paths through rooms, as a PNG: a row for each episode, a column for each task.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write, whatever its suffix.
+        output (`RolloutOutput`):
+            A rollout with steps, whose observations are cells (num_envs, time, 2).
+        tasks (`Sequence[Task]`):
+            Its tasks, whose keyword argument `goal` is a cell.
+        size (`int`):
+            Cells of a side of the room.
+        episodes (`Sequence[int]`):
+            Which episodes to show, from 1.
+    """
+    ends = np.asarray(output.terminations) | np.asarray(output.truncations)
+    numbers = np.cumsum(ends, axis=1) - ends + 1
+    figure = Figure(figsize=(1.9 * len(tasks) + 0.6, 2.0 * len(episodes) + 0.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(episodes), len(tasks), squeeze=False)
+    rng = np.random.default_rng(0)
+    for row, episode in enumerate(episodes):
+        for column, task in enumerate(tasks):
+            axes = grid[row, column]
+            of_episode = numbers[column] == episode
+            cells = np.asarray(output.observations)[column][of_episode].astype(float)
+            total = float(np.asarray(output.rewards)[column][of_episode].sum())
+            cells += rng.uniform(-0.18, 0.18, size=cells.shape)  # so that steps on one cell can be told apart
+            axes.plot(*cells.T, color=AD_COLOUR, linewidth=1.3, alpha=0.8)
+            axes.plot(*cells[0], "o", color=INK, markersize=4)
+            axes.plot(*task.kwargs["goal"], "*", color="#edae49", markersize=13, markeredgecolor=INK, zorder=1)
+            axes.set(xlim=(-0.6, size - 0.4), ylim=(size - 0.4, -0.6), xticks=[], yticks=[], aspect="equal")
+            axes.set_title(f"return {total:.0f}", fontsize=9, color=INK)
+            if column == 0:
+                axes.set_ylabel(f"episode {episode}", color=INK)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def plot_attention(path: str | Path, attention: Attention) -> None:
+    """
+    Attention over past episodes, as a PNG: of the last episode's steps to each episode by layer, and to rewards.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write, whatever its suffix.
+        attention ([`Attention`]):
+            What a model attended to.
+    """
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    masses = attention.by_episode()
+    image = left.imshow(masses, aspect="auto", cmap="Reds", vmin=0)
+    left.set_yticks(range(len(masses)), [f"layer {layer + 1}" for layer in range(len(masses))])
+    left.set_xticks(range(masses.shape[1]), [str(episode + 1) for episode in range(masses.shape[1])])
+    left.set_xlabel("episode in the context that is attended to")
+    left.set_title(f"attention of the steps of episode {masses.shape[1]}", loc="left", fontsize=10, color=INK)
+    figure.colorbar(image, ax=left, label="share")
+    given, even = attention.to_rewarded()
+    right.barh(range(len(given)), given, color=AD_COLOUR)
+    right.axvline(even, color=INK, linestyle="--", linewidth=1.2)
+    right.set_yticks([])
+    right.invert_yaxis()
+    right.set_xlim(0, 1)
+    right.set_title("of it, to past steps that\nsaw a reward (dashed: even)", loc="left", fontsize=10, color=INK)
+    right.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120, format="png")
