@@ -1,0 +1,185 @@
+"""
+Run a study of the paper, and write its figure, table and numbers.
+
+    python scripts/reproduce.py main
+    python scripts/reproduce.py context --cells 2            # two more cells of it, and what is known by then
+    python scripts/reproduce.py main --report                # nothing but figure, table and numbers of finished cells
+    python scripts/reproduce.py all --report --results RESULTS.md
+
+Studies are files in scripts/studies, of which `minutes` says how long they take on two CPU cores; `--full` runs the
+larger setting that some have for a GPU. A study can be interrupted at any time, even by SIGKILL: the same command goes
+on, and no finished cell is run again. Runs are kept in runs/reproduce; results go to docs/results/studies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+from tqdm.auto import tqdm
+
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.agent_plots import plot_study
+from ad_hf.evaluation.inside import attention_of, plot_attention, plot_paths, record_episodes
+from ad_hf.evaluation.protocol import PICTURES, agents_of
+from ad_hf.evaluation.results import agents_table, number, write_evaluation
+from ad_hf.files import atomic_path, write_text
+from ad_hf.model import ADModel
+from ad_hf.study import Cell, Study, StudyRunner, cells, load_study
+
+STUDIES = Path(__file__).resolve().parent / "studies"
+LOOKS = ("paths.png", "attention.png")
+RESULTS_HEAD = """
+# Results
+
+What [Laskin et al., 2022](https://huggingface.co/papers/2210.14215) report, and what this package does, on two CPU
+cores without a GPU. `python scripts/reproduce.py all --report --results RESULTS.md` writes this file from the returns
+of runs, which lie in `docs/results/studies` with everything that is computed of them;
+[docs/evaluation.md](docs/evaluation.md) says how. Checkpoints are chosen on validation tasks; all numbers are of test
+tasks.
+"""
+ORDER = ("main", "prompts", "label_smoothing", "context", "tasks", "streams", "mask", "size", "backbone")
+
+
+def study_names() -> list[str]:
+    """The studies there are, those of the paper in its order first."""
+    found = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    return [name for name in ORDER if name in found] + [name for name in found if name not in ORDER]
+
+
+def paper_table(study: Study, found: dict[str, Any]) -> str:
+    """What the paper reports beside ours, as a table of markdown; and whether the order is the same."""
+    lines = [f"| {study.varied or 'variant'} | ours (95% interval) | the paper's | parameters |", "|---|---|---|---|"]
+    for name, variant in study.variants.items():
+        last = list(found["agents"][name]["at"].values())[-1]
+        low, high = last["return_interval"]
+        cells_of_line = [
+            variant.label or name,
+            f"{number(last['return'])} ({number(low)} to {number(high)})",
+            number(variant.paper),
+            f"{found['parameters'][name]:,}",
+        ]
+        lines.append(f"| {' | '.join(cells_of_line)} |")
+    known = [name for name, variant in study.variants.items() if variant.paper is not None]
+    if len(known) > 2:
+        ours = [list(found["agents"][name]["at"].values())[-1]["return"] for name in known]
+        order = stats.kendalltau(ours, [study.variants[name].paper for name in known]).statistic
+        lines += ["", f"Kendall's tau between ours and the paper's order: {order:.2f} (1: the same order)."]
+    return "\n".join(lines)
+
+
+def look_inside(cell: Cell, runner: StudyRunner, folder: Path) -> None:
+    """Draw episodes of a cell's model in some test tasks, and what it attends to in all of them."""
+    recipe, family = cell.recipe, TaskFamily.from_config(cell.recipe.family)
+    model = ADModel.from_pretrained(runner.folder / cell.folder / "model")
+    tasks = family.tasks("test")
+    output = record_episodes(model, family, tasks, 10, recipe.rollout)
+    shown = tasks[:: max(1, len(tasks) // 6)][:6]
+    with atomic_path(folder / LOOKS[0]) as path:
+        chosen = record_episodes(model, family, shown, 10, recipe.rollout)
+        plot_paths(path, chosen, shown, recipe.family.env_kwargs["size"], (1, 3, 10))
+    with atomic_path(folder / LOOKS[1]) as path:
+        plot_attention(path, attention_of(model, output))
+
+
+def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
+    """Write figure, table and numbers of the cells that are finished."""
+    rows, finished = runner.rows(study)
+    seconds = [runner.details(cell)["seconds"] for cell in finished]
+    details = {
+        "study": study.name,
+        "title": study.title,
+        "env_id": finished[0].recipe.family.env_id,
+        "recipe": study.recipe,
+        "settings": study.settings,
+        "variants": {name: variant.settings for name, variant in study.variants.items()},
+        "paper": {name: variant.paper for name, variant in study.variants.items()},
+        "parameters": {cell.variant: runner.details(cell)["parameters"] for cell in finished},
+        "splits": sorted({cell.split for cell in finished}),
+        "training_seeds": sorted({cell.seed for cell in finished}),
+        "cells": f"{len(finished)} of {len(cells(study))}",
+        "seconds": round(sum(seconds), 1),
+    }
+    folder = output_dir / study.name
+    found = write_evaluation(folder, rows, details)
+    if study.varied is not None:
+        with atomic_path(folder / "study.png") as path:
+            plot_study(path, study, agents_of(rows))
+    if study.look_inside is not None:
+        look_inside(next(cell for cell in finished if cell.variant == study.look_inside), runner, folder)
+    parts = [
+        f"# {study.title}",
+        f"`python scripts/reproduce.py {study.name}`: {details['cells']} cells finished; {len(details['splits'])} "
+        f"splits of the tasks x {len(details['training_seeds'])} training seeds x {study.num_rollouts} rollouts on "
+        f"every test task; {sum(seconds) / 60:.0f} minutes on two CPU cores.",
+        paper_table(study, found),
+        agents_table(found),
+        study.notes,
+    ]
+    write_text(folder / "table.md", "\n\n".join(part.strip() for part in parts if part.strip()) + "\n")
+    print((folder / "table.md").read_text(encoding="utf-8"))
+
+
+def write_results(path: Path, output_dir: Path) -> None:
+    """Write RESULTS.md: the tables and pictures of all studies that have been reported."""
+    parts = [RESULTS_HEAD]
+    for name in study_names():
+        table = output_dir / name / "table.md"
+        if not table.is_file():
+            continue
+        parts.append(table.read_text(encoding="utf-8").replace("# ", "## ", 1))
+        pictures = [output_dir / name / picture for picture in ("study.png", *PICTURES, *LOOKS)]
+        parts += [f"![{picture.stem} of {name}]({picture.as_posix()})" for picture in pictures if picture.is_file()]
+    write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="+", choices=[*study_names(), "all"], help="which to run")
+    parser.add_argument("--cells", type=int, metavar="N", help="stop after N cells (default: all)")
+    parser.add_argument("--report", action="store_true", help="run nothing: report what is finished")
+    parser.add_argument("--full", action="store_true", help="the larger setting, for a GPU")
+    parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="of runs (default: %(default)s)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("docs/results/studies"), help="of results (default: %(default)s)"
+    )
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the tables of all studies there as well")
+    return parser
+
+
+def main() -> int:
+    """Run studies and report."""
+    arguments = make_parser().parse_args()
+    names = study_names() if "all" in arguments.study else arguments.study
+    studies = [load_study(STUDIES / f"{name}.yaml", arguments.full) for name in names]
+    runner = StudyRunner(arguments.folder, tqdm.write)
+    left = (
+        []
+        if arguments.report
+        else [cell for study in studies for cell in cells(study) if not runner.is_finished(cell)]
+    )
+    left = left[: arguments.cells]
+    try:
+        with tqdm(left, unit=" cells", disable=not left) as bar:
+            for cell in bar:
+                bar.set_description(str(cell))
+                runner.run(cell)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    for study in studies:
+        try:
+            report(study, runner, arguments.output_dir)
+        except ValueError as error:
+            print(f"{study.name}: {error}", file=sys.stderr)
+    if arguments.results is not None:
+        write_results(arguments.results, arguments.output_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

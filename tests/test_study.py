@@ -1,0 +1,169 @@
+"""Studies: cells that are shared, resumed after SIGKILL, and reported together."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+import yaml
+
+from ad_hf.evaluation.protocol import ROWS_FILE
+from ad_hf.study import Study, StudyRunner, Variant, cells, load_study
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STUDIES = sorted((REPOSITORY / "scripts" / "studies").glob("*.yaml"))
+
+
+def reproduce():
+    """scripts/reproduce.py as a module."""
+    spec = importlib.util.spec_from_file_location("reproduce", REPOSITORY / "scripts" / "reproduce.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tiny_study(tiny_recipe_file):
+    """Two variants, two seeds."""
+    return Study(
+        "tiny",
+        "A tiny study",
+        str(tiny_recipe_file),
+        {"AD": Variant(paper=1.0), "wide": Variant({"model.hidden_size": 32}, paper=2.0)},
+        settings={"rollout.num_episodes": 11},
+        training_seeds=[0, 1],
+        num_rollouts=2,
+        varied="width",
+    )
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("full", [False, True])
+def test_the_studies_there_are_can_be_read_and_their_recipes_are_what_they_say(path, full):
+    study = load_study(path, full)
+
+    for cell in cells(study):
+        recipe = cell.recipe
+        assert (recipe.family.split_seed, recipe.training.seed) == (cell.split, cell.seed)
+        assert recipe.rollout.resolve().num_episodes == study.settings["rollout.num_episodes"]
+    assert study.minutes is not None
+
+
+def test_a_studys_entries_are_checked(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("title: x\nvariant: {}\n")
+    with pytest.raises(ValueError, match=r"unknown entries \['variant'\], missing entries \['recipe', 'variants'\]"):
+        load_study(file)
+    file.write_text("title: x\nrecipe: dark_room\nvariants: {a: {setting: {}}}\n")
+    with pytest.raises(ValueError, match=r"variants: .*'setting'"):
+        load_study(file)
+
+
+def test_every_variant_comes_once_before_any_is_repeated(tiny_study):
+    assert [(cell.variant, cell.seed) for cell in cells(tiny_study)] == [
+        ("AD", 0),
+        ("wide", 0),
+        ("AD", 1),
+        ("wide", 1),
+    ]
+
+
+def test_cells_share_histories_and_finished_ones_are_not_run_again(tiny_study, tmp_path):
+    runner = StudyRunner(tmp_path, say=lambda line: None)
+    with pytest.raises(ValueError, match="no split and seed is finished in all variants"):
+        runner.rows(tiny_study)
+    for cell in cells(tiny_study)[:3]:
+        runner.run(cell)
+    assert len(list((tmp_path / "histories").iterdir())) == 1
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    for cell in cells(tiny_study)[:3]:
+        runner.run(cell)
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+
+    rows, finished = runner.rows(tiny_study)
+
+    # Seed 1 is finished in one variant alone: what is compared has the same seeds.
+    assert [(cell.variant, cell.seed) for cell in finished] == [("AD", 0), ("wide", 0)]
+    assert set(rows["agent"].to_pylist()) == {"AD", "wide", "source", "random"}
+    assert runner.details(finished[1])["parameters"] > runner.details(finished[0])["parameters"]
+
+
+def test_a_variant_takes_anothers_model_with_demonstrations(tiny_study, tmp_path):
+    tiny_study.variants = {"AD": Variant(), "prompted": Variant(model_of="tiny/AD", prompt=0.5)}
+    tiny_study.settings["model.initializer_range"] = 0.5  # of a model that cares what it sees, untrained as it is
+    runner = StudyRunner(tmp_path, say=lambda line: None)
+    own, prompted = cells(tiny_study)[:2]
+    with pytest.raises(ValueError, match="takes the model of tiny/AD, of which there is none: run it first"):
+        runner.run(prompted)
+
+    runner.run(own)
+    runner.run(prompted)
+
+    rows, _ = runner.rows(tiny_study)
+    returns = {name: rows.filter(pc.equal(rows["agent"], name))["returns"].to_pylist() for name in ("AD", "prompted")}
+    assert returns["AD"] != returns["prompted"]
+    assert not (tmp_path / prompted.folder / "model").exists()
+
+
+def test_a_study_that_is_killed_goes_on_without_losing_a_finished_cell(tiny_study, tiny_recipe_file, tmp_path):
+    study = {
+        "title": "t",
+        "recipe": str(tiny_recipe_file),
+        "variants": {"AD": {"paper": 1.0}, "wide": {"settings": {"model.hidden_size": 32}}},
+        "settings": {"rollout.num_episodes": 11, "training.save_steps": 5},
+        "varied": "width",
+    }
+    scripts = tmp_path / "scripts"
+    (scripts / "studies").mkdir(parents=True)
+    (scripts / "studies" / "tiny.yaml").write_text(yaml.safe_dump(study))
+    (scripts / "reproduce.py").write_text((REPOSITORY / "scripts" / "reproduce.py").read_text())
+    command = [sys.executable, str(scripts / "reproduce.py"), "tiny", "--folder", str(tmp_path / "runs")]
+    command += ["--output_dir", str(tmp_path / "results")]
+    cell = tmp_path / "runs" / "tiny" / "AD" / "split0-seed0"
+    second = cell.parents[1] / "wide" / "split0-seed0"
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 240
+        while not (second / "checkpoint-5").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    first = (cell / ROWS_FILE).stat().st_mtime_ns
+    assert not (second / ROWS_FILE).exists()
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (cell / ROWS_FILE).stat().st_mtime_ns == first
+    results = tmp_path / "results" / "tiny"
+    found = json.loads((results / "evaluation.json").read_text())
+    assert found["cells"] == "2 of 2"
+    assert set(found["agents"]) == {"AD", "wide", "source", "random"}
+    assert (results / "study.png").is_file()
+    assert "| AD | " in (results / "table.md").read_text()
+    # As if nobody had killed it.
+    whole = StudyRunner(tmp_path / "other", say=lambda line: None)
+    loaded = load_study(scripts / "studies" / "tiny.yaml")
+    for each in cells(loaded):
+        whole.run(each)
+        other = (tmp_path / "other" / each.folder / ROWS_FILE).read_bytes()
+        assert other == (tmp_path / "runs" / each.folder / ROWS_FILE).read_bytes()
+
+
+def test_a_table_compares_with_the_papers_order(tiny_study):
+    script = reproduce()
+    at = {"at": {"11": {"return": 0.0, "return_interval": [0.0, 0.0]}}}
+    tiny_study.variants["third"] = Variant(paper=3.0)
+    agents = {name: json.loads(json.dumps(at)) for name in tiny_study.variants}
+    for value, agent in zip((1.0, 3.0, 2.0), agents.values()):
+        agent["at"]["11"]["return"] = value
+    found = {"agents": agents, "parameters": dict.fromkeys(agents, 10)}
+
+    assert "order: 0.33 (1: the same order)" in script.paper_table(tiny_study, found)
