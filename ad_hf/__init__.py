@@ -7,11 +7,16 @@ public name below is imported when it is first used.
 from __future__ import annotations
 
 from importlib import import_module
+from multiprocessing import current_process
 from typing import TYPE_CHECKING, Any
 
 import ad_hf.envs  # registers the environments
 import ad_hf.histories
-import ad_hf.model  # registers the model
+
+# Worker processes of a collection have this name. They need no model, whose modules take most of the time to import.
+WORKER_NAME = "ad_hf worker"
+if current_process().name != WORKER_NAME:
+    import ad_hf.model  # registers the model
 
 if TYPE_CHECKING:
     from ad_hf.envs.task_family import Task, TaskFamily
@@ -95,5 +100,6 @@ def _push_to_hub(model: ad_hf.model.ADModel, repo_id: str, **kwargs: Any) -> str
     return push_loaded_model(model, repo_id, **kwargs)
 
 
-# The modelling file itself, which is copied to the Hub, knows nothing of cards.
-ad_hf.model.ADModel.push_to_hub = _push_to_hub  # type: ignore[method-assign, assignment]
+if current_process().name != WORKER_NAME:
+    # The modelling file itself, which is copied to the Hub, knows nothing of cards.
+    ad_hf.model.ADModel.push_to_hub = _push_to_hub  # type: ignore[method-assign, assignment]
