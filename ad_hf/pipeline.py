@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
-from ad_hf.evaluation.protocol import evaluation_rows, random_rows, source_rows
+from ad_hf.evaluation.protocol import SUMMARY_FILE, evaluation_rows, random_rows, source_rows
 from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
 from ad_hf.evaluation.report import source_curves, write_report
 from ad_hf.evaluation.results import write_evaluation
 from ad_hf.evaluation.video import check_formats
+from ad_hf.files import write_text
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.cards import write_model_card
 from ad_hf.hub.models import load_model, run_recipe
@@ -141,12 +143,15 @@ class EvaluatedModel:
             Histories of its source on these tasks.
         origin (`dict`, *optional*):
             Where it is from, for `evaluation.json`.
+        run (`Path`, *optional*):
+            Folder of its run, to whose model's card the results are added.
     """
 
     model: ADModel
     recipe: Recipe
     dataset: str | Path | None = None
     origin: dict[str, Any] | None = None
+    run: Path | None = None
 
     @classmethod
     def load(
@@ -158,11 +163,15 @@ class EvaluatedModel:
     ) -> EvaluatedModel:
         """A model by the folder of its run or a Hub id, with a recipe, by default that of its run, and overrides."""
         model, origin = load_model(name)
-        return cls(model, load_recipe(recipe or run_recipe(name), overrides), dataset, origin)
+        run = next((folder for folder in (Path(name), Path(name).parent) if (folder / "run.json").is_file()), None)
+        is_run = run is not None and (run / "model" / "config.json").is_file()
+        return cls(model, load_recipe(recipe or run_recipe(name), overrides), dataset, origin, run if is_run else None)
 
     @property
     def agent(self) -> str:
-        """What it is called: AD, or ED if it was trained on the ends of histories alone."""
+        """What it is called: AD; ED if it was trained on the ends of histories alone, DPT if on other actions."""
+        if self.recipe.data.labels is not None:
+            return "DPT"
         return "AD" if self.recipe.data.last_episodes is None else "ED"
 
 
@@ -181,7 +190,7 @@ def evaluate_models(
             The models: trainings of one recipe with several seeds and splits, or of several recipes.
         output_dir (`str` or `Path`):
             Folder of `evaluation.json`, `returns.parquet`, `learning_curves.png`, `rooms.png` where tasks are cells
-            of a room, and a card, with which it is a dataset of its own.
+            of a room, and a card, with which it is a dataset of its own. The cards of the models tell of it, too.
         num_seeds (`int`, *optional*, defaults to 5):
             Rollouts of each model per task.
         details (`dict`, *optional*):
@@ -205,7 +214,12 @@ def evaluate_models(
             tables.append(source_rows(source_curves(HistoryDataset.open(each.dataset)), family, split))
     details = {"env_id": models[0].recipe.family.env_id, "models": [each.origin for each in models], **(details or {})}
     details["seconds"] = round(time.perf_counter() - start, 1)
-    return write_evaluation(output_dir, pa.concat_tables(tables), details)
+    found = write_evaluation(output_dir, pa.concat_tables(tables), details)
+    for each in models:
+        if each.run is not None:
+            write_text(each.run / SUMMARY_FILE, json.dumps({**found, "agent": each.agent}, indent=2) + "\n")
+            write_model_card(each.run)
+    return found
 
 
 def quickstart(

@@ -52,6 +52,9 @@ class DataConfig:
         keep_every_episode: Keep only every k-th episode of each history, and the last.
         max_episodes: Before that, cut each history after so many episodes.
         last_episodes: Then drop all but so many of its last ones: expert distillation.
+        min_improvement: Leave out histories whose mean return rose by less, from the first ten episodes to the last.
+        labels: Import path of a function of observations and an environment's keyword arguments that returns the
+            actions to learn, instead of those that were taken, such as ad_hf.envs.dark_room.optimal_actions.
         buffer_megabytes: Of a streamed dataset, histories that are mixed at a time; twice as much is held.
         num_workers: Of a streamed dataset, processes that read and decode beside each training process.
         keep_in_memory: Of one that is not streamed, whether each process reads it into memory, or all share
@@ -62,6 +65,8 @@ class DataConfig:
     keep_every_episode: int = 1
     max_episodes: int | None = None
     last_episodes: int | None = None
+    min_improvement: float | None = None
+    labels: str | None = None
     buffer_megabytes: int = 32
     num_workers: int = 0
     keep_in_memory: bool | None = None

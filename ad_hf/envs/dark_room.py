@@ -47,6 +47,11 @@ def expert(observations: np.ndarray, envs: Any) -> np.ndarray:
     return walk(observations[:, :2].astype(np.int64), of_each(envs, "goals", "goal"))
 
 
+def optimal_actions(observations: np.ndarray, *, goal: tuple[int, int] = (0, 0), **_: Any) -> np.ndarray:
+    """Optimal actions (num_steps,) of one room at observations (num_steps, 2): for `data.labels` of a recipe."""
+    return walk(observations[:, :2].astype(np.int64), np.broadcast_to(np.asarray(goal), (len(observations), 2)))
+
+
 def check_cells(name: str, cell: Any, size: int, num_envs: int | None = None) -> np.ndarray:
     """
     Cells of a room as integers of shape `(2,)` or, of several rooms, `(num_envs, 2)` too.

@@ -26,7 +26,9 @@ from ad_hf.files import atomic_folder
 from ad_hf.histories.blocks import read_row_groups
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, PieceNames, has_frames
+from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.steps import FlatHistories, HistoryRows, convert_histories, offsets_of, step_dtype
+from ad_hf.histories.transforms import Selection
 from ad_hf.histories.validation import COLUMNS
 
 FORMAT_VERSION = 1  # of these files
@@ -70,19 +72,24 @@ def _read_rows(dataset: HistoryDataset, files: list[Path]) -> Iterator[HistoryRo
             raise ValueError(f"{name}: it is damaged: {error}") from error
 
 
-def _cache_folder(dataset: HistoryDataset, split: str, files: list[Path], subsampling: tuple) -> Path:
+def _cache_folder(
+    dataset: HistoryDataset, split: str, files: list[Path], selection: Selection, labels: StepLabels | None
+) -> Path:
     """Where a split's memory-mapped files are: another folder for other contents, settings, and ways to write them."""
     metadata = dataset.metadata
     shards = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = [
-        *(FORMAT_VERSION, metadata.fingerprint, dataset.config_name, split, subsampling, shards),
+        *(FORMAT_VERSION, metadata.fingerprint, dataset.config_name, split, selection, shards),
+        None if labels is None else labels.path,
         *(metadata.observation_space, metadata.action_space),
     ]
     digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
     return Path(datasets.config.HF_DATASETS_CACHE) / "ad_hf" / digest
 
 
-def _write(folder: Path, dataset: HistoryDataset, files: list[Path], subsampling: tuple) -> None:
+def _write(
+    folder: Path, dataset: HistoryDataset, files: list[Path], selection: Selection, labels: StepLabels | None
+) -> None:
     """Write the files, in memory that does not grow with the dataset but for a few numbers per history and piece."""
     both = dataset.metadata.spaces
     names, framed = PieceNames(), has_frames(both[0])
@@ -93,7 +100,7 @@ def _write(folder: Path, dataset: HistoryDataset, files: list[Path], subsampling
         pa.OSFile(str(folder / FRAMES_FILE), "wb") as frames_file,
         pa.ipc.new_file(frames_file, frames_schema) as frames_writer,
     ):
-        for part in convert_histories(_read_rows(dataset, files), *both, subsampling, names):
+        for part in convert_histories(_read_rows(dataset, files), *both, selection, names, labels):
             part.steps.tofile(steps_file)
             lengths.append(part.lengths)
             hashes.append(part.hashes)
@@ -105,9 +112,9 @@ def _write(folder: Path, dataset: HistoryDataset, files: list[Path], subsampling
     pa.default_memory_pool().release_unused()
 
 
-def _open(folder: Path, dataset: HistoryDataset) -> FlatHistories:
+def _open(folder: Path, dataset: HistoryDataset, labels: StepLabels | None) -> FlatHistories:
     both = dataset.metadata.spaces
-    steps: Any = np.memmap(folder / STEPS_FILE, step_dtype(*both), mode="r")
+    steps: Any = np.memmap(folder / STEPS_FILE, step_dtype(*both, labels), mode="r")
     with np.load(folder / HISTORIES_FILE) as arrays:
         offsets, hashes = arrays["offsets"], arrays["hashes"]
     frames = None
@@ -124,6 +131,8 @@ def map_histories(
     keep_every_episode: int = 1,
     max_episodes: int | None = None,
     last_episodes: int | None = None,
+    min_improvement: float | None = None,
+    labels: StepLabels | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> FlatHistories:
     r"""
@@ -135,7 +144,8 @@ def map_histories(
     Args:
         dataset ([`~ad_hf.histories.dataset.HistoryDataset`]), split (`str`):
             The histories.
-        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes, last_episodes (`int`, *optional*):
+        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes, last_episodes (`int`, *optional*),
+        min_improvement (`float`, *optional*), labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
             As of [`~ad_hf.histories.windows.HistoryWindows`], to which the result is given.
         say (`Callable[[str], None]`, *optional*):
             Prints a line for people, where the files are written.
@@ -145,8 +155,9 @@ def map_histories(
         ValueError: for rows that are no learning histories, with the shard, the row and the column.
         OSError: if the files cannot be written, with what can be done.
     """
-    files, subsampling = dataset.files(split), (keep_every_episode, max_episodes, last_episodes)
-    folder = _cache_folder(dataset, split, files, subsampling)
+    files = dataset.files(split)
+    selection = Selection(keep_every_episode, max_episodes, last_episodes, min_improvement)
+    folder = _cache_folder(dataset, split, files, selection, labels)
     if not folder.is_dir():
         gigabytes = _flat_bytes(dataset, files, keep_every_episode) / 1e9
         if has_frames(dataset.metadata.spaces[0]):
@@ -159,11 +170,11 @@ def map_histories(
                 if not folder.is_dir():
                     say(f"writing memory-mapped histories of {dataset}, about {gigabytes:.2f} GB, to {folder}")
                     with atomic_folder(folder) as temporary:
-                        _write(temporary, dataset, files, subsampling)
+                        _write(temporary, dataset, files, selection, labels)
         except OSError as error:
             raise OSError(
                 f"the memory-mapped histories of {dataset}, about {gigabytes:.2f} GB, cannot be written to "
                 f"{folder.parent}: {error}; set HF_DATASETS_CACHE to a folder that can be written to and has room, or "
                 "train with --streaming, or with --data.keep_in_memory true if they fit into memory"
             ) from error
-    return _open(folder, dataset)
+    return _open(folder, dataset, labels)

@@ -13,7 +13,8 @@ from gymnasium import spaces
 
 from ad_hf.envs.spaces import storage_dtype
 from ad_hf.histories.frames import FramePieces, PieceNames, has_frames
-from ad_hf.histories.transforms import keep_episodes
+from ad_hf.histories.labels import StepLabels
+from ad_hf.histories.transforms import Selection, improvements, keep_episodes
 from ad_hf.histories.validation import COLUMNS, check_columns, check_histories
 
 
@@ -78,10 +79,12 @@ class HistoryPart(NamedTuple):
     frame_counts: np.ndarray
 
 
-def step_dtype(observation_space: spaces.Space, action_space: spaces.Space) -> np.dtype:
+def step_dtype(
+    observation_space: spaces.Space, action_space: spaces.Space, labels: StepLabels | None = None
+) -> np.dtype:
     """
     A step as a record: `observations` (of images: `frame`, the number of its frame), `actions`, `rewards` and `ends`,
-    whether it ended its episode.
+    whether it ended its episode; with labels, which are not the actions, `labels`.
 
     Fields of a step stand together, so that a window is in one place of a file, and the last action and reward, and
     whether an episode begins, are not stored, for they are those of the step before.
@@ -93,6 +96,7 @@ def step_dtype(observation_space: spaces.Space, action_space: spaces.Space) -> n
             ("actions", storage_dtype(action_space), action_space.shape or ()),
             ("rewards", np.float32),
             ("ends", np.bool_),
+            *([] if labels is None else [("labels", storage_dtype(action_space), action_space.shape or ())]),
         ]
     )
 
@@ -167,8 +171,9 @@ def convert_histories(
     histories: Iterable[HistoryRows],
     observation_space: spaces.Space,
     action_space: spaces.Space,
-    subsampling: tuple[int, int | None, int | None],
+    selection: Selection,
     names: PieceNames,
+    labels: StepLabels | None = None,
 ) -> Iterator[HistoryPart]:
     """
     Histories as arrays, some at a time: no more is held than some rows and the history that they are of.
@@ -178,32 +183,42 @@ def convert_histories(
             Rows; the pieces of a history stand next to each other.
         observation_space, action_space (`gymnasium.Space`):
             Spaces of one environment.
-        subsampling (`tuple`):
-            `every`, `first` and `last` of [`~ad_hf.histories.transforms.keep_episodes`].
+        selection ([`~ad_hf.histories.transforms.Selection`]):
+            Which of their steps.
         names ([`~ad_hf.histories.frames.PieceNames`]):
             Filled with what to call the rows in an error.
+        labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
+            Actions to learn other than those that were taken.
 
     Raises:
         ValueError: for rows that are no learning histories, with the row and the column, and if there are none.
     """
-    dtype, framed = step_dtype(observation_space, action_space), has_frames(observation_space)
+    dtype, framed = step_dtype(observation_space, action_space, labels), has_frames(observation_space)
     steps_before = None
     for table in _whole_histories(histories, observation_space, action_space, names):
         ids, row_lengths = np.array(table["history_id"].to_pylist()), _row_lengths(table)
         firsts = np.flatnonzero(_history_begins(ids))
         offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(row_lengths, firsts))])
         ends = _flat(table["terminations"]) | _flat(table["truncations"])
-        kept, offsets = keep_episodes(ends, offsets, *subsampling)
-        steps = np.empty(int(offsets[-1]), dtype)
+        every, first, last, least = selection
+        kept, offsets_kept = keep_episodes(ends, offsets, every, first, last)
+        lengths = np.diff(offsets_kept)
+        if least is not None:
+            chosen = improvements(_flat(table["rewards"]), ends, offsets) >= least
+            kept &= np.repeat(chosen, np.diff(offsets))
+            firsts, lengths = firsts[chosen], lengths[chosen]
+        steps = np.empty(int(lengths.sum()), dtype)
         steps["ends"] = ends[kept]
         for column in ("actions", "rewards") if framed else ("observations", "actions", "rewards"):
             steps[column] = _flat(table[column])[kept]
+        if labels is not None:
+            steps["labels"] = labels(np.asarray(table["task_id"]), row_lengths, _flat(table["observations"]))[kept]
         if framed:
             steps["frame"] = (steps_before or 0) + np.flatnonzero(kept)
         steps_before = (steps_before or 0) + len(ends)
         digests = [hashlib.blake2b(str(history).encode(), digest_size=8).digest() for history in ids[firsts]]
         hashes = np.frombuffer(b"".join(digests), dtype=np.uint64)
-        yield HistoryPart(steps, hashes, np.diff(offsets), table["observations"], row_lengths)
+        yield HistoryPart(steps, hashes, lengths, table["observations"], row_lengths)
     if steps_before is None:
         raise ValueError("there are no learning histories to make windows of: the dataset has no rows")
 
@@ -217,11 +232,12 @@ def read_histories(
     histories: Iterable[HistoryRows],
     observation_space: spaces.Space,
     action_space: spaces.Space,
-    subsampling: tuple[int, int | None, int | None],
+    selection: Selection,
+    labels: StepLabels | None = None,
 ) -> FlatHistories:
     """Histories in memory (frames: compressed, where the rows have them); arguments as of [`convert_histories`]."""
     names = PieceNames()
-    parts = list(convert_histories(histories, observation_space, action_space, subsampling, names))
+    parts = list(convert_histories(histories, observation_space, action_space, selection, names, labels))
     frames = None
     if has_frames(observation_space):
         pieces = pa.chunked_array([chunk for part in parts for chunk in part.frames.chunks])

@@ -28,7 +28,9 @@ from ad_hf.envs.spaces import storage_dtype
 from ad_hf.histories.blocks import Block, blocks_of_shard, read_row_groups
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import has_frames
+from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.steps import HistoryRows
+from ad_hf.histories.transforms import NO_HISTORY
 from ad_hf.histories.validation import COLUMNS, check_columns
 from ad_hf.histories.windows import HistoryWindows, make_batch, share_of_batch
 from ad_hf.hub.repositories import HubError, retried
@@ -50,7 +52,8 @@ class HistoryStream:
             Which part of it.
         context_length (`int`):
             Steps of a window.
-        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes, last_episodes (`int`, *optional*):
+        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes, last_episodes (`int`, *optional*),
+        min_improvement (`float`, *optional*), labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
             As of [`~ad_hf.histories.windows.HistoryWindows`].
         seed (`int`, *optional*, defaults to 0):
             Seed of the order.
@@ -71,6 +74,8 @@ class HistoryStream:
         keep_every_episode: int = 1,
         max_episodes: int | None = None,
         last_episodes: int | None = None,
+        min_improvement: float | None = None,
+        labels: StepLabels | None = None,
         seed: int = 0,
         buffer_megabytes: int = 32,
     ) -> None:
@@ -79,6 +84,8 @@ class HistoryStream:
             "keep_every_episode": keep_every_episode,
             "max_episodes": max_episodes,
             "last_episodes": last_episodes,
+            "min_improvement": min_improvement,
+            "labels": labels,
         }
         self._buffer_bytes = buffer_megabytes << 20
         shards = dataset.shards(split)
@@ -228,10 +235,13 @@ def _batches_of_consumer(
     try:
         reading = reader.submit(stream.read, groups[group])
         parts: list[dict[str, torch.Tensor]] = []
-        missing = size
+        missing, without_any = size, 0
         while True:
             blocks, here = reading.result(), (epoch, group)
             windows, owners = stream.group_order(blocks, epoch, consumer, group)
+            without_any = 0 if len(windows) else without_any + 1
+            if without_any == len(groups):
+                raise ValueError(f"{stream.dataset}: {NO_HISTORY}")
             group += 1
             if group == len(groups):
                 epoch, group = epoch + 1, 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -20,6 +23,55 @@ def episode_numbers(ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     starts[offsets[:-1][np.diff(offsets) > 0]] = 1
     numbers = np.cumsum(starts)
     return numbers - np.repeat(numbers[np.minimum(offsets[:-1], len(ends) - 1)], np.diff(offsets))
+
+
+NO_HISTORY = "no history got better by data.min_improvement: set it lower, or leave it out"
+
+
+class Selection(NamedTuple):
+    """
+    Which steps of histories are trained on.
+
+    Attributes:
+        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes, last_episodes (`int`, *optional*):
+            `every`, `first` and `last` of [`keep_episodes`].
+        min_improvement (`float`, *optional*):
+            Of [`improvements`], before episodes are dropped: other histories are left out.
+    """
+
+    keep_every_episode: int = 1
+    max_episodes: int | None = None
+    last_episodes: int | None = None
+    min_improvement: float | None = None
+
+
+def improvements(rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """
+    By how much histories got better: mean return of the last ten episodes, less that of the first ten.
+
+    Args:
+        rewards (`np.ndarray` of shape `(num_steps,)`):
+            What each step brought; histories stand one after another.
+        ends (`np.ndarray` of shape `(num_steps,)`):
+            Whether each step ended its episode; steps after a history's last end are left out.
+        offsets (`np.ndarray` of shape `(num_histories + 1,)`):
+            First step of each history, and the number of all steps.
+
+    Returns:
+        `np.ndarray` of shape `(num_histories,)`: of histories of less than twenty episodes, from their first half to
+        their second; 0 for those of fewer than two.
+    """
+    totals = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
+    stops = np.flatnonzero(ends) + 1
+    found = np.zeros(len(offsets) - 1)
+    for history, (start, stop) in enumerate(pairwise(offsets)):
+        own = stops[np.searchsorted(stops, start, side="right") : np.searchsorted(stops, stop, side="right")]
+        count = min(10, len(own) // 2)
+        if count:
+            borders = np.concatenate([[start], own])
+            first, last = totals[borders[count]] - totals[start], totals[borders[-1]] - totals[borders[-1 - count]]
+            found[history] = (last - first) / count
+    return found
 
 
 def keep_episodes(

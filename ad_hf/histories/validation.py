@@ -17,7 +17,7 @@ from ad_hf.histories.frames import has_frames
 from ad_hf.histories.schema import HistoryMetadata, history_features
 
 COLUMNS = (
-    *("history_id", "start_step", "observations", "actions", "rewards", "terminations", "truncations"),
+    *("history_id", "task_id", "start_step", "observations", "actions", "rewards", "terminations", "truncations"),
 )  # what training reads
 
 

@@ -13,7 +13,9 @@ import torch
 from datasets import Dataset
 from gymnasium import spaces
 
+from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.steps import FlatHistories, HistoryRows, read_histories, rows_of_dataset
+from ad_hf.histories.transforms import Selection
 
 BATCHES_AHEAD = 2  # that a thread makes while one is being trained on
 
@@ -82,6 +84,10 @@ class HistoryWindows:
             Before that, cut each history after so many episodes.
         last_episodes (`int`, *optional*):
             Then drop all but so many of its last ones.
+        min_improvement (`float`, *optional*):
+            Leave out histories that got better by less: see [`~ad_hf.histories.transforms.improvements`].
+        labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
+            Actions to learn other than those that were taken.
         seed (`int`, *optional*, defaults to 0):
             Seed of the phases and orders.
         name (`str`, *optional*):
@@ -100,6 +106,8 @@ class HistoryWindows:
         keep_every_episode: int = 1,
         max_episodes: int | None = None,
         last_episodes: int | None = None,
+        min_improvement: float | None = None,
+        labels: StepLabels | None = None,
         seed: int = 0,
         name: str = "the dataset",
     ) -> None:
@@ -107,8 +115,8 @@ class HistoryWindows:
         if isinstance(histories, Dataset):
             histories = rows_of_dataset(histories, observation_space, action_space, name)
         if not isinstance(histories, FlatHistories):
-            subsampling = keep_every_episode, max_episodes, last_episodes
-            histories = read_histories(histories, observation_space, action_space, subsampling)
+            selection = Selection(keep_every_episode, max_episodes, last_episodes, min_improvement)
+            histories = read_histories(histories, observation_space, action_space, selection, labels)
         self._steps, self.offsets, self._hashes, self._frames = histories
         self._none = none_action(action_space)
         actions = self._steps.dtype["actions"].base
@@ -207,7 +215,7 @@ class HistoryWindows:
             "previous_actions": previous_actions,
             "previous_rewards": previous["rewards"],
             "episode_starts": previous["ends"],
-            "labels": steps["actions"],
+            "labels": steps["labels" if "labels" in steps.dtype.names else "actions"],
         }
         if self._frames is None:
             filled["observations"] = steps["observations"]

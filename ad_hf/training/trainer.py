@@ -26,9 +26,11 @@ from tqdm.auto import tqdm
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.files import atomic_folder, remove_leftovers, write_text
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
+from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.mapped import fits_in_memory, map_histories
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
+from ad_hf.histories.transforms import NO_HISTORY
 from ad_hf.histories.validation import COLUMNS
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.hub.cards import RESULT_FILES, write_model_card
@@ -132,6 +134,8 @@ class Trainer:
             "keep_every_episode": data.keep_every_episode,
             "max_episodes": data.max_episodes,
             "last_episodes": data.last_episodes,
+            "min_improvement": data.min_improvement,
+            "labels": None if data.labels is None else StepLabels(data.labels, self.dataset.metadata),
         }
         settings: dict[str, Any] = {"context_length": self.context_length, **subsampling, "seed": self.config.seed}
         if streaming:
@@ -148,6 +152,8 @@ class Trainer:
             else map_histories(self.dataset, "train", **subsampling, say=say)
         )
         windows = HistoryWindows(rows, *self.dataset.metadata.spaces, **settings, name=f"{self.dataset}, split train")
+        if not windows.num_histories:
+            raise ValueError(f"{self.dataset}: {NO_HISTORY}")
         windows.warn_of_short_histories()
         where = "in memory" if in_memory else "memory-mapped"
         say(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {self.dataset}, {where}")

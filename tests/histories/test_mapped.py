@@ -28,7 +28,7 @@ CONTEXT = 12
 LENGTHS = [60, 5, 83, 47, 3, 120, 12, 90]
 SHAPE = (6, 8, 3)
 IMAGES = spaces.Box(0, 255, SHAPE, np.uint8)
-SUBSAMPLINGS = [{}, {"keep_every_episode": 3}, {"max_episodes": 6, "last_episodes": 2}]
+SUBSAMPLINGS = [{}, {"keep_every_episode": 3}, {"max_episodes": 6, "last_episodes": 2}, {"min_improvement": 0.0}]
 
 
 @pytest.fixture(autouse=True)

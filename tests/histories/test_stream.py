@@ -98,7 +98,9 @@ def through_json(state):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"keep_every_episode": 3, "max_episodes": 9, "seed": 4}, {"last_episodes": 4}], ids=str
+    "settings",
+    [{}, {"keep_every_episode": 3, "max_episodes": 9, "seed": 4}, {"last_episodes": 4}, {"min_improvement": 0.0}],
+    ids=str,
 )
 @pytest.mark.parametrize("consumers", [1, 2, 3])
 def test_all_readers_together_give_every_window_of_an_epoch_once(histories, consumers, settings):

@@ -1,9 +1,11 @@
 """Episode subsampling against a slow and obvious one."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from ad_hf.histories.transforms import episode_numbers, keep_episodes
+from ad_hf.histories.transforms import episode_numbers, improvements, keep_episodes
 
 
 def random_histories(rng):
@@ -77,3 +79,28 @@ def test_numbers_below_one_are_refused(settings):
     name, value = next(iter(settings.items()))
     with pytest.raises(ValueError, match=f"{name}={value}"):
         keep_episodes(np.array([True]), np.array([0, 1]), **settings)
+
+
+def slow_improvement(rewards, ends):
+    """Of one history, from lists of returns."""
+    returns, total = [], 0.0
+    for reward, end in zip(rewards, ends):
+        total += reward
+        if end:
+            returns.append(total)
+            total = 0.0
+    count = min(10, len(returns) // 2)
+    return float(np.mean(returns[-count:]) - np.mean(returns[:count])) if count else 0.0
+
+
+def test_improvement_is_from_the_first_ten_finished_episodes_to_the_last():
+    rng = np.random.default_rng(0)
+    lengths = [0, 300, 1, 40, 0, 120, 7]
+    ends = rng.random(sum(lengths)) < 0.2
+    rewards = rng.normal(size=len(ends))
+    offsets = np.cumsum([0, *lengths])
+
+    expected = [slow_improvement(rewards[a:b], ends[a:b]) for a, b in pairwise(offsets)]
+
+    assert sum(value != 0 for value in expected) >= 3
+    np.testing.assert_allclose(improvements(rewards, ends, offsets), expected, atol=1e-9)

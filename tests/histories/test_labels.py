@@ -1,0 +1,128 @@
+"""Other actions to learn, and histories that are left out: in memory, memory-mapped and streamed alike."""
+
+import datasets
+import numpy as np
+import pytest
+
+import ad_hf
+from ad_hf.envs.dark_room import walk
+from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.labels import StepLabels
+from ad_hf.histories.mapped import map_histories
+from ad_hf.histories.stream import HistoryStream, StreamedBatches
+from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.recipe import load_recipe
+
+OPTIMAL = "ad_hf.envs.dark_room.optimal_actions"
+
+
+def wrong_actions(observations, **_):
+    """Actions that there are not."""
+    return np.full(len(observations), 7)
+
+
+@pytest.fixture
+def opened(tiny_histories, tmp_path, monkeypatch):
+    """The tiny histories, with a cache of the test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return HistoryDataset.open(tiny_histories)
+
+
+def windows_of(opened, mapped=False, **settings):
+    both = opened.metadata.spaces
+    if mapped:
+        return HistoryWindows(map_histories(opened, "train", **settings), *both, 24)
+    return HistoryWindows(opened.load("train"), *both, 24, **settings)
+
+
+def first_batch(batches):
+    iterator = iter(batches)
+    batch = next(iterator)
+    iterator.close()
+    return batch
+
+
+def goals_of(opened, windows):
+    """The goal of each history, by the task that its rows name."""
+    rows = opened.load("train")
+    kwargs = {task["task_id"]: task["kwargs"]["goal"] for task in opened.metadata.tasks}
+    first = {row["history_id"]: kwargs[row["task_id"]] for row in rows if row["piece"] == 0}
+    assert len(first) == windows.num_histories
+    return list(first.values())
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_labels_are_what_the_function_says_of_what_is_seen_in_the_task(opened, mapped):
+    labels = StepLabels(OPTIMAL, opened.metadata)
+    windows, plain = windows_of(opened, mapped, labels=labels), windows_of(opened, mapped)
+
+    batch = windows.batch(np.stack([windows.offsets[:-1], np.full(windows.num_histories, 24)], axis=1))
+
+    goals = np.repeat(np.array(goals_of(opened, windows))[:, None], 24, axis=1)
+    expected = walk(batch["observations"].numpy().reshape(-1, 2).astype(int), goals.reshape(-1, 2))
+    np.testing.assert_array_equal(batch["labels"].numpy().ravel(), expected)
+    # The actions that are seen stay those that were taken.
+    taken = plain.batch(np.stack([plain.offsets[:-1], np.full(plain.num_histories, 24)], axis=1))
+    np.testing.assert_array_equal(batch["previous_actions"], taken["previous_actions"])
+    np.testing.assert_array_equal(taken["previous_actions"][:, 1:], taken["labels"][:, :-1])
+    assert (batch["labels"] != taken["labels"]).any()
+
+
+def test_a_stream_has_the_labels_too_with_and_without_workers(opened):
+    labels = StepLabels(OPTIMAL, opened.metadata)
+    for workers in (0, 1):
+        stream = HistoryStream(opened, "train", 24, labels=labels)
+        batch = first_batch(StreamedBatches(stream, 16, num_workers=workers))
+        plain = first_batch(StreamedBatches(HistoryStream(opened, "train", 24), 16, num_workers=workers))
+        np.testing.assert_array_equal(batch["observations"], plain["observations"])
+        assert (batch["labels"] != plain["labels"]).any()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_histories_that_got_better_by_less_are_left_out(opened, mapped):
+    rows = opened.load("train")
+    better = {}
+    for row in rows:
+        returns = np.array(row["rewards"]).reshape(-1, 6).sum(axis=1)
+        assert (row["piece"], len(returns) >= 20) == (0, True)
+        better[row["history_id"]] = returns[-10:].mean() - returns[:10].mean()
+    least = float(np.median(list(better.values()))) + 0.05  # between two of them
+
+    windows = windows_of(opened, mapped, min_improvement=least)
+
+    kept = sum(value >= least for value in better.values())
+    assert 0 < kept < len(better)
+    assert windows.num_histories == kept
+    for other in (windows_of(opened, not mapped, min_improvement=least),):
+        np.testing.assert_array_equal(windows.epoch_order(1), other.epoch_order(1))
+        batches = [first_batch(WindowBatches(each, 8)) for each in (windows, other)]
+        np.testing.assert_array_equal(batches[0]["observations"], batches[1]["observations"])
+
+
+def test_if_none_got_better_by_that_much_it_is_said(tiny_recipe_file, tiny_histories, tmp_path):
+    recipe = load_recipe(tiny_recipe_file, ["--data.min_improvement", "100"])
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"no history got better by data\.min_improvement: set it lower"):
+            ad_hf.train(recipe, tiny_histories, tmp_path / str(streaming), streaming=streaming)
+
+
+def test_a_model_learns_the_labels(tiny_recipe_file, tiny_histories, tmp_path):
+    overrides = [f"--data.labels={OPTIMAL}", "--training.max_steps=120", "--training.eval_steps=120"]
+    model = ad_hf.train(load_recipe(tiny_recipe_file, overrides), tiny_histories, tmp_path)
+    opened = HistoryDataset.open(tiny_histories)
+    losses = {}
+    for name, labels in (("optimal", StepLabels(OPTIMAL, opened.metadata)), ("taken", None)):
+        batch = first_batch(WindowBatches(windows_of(opened, labels=labels), 64))
+        losses[name] = model(**batch).loss.item()
+
+    assert losses["optimal"] < losses["taken"]
+
+
+def test_what_is_no_function_of_actions_is_refused(opened):
+    with pytest.raises(ValueError, match=r"data\.labels must be the import path .* got 'ad_hf\.nothing'"):
+        StepLabels("ad_hf.nothing", opened.metadata)
+    labels = StepLabels(f"{__name__}.wrong_actions", opened.metadata)
+    with pytest.raises(
+        ValueError, match=r"wrong_actions gave int64 of shape .* expected as many elements of Discrete"
+    ):
+        windows_of(opened, labels=labels)
