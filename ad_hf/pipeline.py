@@ -163,9 +163,9 @@ class EvaluatedModel:
     ) -> EvaluatedModel:
         """A model by the folder of its run or a Hub id, with a recipe, by default that of its run, and overrides."""
         model, origin = load_model(name)
-        run = next((folder for folder in (Path(name), Path(name).parent) if (folder / "run.json").is_file()), None)
-        is_run = run is not None and (run / "model" / "config.json").is_file()
-        return cls(model, load_recipe(recipe or run_recipe(name), overrides), dataset, origin, run if is_run else None)
+        runs = [folder for folder in (Path(name), Path(name).parent) if (folder / "model" / "config.json").is_file()]
+        run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
+        return cls(model, load_recipe(recipe or run_recipe(name), overrides), dataset, origin, run)
 
     @property
     def agent(self) -> str:

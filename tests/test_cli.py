@@ -201,6 +201,7 @@ def test_rollout_settings_reach_the_rollout(tiny_recipe_file, tiny_run, tiny_his
 def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_runs(
     tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys
 ):
+    tiny_run = shutil.copytree(tiny_run, tmp_path / "tiny")
     other = tmp_path / "other"
     train = ["train", "--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", other]
     assert main([str(argument) for argument in [*train, "--training.seed", "1"]]) == 0
@@ -215,6 +216,13 @@ def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_r
     assert (ad["num_models"], ad["num_rollouts"], ad["num_tasks"]) == (2, 2, 2)
     assert list(ad["at"]) == ["1", "10", "13"]
     assert "AD: " in capsys.readouterr().out
+    for run in (tiny_run, other):
+        card = ModelCard.load(run / "model" / "README.md")
+        assert "It is one of 2 trainings, which together, in 2 rollouts each on 2" in card.text
+        last = ad["at"]["13"]
+        assert f"| AD, which this is | {ad['at']['1']['return']:.2f} | {last['return']:.2f} (" in card.text
+        assert card.data.eval_results[0].dataset_args["trainings"] == 2
+        assert card.data.eval_results[0].metric_value.startswith(f"{last['return']:.2f} +/- ")
 
 
 def test_evaluate_tells_what_it_lacks(tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys):

@@ -25,7 +25,13 @@ END = "<!-- Here ends what ad_hf writes. -->"
 # From the last beginning before an end: if someone deleted an end, what follows it is not ours.
 WRITTEN = re.compile(f"{re.escape(BEGIN)}((?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.DOTALL)
 # What a run leaves beside its model, and a model's repository shows.
-RESULT_FILES = ("report.json", "learning_curve.png", "replay.gif", "replay.mp4")  # the Hub shows the last by itself
+RESULT_FILES = (
+    "report.json",
+    "evaluation.json",
+    "learning_curve.png",
+    "replay.gif",
+    "replay.mp4",
+)  # the Hub shows the last by itself
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
 # Metadata that is true of one model or dataset alone: where we wrote it, it does not outlast it.
 REPLACED_DATA = ("datasets", "model-index")
@@ -204,6 +210,7 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
     """
     config = _read_json(model / "config.json") or {}
     run, report = _read_json(model / "run.json"), _read_json(model / "report.json")
+    evaluation = _read_json(model / "evaluation.json")
     trained_on = (run or {}).get("dataset")
     tasks = [{}] if report is None else _some_tasks(report)
     env_id = (run or {}).get("env_id") or (report or {}).get("env_id")
@@ -215,7 +222,11 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
         library_name="ad_hf",
         tags=[*tags, env_id] if env_id else tags,
         datasets=[trained_on["name"]] if trained_on and trained_on["revision"] else None,
-        eval_results=None if report is None else _eval_results(report),
+        eval_results=_protocol_results(evaluation)
+        if evaluation
+        else None
+        if report is None
+        else _eval_results(report),
     )
     source = (report or {}).get("source") or {"algorithm": (trained_on or {}).get("source")}
     text = _render(
@@ -230,6 +241,7 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
         config=config,
         run=run,
         report=report,
+        evaluation=evaluation,
         recipe=read_text(model / "recipe.yaml"),
         trained_on=trained_on,
         is_synthetic=is_synthetic(source["algorithm"]),
@@ -283,6 +295,31 @@ def _eval_results(report: dict[str, Any]) -> list[EvalResult]:
             metric_name=f"mean return of episodes {first} to {last}",
             metric_value=f"{report['test_return_final']:.2f} +/- {(high - low) / 2:.2f}",
             **shared,
+        )
+    ]
+
+
+def _protocol_results(evaluation: dict[str, Any]) -> list[EvalResult]:
+    """The return that `ad-hf evaluate` found for all trainings of which a model is one."""
+    agent = evaluation["agents"][evaluation["agent"]]
+    last = list(agent["at"].values())[-1]
+    low, high = last["return_interval"]
+    return [
+        EvalResult(
+            task_type="reinforcement-learning",
+            task_name="in-context reinforcement learning",
+            dataset_type=evaluation["env_id"],
+            dataset_name=f"{evaluation['env_id']}, {agent['num_tasks']} held-out tasks",
+            dataset_split="test",
+            dataset_args={
+                "tasks": agent["num_tasks"],
+                "trainings": agent["num_models"],
+                "rollouts_per_training_and_task": agent["num_rollouts"],
+                "episodes": last["episodes"][1],
+            },
+            metric_type="mean_reward",
+            metric_name=f"mean return of episodes {last['episodes'][0]} to {last['episodes'][1]}",
+            metric_value=f"{last['return']:.2f} +/- {(high - low) / 2:.2f}",
         )
     ]
 

@@ -22,7 +22,8 @@ def evaluated(tiny_run, tiny_histories, tmp_path_factory):
     from ad_hf.cli import main
 
     folder = tmp_path_factory.mktemp("evaluations") / "evaluation"
-    arguments = ["--model", tiny_run, "--dataset", tiny_histories, "--output_dir", folder, "--num_seeds", "2"]
+    run = shutil.copytree(tiny_run, folder.parent / "run")  # whose card will tell of it
+    arguments = ["--model", run, "--dataset", tiny_histories, "--output_dir", folder, "--num_seeds", "2"]
     assert main([str(argument) for argument in ["evaluate", *arguments]]) == 0
     return folder
 
