@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 import yaml
 
 from ad_hf.envs.task_family import TaskFamily
@@ -33,7 +34,7 @@ from ad_hf.pipeline import collect_recipe
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.training.trainer import train
 
-CELL_FILE = "cell.json"  # how long a cell took
+CELL_FILE = "cell.json"  # how long a cell took, and where
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Study:
 
     Args:
         name (`str`):
-            Of the file.
+            Of the file; of its larger setting, with `-full` after it.
         title (`str`):
             What it shows.
         recipe (`str`):
@@ -120,7 +121,8 @@ def load_study(path: str | Path, full: bool = False) -> Study:
         path (`str` or `Path`):
             Its YAML file.
         full (`bool`, *optional*, defaults to `False`):
-            Whether to take what its entry `full` says in place of its other entries.
+            Whether to take what its entry `full` says in place of its other entries. Its cells are others than those
+            of the smaller setting, and models of other studies are taken from their larger setting, too.
 
     Raises:
         ValueError: for entries that a study does not have, or lacks.
@@ -139,7 +141,12 @@ def load_study(path: str | Path, full: bool = False) -> Study:
         variants = {str(name): Variant(**(entries or {})) for name, entries in given.pop("variants").items()}
     except TypeError as error:
         raise ValueError(f"{path}: variants: {error}") from error
-    return Study(name=path.stem, variants=variants, **given)
+    if full:
+        for variant in variants.values():
+            if variant.model_of is not None:
+                study, slash, name = variant.model_of.rpartition("/")
+                variant.model_of = f"{study}-full/{name}" if slash else name
+    return Study(name=path.stem + "-full" * full, variants=variants, **given)
 
 
 @dataclass(frozen=True)
@@ -223,8 +230,14 @@ class StudyRunner:
         rows = evaluation_rows(evaluation, family, cell.variant, cell.split, cell.seed)
         known = folder / CELL_FILE
         before = json.loads(known.read_text())["seconds"] if known.is_file() else 0.0
-        seconds = {"seconds": round(before + time.perf_counter() - start, 1), "parameters": parameters}
-        write_text(known, json.dumps(seconds) + "\n")
+        details = {
+            "seconds": round(before + time.perf_counter() - start, 1),
+            "parameters": parameters,
+            "device": torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else f"{torch.get_num_threads()} CPU cores",
+        }
+        write_text(known, json.dumps(details) + "\n")
         write_rows(folder / ROWS_FILE, rows)
 
     def _run_rl2(self, cell: Cell, family: TaskFamily, recipe: Recipe) -> tuple[Evaluation, int]:
@@ -312,7 +325,7 @@ class StudyRunner:
         return tables
 
     def details(self, cell: Cell) -> dict[str, Any]:
-        """What a finished cell took in `seconds`, and the `parameters` of its model."""
+        """What a finished cell took in `seconds`, on which `device`, and the `parameters` of its model."""
         return json.loads((self.folder / cell.folder / CELL_FILE).read_text(encoding="utf-8"))
 
 

@@ -36,8 +36,8 @@ RESULTS_HEAD = """
 # Results
 
 What [Laskin et al., 2022](https://huggingface.co/papers/2210.14215) report, and what this package does, on two CPU
-cores without a GPU. `python scripts/reproduce.py all --report --results RESULTS.md` writes this file from the returns
-of runs, which lie in `docs/results/studies` with everything that is computed of them;
+cores without a GPU unless it is said otherwise. `python scripts/reproduce.py all --report --results RESULTS.md` writes
+this file from the returns of runs, which lie in `docs/results/studies` with everything that is computed of them;
 [docs/evaluation.md](docs/evaluation.md) says how. Checkpoints are chosen on validation tasks; all numbers are of test
 tasks.
 """
@@ -102,6 +102,7 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
         "training_seeds": sorted({cell.seed for cell in finished}),
         "cells": f"{len(finished)} of {len(cells(study))}",
         "seconds": round(sum(seconds), 1),
+        "devices": sorted({runner.details(cell)["device"] for cell in finished}),
     }
     folder = output_dir / study.name
     found = write_evaluation(folder, rows, details)
@@ -110,11 +111,12 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
             plot_study(path, study, agents_of(rows))
     if study.look_inside is not None:
         look_inside(next(cell for cell in finished if cell.variant == study.look_inside), runner, folder)
+    command = f"python scripts/reproduce.py {study.name}".replace("-full", " --full")
     parts = [
         f"# {study.title}",
-        f"`python scripts/reproduce.py {study.name}`: {details['cells']} cells finished; {len(details['splits'])} "
+        f"`{command}`: {details['cells']} cells finished; {len(details['splits'])} "
         f"splits of the tasks x {len(details['training_seeds'])} training seeds x {study.num_rollouts} rollouts on "
-        f"every test task; {sum(seconds) / 60:.0f} minutes on two CPU cores.",
+        f"every test task; {sum(seconds) / 60:.0f} minutes on {' and '.join(details['devices'])}.",
         paper_table(study, found),
         agents_table(found),
         study.notes,
@@ -126,7 +128,7 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
 def write_results(path: Path, output_dir: Path) -> None:
     """Write RESULTS.md: the tables and pictures of all studies that have been reported."""
     parts = [RESULTS_HEAD]
-    for name in study_names():
+    for name in [each + suffix for each in study_names() for suffix in ("", "-full")]:
         table = output_dir / name / "table.md"
         if not table.is_file():
             continue

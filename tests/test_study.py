@@ -55,6 +55,16 @@ def test_the_studies_there_are_can_be_read_and_their_recipes_are_what_they_say(p
     assert study.minutes is not None
 
 
+def test_the_larger_setting_of_a_study_shares_no_cell_with_the_smaller_one():
+    file = REPOSITORY / "scripts" / "studies" / "prompts.yaml"
+    study, larger = load_study(file), load_study(file, full=True)
+
+    assert {cell.folder for cell in cells(study)}.isdisjoint(cell.folder for cell in cells(larger))
+    assert study.variants["AD 50%"].model_of == "main/AD"
+    assert larger.variants["AD 50%"].model_of == "main-full/AD"
+    assert len(cells(larger)) > len(cells(study))
+
+
 def test_a_studys_entries_are_checked(tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text("title: x\nvariant: {}\n")

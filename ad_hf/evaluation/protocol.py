@@ -297,10 +297,12 @@ def summarize(agents: Iterable[AgentReturns]) -> dict[str, Any]:
     What is said of agents, and of how many steps their source takes to their levels.
 
     Returns:
-        `dict`: by the agents' names.
+        `dict`: by the agents' names. Random actions, which do not get better, have no `steps_to`.
     """
     agents = list(agents)
     found = {agent.agent: agent.summary() for agent in agents}
+    if RANDOM in found:
+        del found[RANDOM]["steps_to"]
     source = next((agent.curve() for agent in agents if agent.agent == SOURCE), None)
     for name, summary in found.items():
         if source is None or name in (SOURCE, RANDOM):
@@ -314,7 +316,7 @@ def summarize(agents: Iterable[AgentReturns]) -> dict[str, Any]:
 def write_rows(path: str | Path, rows: pa.Table) -> None:
     """Write a table of returns, whole or not at all."""
     with atomic_path(Path(path)) as temporary:
-        pq.write_table(rows, temporary, compression="zstd")
+        pq.write_table(rows, temporary, compression="zstd", compression_level=19)  # written once, kept in repositories
 
 
 def read_rows(path: str | Path) -> pa.Table:

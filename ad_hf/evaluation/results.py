@@ -78,7 +78,7 @@ def agents_table(found: dict[str, Any]) -> str:
     ]
     for name, agent in found["agents"].items():
         first, last = (list(agent["at"].values())[index] for index in (0, -1))
-        steps = agent["steps_to"]["90%"]
+        steps = agent.get("steps_to", {}).get("90%", {})
         low, high = last["return_interval"]
         bounds = last["iqm_interval"]
         cells = [
@@ -92,7 +92,7 @@ def agents_table(found: dict[str, Any]) -> str:
             f"{number(steps['env_steps'])} / {number(steps['source'])}"
             + (f" ({number(steps['ratio'], 2)} times)" if steps["ratio"] else "")
             if "source" in steps
-            else number(steps["env_steps"]),
+            else number(steps.get("env_steps")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -105,7 +105,7 @@ def evaluation_summary(found: dict[str, Any], files: Sequence[Path]) -> str:
         last = list(agent["at"].values())[-1]
         low, high = last["return_interval"]
         share = f", {last['of_optimal']:.3f} of the optimum" if "of_optimal" in last else ""
-        steps = agent["steps_to"]["90%"]
+        steps = agent.get("steps_to", {}).get("90%", {})
         faster = ""
         if steps.get("ratio"):
             faster = (

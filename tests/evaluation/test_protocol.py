@@ -182,4 +182,7 @@ def test_an_evaluation_is_a_dataset_with_a_card_pictures_and_a_summary(made_up, 
     assert "rooms.png" in card
     table = agents_table(found)
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| AD", "| ED", "| random"]
+    assert "steps_to" in found["agents"]["ED"]
+    assert "steps_to" not in found["agents"]["random"]
+    assert table.endswith(" | - |")
     assert "AD: " in evaluation_summary(found, [folder / "evaluation.json"])
