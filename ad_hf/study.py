@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import Evaluation, evaluate
@@ -34,7 +35,7 @@ from ad_hf.pipeline import collect_recipe
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.training.trainer import train
 
-CELL_FILE = "cell.json"  # how long a cell took, and where
+CELL_FILE = "cell.json"  # settings of a cell, how long it took, and where
 
 
 @dataclass
@@ -174,6 +175,18 @@ class Cell:
         overrides = [text for name, value in settings.items() for text in (f"--{name}", _option(value))]
         return load_recipe(self.study.recipe, overrides)
 
+    @property
+    def digest(self) -> str:
+        """Of all that its returns depend on."""
+        variant = self.study.variants[self.variant]
+        settings = [asdict(self.recipe), variant.model_of, variant.prompt, variant.rl2, self.study.num_rollouts]
+        return _digest(settings)
+
+
+def _digest(settings: Any) -> str:
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
 
 def _option(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
@@ -191,7 +204,7 @@ def cells(study: Study) -> list[Cell]:
 
 class StudyRunner:
     """
-    Runs cells of studies in a folder.
+    Runs cells of studies in a folder, which several processes can share: each takes cells that none is at work on.
 
     Args:
         folder (`str` or `Path`):
@@ -209,15 +222,48 @@ class StudyRunner:
 
     def histories(self, recipe: Recipe) -> Path | str:
         """The histories of a recipe, collected if they are not there yet."""
-        made_of = json.dumps([asdict(recipe.family), asdict(recipe.source)], sort_keys=True, default=str)
-        digest = hashlib.blake2b(made_of.encode(), digest_size=4).hexdigest()
+        digest = _digest([asdict(recipe.family), asdict(recipe.source)])
         env_name = recipe.family.env_id.split("/")[-1]
-        return collect_recipe(recipe, self.folder / "histories" / f"{env_name}-{digest}")
+        folder = self.folder / "histories" / f"{env_name}-{digest}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            return collect_recipe(recipe, folder)
 
-    def run(self, cell: Cell) -> None:
-        """Train and evaluate a cell, from where it is."""
+    def run(self, cell: Cell) -> bool:
+        """
+        Train and evaluate a cell, from where it is.
+
+        Returns:
+            `bool`: whether it is finished; not if another process is at work on it.
+
+        Raises:
+            ValueError: for a cell that was begun with other settings.
+        """
+        folder = self.folder / cell.folder
         if self.is_finished(cell):
-            return
+            self._check(cell)
+            return True
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                if not (folder / CELL_FILE).is_file():
+                    write_text(folder / CELL_FILE, json.dumps({"settings": cell.digest, "seconds": 0.0}) + "\n")
+                self._check(cell)
+                if not self.is_finished(cell):  # by another process, since
+                    self._run(cell)
+        except Timeout:
+            return False
+        return True
+
+    def _check(self, cell: Cell) -> None:
+        """Refuse what was run with other settings."""
+        if self.details(cell)["settings"] != cell.digest:
+            raise ValueError(
+                f"{self.folder / cell.folder} was run with other settings than the study now says: delete that "
+                "folder, or keep runs in another one"
+            )
+
+    def _run(self, cell: Cell) -> None:
         start, folder, recipe = time.perf_counter(), self.folder / cell.folder, cell.recipe
         family, variant = TaskFamily.from_config(recipe.family), cell.study.variants[cell.variant]
         if variant.rl2 is not None:
@@ -228,16 +274,13 @@ class StudyRunner:
             parameters = model.num_parameters()
             evaluation = self._evaluate(model, family, recipe, dataset, variant, cell.study.num_rollouts)
         rows = evaluation_rows(evaluation, family, cell.variant, cell.split, cell.seed)
-        known = folder / CELL_FILE
-        before = json.loads(known.read_text())["seconds"] if known.is_file() else 0.0
-        details = {
-            "seconds": round(before + time.perf_counter() - start, 1),
+        details = self.details(cell)
+        details |= {
+            "seconds": round(details["seconds"] + time.perf_counter() - start, 1),
             "parameters": parameters,
-            "device": torch.cuda.get_device_name()
-            if torch.cuda.is_available()
-            else f"{torch.get_num_threads()} CPU cores",
+            "device": _device(),
         }
-        write_text(known, json.dumps(details) + "\n")
+        write_text(folder / CELL_FILE, json.dumps(details) + "\n")
         write_rows(folder / ROWS_FILE, rows)
 
     def _run_rl2(self, cell: Cell, family: TaskFamily, recipe: Recipe) -> tuple[Evaluation, int]:
@@ -293,7 +336,7 @@ class StudyRunner:
             those that all variants have: what is compared is alike.
 
         Raises:
-            ValueError: if no cell of some variant is finished.
+            ValueError: if no cell of some variant is finished, or one was run with other settings.
         """
         finished = [cell for cell in cells(study) if self.is_finished(cell)]
         groups = {(cell.split, cell.seed) for cell in finished}
@@ -306,6 +349,8 @@ class StudyRunner:
         chosen = [cell for cell in finished if (cell.split, cell.seed) in whole and cell.seed in seeds]
         if not chosen:
             raise ValueError(f"{study.name}: no split and seed is finished in all variants: run more of its cells")
+        for cell in chosen:
+            self._check(cell)
         tables = []
         for variant in study.variants:
             tables += [read_rows(self.folder / cell.folder / ROWS_FILE) for cell in chosen if cell.variant == variant]
@@ -325,8 +370,19 @@ class StudyRunner:
         return tables
 
     def details(self, cell: Cell) -> dict[str, Any]:
-        """What a finished cell took in `seconds`, on which `device`, and the `parameters` of its model."""
+        """
+        What is said of a cell: a digest of its `settings`; once it is finished, the `seconds` that it took, on which
+        `device`, and the `parameters` of its model.
+        """
         return json.loads((self.folder / cell.folder / CELL_FILE).read_text(encoding="utf-8"))
+
+
+def _device() -> str:
+    """What this process computes on, for people."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    count = torch.get_num_threads()
+    return f"{count} CPU core" + "s" * (count > 1)
 
 
 def _is_trained(folder: Path, max_steps: int) -> bool:

@@ -8,7 +8,9 @@ Run a study of the paper, and write its figure, table and numbers.
 
 Studies are files in scripts/studies, of which `minutes` says how long they take on two CPU cores; `--full` runs the
 larger setting that some have for a GPU. A study can be interrupted at any time, even by SIGKILL: the same command goes
-on, and no finished cell is run again. Runs are kept in runs/reproduce; results go to docs/results/studies.
+on, and no finished cell is run again. Started once more while it runs, it works on other cells: two processes with a
+thread each (OMP_NUM_THREADS=1) do more on two cores than one with two. Runs are kept in runs/reproduce; results go to
+docs/results/studies.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def study_names() -> list[str]:
 
 
 def paper_table(study: Study, found: dict[str, Any]) -> str:
-    """What the paper reports beside ours, as a table of markdown; and whether the order is the same."""
+    """The paper's values beside ours, as a table of markdown; if their order is the same, and where ours are lower."""
     lines = [f"| {study.varied or 'variant'} | ours (95% interval) | the paper's | parameters |", "|---|---|---|---|"]
     for name, variant in study.variants.items():
         last = list(found["agents"][name]["at"].values())[-1]
@@ -63,11 +65,14 @@ def paper_table(study: Study, found: dict[str, Any]) -> str:
             f"{found['parameters'][name]:,}",
         ]
         lines.append(f"| {' | '.join(cells_of_line)} |")
-    known = [name for name, variant in study.variants.items() if variant.paper is not None]
-    if len(known) > 2:
-        ours = [list(found["agents"][name]["at"].values())[-1]["return"] for name in known]
-        order = stats.kendalltau(ours, [study.variants[name].paper for name in known]).statistic
+    reached = {name: list(found["agents"][name]["at"].values())[-1]["return"] for name in study.variants}
+    paper = {name: variant.paper for name, variant in study.variants.items() if variant.paper is not None}
+    if len(paper) > 2:
+        order = stats.kendalltau([reached[name] for name in paper], list(paper.values())).statistic
         lines += ["", f"Kendall's tau between ours and the paper's order: {order:.2f} (1: the same order)."]
+    lower = [study.variants[name].label or name for name, value in paper.items() if reached[name] < value]
+    if paper:
+        lines += ["", f"Ours is lower than the paper's: {', '.join(lower) or 'none'}."]
     return "\n".join(lines)
 
 
@@ -169,10 +174,14 @@ def main() -> int:
         with tqdm(left, unit=" cells", disable=not left) as bar:
             for cell in bar:
                 bar.set_description(str(cell))
-                runner.run(cell)
+                if not runner.run(cell):
+                    tqdm.write(f"{cell}: another process is at work on it")
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from here", file=sys.stderr)
         return 130
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     for study in studies:
         try:
             report(study, runner, arguments.output_dir)

@@ -55,6 +55,42 @@ def test_the_studies_there_are_can_be_read_and_their_recipes_are_what_they_say(p
     assert study.minutes is not None
 
 
+def test_processes_that_share_a_folder_take_different_cells(tiny_study, tmp_path):
+    runner, (first, second, *_) = StudyRunner(tmp_path, say=lambda line: None), cells(tiny_study)
+    code = (
+        "import sys, time; from pathlib import Path; from filelock import FileLock; folder = Path(sys.argv[1]); "
+        "folder.mkdir(parents=True); lock = FileLock(folder / '.lock').acquire(); print('held', flush=True); "
+        "time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / first.folder], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline().strip() == b"held"
+        assert not runner.run(first)
+        assert runner.run(second)
+    finally:
+        other.kill()  # which no lock outlives
+        other.communicate()
+
+    assert not runner.is_finished(first)
+    assert runner.run(first)
+    assert runner.is_finished(first)
+
+
+def test_cells_of_other_settings_are_neither_gone_on_with_nor_reported(tiny_study, tmp_path):
+    runner = StudyRunner(tmp_path, say=lambda line: None)
+    for cell in cells(tiny_study)[:2]:
+        assert runner.run(cell)
+    tiny_study.variants["wide"].paper = 3.0  # which is no setting
+    assert runner.rows(tiny_study)[1] == cells(tiny_study)[:2]
+
+    tiny_study.settings["rollout.num_episodes"] = 12
+
+    with pytest.raises(ValueError, match=r"split0-seed0 was run with other settings than the study now says: delete"):
+        runner.run(cells(tiny_study)[0])
+    with pytest.raises(ValueError, match=r"split0-seed0 was run with other settings"):
+        runner.rows(tiny_study)
+
+
 def test_the_larger_setting_of_a_study_shares_no_cell_with_the_smaller_one():
     file = REPOSITORY / "scripts" / "studies" / "prompts.yaml"
     study, larger = load_study(file), load_study(file, full=True)
@@ -90,7 +126,7 @@ def test_cells_share_histories_and_finished_ones_are_not_run_again(tiny_study, t
         runner.rows(tiny_study)
     for cell in cells(tiny_study)[:3]:
         runner.run(cell)
-    assert len(list((tmp_path / "histories").iterdir())) == 1
+    assert len([path for path in (tmp_path / "histories").iterdir() if path.is_dir()]) == 1
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     for cell in cells(tiny_study)[:3]:
         runner.run(cell)
@@ -176,4 +212,7 @@ def test_a_table_compares_with_the_papers_order(tiny_study):
         agent["at"]["11"]["return"] = value
     found = {"agents": agents, "parameters": dict.fromkeys(agents, 10)}
 
-    assert "order: 0.33 (1: the same order)" in script.paper_table(tiny_study, found)
+    table = script.paper_table(tiny_study, found)
+
+    assert "order: 0.33 (1: the same order)" in table
+    assert table.endswith("Ours is lower than the paper's: third.")
