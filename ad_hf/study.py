@@ -56,6 +56,8 @@ class Variant:
             Train RL2 in the environments instead, as a [`~ad_hf.evaluation.rl2.RL2Config`] says.
         label (`str`, *optional*):
             What it is called in tables.
+        series (`str`, *optional*):
+            In a study that varies several things, which of them: a line of its own in the picture.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Variant:
     prompt: float | None = None
     rl2: dict[str, Any] | None = None
     label: str | None = None
+    series: str | None = None
 
 
 @dataclass

@@ -119,9 +119,9 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
     command = f"python scripts/reproduce.py {study.name}".replace("-full", " --full")
     parts = [
         f"# {study.title}",
-        f"`{command}`: {details['cells']} cells finished; {len(details['splits'])} "
-        f"splits of the tasks x {len(details['training_seeds'])} training seeds x {study.num_rollouts} rollouts on "
-        f"every test task; {sum(seconds) / 60:.0f} minutes on {' and '.join(details['devices'])}.",
+        f"`{command}`: {details['cells']} cells finished; splits of the tasks: {len(details['splits'])}, "
+        f"training seeds: {len(details['training_seeds'])}, rollouts on every test task: {study.num_rollouts}; "
+        f"{sum(seconds) / 60:.0f} minutes on {' and '.join(details['devices'])}.",
         paper_table(study, found),
         agents_table(found),
         study.notes,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -18,13 +21,17 @@ if TYPE_CHECKING:
     from ad_hf.study import Study
 
 COLOURS = {"AD": AD_COLOUR, "source": SOURCE_COLOUR, "ED": "#edae49", "RL2": "#3d8b5f", "random": OPTIMUM_COLOUR}
+MOST_BANDS = 6  # agents whose bands can be told apart
 OTHER_COLOURS = ("#7b4b94", "#00798c", "#8c5e3c", "#c0578e", "#5b6c2f", "#2e4057", "#d17b0f", "#6b7280")
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name, the same in all pictures for those that are in most of them."""
+    """A colour for each name, the same in all pictures for those that are in most of them; of many, a scale."""
     others = [name for name in names if name not in COLOURS]
-    return {**COLOURS, **{name: OTHER_COLOURS[index % len(OTHER_COLOURS)] for index, name in enumerate(others)}}
+    shades: Sequence[str] = OTHER_COLOURS
+    if len(others) > len(OTHER_COLOURS) // 2:
+        shades = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 0.92, len(others)))]
+    return {**COLOURS, **dict(zip(others, shades))}
 
 
 def _clean(axes: Any, grid: str = "y") -> None:
@@ -35,7 +42,7 @@ def _clean(axes: Any, grid: str = "y") -> None:
 
 def plot_agents(path: str | Path, agents: Sequence[AgentReturns], title: str, note: str = "") -> None:
     """
-    Return by environment steps of several agents, with their bands, as a PNG.
+    Return by environment steps of several agents, as a PNG; with their bands, unless they are too many to tell apart.
 
     Args:
         path (`str` or `Path`):
@@ -51,15 +58,16 @@ def plot_agents(path: str | Path, agents: Sequence[AgentReturns], title: str, no
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shades = colours([agent.agent for agent in agents])
-    tops = []
+    tops, crowded = [], len(agents) > MOST_BANDS
     for agent in agents:
         curve, colour = agent.curve(), shades[agent.agent]
         if agent.agent == "random":
             axes.axhline(curve.mean.mean(), color=colour, linestyle=":", linewidth=1.4, label="random actions")
             continue
-        axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+        if not crowded:
+            axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(curve.env_steps, curve.mean, color=colour, linewidth=2, label=agent.agent)
-        tops.append(curve.high.max())
+        tops.append((curve.mean if crowded else curve.high).max())
     optimal = next((agent.optimal for agent in agents if agent.optimal is not None), None)
     if optimal is not None:
         axes.axhline(optimal.mean(), color=INK, linestyle="--", linewidth=1.2, label="optimum")
@@ -72,11 +80,11 @@ def plot_agents(path: str | Path, agents: Sequence[AgentReturns], title: str, no
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     _clean(axes)
-    first = agents[0]
+    first, shown = agents[0], "mean" if crowded else "mean and 95% bootstrap interval"
     figure.text(
         0.99,
         0.005,
-        note or f"mean and 95% bootstrap interval over trainings, {len(first.tasks)} held-out tasks and rollouts",
+        note or f"{shown} over trainings, {len(first.tasks)} held-out tasks and rollouts",
         ha="right",
         va="bottom",
         fontsize=7.5,
@@ -113,9 +121,13 @@ def plot_rooms(path: str | Path, shown: Rooms) -> None:
             The agents, as of [`rooms_of`].
     """
     size = 1 + max(int(cells.max()) for _, cells, _ in shown)
-    figure = Figure(figsize=(1.2 + 2.9 * len(shown), 3.4), layout="constrained")
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.2 + 2.9 * columns, 0.3 + 3.1 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(1, len(shown), squeeze=False)[0]
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
     for axes, (agent, cells, shares) in zip(grid, shown):
         ends = np.concatenate([block[..., -10:].mean(axis=(0, 1, 3)) for block in shares])
         sums, counts = np.zeros((size, size)), np.zeros((size, size))
@@ -144,26 +156,44 @@ def plot_study(path: str | Path, study: Study, agents: Sequence[AgentReturns]) -
             Its variants, and maybe others, which are not drawn.
     """
     ends = {agent.agent: agent.at(agent.num_episodes) for agent in agents}
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    series: dict[str | None, list[str]] = {}
+    for name, variant in study.variants.items():
+        series.setdefault(variant.series, []).append(name)
+    figure = Figure(figsize=(max(6.4, 1.2 + 0.62 * (len(study.variants) + len(series))), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    places = np.arange(len(study.variants))
-    values = np.array([ends[name]["return"] for name in study.variants])
-    bounds = np.array([ends[name]["return_interval"] for name in study.variants])
-    errors = np.maximum(0, np.abs(bounds - values[:, None]).T)
-    axes.errorbar(places, values, errors, color=AD_COLOUR, marker="o", linewidth=2, capsize=3, label="ours")
-    papers = [(place, variant.paper) for place, variant in zip(places, study.variants.values())]
-    known = [(place, value) for place, value in papers if value is not None]
-    if known:
-        axes.plot(*zip(*known), color=OPTIMUM_COLOUR, marker="s", linestyle="--", label="the paper's")
+    ticks: dict[float, str] = {}
+    lowest = 0.0
+    for index, (title, names) in enumerate(series.items()):
+        places = len(ticks) + 0.8 * index + np.arange(len(names))
+        values = np.array([ends[name]["return"] for name in names])
+        bounds = np.array([ends[name]["return_interval"] for name in names])
+        errors = np.maximum(0, np.abs(bounds - values[:, None]).T)
+        label = None if index else "ours"
+        axes.errorbar(places, values, errors, color=AD_COLOUR, marker="o", linewidth=2, capsize=3, label=label)
+        papers = [(place, study.variants[name].paper) for place, name in zip(places, names)]
+        known = [(place, value) for place, value in papers if value is not None]
+        if known:
+            label = None if index else "the paper's"
+            axes.plot(*zip(*known), color=OPTIMUM_COLOUR, marker="s", linestyle="--", label=label)
+        labels = [_tick(study.variants[name].label or name, title) for name in names]
+        ticks |= dict(zip(places.tolist(), labels))
+        lowest = min(lowest, bounds.min())
+        if title is not None:
+            axes.annotate(title, (places.mean(), 0), (0, -24), ("data", "axes fraction"), "offset points", ha="center")
     optimal = next((agent.optimal for agent in agents if agent.optimal is not None), None)
     if optimal is not None:
         axes.axhline(optimal.mean(), color=INK, linestyle=":", linewidth=1.2, label="optimum")
-    axes.set_xticks(places, [variant.label or name for name, variant in study.variants.items()])
-    axes.set_ylim(bottom=min(0, values.min()))
-    axes.set_xlabel(study.varied or "variant")
+    axes.set_xticks(list(ticks), list(ticks.values()), fontsize=9)
+    axes.set_ylim(bottom=lowest)
+    axes.set_xlabel(study.varied or "variant", labelpad=4 if None in series else 18)
     axes.set_ylabel("return, last ten episodes")
-    axes.set_title(study.title, loc="left", fontsize=11, color=INK)
+    axes.set_title(fill(study.title, 62), loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, fontsize=9)
     _clean(axes)
     figure.savefig(path, dpi=120, format="png")
+
+
+def _tick(label: str, series: str | None) -> str:
+    """What stands below a variant, without what stands below all of its series."""
+    return fill(label.replace(series or "", "").strip() or label, 16)

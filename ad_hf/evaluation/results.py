@@ -66,7 +66,7 @@ def read_evaluation(folder: str | Path) -> list[AgentReturns]:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number with some significant digits."""
-    return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
 
 
 def agents_table(found: dict[str, Any]) -> str:
