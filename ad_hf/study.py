@@ -28,6 +28,7 @@ from ad_hf.evaluation.protocol import ROWS_FILE, evaluation_rows, random_rows, r
 from ad_hf.evaluation.report import source_curves
 from ad_hf.evaluation.rl2 import RL2Config, evaluate_rl2, train_rl2
 from ad_hf.files import write_text
+from ad_hf.folders import Folder
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.rollouts import load_prompts
 from ad_hf.model import ADModel
@@ -35,6 +36,7 @@ from ad_hf.pipeline import collect_recipe
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.training.trainer import train
 
+FULL = "-full"  # what the names of larger settings end in
 CELL_FILE = "cell.json"  # settings of a cell, how long it took, and where
 
 
@@ -149,8 +151,8 @@ def load_study(path: str | Path, full: bool = False) -> Study:
         for variant in variants.values():
             if variant.model_of is not None:
                 study, slash, name = variant.model_of.rpartition("/")
-                variant.model_of = f"{study}-full/{name}" if slash else name
-    return Study(name=path.stem + "-full" * full, variants=variants, **given)
+                variant.model_of = f"{study}{FULL}/{name}" if slash else name
+    return Study(name=path.stem + FULL * full, variants=variants, **given)
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,7 @@ class StudyRunner:
         digest = _digest([asdict(recipe.family), asdict(recipe.source)])
         env_name = recipe.family.env_id.split("/")[-1]
         folder = self.folder / "histories" / f"{env_name}-{digest}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with Folder(folder.parent).locked(folder.name):
             return collect_recipe(recipe, folder)
 
     def run(self, cell: Cell) -> bool:
@@ -248,14 +249,15 @@ class StudyRunner:
             return True
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(folder / ".lock", timeout=0):
-                if not (folder / CELL_FILE).is_file():
-                    write_text(folder / CELL_FILE, json.dumps({"settings": cell.digest, "seconds": 0.0}) + "\n")
-                self._check(cell)
-                if not self.is_finished(cell):  # by another process, since
-                    self._run(cell)
+            held = FileLock(folder / ".lock").acquire(timeout=0)
         except Timeout:
             return False
+        with held:
+            if not (folder / CELL_FILE).is_file():
+                write_text(folder / CELL_FILE, json.dumps({"settings": cell.digest, "seconds": 0.0}) + "\n")
+            self._check(cell)
+            if not self.is_finished(cell):  # by another process, since
+                self._run(cell)
         return True
 
     def _check(self, cell: Cell) -> None:

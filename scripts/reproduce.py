@@ -30,7 +30,7 @@ from ad_hf.evaluation.protocol import PICTURES, agents_of
 from ad_hf.evaluation.results import agents_table, number, write_evaluation
 from ad_hf.files import atomic_path, write_text
 from ad_hf.model import ADModel
-from ad_hf.study import Cell, Study, StudyRunner, cells, load_study
+from ad_hf.study import FULL, Cell, Study, StudyRunner, cells, load_study
 
 STUDIES = Path(__file__).resolve().parent / "studies"
 LOOKS = ("paths.png", "attention.png")
@@ -55,22 +55,21 @@ def study_names() -> list[str]:
 def paper_table(study: Study, found: dict[str, Any]) -> str:
     """The paper's values beside ours, as a table of markdown; if their order is the same, and where ours are lower."""
     lines = [f"| {study.varied or 'variant'} | ours (95% interval) | the paper's | parameters |", "|---|---|---|---|"]
+    ends = {name: list(found["agents"][name]["at"].values())[-1] for name in study.variants}
     for name, variant in study.variants.items():
-        last = list(found["agents"][name]["at"].values())[-1]
-        low, high = last["return_interval"]
+        low, high = ends[name]["return_interval"]
         cells_of_line = [
             variant.label or name,
-            f"{number(last['return'])} ({number(low)} to {number(high)})",
+            f"{number(ends[name]['return'])} ({number(low)} to {number(high)})",
             number(variant.paper),
             f"{found['parameters'][name]:,}",
         ]
         lines.append(f"| {' | '.join(cells_of_line)} |")
-    reached = {name: list(found["agents"][name]["at"].values())[-1]["return"] for name in study.variants}
     paper = {name: variant.paper for name, variant in study.variants.items() if variant.paper is not None}
     if len(paper) > 2:
-        order = stats.kendalltau([reached[name] for name in paper], list(paper.values())).statistic
+        order = stats.kendalltau([ends[name]["return"] for name in paper], list(paper.values())).statistic
         lines += ["", f"Kendall's tau between ours and the paper's order: {order:.2f} (1: the same order)."]
-    lower = [study.variants[name].label or name for name, value in paper.items() if reached[name] < value]
+    lower = [study.variants[name].label or name for name, value in paper.items() if ends[name]["return"] < value]
     if paper:
         lines += ["", f"Ours is lower than the paper's: {', '.join(lower) or 'none'}."]
     return "\n".join(lines)
@@ -93,7 +92,8 @@ def look_inside(cell: Cell, runner: StudyRunner, folder: Path) -> None:
 def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
     """Write figure, table and numbers of the cells that are finished."""
     rows, finished = runner.rows(study)
-    seconds = [runner.details(cell)["seconds"] for cell in finished]
+    told = [runner.details(cell) for cell in finished]
+    seconds = sum(each["seconds"] for each in told)
     details = {
         "study": study.name,
         "title": study.title,
@@ -102,12 +102,12 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
         "settings": study.settings,
         "variants": {name: variant.settings for name, variant in study.variants.items()},
         "paper": {name: variant.paper for name, variant in study.variants.items()},
-        "parameters": {cell.variant: runner.details(cell)["parameters"] for cell in finished},
+        "parameters": {cell.variant: each["parameters"] for cell, each in zip(finished, told)},
         "splits": sorted({cell.split for cell in finished}),
         "training_seeds": sorted({cell.seed for cell in finished}),
         "cells": f"{len(finished)} of {len(cells(study))}",
-        "seconds": round(sum(seconds), 1),
-        "devices": sorted({runner.details(cell)["device"] for cell in finished}),
+        "seconds": round(seconds, 1),
+        "devices": sorted({each["device"] for each in told}),
     }
     folder = output_dir / study.name
     found = write_evaluation(folder, rows, details)
@@ -116,12 +116,13 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
             plot_study(path, study, agents_of(rows))
     if study.look_inside is not None:
         look_inside(next(cell for cell in finished if cell.variant == study.look_inside), runner, folder)
-    command = f"python scripts/reproduce.py {study.name}".replace("-full", " --full")
+    name = study.name.removesuffix(FULL)
+    command = f"python scripts/reproduce.py {name}" + " --full" * (name != study.name)
     parts = [
         f"# {study.title}",
         f"`{command}`: {details['cells']} cells finished; splits of the tasks: {len(details['splits'])}, "
         f"training seeds: {len(details['training_seeds'])}, rollouts on every test task: {study.num_rollouts}; "
-        f"{sum(seconds) / 60:.0f} minutes on {' and '.join(details['devices'])}.",
+        f"{seconds / 60:.0f} minutes on {' and '.join(details['devices'])}.",
         paper_table(study, found),
         agents_table(found),
         study.notes,
@@ -133,7 +134,7 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
 def write_results(path: Path, output_dir: Path) -> None:
     """Write RESULTS.md: the tables and pictures of all studies that have been reported."""
     parts = [RESULTS_HEAD]
-    for name in [each + suffix for each in study_names() for suffix in ("", "-full")]:
+    for name in [each + suffix for each in study_names() for suffix in ("", FULL)]:
         table = output_dir / name / "table.md"
         if not table.is_file():
             continue

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 COLOURS = {"AD": AD_COLOUR, "source": SOURCE_COLOUR, "ED": "#edae49", "RL2": "#3d8b5f", "random": OPTIMUM_COLOUR}
 MOST_BANDS = 6  # agents whose bands can be told apart
-OTHER_COLOURS = ("#7b4b94", "#00798c", "#8c5e3c", "#c0578e", "#5b6c2f", "#2e4057", "#d17b0f", "#6b7280")
+OTHER_COLOURS = ("#7b4b94", "#00798c", "#8c5e3c", "#c0578e")
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
     """A colour for each name, the same in all pictures for those that are in most of them; of many, a scale."""
     others = [name for name in names if name not in COLOURS]
     shades: Sequence[str] = OTHER_COLOURS
-    if len(others) > len(OTHER_COLOURS) // 2:
+    if len(others) > len(OTHER_COLOURS):
         shades = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 0.92, len(others)))]
     return {**COLOURS, **dict(zip(others, shades))}
 
@@ -166,19 +167,13 @@ def plot_study(path: str | Path, study: Study, agents: Sequence[AgentReturns]) -
     lowest = 0.0
     for index, (title, names) in enumerate(series.items()):
         places = len(ticks) + 0.8 * index + np.arange(len(names))
-        values = np.array([ends[name]["return"] for name in names])
-        bounds = np.array([ends[name]["return_interval"] for name in names])
-        errors = np.maximum(0, np.abs(bounds - values[:, None]).T)
-        label = None if index else "ours"
-        axes.errorbar(places, values, errors, color=AD_COLOUR, marker="o", linewidth=2, capsize=3, label=label)
+        lowest = min(lowest, _plot_series(axes, places, [ends[name] for name in names]))
         papers = [(place, study.variants[name].paper) for place, name in zip(places, names)]
         known = [(place, value) for place, value in papers if value is not None]
         if known:
-            label = None if index else "the paper's"
-            axes.plot(*zip(*known), color=OPTIMUM_COLOUR, marker="s", linestyle="--", label=label)
+            axes.plot(*zip(*known), color=OPTIMUM_COLOUR, marker="s", linestyle="--", label="the paper's")
         labels = [_tick(study.variants[name].label or name, title) for name in names]
         ticks |= dict(zip(places.tolist(), labels))
-        lowest = min(lowest, bounds.min())
         if title is not None:
             axes.annotate(title, (places.mean(), 0), (0, -24), ("data", "axes fraction"), "offset points", ha="center")
     optimal = next((agent.optimal for agent in agents if agent.optimal is not None), None)
@@ -189,9 +184,20 @@ def plot_study(path: str | Path, study: Study, agents: Sequence[AgentReturns]) -
     axes.set_xlabel(study.varied or "variant", labelpad=4 if None in series else 18)
     axes.set_ylabel("return, last ten episodes")
     axes.set_title(fill(study.title, 62), loc="left", fontsize=11, color=INK)
-    axes.legend(frameon=False, fontsize=9)
+    handles, labels = axes.get_legend_handles_labels()
+    legend = dict(zip(labels, handles))  # once for all series
+    axes.legend(legend.values(), legend.keys(), frameon=False, fontsize=9)
     _clean(axes)
     figure.savefig(path, dpi=120, format="png")
+
+
+def _plot_series(axes: Axes, places: np.ndarray, ends: Sequence[Mapping[str, Any]]) -> float:
+    """Draw what variants end at, and tell how low their intervals reach."""
+    values = np.array([end["return"] for end in ends])
+    bounds = np.array([end["return_interval"] for end in ends])
+    errors = np.maximum(0, np.abs(bounds - values[:, None]).T)
+    axes.errorbar(places, values, errors, color=AD_COLOUR, marker="o", linewidth=2, capsize=3, label="ours")
+    return float(bounds.min())
 
 
 def _tick(label: str, series: str | None) -> str:

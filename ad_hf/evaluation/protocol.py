@@ -254,7 +254,7 @@ class AgentReturns:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """What `evaluation.json` says of an agent."""
+        """What `evaluation.json` says of an agent: of random actions, which do not get better, no `steps_to`."""
         last, curve = self.num_episodes, self.curve()
         reported = [episode for episode in REPORTED_EPISODES if episode < last]
         found = {
@@ -267,11 +267,12 @@ class AgentReturns:
             "by_model": self.by_model(last),
             "curve": curve.to_json(),
         }
-        final = found["at"][str(last)]["return"]
-        levels = {f"{share:.0%}": final - (1 - share) * abs(final) for share in SHARES}
-        found["steps_to"] = {
-            name: {"level": level, "env_steps": steps_to_level(curve, level)} for name, level in levels.items()
-        }
+        if self.agent != RANDOM:  # which does not get better
+            final = found["at"][str(last)]["return"]
+            levels = {f"{share:.0%}": final - (1 - share) * abs(final) for share in SHARES}
+            found["steps_to"] = {
+                name: {"level": level, "env_steps": steps_to_level(curve, level)} for name, level in levels.items()
+            }
         if self.optimal is not None:
             missed = [regret(block, best) for block, best in zip(self.returns, self._best)]
             found["regret"] = {
@@ -297,12 +298,10 @@ def summarize(agents: Iterable[AgentReturns]) -> dict[str, Any]:
     What is said of agents, and of how many steps their source takes to their levels.
 
     Returns:
-        `dict`: by the agents' names. Random actions, which do not get better, have no `steps_to`.
+        `dict`: by the agents' names.
     """
     agents = list(agents)
     found = {agent.agent: agent.summary() for agent in agents}
-    if RANDOM in found:
-        del found[RANDOM]["steps_to"]
     source = next((agent.curve() for agent in agents if agent.agent == SOURCE), None)
     for name, summary in found.items():
         if source is None or name in (SOURCE, RANDOM):
