@@ -257,7 +257,13 @@ class StudyRunner:
                 write_text(folder / CELL_FILE, json.dumps({"settings": cell.digest, "seconds": 0.0}) + "\n")
             self._check(cell)
             if not self.is_finished(cell):  # by another process, since
-                self._run(cell)
+                start = time.perf_counter()
+                try:
+                    self._run(cell)
+                finally:  # an interrupted run counts, too
+                    details = self.details(cell)
+                    details["seconds"] = round(details["seconds"] + time.perf_counter() - start, 1)
+                    write_text(folder / CELL_FILE, json.dumps(details) + "\n")
         return True
 
     def _check(self, cell: Cell) -> None:
@@ -269,7 +275,7 @@ class StudyRunner:
             )
 
     def _run(self, cell: Cell) -> None:
-        start, folder, recipe = time.perf_counter(), self.folder / cell.folder, cell.recipe
+        folder, recipe = self.folder / cell.folder, cell.recipe
         family, variant = TaskFamily.from_config(recipe.family), cell.study.variants[cell.variant]
         if variant.rl2 is not None:
             evaluation, parameters = self._run_rl2(cell, family, recipe)
@@ -279,12 +285,7 @@ class StudyRunner:
             parameters = model.num_parameters()
             evaluation = self._evaluate(model, family, recipe, dataset, variant, cell.study.num_rollouts)
         rows = evaluation_rows(evaluation, family, cell.variant, cell.split, cell.seed)
-        details = self.details(cell)
-        details |= {
-            "seconds": round(details["seconds"] + time.perf_counter() - start, 1),
-            "parameters": parameters,
-            "device": _device(),
-        }
+        details = {**self.details(cell), "parameters": parameters, "device": _device()}
         write_text(folder / CELL_FILE, json.dumps(details) + "\n")
         write_rows(folder / ROWS_FILE, rows)
 
@@ -376,8 +377,8 @@ class StudyRunner:
 
     def details(self, cell: Cell) -> dict[str, Any]:
         """
-        What is said of a cell: a digest of its `settings`; once it is finished, the `seconds` that it took, on which
-        `device`, and the `parameters` of its model.
+        What is said of a cell: a digest of its `settings`, the `seconds` that it took so far; once it is finished, on
+        which `device`, and the `parameters` of its model.
         """
         return json.loads((self.folder / cell.folder / CELL_FILE).read_text(encoding="utf-8"))
 

@@ -91,6 +91,23 @@ def test_cells_of_other_settings_are_neither_gone_on_with_nor_reported(tiny_stud
         runner.rows(tiny_study)
 
 
+def test_the_seconds_of_a_run_that_was_interrupted_count(tiny_study, tmp_path):
+    def interrupt(line):
+        time.sleep(1)
+        raise KeyboardInterrupt
+
+    cell = cells(tiny_study)[0]
+    with pytest.raises(KeyboardInterrupt):
+        StudyRunner(tmp_path, say=interrupt).run(cell)
+    runner = StudyRunner(tmp_path, say=lambda line: None)
+    before = runner.details(cell)["seconds"]
+    assert before >= 1
+
+    assert runner.run(cell)
+
+    assert runner.details(cell)["seconds"] > before
+
+
 def test_the_larger_setting_of_a_study_shares_no_cell_with_the_smaller_one():
     file = REPOSITORY / "scripts" / "studies" / "prompts.yaml"
     study, larger = load_study(file), load_study(file, full=True)
