@@ -31,7 +31,8 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     others = [name for name in names if name not in COLOURS]
     shades: Sequence[str] = OTHER_COLOURS
     if len(others) > len(OTHER_COLOURS):
-        shades = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 0.92, len(others)))]
+        scale = colormaps["inferno"]  # without the source's blue
+        shades = [to_hex(colour) for colour in scale(np.linspace(0.15, 0.85, len(others)))]
     return {**COLOURS, **dict(zip(others, shades))}
 
 
