@@ -40,6 +40,10 @@ FULL = "-full"  # what the names of larger settings end in
 CELL_FILE = "cell.json"  # settings of a cell, how long it took, and where
 
 
+class NotFinishedError(ValueError):
+    """Too little of a study has been run for its variants to be compared."""
+
+
 @dataclass
 class Variant:
     """
@@ -342,7 +346,8 @@ class StudyRunner:
             those that all variants have: what is compared is alike.
 
         Raises:
-            ValueError: if no cell of some variant is finished, or one was run with other settings.
+            NotFinishedError: if no split and seed is finished in all variants.
+            ValueError: if a cell was run with other settings.
         """
         finished = [cell for cell in cells(study) if self.is_finished(cell)]
         groups = {(cell.split, cell.seed) for cell in finished}
@@ -354,7 +359,7 @@ class StudyRunner:
         seeds = {seed for _, seed in whole if all((split, seed) in whole for split in {each for each, _ in whole})}
         chosen = [cell for cell in finished if (cell.split, cell.seed) in whole and cell.seed in seeds]
         if not chosen:
-            raise ValueError(f"{study.name}: no split and seed is finished in all variants: run more of its cells")
+            raise NotFinishedError(f"{study.name}: no split and seed is finished in all variants: run more cells")
         for cell in chosen:
             self._check(cell)
         tables = []

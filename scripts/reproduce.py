@@ -4,6 +4,7 @@ Run a study of the paper, and write its figure, table and numbers.
     python scripts/reproduce.py main
     python scripts/reproduce.py context --cells 2            # two more cells of it, and what is known by then
     python scripts/reproduce.py main --report                # nothing but figure, table and numbers of finished cells
+                                                             # or, without runs, of the returns reported before
     python scripts/reproduce.py all --report --results RESULTS.md
 
 Studies are files in scripts/studies, of which `minutes` says how long they take on two CPU cores; `--full` runs the
@@ -16,21 +17,23 @@ docs/results/studies.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from scipy import stats
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.agent_plots import plot_study
 from ad_hf.evaluation.inside import attention_of, plot_attention, plot_paths, record_episodes
-from ad_hf.evaluation.protocol import PICTURES, agents_of
+from ad_hf.evaluation.protocol import PICTURES, ROWS_FILE, SUMMARY_FILE, agents_of, read_rows
 from ad_hf.evaluation.results import agents_table, number, write_evaluation
 from ad_hf.files import atomic_path, write_text
 from ad_hf.model import ADModel
-from ad_hf.study import FULL, Cell, Study, StudyRunner, cells, load_study
+from ad_hf.study import FULL, Cell, NotFinishedError, Study, StudyRunner, cells, load_study
 
 STUDIES = Path(__file__).resolve().parent / "studies"
 LOOKS = ("paths.png", "attention.png")
@@ -89,11 +92,10 @@ def look_inside(cell: Cell, runner: StudyRunner, folder: Path) -> None:
         plot_attention(path, attention_of(model, output))
 
 
-def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
-    """Write figure, table and numbers of the cells that are finished."""
+def results_of_runs(study: Study, runner: StudyRunner) -> tuple[pa.Table, dict[str, Any]]:
+    """The returns of the cells that are finished, and what `evaluation.json` says of them."""
     rows, finished = runner.rows(study)
     told = [runner.details(cell) for cell in finished]
-    seconds = sum(each["seconds"] for each in told)
     details = {
         "study": study.name,
         "title": study.title,
@@ -106,23 +108,52 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
         "splits": sorted({cell.split for cell in finished}),
         "training_seeds": sorted({cell.seed for cell in finished}),
         "cells": f"{len(finished)} of {len(cells(study))}",
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(each["seconds"] for each in told), 1),
         "devices": sorted({each["device"] for each in told}),
     }
+    return rows, details
+
+
+def results_written(study: Study, folder: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The same of a study that was reported before, where its runs are not at hand."""
+    details = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    variants = {name: variant.settings for name, variant in study.variants.items()}
+    if (details["settings"], details["variants"]) != (study.settings, variants):
+        raise ValueError(f"{folder} was written with other settings than the study now says: run it again")
+    return read_rows(folder / ROWS_FILE), {
+        name: details[name] for name in details if name not in ("agents", "versions")
+    }
+
+
+def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
+    """
+    Write figure, table and numbers of the cells that are finished.
+
+    Raises:
+        NotFinishedError: if too few of them are, and the study was not reported before either.
+    """
+    try:
+        rows, details = results_of_runs(study, runner)
+    except NotFinishedError:
+        if not (output_dir / study.name / ROWS_FILE).is_file():
+            raise
+        rows, details = results_written(study, output_dir / study.name)
     folder = output_dir / study.name
     found = write_evaluation(folder, rows, details)
     if study.varied is not None:
         with atomic_path(folder / "study.png") as path:
             plot_study(path, study, agents_of(rows))
     if study.look_inside is not None:
-        look_inside(next(cell for cell in finished if cell.variant == study.look_inside), runner, folder)
+        seen = Cell(study, study.look_inside, details["splits"][0], details["training_seeds"][0])
+        if runner.is_finished(seen):
+            look_inside(seen, runner, folder)
     name = study.name.removesuffix(FULL)
     command = f"python scripts/reproduce.py {name}" + " --full" * (name != study.name)
     parts = [
         f"# {study.title}",
         f"`{command}`: {details['cells']} cells finished; splits of the tasks: {len(details['splits'])}, "
         f"training seeds: {len(details['training_seeds'])}, rollouts on every test task: {study.num_rollouts}; "
-        f"{seconds / 60:.0f} minutes on {' and '.join(details['devices'])}.",
+        f"{details['seconds'] / 60:.0f} minutes on {' and '.join(details['devices'])}.",
         paper_table(study, found),
         agents_table(found),
         study.notes,
@@ -142,6 +173,21 @@ def write_results(path: Path, output_dir: Path) -> None:
         pictures = [output_dir / name / picture for picture in ("study.png", *PICTURES, *LOOKS)]
         parts += [f"![{picture.stem} of {name}]({picture.as_posix()})" for picture in pictures if picture.is_file()]
     write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def run_with_model(cell: Cell, runner: StudyRunner) -> None:
+    """Run a cell; one that takes the model of another study's cell after that one, if it is not finished."""
+    study, slash, variant = (cell.study.variants[cell.variant].model_of or "").rpartition("/")
+    if slash:
+        other = load_study(STUDIES / f"{study.removesuffix(FULL)}.yaml", study.endswith(FULL))
+        needed = Cell(other, variant, cell.split, cell.seed)
+        if not runner.run(needed):
+            tqdm.write(
+                f"{cell}: another process is at work on {needed}, whose model it takes: run it again after that"
+            )
+            return
+    if not runner.run(cell):
+        tqdm.write(f"{cell}: another process is at work on it")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -175,8 +221,7 @@ def main() -> int:
         with tqdm(left, unit=" cells", disable=not left) as bar:
             for cell in bar:
                 bar.set_description(str(cell))
-                if not runner.run(cell):
-                    tqdm.write(f"{cell}: another process is at work on it")
+                run_with_model(cell, runner)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from here", file=sys.stderr)
         return 130
@@ -187,7 +232,7 @@ def main() -> int:
         try:
             report(study, runner, arguments.output_dir)
         except ValueError as error:
-            print(f"{study.name}: {error}", file=sys.stderr)
+            print(error, file=sys.stderr)
     if arguments.results is not None:
         write_results(arguments.results, arguments.output_dir)
     return 0

@@ -12,9 +12,10 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 import yaml
+from filelock import FileLock
 
 from ad_hf.evaluation.protocol import ROWS_FILE
-from ad_hf.study import Study, StudyRunner, Variant, cells, load_study
+from ad_hf.study import NotFinishedError, Study, StudyRunner, Variant, cells, load_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STUDIES = sorted((REPOSITORY / "scripts" / "studies").glob("*.yaml"))
@@ -218,6 +219,56 @@ def test_a_study_that_is_killed_goes_on_without_losing_a_finished_cell(tiny_stud
         whole.run(each)
         other = (tmp_path / "other" / each.folder / ROWS_FILE).read_bytes()
         assert other == (tmp_path / "runs" / each.folder / ROWS_FILE).read_bytes()
+
+
+def write_studies(script, tiny_recipe_file, folder, monkeypatch):
+    """Two studies, the second of which takes the first one's model."""
+    common = {"title": "t", "recipe": str(tiny_recipe_file), "settings": {"rollout.num_episodes": 11}}
+    for name, variant in (("base", {"paper": 1.0}), ("taker", {"model_of": "base/AD"})):
+        study = {**common, "variants": {"AD": variant}, "varied": "nothing"}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(study))
+    monkeypatch.setattr(script, "STUDIES", folder)
+    return [load_study(folder / f"{name}.yaml") for name in ("base", "taker")]
+
+
+def test_a_cell_that_takes_another_studys_model_runs_after_it(tiny_recipe_file, tmp_path, monkeypatch, capsys):
+    script = reproduce()
+    base, taker = (cells(study)[0] for study in write_studies(script, tiny_recipe_file, tmp_path, monkeypatch))
+    runner = StudyRunner(tmp_path / "runs", say=lambda line: None)
+    (runner.folder / base.folder).mkdir(parents=True)
+    with FileLock(runner.folder / base.folder / ".lock"):
+        script.run_with_model(taker, runner)
+    assert not runner.is_finished(base)
+    assert not runner.is_finished(taker)
+    assert "another process is at work on base: AD, split 0, seed 0, whose model it takes" in capsys.readouterr().out
+
+    script.run_with_model(taker, runner)
+
+    assert runner.is_finished(base)
+    assert runner.is_finished(taker)
+    assert not (runner.folder / taker.folder / "model").exists()
+
+
+def test_a_study_whose_runs_are_gone_is_reported_of_its_returns(tiny_recipe_file, tmp_path, monkeypatch):
+    script = reproduce()
+    study, _ = write_studies(script, tiny_recipe_file, tmp_path, monkeypatch)
+    runner, gone = (StudyRunner(tmp_path / name, say=lambda line: None) for name in ("runs", "gone"))
+    with pytest.raises(NotFinishedError):
+        script.report(study, gone, tmp_path / "results")
+    runner.run(cells(study)[0])
+    script.report(study, runner, tmp_path / "results")
+    folder = tmp_path / "results" / "base"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {"study.png", "table.md", "evaluation.json", "returns.parquet"} <= set(before)
+    for name in ("study.png", "table.md"):
+        (folder / name).unlink()
+
+    script.report(study, gone, tmp_path / "results")
+
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    study.settings["rollout.num_episodes"] = 12
+    with pytest.raises(ValueError, match="was written with other settings than the study now says: run it again"):
+        script.report(study, gone, tmp_path / "results")
 
 
 def test_a_table_compares_with_the_papers_order(tiny_study):

@@ -173,8 +173,7 @@ def plot_study(path: str | Path, study: Study, agents: Sequence[AgentReturns]) -
         known = [(place, value) for place, value in papers if value is not None]
         if known:
             axes.plot(*zip(*known), color=OPTIMUM_COLOUR, marker="s", linestyle="--", label="the paper's")
-        labels = [_tick(study.variants[name].label or name, title) for name in names]
-        ticks |= dict(zip(places.tolist(), labels))
+        ticks |= dict(zip(places.tolist(), [_tick(study.variants[name].label or name, title) for name in names]))
         if title is not None:
             axes.annotate(title, (places.mean(), 0), (0, -24), ("data", "axes fraction"), "offset points", ha="center")
     optimal = next((agent.optimal for agent in agents if agent.optimal is not None), None)
