@@ -46,7 +46,10 @@ this file from the returns of runs, which lie in `docs/results/studies` with eve
 [docs/evaluation.md](docs/evaluation.md) says how. Checkpoints are chosen on validation tasks; all numbers are of test
 tasks.
 """
-ORDER = ("main", "prompts", "label_smoothing", "context", "tasks", "streams", "mask", "size", "backbone")
+ORDER = (
+    *("main", "prompts", "label_smoothing", "label_smoothing_actor_critic"),
+    *("context", "tasks", "streams", "mask", "size", "backbone"),
+)
 
 
 def study_names() -> list[str]:
