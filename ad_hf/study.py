@@ -177,6 +177,12 @@ class Cell:
         return Path(self.study.name) / self.variant / f"split{self.split}-seed{self.seed}"
 
     @property
+    def model_of(self) -> tuple[str, str] | None:
+        """The study and the variant whose model it takes, if it trains none."""
+        study, _, variant = (self.study.variants[self.variant].model_of or "").rpartition("/")
+        return (study or self.study.name, variant) if variant else None
+
+    @property
     def recipe(self) -> Recipe:
         """Its recipe."""
         settings = {**self.study.settings, **self.study.variants[self.variant].settings}
@@ -306,9 +312,8 @@ class StudyRunner:
     def _model(self, cell: Cell, recipe: Recipe, dataset: str | Path) -> ADModel:
         """The model of a cell, trained or trained to the end if need be."""
         variant, folder = cell.study.variants[cell.variant], self.folder / cell.folder
-        if variant.model_of is not None:
-            study, _, name = variant.model_of.rpartition("/")
-            other = self.folder / (study or cell.study.name) / name / cell.folder.name
+        if cell.model_of is not None:
+            other = self.folder.joinpath(*cell.model_of, cell.folder.name)
             if not (other / ROWS_FILE).is_file():
                 raise ValueError(f"{cell} takes the model of {variant.model_of}, of which there is none: run it first")
             return ADModel.from_pretrained(other / "model")

@@ -179,15 +179,14 @@ def write_results(path: Path, output_dir: Path) -> None:
 
 
 def run_with_model(cell: Cell, runner: StudyRunner) -> None:
-    """Run a cell; one that takes the model of another study's cell after that one, if it is not finished."""
-    study, slash, variant = (cell.study.variants[cell.variant].model_of or "").rpartition("/")
-    if slash:
-        other = load_study(STUDIES / f"{study.removesuffix(FULL)}.yaml", study.endswith(FULL))
+    """Run a cell; one that takes the model of another cell after that one, if it is not finished."""
+    if cell.model_of is not None:
+        study, variant = cell.model_of
+        same = study == cell.study.name
+        other = cell.study if same else load_study(STUDIES / f"{study.removesuffix(FULL)}.yaml", study.endswith(FULL))
         needed = Cell(other, variant, cell.split, cell.seed)
         if not runner.run(needed):
-            tqdm.write(
-                f"{cell}: another process is at work on {needed}, whose model it takes: run it again after that"
-            )
+            tqdm.write(f"{cell}: another process is at work on {needed}, whose model it takes: run it again then")
             return
     if not runner.run(cell):
         tqdm.write(f"{cell}: another process is at work on it")
