@@ -205,9 +205,7 @@ BOUNDS = {
 }
 
 
-@cache
-def _kinds(declared: Any) -> dict[str, Any]:
-    return get_type_hints(declared)
+_kinds: Any = cache(get_type_hints)
 
 
 def _matches(value: Any, kind: Any) -> bool:
