@@ -186,8 +186,8 @@ def collect(
     check_hyperparameters(algorithm, hyperparameters or {})
     if isinstance((hyperparameters or {}).get("expert"), dict) and not trust_remote_code:
         raise ValueError(
-            "source.hyperparameters.expert is a model that Stable-Baselines3 has saved, which is unpickled and can run "
-            "code: if you trust where it is from, allow it with trust_remote_code=True (--trust_remote_code)"
+            "source.hyperparameters.expert is a model that Stable-Baselines3 has saved, which is unpickled and can "
+            "run code: if you trust where it is from, allow it with trust_remote_code=True (--trust_remote_code)"
         )
     part = _read_part(part)
     execute = _choose_executor(executor, address, num_workers)
