@@ -181,15 +181,15 @@ class EvaluatedModel:
         Raises:
             ValueError: for a recipe that comes along and asks for more, naming the setting.
         """
+        model, origin = load_model(name, trust_remote_code)
+        runs = [folder for folder in (Path(name), Path(name).parent) if (folder / "model" / "config.json").is_file()]
+        run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
         if recipe is not None:
             read = load_recipe(recipe, overrides)
         elif trust_remote_code:
             read = load_recipe(run_recipe(name), overrides)
         else:
             read = load_foreign_recipe(run_recipe(name), f"the model {name}", overrides)
-        model, origin = load_model(name, trust_remote_code)
-        runs = [folder for folder in (Path(name), Path(name).parent) if (folder / "model" / "config.json").is_file()]
-        run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
         return cls(model, read, dataset, origin, run)
 
     @property
