@@ -360,7 +360,7 @@ def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     from ad_hf.histories.convert import from_arrays, from_minari, to_minari
 
     refuse(unknown)
-    others = ("verb", "direction", "help", "debug")
+    others = ("verb", "direction", "help", "debug", "trust_remote_code")
     settings = {name: value for name, value in vars(arguments).items() if name not in others}
     try:
         if arguments.direction == "to-minari":
