@@ -63,13 +63,13 @@ class _Help(argparse.Action):
     """Print a verb's own options, then the settings of a recipe that it reads."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from ad_hf.recipe import recipe_parser
+        from ad_hf.recipe import settings_help
 
         parser.print_help()
         sections = SECTIONS_OF_VERBS.get(self.const)
         if sections is not None:
             print("\nSettings of the recipe, each of which can be overridden:\n")
-            print(recipe_parser(sections).format_help().partition("\n\n")[2])
+            print(settings_help(sections))
         parser.exit()
 
 
@@ -360,7 +360,7 @@ def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     from ad_hf.histories.convert import from_arrays, from_minari, to_minari
 
     refuse(unknown)
-    others = ("verb", "direction", "help", "debug")
+    others = ("verb", "direction", "help", "debug", "trust_remote_code")
     settings = {name: value for name, value in vars(arguments).items() if name not in others}
     try:
         if arguments.direction == "to-minari":
