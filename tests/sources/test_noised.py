@@ -219,7 +219,7 @@ def test_a_model_that_is_unpickled_is_an_expert_where_it_is_trusted(trained, tmp
     model = {"algorithm": "A2C", "path": str(trained / "{task_id}.zip")}
     settings = {"algorithm": "NoisedPolicy", "n_envs": 2, "total_timesteps": 200, "num_workers": 1}
     collect = partial(ad_hf.collect, make_family("dark_room"), hyperparameters={"expert": model}, **settings)
-    with pytest.raises(ValueError, match="unpickled.*--trust_remote_code"):
+    with pytest.raises(ValueError, match=r"unpickled.*--trust_remote_code"):
         collect(output_dir=tmp_path / "untrusted")
     assert not (tmp_path / "untrusted").exists()
     collect(output_dir=tmp_path / "trusted", trust_remote_code=True)
