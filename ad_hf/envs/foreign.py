@@ -85,7 +85,7 @@ def _check_kwargs(kwargs: Any, origin: str, where: str) -> None:
 
 
 def _check_name(name: Any, table: frozenset[str], origin: str, where: str) -> None:
-    if name is not None and name not in table:
+    if name is not None and not (isinstance(name, str) and name in table):
         _refuse(origin, f"{where} = {shown(name)}, which is not one of the known names")
 
 
