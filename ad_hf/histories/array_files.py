@@ -83,7 +83,7 @@ class Npz:
                 if dtype.hasobject:
                     raise ValueError("it holds pickled objects, which are never read")
                 claimed, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
-                if claimed != there:
+                if claimed != there or min(shape, default=0) < 0:
                     raise ValueError(f"its header says shape {shape} of {dtype}, {claimed} bytes, and it has {there}")
             _check_memory(claimed)
             with self._archive.open(member) as file:
