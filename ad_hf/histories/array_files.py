@@ -154,7 +154,6 @@ class Hdf5:
             found = self._find(self._group, name)
             if not hasattr(found, "shape"):
                 return found
-            check_stored(found)
             if found.shape is None:
                 raise ValueError("it is empty")
             if found.nbytes > MOST_UNWRITTEN and not found.id.get_storage_size():
@@ -163,51 +162,40 @@ class Hdf5:
 
     @staticmethod
     def _find(group: Any, path: str) -> Any:
-        """What is at a path within a group, if no link leads elsewhere."""
+        """What is at a path within a group, if nothing on the way is elsewhere."""
         for name in filter(None, path.split("/")):
-            check_link(group.get(name, getlink=True))
+            link = group.get(name, getlink=True)
+            if link is None:
+                raise ValueError(f"there is no {name}")
+            if reason := _elsewhere(link) or _elsewhere(group[name]):
+                raise ValueError(reason)
             group = group[name]
         return group
 
 
-def check_link(link: Any) -> None:
-    """Refuse a link of HDF5 that is none of the file's own objects."""
+def _elsewhere(found: Any) -> str | None:
+    """Why a link or an object of an HDF5 file is not used: it stands for something that is elsewhere."""
     import h5py
 
-    if link is None:
-        raise ValueError("there is nothing of this name")
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"it is a link to elsewhere, {link!r}, which is not followed: copy what it stands for")
-
-
-def check_stored(dataset: Any) -> None:
-    """Refuse an array of HDF5 whose elements are in other files."""
-    if dataset.external is not None or dataset.is_virtual:
-        raise ValueError("its elements are in other files, which are not read: copy them into this one")
+    if isinstance(found, h5py.SoftLink | h5py.ExternalLink):
+        return f"it is a link to elsewhere, {found!r}, which is not followed: copy what it stands for"
+    if isinstance(found, h5py.Dataset) and (found.external is not None or found.is_virtual):
+        return "its elements are in other files, which are not read: copy them into this one"
+    return None
 
 
 def check_hdf5(path: Path) -> None:
-    """
-    Refuse an HDF5 file of which any part is elsewhere.
-
-    Raises:
-        ValueError: naming the file and what is elsewhere in it.
-    """
+    """Refuse an HDF5 file of which any part is elsewhere, naming the part."""
     import h5py
 
-    def visit_link(name: str, link: Any) -> None:
-        if not isinstance(link, h5py.HardLink):
-            with reading(name):
-                check_link(link)
-
-    def visit_item(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and (item.external is not None or item.is_virtual):
-            with reading(name):
-                check_stored(item)
+    def visit(name: str, found: Any) -> str | None:  # what is returned ends the walk; h5py swallows what is raised
+        reason = _elsewhere(found)
+        return reason and f"{name}: {reason}"
 
     with h5py.File(path, "r") as file:
-        file.visititems_links(visit_link)
-        file.visititems(visit_item)
+        reason = file.visititems_links(visit) or file.visititems(visit)
+    if reason:
+        raise ValueError(reason)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
+from ad_hf.envs.spaces import read_space
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.files import atomic_folder
 from ad_hf.histories.array_files import check_hdf5, reading
@@ -442,8 +443,8 @@ def _metadata_of_others(
         env_id=env_id,
         env_kwargs=env_kwargs,
         tasks=[{"task_id": 0, "kwargs": {}, "split": "train"}],
-        observation_space=space_json(dataset.observation_space, f"{dataset.id}, observations"),
-        action_space=space_json(dataset.action_space, f"{dataset.id}, actions"),
+        observation_space=_bounded_space(dataset.observation_space, f"{dataset.id}, observations"),
+        action_space=_bounded_space(dataset.action_space, f"{dataset.id}, actions"),
         source={
             "algorithm": dataset.storage.metadata.get("algorithm_name", "unknown"),
             "n_envs": -(-num_episodes // (episodes_per_history or num_episodes)),
@@ -453,6 +454,13 @@ def _metadata_of_others(
         },
         seeds=[],
     )
+
+
+def _bounded_space(space: spaces.Space, name: str) -> dict[str, Any]:
+    """A space as JSON that will be read again."""
+    data = space_json(space, name)
+    read_space(data, name)
+    return data
 
 
 def _histories_of_others(
