@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -46,6 +47,8 @@ An error is one line; --debug shows its traceback
 ARRAYS = (
     *("observations", "actions", "rewards", "terminations", "truncations", "dones", "next_observations"),
 )  # of histories in npz and HDF5 files
+
+STDOUT = 1  # descriptor of the standard output
 
 TASKS_FAILED = 3  # exit status of a collection that lacks tasks; 2 is that of wrong settings, 130 of an interruption
 
@@ -425,9 +428,11 @@ def _line(error: BaseException) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
-    arguments, overrides = parser.parse_known_args(argv)
-    _check_not_blank(parser, arguments)
+    debug = True  # of errors in this parser, which are ours
     try:
+        arguments, overrides = parser.parse_known_args(argv)
+        _check_not_blank(parser, arguments)
+        debug = arguments.debug
         run(arguments, overrides)
         sys.stdout.flush()
     except TrainingInterrupted as error:
@@ -442,9 +447,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ad-hf: {error}", file=sys.stderr)
         return TASKS_FAILED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):  # as by `| head`
+        if isinstance(error, BrokenPipeError) and _is_output_left():  # as by `| head`
             return 0
-        if arguments.debug:
+        if debug:
             raise
         expected = isinstance(error, (ValueError, OSError, StrictDataclassError))  # settings, names, files
         what = _line(error) if expected else f"{type(error).__name__}: {_line(error)[:500]} (--debug shows where)"
@@ -453,14 +458,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_closed(stream: Any) -> bool:
-    """Whether nobody reads what is written any more; what is left then goes nowhere, instead of failing at exit."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return True
-    return False
+def _is_output_left() -> bool:
+    """Whether nobody reads the output any more; what is left of it then goes nowhere, instead of failing at exit."""
+    poll = select.poll()  # there are no such pipes on Windows
+    poll.register(STDOUT, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
 
 
 if __name__ == "__main__":

@@ -75,8 +75,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_text(path: str | Path) -> str | None:
-    """The text of a file, or `None` if there is no such file."""
-    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
+    """The text of a file, or `None` if there is no such file; one that is not UTF-8 is a `ValueError` by its name."""
+    try:
+        return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
 @contextmanager

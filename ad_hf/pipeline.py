@@ -225,6 +225,7 @@ def evaluate_models(
         `dict`: what `evaluation.json` holds.
     """
     tables, start, known = [], time.perf_counter(), set()
+    _check_different(models)
     for each in models:
         family, split = TaskFamily.from_config(each.recipe.family), each.recipe.family.split_seed
         evaluation = evaluate(
@@ -245,6 +246,20 @@ def evaluate_models(
             write_text(each.run / SUMMARY_FILE, json.dumps({**found, "agent": each.agent}, indent=2) + "\n")
             write_model_card(each.run)
     return found
+
+
+def _check_different(models: Sequence[EvaluatedModel]) -> None:
+    """Refuse models that an evaluation could not tell apart: it would count one training twice."""
+    known: dict[Any, EvaluatedModel] = {}
+    for each in models:
+        seeds = each.recipe.family.split_seed, each.recipe.training.seed
+        first = known.setdefault((each.agent, *seeds), each)
+        if first is not each:
+            names = [(model.origin or {}).get("name", "one that has no name") for model in (first, each)]
+            raise ValueError(
+                f"the models {names[0]} and {names[1]} are the same training: both are {each.agent} with "
+                f"family.split_seed {seeds[0]} and training.seed {seeds[1]}; give trainings of different seeds"
+            )
 
 
 def quickstart(

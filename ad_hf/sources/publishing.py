@@ -14,6 +14,7 @@ from ad_hf.folders import Folder, RemoteFolder, open_folder
 from ad_hf.histories.schema import METADATA_FILE, PROGRESS_COLUMNS, HistoryMetadata
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.hub.cards import CARD, write_dataset_card
+from ad_hf.settings import parse_json
 from ad_hf.sources.failures import CollectionError, TaskFailure
 from ad_hf.sources.work_folder import WorkFolder
 
@@ -74,7 +75,7 @@ def prepare_work(output: Folder, config_name: str, metadata: HistoryMetadata, la
             if not folder.is_file(SETTINGS_FILE):
                 folder.make()
                 folder.write_text(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
-    before = json.loads(folder.read_text(SETTINGS_FILE) or "{}")
+    before = parse_json(folder.read_text(SETTINGS_FILE) or "{}", f"{folder}, {SETTINGS_FILE}")
     for name in sorted({*before, *settings}):
         if before.get(name) != settings.get(name):
             raise ValueError(
