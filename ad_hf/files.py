@@ -10,6 +10,11 @@ from pathlib import Path
 from secrets import token_hex
 
 
+def local_path(path: str | Path) -> Path:
+    """A path of this machine, `~` in it being the user's home as in a shell."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """

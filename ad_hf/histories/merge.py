@@ -15,7 +15,7 @@ import yaml
 
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.files import link_or_copy
-from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.writer import RECIPE_FILE, describe, new_dataset
 
@@ -33,8 +33,8 @@ class _Part(NamedTuple):
 
 def _read(dataset: str | Path | HistoryDataset, config_name: str | None) -> _Part:
     opened = HistoryDataset.open(dataset, config_name)
-    there = {task["split"] for task in opened.metadata.tasks}
-    files = {split: opened.files(split) for split in SPLITS if split in there}
+    check_dataset(opened)
+    files = {split: opened.files(split) for split in opened.splits}
     ids: set[str] = set()
     for shard in (shard for shards in files.values() for shard in shards):
         ids.update(pq.read_table(shard, columns=["history_id"])["history_id"].to_pylist())

@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 from ad_hf.envs.making import find_spec
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.files import atomic_folder
-from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.episodes import Episode, episodes_of_row, join_episodes, pieces_of_episodes
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
-from ad_hf.histories.validation import check_histories
+from ad_hf.histories.validation import outside
 from ad_hf.histories.writer import (
     SHARD_TRANSITIONS,
     describe,
@@ -126,12 +126,9 @@ def to_minari(
         raise ValueError(f"{target} exists already: give another id, or delete it with `minari delete {dataset_id}`")
     opened = HistoryDataset.open(dataset, config_name)
     metadata = opened.metadata
-    found = {task["split"] for task in metadata.tasks}
-    chosen = [name for name in SPLITS if name in found] if split is None else [split]
-    files: list[Path] = []
-    for name in chosen:
-        folder = opened.repository.download([opened.pattern(name)])
-        files += [folder / path for path in opened.shards(name)]
+    chosen = opened.splits if split is None else [split]
+    check_dataset(opened, chosen)
+    files = [file for name in chosen for file in opened.files(name)]
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:
         (folder / "data").mkdir()
@@ -170,8 +167,7 @@ def _fill(storage: Any, files: Iterable[Path], metadata: HistoryMetadata) -> dic
             shards[file.name] = []
             with pq.ParquetFile(file) as shard:
                 for index in range(shard.num_row_groups):
-                    table, first = shard.read_row_group(index), sum(shards[file.name])
-                    check_histories(table, *metadata.spaces, str(file), first)
+                    table = shard.read_row_group(index)
                     _add_rows(storage, table, metadata, file.name.partition("-")[0], row, str(file))
                     shards[file.name].append(len(table))
                     row += len(table)
@@ -360,7 +356,7 @@ def _checked(episode: Episode, number: int, is_last: bool, name: str) -> Episode
         expected = length + (column == "observations")
         if len(values) != expected:
             raise ValueError(f"{name}, episode {number}, {column}: {len(values)} elements, expected {expected}")
-    if not np.isfinite(episode.rewards).all():
+    if outside(episode.rewards).any():
         raise ValueError(f"{name}, episode {number}, rewards: expected finite numbers")
     ends = episode.terminations | episode.truncations
     if ends[:-1].any():
