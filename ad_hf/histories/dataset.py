@@ -21,6 +21,7 @@ from ad_hf.histories.statistics import content_fingerprint, normalization, split
 from ad_hf.histories.validation import COLUMNS, HistoryRows, checked_rows
 from ad_hf.hub.repositories import Repository, find_repository
 from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.parquet import parquet_errors, read_footer, read_schema
 
 NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
 ROWS_VERSION, ROWS_FILE = 1, "rows.arrow"
@@ -123,7 +124,7 @@ class HistoryDataset:
         steps = check_footers(footers, self.metadata, split, str(self))
         known = self.metadata.statistics.get(split, {}).get("steps", steps)
         if known != steps:
-            self._refuse(split, f"the shards of the split {split} hold {steps} steps, metadata.json says {known}")
+            self.refuse(split, f"the shards of the split {split} hold {steps} steps, metadata.json says {known}")
 
     def files(self, split: str) -> list[Path]:
         """
@@ -134,12 +135,7 @@ class HistoryDataset:
             ValueError: for a file that is no parquet, or no shard of this dataset, with its name.
         """
         folder = self.repository.download([self.pattern(split)]).resolve()
-        footers = {}
-        for path in self.shards(split):
-            try:
-                footers[path] = pq.read_metadata(folder / path)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{self}, {path}: it is no parquet file, or a damaged one: {error}") from error
+        footers = {path: read_footer(folder / path, f"{self}, {path}") for path in self.shards(split)}
         self.check_footers(split, footers)
         return [folder / path for path in footers]
 
@@ -150,15 +146,11 @@ class HistoryDataset:
         tasks = self.tasks(split)
         for file in files:
             name, first_row = f"{self}, {self.config_name}/{file.name}", 0
-            try:
-                with pq.ParquetFile(file, page_checksum_verification=True) as shard:
-                    names = None if columns is None else list(columns)
-                    for group in range(shard.num_row_groups):
-                        for batch in shard.iter_batches(batch_size=256, row_groups=[group], columns=names):
-                            yield HistoryRows(name, first_row, pa.Table.from_batches([batch]), tasks)
-                            first_row += len(batch)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{name}: it is damaged: {error}") from error
+            with parquet_errors(name), pq.ParquetFile(file, page_checksum_verification=True) as shard:
+                for group in range(shard.num_row_groups):
+                    for batch in shard.iter_batches(256, [group], None if columns is None else list(columns)):
+                        yield HistoryRows(name, first_row, pa.Table.from_batches([batch]), tasks)
+                        first_row += len(batch)
 
     def load(self, split: str, columns: list[str] | None = None) -> Dataset:
         """
@@ -176,7 +168,7 @@ class HistoryDataset:
         files = self.files(split)
 
         def write(folder: Path) -> None:
-            first = pq.read_schema(files[0])
+            first = read_schema(files[0])
             with pa.OSFile(str(folder / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, first) as writer:
                 for (name, _, table, _), _ in checked_rows(self.rows(split, files, None), *self.metadata.spaces):
                     if table.schema != first:
@@ -229,7 +221,7 @@ class HistoryDataset:
                 'fingerprint to "" there)'
             )
 
-    def _refuse(self, split: str, what: str) -> None:
+    def refuse(self, split: str, what: str) -> None:
         """Refuse a split: by its first row that is no history, if its files are here and it has one."""
         if not self.repository.is_remote:
             folder = self.repository.download([self.pattern(split)]).resolve()
@@ -296,19 +288,20 @@ def load_histories(
 
 def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
     """What the training split is normalised with, as the dataset says it, or else counted in its files."""
-    statistics = dataset.metadata.statistics.get("train", {})
-    if "reward_scale" in statistics:
-        found = {name: statistics[name] for name in NORMALIZATION if name in statistics}
-        for name, value in found.items():
-            numbers = value if isinstance(value, list) else [value]
-            real = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
-            if not real or (name != "observation_mean" and min(numbers, default=1.0) <= 0):
-                expected = "finite numbers" if name == "observation_mean" else "finite numbers above 0"
-                raise ValueError(f"{dataset}, metadata.json: statistics.train.{name} is {value}, expected {expected}")
-        return found
-    if "train" not in dataset.splits:
-        return {}
-    return normalization(dataset.files("train"), dataset.metadata.spaces[0])
+    found = dataset.metadata.statistics.get("train", {})
+    if "reward_scale" not in found:
+        if "train" not in dataset.splits:
+            return {}
+        with parquet_errors(f"{dataset}, split train"):
+            found = normalization(dataset.files("train"), dataset.metadata.spaces[0])
+    found = {name: found[name] for name in NORMALIZATION if name in found}
+    for name, value in found.items():
+        numbers = value if isinstance(value, list) else [value]
+        real = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+        if not real or (name != "observation_mean" and min(numbers, default=1.0) <= 0):
+            expected = "finite numbers" if name == "observation_mean" else "finite numbers above 0"
+            dataset.refuse("train", f"statistics.train.{name} of metadata.json is {value}, expected {expected}")
+    return found
 
 
 def config_from_dataset(
