@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.task_family import SPLITS, FamilyConfig
-from ad_hf.files import link_or_copy
+from ad_hf.files import link_or_copy, local_path
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.writer import RECIPE_FILE, describe, new_dataset
@@ -196,4 +196,4 @@ def merge_datasets(
         merged = [f"- {part.dataset} (fingerprint {part.dataset.metadata.fingerprint})" for part in parts]
         origin = "Merged by `ad-hf merge` from:\n\n" + "\n".join(merged)
         describe(folder, Path(output_dir).name, name, metadata, origin, family)
-    return Path(output_dir)
+    return local_path(output_dir)

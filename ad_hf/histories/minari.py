@@ -27,7 +27,7 @@ from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
 from ad_hf.envs.spaces import read_space
 from ad_hf.envs.task_family import SPLITS
-from ad_hf.files import atomic_folder
+from ad_hf.files import atomic_folder, local_path
 from ad_hf.histories.array_files import check_hdf5, reading
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.episodes import Episode, episodes_of_row, join_episodes, pieces_of_episodes
@@ -342,7 +342,7 @@ def from_minari(
         with new_dataset(output_dir, config_name) as folder:
             metadata = _restore(dataset, entry, folder / config_name)
             describe(folder, name, config_name, metadata, "", None)
-        return Path(output_dir)
+        return local_path(output_dir)
     config_name = config_name or "default"
     if dataset.total_episodes == 0:
         raise ValueError(f"{dataset.id} has no episodes")
@@ -355,7 +355,7 @@ def from_minari(
         origin = f"Converted from the Minari dataset `{dataset.id}` by `ad-hf convert`."
         family = {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": [{}]}
         describe(folder, name, config_name, metadata, origin, family)
-    return Path(output_dir)
+    return local_path(output_dir)
 
 
 def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Episode]:

@@ -124,7 +124,8 @@ def _moments(values: np.ndarray) -> tuple[list[float], list[float]]:
     """Means and standard deviations of values (number, dimensions) but for outliers."""
     rounding = ROUNDING * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
     values = values.astype(np.float64)
-    low, high = np.percentile(values, PERCENTILES, axis=0)
+    low = np.percentile(values, PERCENTILES[0], axis=0, method="lower")  # of few values none is an outlier
+    high = np.percentile(values, PERCENTILES[1], axis=0, method="higher")
     # A dimension that is constant between the percentiles varies in what would be outliers of another.
     clipped = np.where(low == high, values, values.clip(low, high))
     means, stds = clipped.mean(axis=0), clipped.std(axis=0)
