@@ -22,6 +22,11 @@ def _hidden(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.{suffix}")
 
 
+def local_path(path: str | Path) -> Path:
+    """A path of this machine, `~` in it being the user's home as in a shell."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """

@@ -20,13 +20,14 @@ from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
 from ad_hf.evaluation.report import source_curves, write_report
 from ad_hf.evaluation.results import write_evaluation
 from ad_hf.evaluation.video import check_formats
-from ad_hf.files import write_text
+from ad_hf.files import local_path, write_text
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.cards import write_model_card
 from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
 from ad_hf.sources.collect import collect
+from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.trainer import train
 
 
@@ -96,7 +97,9 @@ def evaluate_recipe(
     """
     check_formats(replay_formats)
     opened = None if dataset is None else HistoryDataset.open(dataset, config_name)
-    family, output_dir = TaskFamily.from_config(recipe.family), Path(output_dir)
+    family, output_dir = TaskFamily.from_config(recipe.family), local_path(output_dir)
+    if opened is not None:
+        check_tasks(family, opened, "test")
     shown = bool(replay_formats) and can_be_seen(family)
     start = time.perf_counter()
     evaluation = evaluate(model, family, "test", num_seeds=num_seeds, rollout_config=recipe.rollout, progress=True)
@@ -237,7 +240,9 @@ def evaluate_models(
         known.add(split)
         tables.append(random_rows(family, num_seeds=num_seeds, split_seed=split))
         if each.dataset is not None:
-            tables.append(source_rows(source_curves(HistoryDataset.open(each.dataset)), family, split))
+            opened = HistoryDataset.open(each.dataset)
+            check_tasks(family, opened, "test")
+            tables.append(source_rows(source_curves(opened), family, split))
     details = {"env_id": models[0].recipe.family.env_id, "models": [each.origin for each in models], **(details or {})}
     details["seconds"] = round(time.perf_counter() - start, 1)
     found = write_evaluation(output_dir, pa.concat_tables(tables), details)
@@ -295,7 +300,7 @@ def quickstart(
         `dict`: the report.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    output_dir = Path(output_dir)
+    output_dir = local_path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     histories: str | Path

@@ -92,6 +92,29 @@ class FamilyConfig:
         check_settings(self, "family")
 
 
+def comparable(value: Any) -> Any:
+    """A keyword argument, or several by their names, as one that can be looked up; 3 and 3.0 are the same."""
+    if isinstance(value, Mapping):
+        return frozenset((name, comparable(item)) for name, item in value.items())
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return tuple(map(comparable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _check_distinct(tasks: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """Refuse equal tasks, in a list or in two splits: one that is held out might be trained on by another number."""
+    places: dict[Any, str] = {}
+    for where, listed in tasks.items():
+        for index, kwargs in enumerate(listed):
+            place = f"{where}[{index}]"
+            # Of tasks without arguments nothing is known, as in data from elsewhere.
+            if kwargs and places.setdefault(comparable(kwargs), place) != place:
+                raise ValueError(
+                    f"family: {places[comparable(kwargs)]} and {place} are the same task, {kwargs}: each may be there "
+                    "once, since one that is held out must not be trained on"
+                )
+
+
 def _given_splits(tasks: Mapping[str, Sequence[dict[str, Any]]], sizes: Mapping[str, int | None]) -> list[Task]:
     """Tasks whose split is given, numbered in the order of the splits."""
     if set(tasks) - set(SPLITS) or not tasks.get("train"):
@@ -153,8 +176,8 @@ class TaskFamily:
             and has to be set, too: for CartPole's `masspole`, `total_mass` and `polemass_length`.
 
     Raises:
-        ValueError: if there are too few tasks for the split, for wrappers that do not exist or do not take their
-            keyword arguments, for attributes that nothing sets, and for either with `native_vector`.
+        ValueError: if there are too few tasks for the split, for equal tasks, for wrappers that do not exist or do not
+            take their keyword arguments, for attributes that nothing sets, and for either with `native_vector`.
     """
 
     def __init__(
@@ -192,6 +215,7 @@ class TaskFamily:
             raise ValueError(
                 f"family.attributes: neither a task nor env_kwargs has a value for {', '.join(sorted(unset))}"
             )
+        _check_distinct(tasks if isinstance(tasks, Mapping) else {"tasks": tasks})
         self._optimal_return, self._random_return = optimal_return, random_return
         sizes = {"train": num_train_tasks, "validation": num_validation_tasks, "test": num_test_tasks}
         if isinstance(tasks, Mapping):

@@ -23,9 +23,8 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from ad_hf.evaluation.protocol import EVALUATION_FILES, ROWS_FILE, SUMMARY_FILE, read_rows
 from ad_hf.files import read_text
-from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
-from ad_hf.histories.validation import check_shards
 from ad_hf.hub.cards import (
     CARD,
     RUN_FILES,
@@ -213,10 +212,9 @@ def push_dataset(
     files: dict[str, Path] = {}
     for target, name in chosen.items():
         opened = HistoryDataset.open(folder, name)
+        check_dataset(opened)
         metadata[target] = opened.metadata
-        splits = sorted({task["split"] for task in metadata[target].tasks})
-        shards = [folder / path for split in splits for path in opened.shards(split)]
-        check_shards(shards, metadata[target], str(folder))
+        shards = [folder / path for split in opened.splits for path in opened.shards(split)]
         files |= {f"{target}/{path.name}": path for path in [*shards, folder / name / METADATA_FILE]}
     configs = [dataset_config(folder / name, metadata[target], target) for target, name in chosen.items()]
     # The folder's own card may speak of configurations that are not pushed.

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.files import local_path
 from ad_hf.folders import is_url, open_folder
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps
 from ad_hf.histories.writer import SHARD_TRANSITIONS
@@ -216,7 +217,7 @@ def collect(
     tasks = family.tasks(split)
     metadata = _describe(family, tasks, source, seeds)
     max_piece_steps = max_piece_steps or default_piece_steps(metadata.spaces[0])
-    output, location = open_folder(output_dir), str(output_dir) if is_url(output_dir) else Path(output_dir)
+    output, location = open_folder(output_dir), str(output_dir) if is_url(output_dir) else local_path(output_dir)
     if is_finished(output, config_name, metadata):
         remove_work(output, config_name)
         return location

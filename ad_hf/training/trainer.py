@@ -24,7 +24,7 @@ from accelerate.utils import (
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.files import atomic_folder, remove_leftovers, write_text
+from ad_hf.files import atomic_folder, local_path, remove_leftovers, write_text
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
 from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.mapped import fits_in_memory, map_histories
@@ -339,7 +339,7 @@ def train(
     if push_every is not None and (push_to is None or push_every < 1):
         raise ValueError(f"push_every must be at least 1 and needs push_to, got {push_every} and {push_to!r}")
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    output_dir = Path(output_dir)
+    output_dir = local_path(output_dir)
     keep_freed_memory()
     state = PartialState(cpu=train_on_cpu(), timeout=LONGEST_WAIT)
     say = state.on_main_process(say)
