@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentParser
+import docstring_parser
 
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.task_family import FamilyConfig
@@ -176,12 +178,19 @@ def recipe_path(recipe: str | Path) -> Path:
     )
 
 
-def recipe_parser(sections: Sequence[str] = tuple(SECTIONS)) -> ArgumentParser:
-    """A parser whose help lists the settings of some sections, each as a dotted option."""
-    parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False, usage="")
+def settings_help(sections: Sequence[str]) -> str:
+    """The settings of some sections, each as a dotted option, with what their dataclasses say of them."""
+    parser = ArgumentParser(usage=SUPPRESS, add_help=False)
     for section in sections:
-        parser.add_class_arguments(SECTIONS[section], section)
-    return parser
+        documentation = docstring_parser.parse(SECTIONS[section].__doc__)
+        group = parser.add_argument_group(str(documentation.short_description).rstrip("."))
+        texts = {each.arg_name: " ".join(str(each.description).split()) for each in documentation.params}
+        defaults = SECTIONS[section]()
+        for each in fields(SECTIONS[section]):
+            text, default = texts[each.name].rstrip("."), json.dumps(getattr(defaults, each.name))
+            text = text if "default" in text or default == "null" else f"{text} (default: {default})"
+            group.add_argument(f"--{section}.{each.name}", metavar=str(each.type), help=text.replace("%", "%%"))
+    return parser.format_help().strip()
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:

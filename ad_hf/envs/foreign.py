@@ -85,7 +85,7 @@ def _check_kwargs(kwargs: Any, origin: str, where: str) -> None:
 
 
 def _check_name(name: Any, table: frozenset[str], origin: str, where: str) -> None:
-    if name is not None and name not in table:
+    if name is not None and not (isinstance(name, str) and name in table):
         _refuse(origin, f"{where} = {shown(name)}, which is not one of the known names")
 
 
@@ -135,3 +135,17 @@ def check_family_section(family: Mapping[str, Any], origin: str) -> None:
         for name, value in values.items() if isinstance(values, Mapping) else ():
             if isinstance(value, Mapping) and "function" in value:
                 _check_name(value["function"], TASK_FUNCTIONS, origin, f"{where}.random.values.{name}.function")
+
+
+def check_kwargs(kwargs: Mapping[str, Any], origin: str) -> None:
+    """
+    Refuse keyword arguments of environments that come along and may name files; see [`check_family_section`].
+
+    Args:
+        kwargs (`Mapping`):
+            The keyword arguments, by what to call them in an error.
+        origin (`str`):
+            What they come along with.
+    """
+    for where, given in kwargs.items():
+        _check_kwargs(given, origin, where)
