@@ -27,6 +27,7 @@ from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
 from ad_hf.sources.collect import collect
+from ad_hf.training.checkpoints import check_run_folder
 from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.trainer import train
 
@@ -301,6 +302,7 @@ def quickstart(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     output_dir = local_path(output_dir)
+    check_run_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     histories: str | Path
