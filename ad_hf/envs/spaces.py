@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+
+MOST_NUMBERS = 1 << 30  # in an element of a space
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -38,8 +41,25 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
 
 
 def space_from_json(data: dict[str, Any]) -> spaces.Space:
-    """The inverse of [`space_to_json`]."""
-    kind = data.get("type")
+    """
+    The inverse of [`space_to_json`].
+
+    Raises:
+        ValueError: for what is no space, or one with more numbers than an array can hold.
+    """
+    try:
+        if "shape" in data and math.prod(data["shape"]) > MOST_NUMBERS:
+            raise ValueError(f"an element has {math.prod(data['shape'])} numbers")
+        return _space_from_json(data)
+    except (ArithmeticError, AssertionError, AttributeError, KeyError, MemoryError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"unknown space {data!r}: expected one as JSON, such as {{'type': 'Discrete', 'n': 5}}, with a type of "
+            f"Discrete, MultiDiscrete, MultiBinary or Box ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+
+
+def _space_from_json(data: dict[str, Any]) -> spaces.Space:
+    kind = data["type"]
     if kind == "Discrete":
         return spaces.Discrete(data["n"])
     if kind == "MultiDiscrete":
@@ -57,7 +77,7 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
             for bound in (low, high)
         )
         return spaces.Box(low, high, shape=shape, dtype=dtype.type)
-    raise ValueError(f"unknown space {data!r}: expected a type of Discrete, MultiDiscrete, MultiBinary or Box")
+    raise ValueError(f"unknown type {kind!r}")
 
 
 def storage_dtype(space: spaces.Space) -> np.dtype:
