@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from ad_hf.envs.spaces import space_from_json, space_to_json
+from ad_hf.envs.spaces import read_space, space_to_json
 
 
 def categories(space: spaces.Space) -> np.ndarray | None:
@@ -104,13 +104,7 @@ def _read_spaces(extra: Any) -> dict[str, spaces.Space]:
             "family.source_observation must hold spaces as JSON by the names of infos, such as "
             f"{{'has_key': {{'type': 'Discrete', 'n': 2}}}}, got {extra!r}"
         )
-    read = {}
-    for name, space in extra.items():
-        try:
-            read[name] = space_from_json(space)
-        except ValueError as error:
-            raise ValueError(f"family.source_observation.{name}: {error}") from error
-    return read
+    return {name: read_space(space, f"family.source_observation.{name}") for name, space in extra.items()}
 
 
 def _bounds(space: spaces.Space, sizes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

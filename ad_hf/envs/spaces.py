@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 from gymnasium import spaces
 
-MOST_NUMBERS = 1 << 30  # in an element of a space
+from ad_hf.settings import shown
+from ad_hf.structure import check_structure
+
+MOST_CATEGORIES, MOST_ELEMENTS = 2**31 - 1, 2**24  # of a space that may be anyone's: 16 million are an array of 64 MB
+MOST_DIMENSIONS = 8
+
+
+class _Categories(TypedDict):
+    n: Annotated[int, range(1, MOST_CATEGORIES + 1)]
+
+
+class _Bits(TypedDict):
+    n: Annotated[int, range(1, MOST_ELEMENTS + 1)]
+
+
+class _Categoricals(TypedDict):
+    nvec: list[Annotated[int, range(1, MOST_CATEGORIES + 1)]]
+
+
+class _Numbers(TypedDict):
+    shape: list[Annotated[int, range(1, MOST_ELEMENTS + 1)]]
+    low: list[float | None]
+    high: list[float | None]
+    dtype: Literal[
+        *("bool", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    ]
+
+
+STRUCTURES: dict[str, Any] = {
+    "Discrete": _Categories,
+    "MultiDiscrete": _Categoricals,
+    "MultiBinary": _Bits,
+    "Box": _Numbers,
+}
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -41,25 +74,8 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
 
 
 def space_from_json(data: dict[str, Any]) -> spaces.Space:
-    """
-    The inverse of [`space_to_json`].
-
-    Raises:
-        ValueError: for what is no space, or one with more numbers than an array can hold.
-    """
-    try:
-        if "shape" in data and math.prod(data["shape"]) > MOST_NUMBERS:
-            raise ValueError(f"an element has {math.prod(data['shape'])} numbers")
-        return _space_from_json(data)
-    except (ArithmeticError, AssertionError, AttributeError, KeyError, MemoryError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"unknown space {data!r}: expected one as JSON, such as {{'type': 'Discrete', 'n': 5}}, with a type of "
-            f"Discrete, MultiDiscrete, MultiBinary or Box ({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
-
-
-def _space_from_json(data: dict[str, Any]) -> spaces.Space:
-    kind = data["type"]
+    """The inverse of [`space_to_json`]."""
+    kind = data.get("type")
     if kind == "Discrete":
         return spaces.Discrete(data["n"])
     if kind == "MultiDiscrete":
@@ -77,7 +93,46 @@ def _space_from_json(data: dict[str, Any]) -> spaces.Space:
             for bound in (low, high)
         )
         return spaces.Box(low, high, shape=shape, dtype=dtype.type)
-    raise ValueError(f"unknown type {kind!r}")
+    raise ValueError(f"unknown space {data!r}: expected a type of Discrete, MultiDiscrete, MultiBinary or Box")
+
+
+def read_space(data: Any, name: str) -> spaces.Space:
+    """
+    A space of JSON that may be anyone's.
+
+    Args:
+        data:
+            What should be a JSON object as of [`space_to_json`].
+        name (`str`):
+            What to call it in an error.
+
+    Raises:
+        ValueError: for anything else, and for spaces that are too large to be made.
+    """
+    kind = data.get("type") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in STRUCTURES:
+        raise ValueError(
+            f"{name} must be a space, an object with a type of {', '.join(STRUCTURES)}, got {shown(data)}"
+        )
+    check_structure(data, STRUCTURES[kind], name)
+    if kind == "Box":
+        count = math.prod(data["shape"])
+        if count > MOST_ELEMENTS or len(data["shape"]) > MOST_DIMENSIONS:
+            raise ValueError(
+                f"{name}: shape must have at most {MOST_DIMENSIONS} dimensions and {MOST_ELEMENTS:,} elements, got "
+                f"{shown(data['shape'])}"
+            )
+        for bound in ("low", "high"):
+            if len(data[bound]) not in (1, count):
+                raise ValueError(
+                    f"{name}: {bound} must have 1 number or {count}, as shape says, got {len(data[bound])}"
+                )
+    elif kind == "MultiDiscrete" and not 0 < len(data["nvec"]) <= MOST_ELEMENTS:
+        raise ValueError(f"{name}: nvec must have 1 to {MOST_ELEMENTS:,} numbers, got {len(data['nvec'])}")
+    try:
+        return space_from_json(data)
+    except (OverflowError, TypeError, ValueError) as error:  # bounds that the dtype does not hold, or no bounds
+        raise ValueError(f"{name}: {shown(data)} is no space: {error}") from error
 
 
 def storage_dtype(space: spaces.Space) -> np.dtype:
