@@ -48,6 +48,8 @@ TASKS_FAILED = 3  # exit status of a collection that lacks tasks; 2 is that of w
 
 VIDEOS = {"gif": ("gif",), "mp4": ("gif", "mp4")}  # replays to write: the card of a model shows the GIF
 
+TRUST = "let what comes along with a dataset, model or run import and run code (default: it is data)"
+
 SECTIONS_OF_VERBS = {
     "quickstart": ("family", "source", "data", "model", "training", "rollout"),
     "collect": ("family", "source"),
@@ -61,13 +63,13 @@ class _Help(argparse.Action):
     """Print a verb's own options, then the settings of a recipe that it reads."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from ad_hf.recipe import recipe_parser
+        from ad_hf.recipe import settings_help
 
         parser.print_help()
         sections = SECTIONS_OF_VERBS.get(self.const)
         if sections is not None:
             print("\nSettings of the recipe, each of which can be overridden:\n")
-            print(recipe_parser(sections).format_help().partition("\n\n")[2])
+            print(settings_help(sections))
         parser.exit()
 
 
@@ -90,6 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
         elif name in SECTIONS_OF_VERBS:
             verb.add_argument("--recipe", default="dark_room", metavar="NAME|FILE", help="recipe (default: dark_room)")
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name != "recipes":
+            verb.add_argument("--trust_remote_code", action="store_true", help=TRUST)
         return verb
 
     verb = add_verb("quickstart", "Collect, train and report on held-out tasks, in some minutes on a laptop.")
@@ -247,9 +251,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             arguments.num_workers,
             arguments.dataset,
             arguments.config_name,
+            arguments.trust_remote_code,
         )
     elif arguments.verb == "collect":
-        settings = {"executor": arguments.executor, "address": arguments.address, "part": arguments.part}
+        settings = {name: getattr(arguments, name) for name in ("executor", "address", "part", "trust_remote_code")}
         folder = pipeline.collect_recipe(recipe, arguments.output_dir, arguments.num_workers, **settings)
         if is_published(folder):  # else other parts are missing, as was said
             print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
@@ -286,7 +291,7 @@ def rollout(arguments: argparse.Namespace, recipe: Recipe) -> None:
         check_formats(formats)  # before a model is downloaded
     except ImportError as error:  # of a package that an extra installs
         raise ValueError(str(error)) from error
-    model, described = load_model(arguments.model)
+    model, described = load_model(arguments.model, arguments.trust_remote_code)
     report = pipeline.evaluate_recipe(
         recipe,
         model,
@@ -314,7 +319,7 @@ def evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"--dataset: {len(datasets)} for {len(arguments.model)} models: give one for all, or one for each"
         )
     models = [
-        pipeline.EvaluatedModel.load(name, dataset, arguments.recipe, overrides)
+        pipeline.EvaluatedModel.load(name, dataset, arguments.recipe, overrides, arguments.trust_remote_code)
         for name, dataset in zip(arguments.model, datasets * (len(arguments.model) // len(datasets)))
     ]
     found = pipeline.evaluate_models(models, arguments.output_dir, arguments.num_seeds)
@@ -343,7 +348,9 @@ def merge(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     from ad_hf.histories.merge import merge_datasets
 
     refuse(unknown)
-    folder = merge_datasets(arguments.datasets, arguments.output_dir, arguments.config_name)
+    folder = merge_datasets(
+        arguments.datasets, arguments.output_dir, arguments.config_name, arguments.trust_remote_code
+    )
     print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
 
 
@@ -353,7 +360,7 @@ def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     from ad_hf.histories.convert import from_arrays, from_minari, to_minari
 
     refuse(unknown)
-    others = ("verb", "direction", "help", "debug")
+    others = ("verb", "direction", "help", "debug", "trust_remote_code")
     settings = {name: value for name, value in vars(arguments).items() if name not in others}
     try:
         if arguments.direction == "to-minari":

@@ -25,7 +25,7 @@ from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.cards import write_model_card
 from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
-from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
 from ad_hf.sources.collect import collect
 from ad_hf.training.trainer import train
 
@@ -160,12 +160,37 @@ class EvaluatedModel:
         dataset: str | Path | None = None,
         recipe: str | Path | None = None,
         overrides: Sequence[str] = (),
+        trust_remote_code: bool = False,
     ) -> EvaluatedModel:
-        """A model by the folder of its run or a Hub id, with a recipe, by default that of its run, and overrides."""
-        model, origin = load_model(name)
+        """
+        A model by the folder of its run or a Hub id, with a recipe and overrides.
+
+        Args:
+            name (`str` or `Path`):
+                The model.
+            dataset (`str` or `Path`, *optional*):
+                Histories of its source.
+            recipe (`str` or `Path`, *optional*):
+                Name or file of a recipe, the user's own. By default that of the model's run, which comes along with
+                the model: its sections `family` and `rollout` are read, and names in them have to be known ones.
+            overrides (`Sequence[str]`, *optional*):
+                Settings of the recipe, as on a command line.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether what comes along may name code that is imported and run.
+
+        Raises:
+            ValueError: for a recipe that comes along and asks for more, naming the setting.
+        """
+        if recipe is not None:
+            read = load_recipe(recipe, overrides)
+        elif trust_remote_code:
+            read = load_recipe(run_recipe(name), overrides)
+        else:
+            read = load_foreign_recipe(run_recipe(name), f"the model {name}", overrides)
+        model, origin = load_model(name, trust_remote_code)
         runs = [folder for folder in (Path(name), Path(name).parent) if (folder / "model" / "config.json").is_file()]
         run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
-        return cls(model, load_recipe(recipe or run_recipe(name), overrides), dataset, origin, run)
+        return cls(model, read, dataset, origin, run)
 
     @property
     def agent(self) -> str:
@@ -229,6 +254,7 @@ def quickstart(
     num_workers: int | None = None,
     dataset: str | Path | None = None,
     config_name: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     r"""
     Collect learning histories, train a model on them, and report how it learns test tasks in its context.
@@ -247,6 +273,8 @@ def quickstart(
             Histories to take instead of collecting any: a folder, or a Hub id.
         config_name (`str`, *optional*):
             Configuration in it.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            As of [`~ad_hf.collect`].
 
     Returns:
         `dict`: the report.
@@ -256,7 +284,9 @@ def quickstart(
     output_dir.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     histories: str | Path
-    histories = dataset if dataset is not None else collect_recipe(recipe, output_dir / "histories", num_workers)
+    histories = dataset or collect_recipe(
+        recipe, output_dir / "histories", num_workers, trust_remote_code=trust_remote_code
+    )
     collected = time.perf_counter()
     model = train(recipe, histories, output_dir, config_name)
     trained = time.perf_counter()

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ad_hf.envs.making import make_env, read_wrappers
 from ad_hf.envs.tasks import WAYS, described_tasks, import_callable
+from ad_hf.settings import check_settings, setting
 
 SPLITS = ("train", "validation", "test")
 
@@ -74,18 +75,21 @@ class FamilyConfig:
     grid: dict[str, Any] | None = None
     random: dict[str, Any] | None = None
     splits: dict[str, Any] | None = None
-    wrappers: list[Any] = field(default_factory=list)
+    wrappers: list[str | dict[str, Any]] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
-    num_validation_tasks: int = 0
-    num_test_tasks: int = 0
-    num_train_tasks: int | None = None
-    split_seed: int = 0
+    num_validation_tasks: int = setting(0, least=0)
+    num_test_tasks: int = setting(0, least=0)
+    num_train_tasks: int | None = setting(None, least=1)
+    split_seed: int = setting(0, least=0)
     stratify_by: str | None = None
     optimal_return: str | None = None
     random_return: str | None = None
     native_vector: bool = False
     source_observation: dict[str, Any] | None = None
     report_by: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "family")
 
 
 def _given_splits(tasks: Mapping[str, Sequence[dict[str, Any]]], sizes: Mapping[str, int | None]) -> list[Task]:

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from datasets import Features
 from gymnasium import spaces
 
@@ -23,6 +22,7 @@ from ad_hf.files import atomic_folder, write_text
 from ad_hf.histories.schema import METADATA_FILE, ROW_GROUP_BYTES, HistoryMetadata, history_table, row_groups
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.hub.cards import CARD, dataset_card, dataset_config
+from ad_hf.settings import dump_yaml
 
 RECIPE_FILE = "recipe.yaml"
 SHARD_TRANSITIONS = 1_000_000
@@ -220,4 +220,4 @@ def describe(
     card = f"---\ntags: []\n---\n\n{origin}" if origin else None
     write_text(folder / CARD, dataset_card({config_name: metadata}, configs, name, card))
     if family is not None:
-        write_text(folder / RECIPE_FILE, yaml.safe_dump({"family": family}, sort_keys=False))
+        write_text(folder / RECIPE_FILE, dump_yaml({"family": family}))

@@ -109,6 +109,7 @@ def collect(
     executor: str = "local",
     address: str | None = None,
     part: str | tuple[int, int] = (1, 1),
+    trust_remote_code: bool = False,
 ) -> Path | str:
     r"""
     Learn every task of a family with a Stable-Baselines3 algorithm and write the learning histories as a dataset that
@@ -169,6 +170,8 @@ def collect(
         part (`str` or `tuple[int, int]`, *optional*, defaults to `(1, 1)`):
             `"K/N"`, or K and N: do every N-th shard only, from the K-th on, as one of N calls on machines that share
             the folder. Who finishes last writes the dataset, which is that of a single call.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether an expert may be a file that Stable-Baselines3 has saved, which can run code when it is read.
 
     Returns:
         `Path`, or `str` of a URL: where the dataset is, or will be once all parts are done.
@@ -181,6 +184,11 @@ def collect(
             folder holds other histories.
     """
     check_hyperparameters(algorithm, hyperparameters or {})
+    if isinstance((hyperparameters or {}).get("expert"), dict) and not trust_remote_code:
+        raise ValueError(
+            "source.hyperparameters.expert is a model that Stable-Baselines3 has saved, which is unpickled and can "
+            "run code: if you trust where it is from, allow it with trust_remote_code=True (--trust_remote_code)"
+        )
     part = _read_part(part)
     execute = _choose_executor(executor, address, num_workers)
     _check_arguments(
