@@ -15,6 +15,8 @@ from huggingface_hub.utils import yaml_dump
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ad_hf.envs.task_family import SPLITS
+from ad_hf.evaluation.headlines import evidence_words, learns_cell, pace_lines, streams_words, verdict_words
+from ad_hf.evaluation.upgrades import upgrade_evaluation, upgrade_report
 from ad_hf.files import atomic_path, read_text, write_text
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, is_synthetic, read_metadata, source_label
@@ -211,6 +213,8 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
     config = _read_json(model / "config.json") or {}
     run, report = _read_json(model / "run.json"), _read_json(model / "report.json")
     evaluation = _read_json(model / "evaluation.json")
+    report = None if report is None else upgrade_report(report)
+    evaluation = None if evaluation is None else upgrade_evaluation(evaluation)
     trained_on = (run or {}).get("dataset")
     tasks = [{}] if report is None else _some_tasks(report)
     env_id = (run or {}).get("env_id") or (report or {}).get("env_id")
@@ -242,6 +246,10 @@ def model_card(model: Path, name: str, old: str | None = None) -> str:
         run=run,
         report=report,
         evaluation=evaluation,
+        learns=_tested(report, evaluation),
+        words={
+            each.__name__: each for each in (evidence_words, learns_cell, pace_lines, streams_words, verdict_words)
+        },
         recipe=read_text(model / "recipe.yaml"),
         trained_on=trained_on,
         is_synthetic=is_synthetic(source["algorithm"]),
@@ -268,6 +276,14 @@ def _some_tasks(report: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
     """Keyword arguments of a few tasks of a report, from all over its list."""
     tasks = report["tasks"][:: max(1, len(report["tasks"]) // count)][:count]
     return [task["kwargs"] for task in tasks]
+
+
+def _tested(report: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The test of whether a model learns in its context: of it alone, or else of all trainings of which it is one."""
+    own = None if report is None else report["learns"]
+    if evaluation is not None and (own is None or own["verdict"] is None):
+        return evaluation["agents"][evaluation["agent"]]["learns"]
+    return own
 
 
 def _eval_results(report: dict[str, Any]) -> list[EvalResult]:
@@ -369,5 +385,13 @@ def evaluation_card(folder: Path, name: str, found: Mapping[str, Any], old: str 
         configs=[{"config_name": "default", "data_files": [{"split": "test", "path": "returns.parquet"}]}],
     )
     pictures = [picture for picture in ("learning_curves.png", "rooms.png") if (folder / picture).is_file()]
-    text = _render("dataset_cards", "evaluation.md", title=title, name=name, found=found, pictures=pictures)
+    text = _render(
+        "dataset_cards",
+        "evaluation.md",
+        title=title,
+        name=name,
+        found=upgrade_evaluation(dict(found)),
+        pictures=pictures,
+        words={each.__name__: each for each in (learns_cell, pace_lines)},
+    )
     return merge_card(old, data.to_dict(), text)
