@@ -15,6 +15,8 @@ from huggingface_hub.utils import yaml_dump
 from jinja2 import UndefinedError
 
 from ad_hf.envs.task_family import SPLITS
+from ad_hf.evaluation.headlines import evidence_words, learns_cell, pace_lines, streams_words, verdict_words
+from ad_hf.evaluation.upgrades import upgrade_evaluation, upgrade_report
 from ad_hf.files import atomic_path, read_text, write_text
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, is_synthetic, read_metadata, source_label
@@ -270,6 +272,8 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
 def _model_card(files: Mapping[str, Content], name: str, old: str | None, license: str | None) -> str:
     config = _json_of(files, CONFIG_FILE) or {}
     run, report, evaluation = (_json_of(files, each) for each in JSON_FILES[1:])
+    report = None if report is None else upgrade_report(report)
+    evaluation = None if evaluation is None else upgrade_evaluation(evaluation)
     trained_on = (run or {}).get("dataset")
     is_on_hub = bool(trained_on and trained_on["revision"] and HUB_ID.fullmatch(trained_on["name"]))
     tasks = [{}] if report is None else _some_tasks(report)
@@ -303,6 +307,10 @@ def _model_card(files: Mapping[str, Content], name: str, old: str | None, licens
         run=run,
         report=report,
         evaluation=evaluation,
+        learns=_tested(report, evaluation),
+        words={
+            each.__name__: each for each in (evidence_words, learns_cell, pace_lines, streams_words, verdict_words)
+        },
         recipe=read_text(files["recipe.yaml"]) if isinstance(files.get("recipe.yaml"), Path) else None,
         trained_on=trained_on,
         is_on_hub=is_on_hub,
@@ -332,6 +340,14 @@ def _some_tasks(report: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
     """Keyword arguments of a few tasks of a report, from all over its list."""
     tasks = report["tasks"][:: max(1, len(report["tasks"]) // count)][:count]
     return [task["kwargs"] for task in tasks]
+
+
+def _tested(report: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The test of whether a model learns in its context: of it alone, or else of all trainings of which it is one."""
+    own = None if report is None else report["learns"]
+    if evaluation is not None and (own is None or own["verdict"] is None):
+        return evaluation["agents"][evaluation["agent"]]["learns"]
+    return own
 
 
 def _eval_results(report: dict[str, Any]) -> list[EvalResult]:
@@ -443,5 +459,13 @@ def _evaluation_card(folder: Path, name: str, found: Mapping[str, Any], old: str
         configs=[{"config_name": "default", "data_files": [{"split": "test", "path": "returns.parquet"}]}],
     )
     pictures = [picture for picture in ("learning_curves.png", "rooms.png") if (folder / picture).is_file()]
-    text = _render("dataset_cards", "evaluation.md", title=title, name=name, found=found, pictures=pictures)
+    text = _render(
+        "dataset_cards",
+        "evaluation.md",
+        title=title,
+        name=name,
+        found=upgrade_evaluation(dict(found)),
+        pictures=pictures,
+        words={each.__name__: each for each in (learns_cell, pace_lines)},
+    )
     return merge_card(old, data.to_dict(), text, license)
