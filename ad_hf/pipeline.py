@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
 from ad_hf.evaluation.report import source_curves, write_report
 from ad_hf.evaluation.results import write_evaluation
 from ad_hf.evaluation.video import check_formats
-from ad_hf.files import write_text
+from ad_hf.files import writable_folder, write_text
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.cards import write_model_card
+from ad_hf.hub.model_files import weights_digest
 from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
@@ -97,7 +100,7 @@ def evaluate_recipe(
     """
     check_formats(replay_formats)
     opened = None if dataset is None else HistoryDataset.open(dataset, config_name)
-    family, output_dir = TaskFamily.from_config(recipe.family), Path(output_dir)
+    family, output_dir = TaskFamily.from_config(recipe.family), writable_folder(output_dir)
     learnt = None if opened is None else source_curves(opened)  # what cannot be read is found out before a rollout
     shown = bool(replay_formats) and can_be_seen(family)
     start = time.perf_counter()
@@ -116,20 +119,32 @@ def evaluate_recipe(
                 "source": None if opened is None else opened.metadata.seeds,
                 "training": recipe.training.seed,
             },
+            "weights_digest": weights_digest(model),
             **(details or {}),
             "seconds": seconds,
         },
         learnt,
     )
-    for folder in (output_dir, output_dir / "model"):
-        for name in REPLAY_FILES:  # of the rollout that was reported there before
-            (folder / name).unlink(missing_ok=True)
+    for name in REPLAY_FILES:  # of the rollout that was reported there before
+        (output_dir / name).unlink(missing_ok=True)
     if shown:
         num_episodes = evaluation.returns.shape[2]
         write_replay(output_dir, model, family, num_episodes, recipe.rollout, replay_formats, progress=True)
     if (output_dir / "model" / "config.json").is_file():
-        write_model_card(output_dir)
+        with _if_writable(output_dir):
+            for name in REPLAY_FILES:
+                (output_dir / "model" / name).unlink(missing_ok=True)
+            write_model_card(output_dir)
     return report
+
+
+@contextmanager
+def _if_writable(run: Path) -> Iterator[None]:
+    """Warn where the card of a run's model cannot be written: the results are there, and the run may be read-only."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"the card of the model in {run} does not tell of these results: {error}", stacklevel=3)
 
 
 @dataclass
@@ -227,6 +242,7 @@ def evaluate_models(
     Returns:
         `dict`: what `evaluation.json` holds.
     """
+    output_dir = writable_folder(output_dir)
     tables, start = [], time.perf_counter()
     families = [TaskFamily.from_config(each.recipe.family) for each in models]
     learnt: dict[int, tuple[dict[str, Any], pa.Table]] = {}
@@ -255,8 +271,10 @@ def evaluate_models(
     found = write_evaluation(output_dir, pa.concat_tables(tables), details)
     for each in models:
         if each.run is not None:
-            write_text(each.run / SUMMARY_FILE, json.dumps({**found, "agent": each.agent}, indent=2) + "\n")
-            write_model_card(each.run)
+            own = {**found, "agent": each.agent, "weights_digest": weights_digest(each.model)}
+            with _if_writable(each.run):
+                write_text(each.run / SUMMARY_FILE, json.dumps(own, indent=2) + "\n")
+                write_model_card(each.run)
     return found
 
 

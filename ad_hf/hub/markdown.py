@@ -61,7 +61,7 @@ def python(value: Any) -> Written:
         return Written("[" + ", ".join(map(python, value)) + "]")
     if isinstance(value, float) and not math.isfinite(value):
         return Written(f'float("{value}")')
-    literal = repr(value)
+    literal = repr(value).replace("<!--", "\\x3c!--")  # with which the lines around our text begin
     return Written(f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal)
 
 

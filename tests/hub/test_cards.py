@@ -168,7 +168,9 @@ def test_a_dataset_card_that_is_written_again_keeps_what_people_wrote(dataset):
     path = write_dataset_card(dataset)
     first = path.read_text()
     assert write_dataset_card(dataset).read_text() == first
-    edited = first.replace("license: apache-2.0\n", "license: mit\n").replace(BEGIN, f"Mine.\n\n{BEGIN}") + "\nMine, too.\n"
+    edited = (
+        first.replace("license: apache-2.0\n", "license: mit\n").replace(BEGIN, f"Mine.\n\n{BEGIN}") + "\nMine, too.\n"
+    )
     path.write_text(edited.replace("## Limits", "## Nonsense"))
     card = DatasetCard(write_dataset_card(dataset).read_text())
     assert card.data.license == "mit"
