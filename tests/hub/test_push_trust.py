@@ -20,7 +20,7 @@ def evaluated_run(tiny_run, tiny_histories, tmp_path_factory):
     from ad_hf.pipeline import evaluate_recipe
 
     run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluated") / "run"))
-    recipe = ad_hf.load_recipe(run / "recipe.yaml", ["rollout.num_episodes=2"])
+    recipe = ad_hf.load_recipe(run / "recipe.yaml", ["--rollout.num_episodes=2"])
     evaluate_recipe(recipe, ad_hf.ADModel.from_pretrained(run / "model"), tiny_histories, run, num_seeds=1)
     return run
 
@@ -100,7 +100,7 @@ def test_a_report_of_a_checkpoint_is_not_shown_as_that_of_the_runs_model(run, ti
 
     model = ad_hf.ADModel.from_pretrained(run / "model")
     model.head.linear.bias.data += 1
-    recipe = ad_hf.load_recipe(run / "recipe.yaml", ["rollout.num_episodes=2"])
+    recipe = ad_hf.load_recipe(run / "recipe.yaml", ["--rollout.num_episodes=2"])
     with pytest.warns(UserWarning, match=r"report\.json is of other weights"):
         evaluate_recipe(recipe, model, tiny_histories, run, num_seeds=1, replay_formats=())
     assert "has not been evaluated" in (run / "model" / "README.md").read_text()
