@@ -34,7 +34,8 @@ from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.transforms import NO_HISTORY
 from ad_hf.histories.validation import COLUMNS
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
-from ad_hf.hub.cards import RESULT_FILES, write_model_card
+from ad_hf.hub.cards import write_model_card
+from ad_hf.hub.model_files import RESULT_FILES
 from ad_hf.hub.models import load_model
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
