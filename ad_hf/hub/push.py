@@ -16,7 +16,7 @@ from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
 from ad_hf.hub.cards import CARD, dataset_card, dataset_config, evaluation_card, model_card, without_configs
 from ad_hf.hub.model_files import (
     CHECKPOINT_FOLDER,
-    MODEL_PATTERNS,
+    PUSHED_AGAIN,
     RESULT_FILES,
     RUN_FILES,
     Content,
@@ -171,7 +171,7 @@ def push_model(
     with ExitStack() as stack:
         beside: Path | None
         if isinstance(model, (str, Path)):
-            folder = beside = model_folder(find_repository(model, "model").download(MODEL_PATTERNS))
+            folder = beside = model_folder(find_repository(model, "model").download(PUSHED_AGAIN))
             loaded, _ = load_model(folder)
         else:
             folder = Path(stack.enter_context(TemporaryDirectory()))
@@ -281,7 +281,7 @@ def _folder_of(model: ADModel) -> Path | None:
     if revision is not None and not Path(name).is_dir():
         name = f"{name}@{revision}"  # the files beside the weights that were loaded, not the newest ones
     try:
-        return find_repository(name, "model").download(MODEL_PATTERNS)
+        return find_repository(name, "model").download(PUSHED_AGAIN)
     except FileNotFoundError:  # a folder that is gone
         return None
 

@@ -32,8 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ad_hf.files import atomic_folder, copy_files, leaves_folder, refuse_other, remove_folder
-from ad_hf.hub.models import MODEL_FILES
-from ad_hf.hub.push import CHECKPOINT_FOLDER
+from ad_hf.hub.model_files import BEST_FOLDER, CHECKPOINT_FOLDER, MODEL_FILES, STATE_FILE, TENSORS_FILE
 from ad_hf.hub.repositories import HUB_ID, find_repository
 from ad_hf.hub.weights import check_weights, not_finite, read_tensors
 from ad_hf.model import ADModel
@@ -45,8 +44,6 @@ from ad_hf.training.saved_state import check_entry, check_state, check_tensors
 if TYPE_CHECKING:
     from ad_hf.training.trainer import Trainer
 
-TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
-BEST_FOLDER = "best"  # the model that did best so far
 DEEPSPEED_FOLDER = "deepspeed"  # of a run with DeepSpeed, the engine's own files: pickles, for this machine alone
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process, however it is sharded
 # What may be another when a run is resumed: it changes none of the updates.
