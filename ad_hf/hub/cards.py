@@ -26,7 +26,7 @@ from ad_hf.hub.model_files import (
     EVALUATION_FILE,
     REPORT_FILE,
     Content,
-    model_files,
+    listed,
     own_results,
     run_files,
     weights_digest,
@@ -418,7 +418,7 @@ def write_model_card(run: str | Path) -> Path:
     model = Path(run) / "model"
     files = own_results(run_files(model), lambda: weights_digest(ADModel.from_pretrained(model)))
     card = model / CARD
-    text = model_card({**model_files(model), **files}, str(model), read_text(card))
+    text = model_card({**listed(model, [CONFIG_FILE]), **files}, str(model), read_text(card))
     for name, path in files.items():
         if path.parent != model:
             with atomic_path(model / name) as temporary:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from ad_hf.evaluation.protocol import EVALUATION_FILES, ROWS_FILE, SUMMARY_FILE, read_rows
 from ad_hf.files import read_text
@@ -32,10 +31,8 @@ from ad_hf.hub.model_files import (
 from ad_hf.hub.models import load_model
 from ad_hf.hub.repositories import find_repository
 from ad_hf.hub.uploads import Upload, push_upload
+from ad_hf.model import ADModel
 from ad_hf.settings import read_json
-
-if TYPE_CHECKING:
-    from ad_hf.model.modeling_ad import ADModel
 
 DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # of a repository that is pushed again
 
@@ -113,7 +110,8 @@ def push_dataset(
         known = dict(metadata)
         for path in others:
             if path.partition("/")[0] not in known:
-                known[path.partition("/")[0]] = HistoryMetadata.from_json(fetch(path).read_text())
+                text = read_text(fetch(path)) or ""
+                known[path.partition("/")[0]] = HistoryMetadata.from_json(text, f"{full_id}, {path}")
         return dataset_card(known, configs, full_id, first_card if old is None else old, license)
 
     def replaces(path: str) -> bool:
@@ -168,6 +166,8 @@ def push_model(
         ValueError: if the folder holds pickles, links that leave it, or another kind of model.
         HubError: if the Hub cannot be reached or refuses, with what to do about it.
     """
+    if not isinstance(model, (ADModel, str, Path)):
+        raise ValueError(f"model must be an ADModel, a folder or a Hub id, got {type(model).__name__}")
     with ExitStack() as stack:
         beside: Path | None
         if isinstance(model, (str, Path)):
