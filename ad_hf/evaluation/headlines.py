@@ -244,6 +244,21 @@ def learns_cell(learns: Mapping[str, Any]) -> str:
     return f"{words}: {number(learns['difference'])}{interval}"
 
 
+def steps_cell(steps: Mapping[str, Any] | None, name: str) -> str:
+    """Steps to a share of a gain in a table: of a model, of its source, and how many times more the source took."""
+    if steps is None or steps["level"] is None:
+        return "-"
+    own = "from its first episode" if steps["at_start"] else _steps(steps[name])
+    if steps["source"] is None and steps["gain_of"] != "source":
+        return own
+    ratio = "" if steps["ratio"] is None else f" ({number(steps['ratio'], 2)} times)"
+    return f"{own} / {_steps(steps['source'])}{ratio}"
+
+
+def _steps(count: int | None) -> str:
+    return "not reached" if count is None else f"{count:,}"
+
+
 def verdict_words(learns: Mapping[str, Any]) -> str:
     """Whether a model learns."""
     where = "within its episode" if learns["of"] == "steps" else "in its context"
@@ -263,7 +278,8 @@ def evidence_words(learns: Mapping[str, Any]) -> str | None:
     words += f"{learns['difference']:+.3g}"
     if learns["interval"] is not None:
         low, high = learns["interval"]
-        words += f" ({'at least the ' if learns.get('conservative') else ''}95% interval {low:.3g} to {high:.3g})"
+        interval_words = "interval of at least 95%:" if learns.get("conservative") else "95% interval"
+        words += f" ({interval_words} {low:.3g} to {high:.3g})"
     return words
 
 
@@ -307,15 +323,13 @@ def headline(learns: Mapping[str, Any], steps: Mapping[str, Any], name: str) -> 
     whose = "its source's gain" if first["gain_of"] == "source" else "the optimum's gain"
     if not reached:
         return f"{words}; {next(iter(steps))} of {whose} not reached"
-    share = reached[-1]
-    entry = steps[share]
-    words += f"; {share} of {whose}"
-    if entry["at_start"]:
-        words += " from its first episode on"
-    elif entry["ratio"] is not None:
-        words += f" in {ratio_words(entry['ratio'])}"
-    else:
-        words += f" after {entry[name]:,} steps"
+    share, entry = reached[-1], steps[reached[-1]]
+    begins = [each for each in reached if steps[each]["at_start"]]
+    if begins:
+        words += f"; {begins[-1]} of {whose} from its first episode on"
+    if share not in begins:
+        words += f", {share}" if begins else f"; {share} of {whose}"
+        words += f" after {entry[name]:,} steps" if entry["ratio"] is None else f" in {ratio_words(entry['ratio'])}"
     return words + "".join(f", {other} not reached" for other in steps if other not in reached)
 
 

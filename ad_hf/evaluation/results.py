@@ -17,6 +17,7 @@ from ad_hf.evaluation.headlines import (
     learns_cell,
     number,
     pace_lines,
+    steps_cell,
     streams_words,
     verdict_words,
 )
@@ -114,21 +115,6 @@ def agents_table(found: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def steps_cell(steps: Mapping[str, Any] | None, name: str) -> str:
-    """Steps to a share of a gain in a table: of a model, of its source, and how many times more the source took."""
-    if steps is None or steps["level"] is None:
-        return "-"
-    own = "from its first episode" if steps["at_start"] else _steps(steps[name])
-    if steps["source"] is None and steps["gain_of"] != "source":
-        return own
-    ratio = "" if steps["ratio"] is None else f" ({number(steps['ratio'], 2)} times)"
-    return f"{own} / {_steps(steps['source'])}{ratio}"
-
-
-def _steps(count: int | None) -> str:
-    return "not reached" if count is None else f"{count:,}"
 
 
 def _over(agent: Mapping[str, Any]) -> str:
