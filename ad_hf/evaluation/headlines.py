@@ -249,7 +249,7 @@ def steps_cell(steps: Mapping[str, Any] | None, name: str) -> str:
     if steps is None or steps["level"] is None:
         return "-"
     own = "from its first episode" if steps["at_start"] else _steps(steps[name])
-    if steps["source"] is None and steps["gain_of"] != "source":
+    if "source" not in steps or steps["gain_of"] != "source":
         return own
     ratio = "" if steps["ratio"] is None else f" ({number(steps['ratio'], 2)} times)"
     return f"{own} / {_steps(steps['source'])}{ratio}"
@@ -291,11 +291,17 @@ def ratio_words(ratio: float) -> str:
     return f"{times:{'.0f' if times >= 10 else '.1f'}} times {'fewer' if ratio > 1 else 'more'} steps than its source"
 
 
+def _whose(steps: Mapping[str, Any]) -> str:
+    if steps["gain_of"] == "optimum":
+        return "the optimum's"
+    return "its source's" if "source" in steps else "its own"
+
+
 def pace_words(share: str, steps: Mapping[str, Any], name: str) -> str | None:
     """When a model reaches a share of a gain; nothing where there is none."""
     if steps["level"] is None:
         return None
-    whose = f"{share} of {'its source' if steps['gain_of'] == 'source' else 'the optimum'}'s gain over random play"
+    whose = f"{share} of {_whose(steps)} gain over random play"
     if steps["at_start"]:
         return f"{whose} from its first episode on"
     if steps[name] is None:
@@ -319,8 +325,7 @@ def headline(learns: Mapping[str, Any], steps: Mapping[str, Any], name: str) -> 
     if all(entry["level"] is None for entry in steps.values()):
         return words
     reached = [share for share, entry in steps.items() if entry[name] is not None or entry["at_start"]]
-    first = next(iter(steps.values()))
-    whose = "its source's gain" if first["gain_of"] == "source" else "the optimum's gain"
+    whose = f"{_whose(next(iter(steps.values())))} gain"
     if not reached:
         return f"{words}; {next(iter(steps))} of {whose} not reached"
     share, entry = reached[-1], steps[reached[-1]]

@@ -70,8 +70,11 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
         for name, colour, to_the_left in (("ad", AD_COLOUR, not slower), ("source", SOURCE_COLOUR, slower)):
             if steps[name] is None or (name == "ad" and steps["at_start"]):
                 continue
-            filled, place = colour if share == "90%" else "white", (steps[name], steps["level"])
-            axes.plot(*place, "o", color=filled, markersize=7, markeredgecolor=colour, zorder=4)
+            place, (inside, edge) = (
+                (steps[name], steps["level"]),
+                (colour, "white") if share == "90%" else ("white", colour),
+            )
+            axes.plot(*place, "o", color=inside, markersize=7, markeredgecolor=edge, zorder=4)
             axes.annotate(
                 f"{steps[name]:,} steps",
                 place,
@@ -99,7 +102,9 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
     timed = next((steps for steps in report["env_steps_to"].values() if steps["level"] is not None), None)
     if timed is not None:
         shares = " and ".join(report["env_steps_to"])
-        note += f"; dots: mean of 5 at {shares} of the {timed['gain_of']}'s gain over random play"
+        note += (
+            f"; dots: mean of 5 {report['learns']['of']} at {shares} of the {timed['gain_of']}'s gain over random play"
+        )
     figure.text(
         0.99,
         0.005,
