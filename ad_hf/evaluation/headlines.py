@@ -251,7 +251,9 @@ def steps_cell(steps: Mapping[str, Any] | None, name: str) -> str:
     own = "from its first episode" if steps["at_start"] else _steps(steps[name])
     if "source" not in steps or steps["gain_of"] != "source":
         return own
-    ratio = "" if steps["ratio"] is None else f" ({number(steps['ratio'], 2)} times)"
+    ratio = ""
+    if steps["ratio"] is not None:
+        ratio = f" ({'slower: ' if steps['ratio'] < 1 else ''}{number(steps['ratio'], 2)} times)"
     return f"{own} / {_steps(steps['source'])}{ratio}"
 
 

@@ -87,15 +87,13 @@ def agents_table(found: dict[str, Any]) -> str:
         for steps in agent.get("steps_to", {}).values()
         if steps["level"] is not None
     }
-    gain = "the optimum's" if whose == {"optimum"} else "the source's"
+    gain, who = ("the optimum's", "") if whose == {"optimum"} else ("the source's", ": own / source")
     of = {agent["shares_of"] for agent in found["agents"].values()} - {None}
     shares = "of the optimum" + (f" ({OF_GAIN})" if of == {OF_GAIN} else "")
     lines = [
         "| agent | trainings x rollouts x tasks | first episode | last ten episodes (95% interval) | "
         f"learns: last ten - first (95% interval) | {shares} | interquartile mean share (95% interval) | "
-        f"regret, {shares} | "
-        + " | ".join(f"steps to {share:.0%} of {gain} gain: own / source" for share in SHARES)
-        + " |",
+        f"regret, {shares} | " + " | ".join(f"steps to {share:.0%} of {gain} gain{who}" for share in SHARES) + " |",
         "|---" * (8 + len(SHARES)) + "|",
     ]
     for name, agent in found["agents"].items():
