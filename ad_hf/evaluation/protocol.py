@@ -32,6 +32,8 @@ from ad_hf.evaluation.metrics import (
 )
 from ad_hf.evaluation.report import SourceCurves
 from ad_hf.files import atomic_path
+from ad_hf.parquet import read_table
+from ad_hf.settings import parse_json
 
 SCHEMA = pa.schema(
     [
@@ -381,12 +383,26 @@ def read_rows(path: str | Path) -> pa.Table:
         FileNotFoundError: if there is none.
         ValueError: if it is another table, or damaged.
     """
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no table of returns: {error}") from error
+    table = read_table(path)
     if table.schema.names != SCHEMA.names:
         raise ValueError(
             f"{path}: expected the columns {', '.join(SCHEMA.names)}, got {', '.join(table.schema.names)}"
         )
-    return table.cast(SCHEMA)
+    try:
+        table = table.cast(SCHEMA)
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"{path} is no table of returns: {error}") from error
+    if not len(table):
+        raise ValueError(f"{path} is a table of returns without any")
+    for name in SCHEMA.names:
+        if name not in ("training_seed", "optimal_return") and table[name].null_count:
+            raise ValueError(f"{path}: column {name} has rows without a value")
+    counts = [np.asarray(pc.list_value_length(table[name])) for name in ("returns", "lengths")]
+    if not counts[0].all() or (counts[0] != counts[1]).any():
+        raise ValueError(f"{path}: expected one episode or more in each row, with as many lengths as returns")
+    for name in ("returns", "lengths"):
+        if not np.isfinite(np.asarray(pc.list_flatten(table[name]), dtype=np.float64)).all():
+            raise ValueError(f"{path}: column {name} has numbers that are not finite")
+    for text in pc.unique(table["task"]).to_pylist():
+        parse_json(text, f"{path}: a task")
+    return table

@@ -21,7 +21,7 @@ from ad_hf.evaluation.headlines import (
     untested,
 )
 from ad_hf.evaluation.metrics import FINAL_EPISODES, Curve, bootstrap_curve
-from ad_hf.files import atomic_path, write_text
+from ad_hf.files import atomic_path, local_path, write_text
 from ad_hf.histories.dataset import HistoryDataset, load_histories
 from ad_hf.histories.schema import package_versions
 
@@ -78,6 +78,11 @@ def source_curves(dataset: str | Path | HistoryDataset, split: str = "test") -> 
     totals = [np.concatenate([[0.0], np.concatenate(rewards[key]).cumsum()]) for key in order]
     stops = [np.flatnonzero(np.concatenate(ends[key])) + 1 for key in order]
     counts = [len(stop) for stop in stops]
+    if not all(counts):
+        task, _ = order[counts.index(0)]
+        raise ValueError(
+            f"{dataset}, split {split}: a history of task {task} has no finished episode, and so no curve"
+        )
     # A source that has stopped as it had converged would have gone on as it was.
     episodes = min(counts) if not metadata.source.get("until_converged") or not min(counts) else max(counts)
     found = [_episodes(total, stop, episodes) for total, stop in zip(totals, stops)]
@@ -210,7 +215,7 @@ def write_report(
     Returns:
         `dict`: the report.
     """
-    output_dir = Path(output_dir)
+    output_dir = local_path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     opened = None if dataset is None else HistoryDataset.open(dataset)
     if opened is not None and learnt is None:

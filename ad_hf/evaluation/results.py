@@ -32,7 +32,7 @@ from ad_hf.evaluation.protocol import (
     summarize,
     write_rows,
 )
-from ad_hf.files import atomic_path, write_text
+from ad_hf.files import atomic_path, local_path, write_text
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.hub.cards import CARD, evaluation_card
 
@@ -55,7 +55,7 @@ def write_evaluation(output_dir: str | Path, rows: pa.Table, details: dict[str, 
     """
     from ad_hf.evaluation.agent_plots import plot_agents, plot_rooms, rooms_of  # only here is matplotlib needed
 
-    output_dir = Path(output_dir)
+    output_dir = local_path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_rows(output_dir / ROWS_FILE, rows)
     agents = agents_of(rows)

@@ -93,8 +93,32 @@ def test_another_table_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="expected the columns agent, split_seed"):
         read_rows(tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="no table of returns"):
+    with pytest.raises(ValueError, match=r"no\.parquet: it is no parquet file, or a damaged one"):
         read_rows(tmp_path / "no.parquet")
+
+
+ROW = {"agent": "AD", "split_seed": 0, "training_seed": None, "rollout": 0, "task_id": 0, "task": "{}", "streams": 1}
+ROW |= {"optimal_return": None, "returns": [1.0, 2.0], "lengths": [4.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"agent": None}, "column agent has rows without a value"),
+        ({"returns": None}, "column returns has rows without a value"),
+        ({"returns": []}, "one episode or more"),
+        ({"lengths": [4.0]}, "as many lengths as returns"),
+        ({"returns": [1.0, float("nan")]}, "column returns has numbers that are not finite"),
+        ({"returns": [1.0, None]}, "column returns has numbers that are not finite"),
+        ({"task": "{"}, "a task is not JSON"),
+        ({"task": "[]"}, "a task must hold a mapping"),
+        ({"rollout": "first"}, "is no table of returns"),
+    ],
+)
+def test_rows_that_are_no_returns_are_refused(changed, told, tmp_path):
+    pa.parquet.write_table(pa.Table.from_pylist([{**ROW, **changed}]), tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=rf"rows\.parquet.*{told}"):
+        read_rows(tmp_path / "rows.parquet")
 
 
 def test_a_summary_tells_of_levels_shares_regret_and_steps(made_up, dark_room_family):
