@@ -354,7 +354,10 @@ def summary(report: dict[str, Any], output_dir: str | Path) -> str:
     low, high = report["test_return_final_interval"]
     of_source, learns = report["source_return_final"], report["learns"]
     plain, share = report["fraction_of"] == OF_RETURN, report["fraction_of_optimal"]
-    bests = {"random actions": report["random_return"], "the best possible": report["optimal_return"]}
+    bests = {
+        "random actions": report["random_return"],
+        "the best possible": None if plain else report["optimal_return"],
+    }
     others = [f"{who}: {value:.2f}" for who, value in bests.items() if value is not None]
     if share is not None and not plain:
         others.append(f"of that gain: {share:.2f}")
@@ -364,7 +367,7 @@ def summary(report: dict[str, Any], output_dir: str | Path) -> str:
         + (f" of {report['optimal_return']:.2f} possible" if plain else ""),
         f"in the first episode: {report['test_return_first']:.2f}"
         + ("" if of_source is None else f"; the source's final return: {of_source:.2f}"),
-        "; ".join(others[:1] if plain else others),
+        "; ".join(others),
         ": ".join(words for words in (verdict_words(learns), evidence_words(learns)) if words is not None),
         *pace_lines(report["env_steps_to"], "ad"),
     ]
