@@ -230,6 +230,8 @@ def evaluate_models(
     tables, start, known = [], time.perf_counter(), set()
     for each in models:
         family, split = TaskFamily.from_config(each.recipe.family), each.recipe.family.split_seed
+        if each.dataset is not None:
+            check_tasks(family, HistoryDataset.open(each.dataset), "test")
         evaluation = evaluate(
             each.model, family, "test", num_seeds=num_seeds, rollout_config=each.recipe.rollout, progress=True
         )
@@ -239,9 +241,7 @@ def evaluate_models(
         known.add(split)
         tables.append(random_rows(family, num_seeds=num_seeds, split_seed=split))
         if each.dataset is not None:
-            opened = HistoryDataset.open(each.dataset)
-            check_tasks(family, opened, "test")
-            tables.append(source_rows(source_curves(opened), family, split))
+            tables.append(source_rows(source_curves(HistoryDataset.open(each.dataset)), family, split))
     details = {"env_id": models[0].recipe.family.env_id, "models": [each.origin for each in models], **(details or {})}
     details["seconds"] = round(time.perf_counter() - start, 1)
     found = write_evaluation(output_dir, pa.concat_tables(tables), details)

@@ -297,8 +297,7 @@ def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
     found = {name: found[name] for name in NORMALIZATION if name in found}
     for name, value in found.items():
         numbers = value if isinstance(value, list) else [value]
-        real = all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
-        if not real or (name != "observation_mean" and min(numbers, default=1.0) <= 0):
+        if not all(map(math.isfinite, numbers)) or (name != "observation_mean" and min(numbers, default=1.0) <= 0):
             expected = "finite numbers" if name == "observation_mean" else "finite numbers above 0"
             dataset.refuse("train", f"statistics.train.{name} of metadata.json is {value}, expected {expected}")
     return found
