@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -46,6 +47,8 @@ An error is one line; --debug shows its traceback
 ARRAYS = (
     *("observations", "actions", "rewards", "terminations", "truncations", "dones", "next_observations"),
 )  # of histories in npz and HDF5 files
+
+STDOUT = 1  # descriptor of the standard output
 
 TASKS_FAILED = 3  # exit status of a collection that lacks tasks; 2 is that of wrong settings, 130 of an interruption
 
@@ -170,6 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--private", action="store_true", default=None, help="make a new repository a private one")
     verb.add_argument("--revision", help="branch to push to, which is made if need be (default: main)")
     verb.add_argument("--config_name", help="of a dataset: push this configuration alone, or the only one as this")
+    verb.add_argument("--license", help="of what is pushed (default: that in its card, else apache-2.0)")
 
     verb = add_verb("merge", "Join histories of one family, with other seeds or of other tasks, as one dataset.")
     verb.add_argument("datasets", nargs="+", metavar="DIR|ID", help="two datasets of learning histories, or more")
@@ -363,7 +367,7 @@ def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     refuse(unknown)
     if arguments.kind != "dataset" and arguments.config_name is not None:
         raise ValueError("--config_name is for datasets: nothing else has configurations")
-    settings = {"private": arguments.private, "revision": arguments.revision}
+    settings = {name: getattr(arguments, name) for name in ("private", "revision", "license")}
     if arguments.kind == "dataset":
         url = push_dataset(arguments.folder, arguments.repo_id, **settings, config_name=arguments.config_name)
     else:
@@ -425,9 +429,11 @@ def _line(error: BaseException) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
-    arguments, overrides = parser.parse_known_args(argv)
-    _check_not_blank(parser, arguments)
+    debug = True  # of errors in this parser, which are ours
     try:
+        arguments, overrides = parser.parse_known_args(argv)
+        _check_not_blank(parser, arguments)
+        debug = arguments.debug
         run(arguments, overrides)
         sys.stdout.flush()
     except TrainingInterrupted as error:
@@ -442,9 +448,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ad-hf: {error}", file=sys.stderr)
         return TASKS_FAILED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _is_closed(sys.stdout):  # as by `| head`
+        if isinstance(error, BrokenPipeError) and _is_output_left():  # as by `| head`
             return 0
-        if arguments.debug:
+        if debug:
             raise
         expected = isinstance(error, (ValueError, OSError, StrictDataclassError))  # settings, names, files
         what = _line(error) if expected else f"{type(error).__name__}: {_line(error)[:500]} (--debug shows where)"
@@ -453,14 +459,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_closed(stream: Any) -> bool:
-    """Whether nobody reads what is written any more; what is left then goes nowhere, instead of failing at exit."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return True
-    return False
+def _is_output_left() -> bool:
+    """Whether nobody reads the output any more; what is left of it then goes nowhere, instead of failing at exit."""
+    poll = select.poll()  # there are no such pipes on Windows
+    poll.register(STDOUT, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
 
 
 if __name__ == "__main__":

@@ -150,6 +150,20 @@ def copy_files(patterns: Iterable[str], source: str | Path, target: str | Path) 
         shutil.copyfile(path, target / path.name)
 
 
+def writable_folder(path: str | Path) -> Path:
+    """
+    A folder, made if need be, before the work whose results are to be written to it.
+
+    Raises:
+        OSError: if it cannot be written to.
+    """
+    path = local_path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written to: give another folder, or see to its permissions")
+    return path
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, making its folder if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -158,8 +172,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_text(path: str | Path) -> str | None:
-    """The text of a file, or `None` if there is no such file."""
-    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
+    """The text of a file, or `None` if there is no such file; one that is not UTF-8 is a `ValueError` by its name."""
+    try:
+        return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
 @contextmanager

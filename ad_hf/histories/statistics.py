@@ -105,7 +105,7 @@ def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dic
                 rewards = np.abs(table["rewards"].combine_chunks().flatten().to_numpy())
                 total, count = total + float(rewards.sum()), count + int(np.count_nonzero(rewards))
                 if is_vector:
-                    values = table["observations"].combine_chunks().flatten().flatten().to_numpy()
+                    values = table["observations"].combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False)
                     # Copied: a view would keep the whole column.
                     sampled.append(values.reshape(len(rewards), -1)[-passed % every :: every].copy())
                 passed += len(rewards)

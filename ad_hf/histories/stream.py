@@ -259,6 +259,11 @@ def _batches_of_consumer(
         while True:
             blocks, here = reading.result(), (epoch, group)
             windows, owners = stream.group_order(blocks, epoch, consumer, group)
+            if position > max(0, len(windows) - 1):  # of a checkpoint: later ones are 0
+                raise ValueError(
+                    f"{stream.dataset}: the checkpoint goes on after window {position} of a part of {len(windows)}: "
+                    "go on from another one"
+                )
             without_any = 0 if len(windows) else without_any + 1
             if without_any == len(groups):
                 raise ValueError(f"{stream.dataset}: {NO_HISTORY}")
@@ -345,6 +350,19 @@ class StreamedBatches:
     def state_dict(self) -> dict[str, Any]:
         """Where this process is: of each worker the epoch, the group and its used windows, and whose turn it is."""
         return {"places": [list(place) for place in self._places], "turn": self._turn, "consumers": self._total}
+
+    def check_state_dict(self, state: Any, rank: int, done: int) -> None:
+        """Refuse a state, of some process, that cannot be the one after so many batches."""
+        turns = len(self._places)
+        places = state.get("places") if isinstance(state, dict) else None
+        fits = isinstance(places, list) and len(places) == turns and state.get("turn") == done % turns
+        fits = fits and state.get("consumers") == self._total
+        for worker, place in enumerate(places if fits else []):
+            known = isinstance(place, list) and len(place) == 3 and all(type(number) is int for number in place)
+            fits = fits and known and min(place) >= 0 and place[0] <= done * self._size
+            fits = fits and place[1] < len(self.stream.groups(place[0], rank * turns + worker, self._total))
+        if not fits:
+            raise ValueError(f"batches[{rank}] is no place in the stream after {done} batches: {state}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
