@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ad_hf.files import atomic_folder, copy_files, leaves_folder, refuse_other, remove_folder
+from ad_hf.files import atomic_folder, copy_files, leaves_folder, local_path, refuse_other, remove_folder
 from ad_hf.hub.model_files import BEST_FOLDER, CHECKPOINT_FOLDER, MODEL_FILES, STATE_FILE, TENSORS_FILE
 from ad_hf.hub.repositories import HUB_ID, find_repository
 from ad_hf.hub.weights import check_weights, not_finite, read_tensors
@@ -225,7 +225,7 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
     """
     if str(resume) == "latest":
         return next(reversed(list_checkpoints(output_dir)), None)
-    folder = Path(resume)
+    folder = local_path(resume)
     if not folder.exists() and HUB_ID.fullmatch(str(resume)):
         wanted = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors")]
         folder = find_repository(resume, "model").download(wanted) / CHECKPOINT_FOLDER
