@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ad_hf.files import atomic_folder, copy_files, leaves_folder, refuse_other, remove_folder
+from ad_hf.files import atomic_folder, copy_files, leaves_folder, remove_folder
 from ad_hf.hub.models import MODEL_FILES
 from ad_hf.hub.push import CHECKPOINT_FOLDER
 from ad_hf.hub.repositories import HUB_ID, find_repository
@@ -197,19 +197,6 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
     return sorted(found, key=_number)
-
-
-def check_run_folder(output_dir: Path, resumed: bool = False) -> None:
-    """
-    Refuse a folder for a run in which something else is where its model and checkpoints are to be.
-
-    Raises:
-        FileExistsError: naming it.
-    """
-    refuse_other(output_dir / "model", "config.json")
-    for path in list_checkpoints(output_dir):
-        if not (resumed and path.is_dir()):  # a damaged one is told from others, if it is to be resumed
-            refuse_other(path, STATE_FILE)
 
 
 def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
