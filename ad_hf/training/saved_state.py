@@ -162,7 +162,7 @@ def check_state(trainer: Trainer, state: dict[str, Any], number: int | None, sha
         "schedulers": schedulers,
         "scaler": None
         if scaler is None
-        else {**scaler.state_dict(), "scale": Number(0), "_growth_tracker": Number(0, whole=True)},
+        else {**scaler.state_dict(), "scale": Number(1e-38), "_growth_tracker": Number(0, whole=True)},
     }
     check_entry(state, expected, "")
     for rank, place in enumerate(state["batches"]):
