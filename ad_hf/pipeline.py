@@ -31,8 +31,8 @@ from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
 from ad_hf.sources.collect import collect
-from ad_hf.training.checkpoints import check_run_folder
 from ad_hf.training.compatibility import check_tasks
+from ad_hf.training.run_folder import check_run_folder
 from ad_hf.training.trainer import train
 
 
