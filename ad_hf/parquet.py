@@ -25,7 +25,7 @@ def parquet_errors(name: str | Path) -> Iterator[None]:
 def _open(path: Path, name: str | Path | None) -> pq.ParquetFile:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise ValueError(f"{name or path}: expected a parquet file, and it is not a regular file")
-    return pq.ParquetFile(path)
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def read_footer(path: str | Path, name: str | Path | None = None) -> pq.FileMetaData:

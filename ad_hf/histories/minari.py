@@ -361,7 +361,7 @@ def from_minari(
                 add("train", rows)
         if num_steps != dataset.total_steps:
             raise ValueError(
-                f"{dataset.id} says that it has {dataset.total_steps} steps, total_steps; its episodes have {num_steps}"
+                f"{dataset.id} says that it has {dataset.total_steps} steps, total_steps; episodes have {num_steps}"
             )
         origin = f"Converted from the Minari dataset `{dataset.id}` by `ad-hf convert`."
         family = {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": [{}]}

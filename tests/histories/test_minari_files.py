@@ -101,7 +101,7 @@ ENTRIES = {
     "a configuration elsewhere": ("ours", put("../up", "ad_hf", "config_name"), "config_name must be"),
     "more episodes": ("others", put(9, "total_episodes"), "others-v0, episode 3 cannot be read"),
     "too many episodes": ("others", put(10**12, "total_episodes"), "total_episodes must be from 0"),
-    "fewer steps": ("others", put(0, "total_steps"), "others-v0 says that it has 0 steps, .* its episodes have 9"),
+    "fewer steps": ("others", put(0, "total_steps"), "others-v0 says that it has 0 steps, .* episodes have 9"),
     "another format": ("others", put("pickle", "data_format"), "data_format must be one of"),
     "no id": ("others", drop("dataset_id"), "dataset_id is missing"),
     "an unknown version": ("others", put("99.0", "minari_version"), "data cannot be read: .*99.0"),
