@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.checks_ad import element_shape
 
 
 def available_memory(device: torch.device) -> int:
@@ -65,3 +66,28 @@ def check_model_fits(config: ADConfig, where: str = "", section: str = "") -> No
     names = ("hidden_size", "num_hidden_layers", "intermediate_size")
     sizes = ", ".join(f"{section}{name} {getattr(config, name)}" for name in names)
     check_fits(f"{where}a model of {sizes}", model_bytes(config))
+
+
+def check_batch_fits(what: str, config: ADConfig, num_windows: int, device: torch.device) -> None:
+    """
+    Refuse a batch of which not even each block's input fits in memory.
+
+    Args:
+        what (`str`):
+            What to call it.
+        config ([`ADConfig`]):
+            Of the model that is trained on it.
+        num_windows (`int`):
+            Windows of `context_length` steps.
+        device (`torch.device`):
+            Where.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    observation, action = (
+        math.prod(element_shape(space)) for space in (config.observation_space, config.action_space)
+    )
+    layers = getattr(config.backbone_config or config, "num_hidden_layers", 1)
+    per_step = observation + 2 * action + 5 + 2 * config.hidden_size * (layers + 1)  # of a byte, and of two
+    check_fits(what, num_windows * config.context_length * per_step, device)

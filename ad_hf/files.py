@@ -22,6 +22,11 @@ def _hidden(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.{suffix}")
 
 
+def local_path(path: str | Path) -> Path:
+    """A path of this machine, `~` in it being the user's home as in a shell."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """
@@ -143,6 +148,20 @@ def copy_files(patterns: Iterable[str], source: str | Path, target: str | Path) 
         if not path.is_file():
             raise ValueError(f"{path} is no file: remove it")
         shutil.copyfile(path, target / path.name)
+
+
+def writable_folder(path: str | Path) -> Path:
+    """
+    A folder, made if need be, before the work whose results are to be written to it.
+
+    Raises:
+        OSError: if it cannot be written to.
+    """
+    path = local_path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written to: give another folder, or see to its permissions")
+    return path
 
 
 def write_text(path: str | Path, text: str) -> None:

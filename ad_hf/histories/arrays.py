@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ad_hf.histories.array_files import Hdf5, Npz, open_arrays, reading
+from ad_hf.histories.validation import outside
 from ad_hf.histories.writer import Steps, to_storage
 
 # What each array may be called; the first name that is there is taken.
@@ -224,8 +225,8 @@ def _array(opened: Npz | Hdf5, key: str, container: Container) -> Any:
 def _stream(where: str, keys: dict[str, str], parts: dict[str, np.ndarray]) -> Stream:
     """A stream of its arrays, with the ends of its episodes told apart as well as they can be."""
     rewards = _column(parts["rewards"], f"{where}, array {keys['rewards']}").astype(np.float64)
-    if not np.isfinite(rewards).all():
-        step = int(np.argmin(np.isfinite(rewards)))
+    if (wrong := outside(rewards)).any():
+        step = int(np.argmax(wrong))
         raise ValueError(f"{where}, array {keys['rewards']}: {rewards[step]} at step {step}, expected a finite number")
     flags: dict[str, np.ndarray] = {}
     for role in ("terminations", "truncations", "dones"):
@@ -271,7 +272,8 @@ def steps_of_stream(
     """
 
     def stored(role: str, space: spaces.Space) -> np.ndarray:
-        return to_storage(getattr(stream, role), space, f"{stream.where}, array {stream.keys[role]}")
+        name = f"{stream.where}, array {stream.keys[role]}"
+        return to_storage(getattr(stream, role), space, name, is_action=role == "actions")
 
     observations, last = stored("observations", observation_space), len(stream.rewards) - 1
     ends = np.flatnonzero(stream.terminations | stream.truncations)

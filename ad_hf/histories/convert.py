@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 from ad_hf.envs.foreign import check_kwargs
 from ad_hf.envs.making import find_spec
 from ad_hf.envs.spaces import read_space
-from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
+from ad_hf.envs.task_family import SPLITS, Task, TaskFamily, comparable
+from ad_hf.files import local_path
 from ad_hf.histories.array_files import reading
 from ad_hf.histories.arrays import (
     ARRAY_NAMES,
@@ -129,7 +130,7 @@ def from_arrays(
         raise ValueError(f"unknown arrays {', '.join(unknown)}: expected some of {', '.join(ARRAY_NAMES)}")
     check_environment(env_id, env_kwargs)
     check_counts(max_piece_steps=max_piece_steps)
-    source, output_dir = Path(source), Path(output_dir)
+    source, output_dir = local_path(source), local_path(output_dir)
     containers = find_containers(source, names)
     entries = _task_entries(containers, source, tasks, task_keys)
     if tasks is None and not trust_remote_code:
@@ -220,13 +221,6 @@ def _task_entry(entry: Any, name: str) -> TaskEntry:
     return TaskEntry(entry, split)
 
 
-def _comparable(value: Any) -> Any:
-    """A JSON value as one that can be looked up; 3 and 3.0 are the same."""
-    if isinstance(value, dict):
-        return frozenset((name, _comparable(item)) for name, item in value.items())
-    return tuple(map(_comparable, value)) if isinstance(value, (list, tuple)) else value
-
-
 def _tasks_of_family(containers: Sequence[Container], entries: Sequence[TaskEntry], family: TaskFamily) -> list[Task]:
     """Which task of a family each container is of: by its keyword arguments, or else in order."""
     if all(entry.kwargs is None for entry in entries):
@@ -236,10 +230,10 @@ def _tasks_of_family(containers: Sequence[Container], entries: Sequence[TaskEntr
                 f"the family's {len(family.all_tasks)} tasks: say it with tasks"
             )
         return list(family.all_tasks)
-    known = {_comparable(task.kwargs): task for task in family.all_tasks}
+    known = {comparable(task.kwargs): task for task in family.all_tasks}
     assigned = []
     for container, entry in zip(containers, entries):
-        task = known.get(_comparable(entry.kwargs))
+        task = known.get(comparable(entry.kwargs))
         if task is None or entry.split not in (task.split, None):
             raise ValueError(
                 f"{container}: the family has no task {entry.kwargs}{f' in {entry.split}' if entry.split else ''}; "
@@ -262,7 +256,7 @@ def _new_family(
     ids = []
     for container, entry in zip(containers, entries):
         # Nothing being said, each container is a task of its own.
-        key = container.name if entry.kwargs is None else _comparable(entry.kwargs)
+        key = container.name if entry.kwargs is None else comparable(entry.kwargs)
         if key not in known:
             known[key] = len(tasks)
             tasks.append(entry.kwargs or {})

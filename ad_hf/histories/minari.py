@@ -28,12 +28,12 @@ from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
 from ad_hf.envs.spaces import read_space
 from ad_hf.envs.task_family import SPLITS
-from ad_hf.files import atomic_folder
+from ad_hf.files import atomic_folder, local_path
 from ad_hf.histories.array_files import check_hdf5, reading
-from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.episodes import Episode, episodes_of_row, join_episodes, pieces_of_episodes
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
-from ad_hf.histories.validation import check_histories
+from ad_hf.histories.validation import outside
 from ad_hf.histories.writer import (
     SHARD_TRANSITIONS,
     describe,
@@ -188,12 +188,9 @@ def to_minari(
         raise ValueError(f"{target} exists already: give another id, or delete it with `minari delete {dataset_id}`")
     opened = HistoryDataset.open(dataset, config_name)
     metadata = opened.metadata
-    found = {task["split"] for task in metadata.tasks}
-    chosen = [name for name in SPLITS if name in found] if split is None else [split]
-    files: list[Path] = []
-    for name in chosen:
-        folder = opened.repository.download([opened.pattern(name)])
-        files += [folder / path for path in opened.shards(name)]
+    chosen = opened.splits if split is None else [split]
+    check_dataset(opened, chosen)
+    files = [file for name in chosen for file in opened.files(name)]
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:
         (folder / "data").mkdir()
@@ -236,7 +233,6 @@ def _fill(storage: Any, files: Iterable[Path], metadata: HistoryMetadata) -> dic
                         raise ValueError(
                             f"{file}: column {found.name} is of type {found.type}, expected {wanted.type}"
                         )
-                check_histories(table, *metadata.spaces, str(file), sum(shards[file.name]))
                 _add_rows(storage, table, metadata, file.name.partition("-")[0], row, str(file))
                 shards[file.name].append(len(table))
                 row += len(table)
@@ -347,7 +343,7 @@ def from_minari(
         with new_dataset(output_dir, config_name) as folder:
             metadata = _restore(dataset, entry, folder / config_name)
             describe(folder, name, config_name, metadata, "", None)
-        return Path(output_dir)
+        return local_path(output_dir)
     config_name = config_name or "default"
     if dataset.total_episodes == 0:
         raise ValueError(f"{dataset.id} has no episodes")
@@ -366,7 +362,7 @@ def from_minari(
         origin = f"Converted from the Minari dataset `{dataset.id}` by `ad-hf convert`."
         family = {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": [{}]}
         describe(folder, name, config_name, metadata, origin, family)
-    return Path(output_dir)
+    return local_path(output_dir)
 
 
 def _each(found: Iterable[Any], dataset: MinariDataset) -> Iterator[Any]:
@@ -512,7 +508,7 @@ def _checked(episode: Episode, number: int, is_last: bool, name: str) -> Episode
         expected = length + (column == "observations")
         if len(values) != expected:
             raise ValueError(f"{name}, episode {number}, {column}: {len(values)} elements, expected {expected}")
-    if not np.isfinite(episode.rewards).all():
+    if outside(episode.rewards).any():
         raise ValueError(f"{name}, episode {number}, rewards: expected finite numbers")
     ends = episode.terminations | episode.truncations
     if ends[:-1].any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ad_hf.hub.push import model_folder
+from ad_hf.hub.model_files import model_folder
 from ad_hf.hub.repositories import explained, find_repository
 from ad_hf.hub.weights import INDEX_FILE, WEIGHTS_FILE, check_weights
 from ad_hf.model import ADModel

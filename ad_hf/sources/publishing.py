@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -26,6 +29,25 @@ FOUND_LATER = ("versions", "statistics", "fingerprint", "failures", "progress") 
 def work_folder(output: Folder, config_name: str) -> Folder:
     """Where a configuration is kept while it is being collected."""
     return output.child(HIDDEN_FOLDER).child(config_name)
+
+
+def check_names(output: Folder, config_name: Any) -> None:
+    """
+    Refuse a configuration whose name makes no folder, and folders whose places are taken by something else.
+
+    Raises:
+        ValueError: naming the path.
+    """
+    if not isinstance(config_name, str) or not re.fullmatch(r"[^./\\<>:|?*\"][^/\\<>:|?*\"]*", config_name):
+        raise ValueError(f"config_name must be the name of a folder that is not hidden, got {config_name!r}")
+    if isinstance(output, RemoteFolder):
+        return
+    work = output.path / HIDDEN_FOLDER
+    for path in (output.path, output.path / config_name, work, work / config_name):
+        if os.path.lexists(path) and not path.is_dir():
+            raise ValueError(f"{path} is no folder, as which histories need it: give another output_dir, or move it")
+    if (output.path / CARD).is_dir():
+        raise ValueError(f"{output.path / CARD} is a folder, where the dataset's card is to be: move it")
 
 
 def is_finished(output: Folder, config_name: str, metadata: HistoryMetadata) -> bool:
