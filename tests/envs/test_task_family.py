@@ -1,5 +1,6 @@
 """Task families: tasks, their split, and the vector environments over them."""
 
+import math
 from collections import Counter
 
 import gymnasium as gym
@@ -131,6 +132,38 @@ def test_family_without_an_id_or_with_two_lists_of_tasks_is_refused(config):
 def test_bad_import_path_is_refused_by_setting(setting, path):
     with pytest.raises(ValueError, match=f"family.{setting}.*{path}"):
         TaskFamily.from_config(FamilyConfig(env_id=ROOM, tasks=GOALS, **{setting: path}))
+
+
+@pytest.mark.parametrize("setting", ["stratify_by", "optimal_return", "random_return"])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (math.sqrt, "failed for the keyword arguments .*'goal'.* TypeError"),
+        (lambda **task: task, "returned {.* expected a finite number"),
+        (lambda **task: "3", "returned '3'"),
+        (lambda **task: [[1], [2, 3]], "returned .* expected a finite number"),
+        (lambda **task: np.nan, "returned nan"),
+    ],
+)
+def test_functions_of_tasks_that_give_no_number_are_refused_by_setting(setting, function, message):
+    def call():
+        family = TaskFamily(ROOM, GOALS, num_test_tasks=1, **{setting: function})
+        return family.optimal_returns(family.tasks()), family.random_returns(family.tasks())
+
+    with pytest.raises(ValueError, match=rf"^family\.{setting} {message}"):
+        call()
+
+
+@pytest.mark.parametrize("number", [2, np.int64(2), np.float32(2.0), np.array(2.0)], ids=repr)
+def test_numbers_of_numpy_are_numbers(number):
+    family = TaskFamily(ROOM, GOALS, num_test_tasks=1, stratify_by=lambda **task: number)
+    assert len(family.tasks("test")) == 1
+
+
+def test_native_vectors_of_tasks_with_different_arguments_are_refused():
+    family = TaskFamily(ROOM, [{"goal": [0, 1]}, {"size": 3}], native_vector=True)
+    with pytest.raises(ValueError, match=r"family\.native_vector needs tasks of the same keyword arguments.*'goal'"):
+        family.make_vec(family.tasks())
 
 
 def test_import_paths_are_resolved():
