@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,29 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def is_number(value: Any) -> bool:
     """Whether a value is a number, which a truth value is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def memory() -> int | None:
+    """Bytes of this machine's memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def check_fits(size: int, what: str) -> None:
+    """Refuse what takes more bytes than this machine has memory: a `ValueError` that names it and both numbers."""
+    available = memory()
+    if available is not None and size > available:
+        raise ValueError(f"{what} would take {size:,} bytes, and this machine has {available:,}: make it smaller")
+
+
+def as_array(values: Any, name: str) -> np.ndarray:
+    """Values as an array; a `ValueError` with their name for a ragged sequence."""
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers, got {type(values).__name__}: {error}") from error
 
 
 SIZES = {"Discrete": "n", "MultiDiscrete": "nvec", "MultiBinary": "n", "Box": "shape"}
@@ -73,7 +97,7 @@ def as_elements(
     Raises:
         ValueError: for elements of a wrong shape or outside of the space, naming the environment.
     """
-    array = np.asarray(values)
+    array = as_array(values, name)
     expected = (num_envs, *element_shape(space))
     if array.shape != expected or array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numbers of shape {expected}, got {array.dtype} of shape {array.shape}")
@@ -90,7 +114,7 @@ def as_elements(
 
 def check_rewards(rewards: Any, num_envs: int, rows: np.ndarray) -> np.ndarray:
     """Rewards (num_envs,) as float32, those of environments outside of rows (num_envs,) as they are or zero."""
-    array = np.asarray(rewards)
+    array = as_array(rewards, "rewards")
     if array.shape != (num_envs,) or array.dtype.kind not in "biuf":
         raise ValueError(f"rewards must be numbers of shape ({num_envs},), got {array.dtype} of shape {array.shape}")
     array = array.astype(np.float32)
@@ -137,14 +161,16 @@ def fault_of_inputs(
     return None
 
 
-def as_flags(values: Any, num_envs: int, name: str) -> torch.Tensor:
-    """Truth values (num_envs,) as a tensor; a `ValueError` for another shape."""
-    flags = torch.as_tensor(values, dtype=torch.bool)
-    if flags.shape != (num_envs,):
+def as_flags(values: Any, num_envs: int, name: str, numbers: bool = False) -> torch.Tensor:
+    """Truth values (num_envs,), or 0 and 1 where `numbers` may stand for them, as a tensor; else a `ValueError`."""
+    flags = as_array(values, name)
+    known = flags.dtype.kind == "b" or (numbers and flags.dtype.kind in "iuf" and bool(np.isin(flags, (0, 1)).all()))
+    if flags.shape != (num_envs,) or not known:
         raise ValueError(
-            f"{name} must have shape ({num_envs},), one truth value for each environment, got {tuple(flags.shape)}"
+            f"{name} must have shape ({num_envs},), one truth value for each environment, got {flags.dtype} of shape "
+            f"{flags.shape}"
         )
-    return flags
+    return torch.from_numpy(flags.astype(bool))
 
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,29 +13,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
+from .checks_ad import check_fits
 from .configuration_ad import ADConfig
 
 # Names of so many tensors stand in an error.
 NAMED = 5
 
 
-def memory() -> int | None:
-    """Bytes of this machine's memory, where the system tells."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
 def check_memory(config: ADConfig) -> None:
-    """Refuse a model whose weights are larger than this machine's memory: a `ValueError` with the setting and bytes."""
-    weights, available = config.weights(), memory()
-    size = 4 * sum(weights.values())
-    if available is not None and size > available:
-        largest = max(weights, key=lambda name: weights[name])
-        raise ValueError(
-            f"the model would take {size:,} bytes, most of them for its {largest}; this machine has {available:,}"
-        )
+    """Refuse a model whose weights are larger than this machine's memory."""
+    weights = config.weights()
+    largest = max(weights, key=lambda name: weights[name])
+    check_fits(4 * sum(weights.values()), f"a model with this {largest}")
 
 
 @contextmanager
@@ -91,4 +79,4 @@ def check_loaded(path: Any, model: PreTrainedModel, info: dict[str, Any]) -> Non
             raise ValueError(f"the weights in {path} are not all finite: {name} holds NaN or infinities")
 
 
-__all__ = ["check_loaded", "check_memory", "damage_named", "memory", "quiet"]
+__all__ = ["check_loaded", "check_memory", "damage_named", "quiet"]

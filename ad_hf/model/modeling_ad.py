@@ -530,9 +530,9 @@ class ADModel(ADPreTrainedModel):
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         kwargs = cls._with_config(path, hub, kwargs)
         asked = kwargs.pop("output_loading_info", False)
-        lenient = asked or kwargs.get("ignore_mismatched_sizes") or kwargs.get("state_dict") is not None
-        lenient |= any(kwargs.get(name) is not None for name in ("quantization_config", "gguf_file"))
-        lenient |= getattr(kwargs["config"], "quantization_config", None) is not None
+        quantized = [kwargs.get("quantization_config"), getattr(kwargs["config"], "quantization_config", None)]
+        given = [kwargs.get("state_dict"), kwargs.get("gguf_file"), *quantized]
+        lenient = asked or kwargs.get("ignore_mismatched_sizes") or any(value is not None for value in given)
         if path is not None and kwargs.get("gguf_file") is None:
             kwargs.setdefault("use_safetensors", True)  # other files can hold pickles
         if lenient:
@@ -555,10 +555,8 @@ class ADModel(ADPreTrainedModel):
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
             place = path if config is None else config
-            held = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, *NOT_OF_CONFIG) if name in kwargs}
-            kwargs = {name: value for name, value in kwargs.items() if name not in ("config", "trust_remote_code")} | {
-                name: held[name] for name in ("dtype",) if held.get(name) not in (None, "auto")
-            }
+            held = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *NOT_OF_CONFIG) if name in kwargs}
+            kwargs = {name: value for name, value in kwargs.items() if name != "config" and name not in held}
             try:
                 config, kwargs = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
             except ValueError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .checks_ad import as_elements, check_rewards
+from .checks_ad import as_array, as_elements, as_flags, check_rewards
 
 if TYPE_CHECKING:
     from .modeling_ad import ADModel
@@ -44,7 +44,7 @@ def prompt_steps(history: Mapping[str, Any], model: ADModel, none: torch.Tensor,
             f"{name}: expected observations, actions, rewards, and terminations and truncations or episode_starts; "
             f"got {', '.join(sorted(history)) or 'nothing'}"
         )
-    time = len(history["rewards"])
+    time = len(as_array(history["rewards"], f"{name}: rewards").reshape(-1))
     every = np.ones(time, dtype=bool)
     try:
         observations = as_elements(history["observations"], model.config.observation_space or {}, time, every)
@@ -65,10 +65,7 @@ def prompt_steps(history: Mapping[str, Any], model: ADModel, none: torch.Tensor,
 def _episode_starts(history: Mapping[str, Any], time: int) -> torch.Tensor:
     """Which steps (time,) are the first of their episode."""
     names = ("episode_starts",) if "episode_starts" in history else ("terminations", "truncations")
-    columns = [np.asarray(history[name], dtype=bool) for name in names]
-    for name, column in zip(names, columns):
-        if column.shape != (time,):
-            raise ValueError(f"{name} must have shape ({time},), got {column.shape}")
+    columns = [as_flags(history[name], time, name, numbers=True).numpy() for name in names]
     starts = columns[0].copy() if len(columns) == 1 else np.roll(columns[0] | columns[1], 1)
     starts[:1] = True
     return torch.from_numpy(starts)
