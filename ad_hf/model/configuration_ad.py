@@ -2,7 +2,7 @@
 
 # Annotations are not postponed here: `strict` checks values against types, not against their names.
 import math
-from dataclasses import field
+from dataclasses import field, fields
 from functools import wraps
 from typing import Any, Literal
 
@@ -140,9 +140,10 @@ def entries_to_trust(settings: Any, place: str = "") -> list[str]:
 
 def _check_names(config_class: type, settings: dict[str, Any], place: str) -> None:
     """Refuse entries that would stand in the place of a configuration's methods, or of what its class says."""
+    names = {known.name for known in fields(config_class)}
     for name in settings:
         attribute = getattr(config_class, name, None) if isinstance(name, str) else None
-        ours = name in config_class.__dataclass_fields__ or isinstance(attribute, property)  # type: ignore[attr-defined]
+        ours = name in names or isinstance(attribute, property)
         if attribute is not None and not ours and name != "model_type":
             raise ValueError(f"{place}{name} is no setting of {config_class.__name__}")
 

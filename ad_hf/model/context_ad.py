@@ -12,7 +12,7 @@ import torch
 
 from .backbone_cache_ad import BackboneCache, NoCache, takes_padded_cache
 from .cache_ad import ADCache, as_slice
-from .checks_ad import as_array, as_elements, as_flags, check_fits, check_rewards
+from .checks_ad import as_elements, as_flags, check_fits, check_rewards
 from .mixture_ad import MixtureHead
 from .prompt_ad import Prompt, prompt_steps
 from .rollout_config_ad import SEEDS, RolloutConfig
@@ -313,9 +313,9 @@ class ADContext:
         Raises:
             ValueError: for a state of another model's context, or of another number of environments or length.
         """
-        if not isinstance(state, Mapping):
+        if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor | np.ndarray) for x in state.values()):
             raise ValueError(f"a context's state must be a dict of tensors, got {type(state).__name__}")
-        state = {name: torch.as_tensor(as_array(part, f"the state's {name}")) for name, part in state.items()}
+        state = {name: torch.as_tensor(part) for name, part in state.items()}
         expected = self.state_dict()
         digest = expected.pop("weights")
         if int(state.pop("weights", digest)) != int(digest):  # which states of older versions lack

@@ -27,6 +27,16 @@ def check_memory(config: ADConfig) -> None:
     check_fits(4 * sum(weights.values()), f"a model with this {largest}")
 
 
+def check_trusted(config: ADConfig, path: Any = None) -> None:
+    """Refuse a configuration that came along with a model and can run other people's code."""
+    if untrusted := getattr(config, "untrusted", None):
+        name = config.name_or_path or path or "the model"
+        raise ValueError(
+            f"the configuration of {name} asks for what can run other people's code: {', '.join(untrusted)}; load it "
+            "with trust_remote_code=True if you trust it"
+        )
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from printing a table of weights, as an error tells what is wrong with them."""
@@ -79,4 +89,4 @@ def check_loaded(path: Any, model: PreTrainedModel, info: dict[str, Any]) -> Non
             raise ValueError(f"the weights in {path} are not all finite: {name} holds NaN or infinities")
 
 
-__all__ = ["check_loaded", "check_memory", "damage_named", "quiet"]
+__all__ = ["check_loaded", "check_memory", "check_trusted", "damage_named", "quiet"]

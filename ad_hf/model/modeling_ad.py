@@ -23,7 +23,7 @@ from .cache_ad import ADCache
 from .checks_ad import fault_of_inputs
 from .configuration_ad import ADConfig
 from .context_ad import ADContext, Prompt
-from .loading_ad import check_loaded, check_memory, damage_named, quiet
+from .loading_ad import check_loaded, check_memory, check_trusted, damage_named, quiet
 from .mixture_ad import MixtureHead
 from .rollout_ad import RolloutOutput, rollout
 from .rollout_config_ad import RolloutConfig
@@ -226,11 +226,7 @@ class ADModel(ADPreTrainedModel):
     def __init__(self, config: ADConfig) -> None:
         if config.observation_space is None or config.action_space is None:
             raise ValueError("ADConfig needs observation_space and action_space to make a model of")
-        if untrusted := getattr(config, "untrusted", None):
-            raise ValueError(
-                f"the configuration that comes with {config.name_or_path or 'the model'} asks for what can run other "
-                f"people's code: {', '.join(untrusted)}; load it with trust_remote_code=True if you trust it"
-            )
+        check_trusted(config)
         check_memory(config)
         super().__init__(config)
         self.embedding = StepEmbedding(config)
@@ -322,7 +318,7 @@ class ADModel(ADPreTrainedModel):
             if labels is not None:
                 ignored = None if attention_mask is None else attention_mask == 0
                 loss = self.head.loss(logits, labels, ignored, num_items_in_batch)
-        except (IndexError, RuntimeError) as error:  # looked into only now, as looking costs time
+        except (IndexError, RuntimeError, ValueError) as error:  # looked into only now, as looking costs time
             fault = fault_of_inputs(self.config, *inputs, attention_mask, labels)
             if fault is None:
                 raise
@@ -529,6 +525,7 @@ class ADModel(ADPreTrainedModel):
         path = pretrained_model_name_or_path
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         kwargs = cls._with_config(path, hub, kwargs)
+        check_trusted(kwargs["config"], path)
         asked = kwargs.pop("output_loading_info", False)
         quantized = [kwargs.get("quantization_config"), getattr(kwargs["config"], "quantization_config", None)]
         given = [kwargs.get("state_dict"), kwargs.get("gguf_file"), *quantized]
@@ -560,7 +557,7 @@ class ADModel(ADPreTrainedModel):
             try:
                 config, kwargs = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
             except ValueError as error:
-                raise ValueError(f"{CONFIG_NAME} of {place}: {error}") from error
+                raise ValueError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
             kwargs |= held
         config = copy.deepcopy(config)
         if kwargs.get("trust_remote_code") is True:

@@ -44,21 +44,26 @@ def prompt_steps(history: Mapping[str, Any], model: ADModel, none: torch.Tensor,
             f"{name}: expected observations, actions, rewards, and terminations and truncations or episode_starts; "
             f"got {', '.join(sorted(history)) or 'nothing'}"
         )
-    time = len(as_array(history["rewards"], f"{name}: rewards").reshape(-1))
+    rewards = as_array(history["rewards"], f"{name}: rewards")
+    if rewards.ndim != 1:
+        raise ValueError(
+            f"{name}: rewards must be numbers of shape (time,), got {rewards.dtype} of shape {rewards.shape}"
+        )
+    time = len(rewards)
     every = np.ones(time, dtype=bool)
     try:
         observations = as_elements(history["observations"], model.config.observation_space or {}, time, every)
         actions = as_elements(history["actions"], model.config.action_space or {}, time, every, "actions")
-        rewards = torch.from_numpy(check_rewards(history["rewards"], time, every))
+        paid = torch.from_numpy(check_rewards(rewards, time, every))
         starts = _episode_starts(history, time)
     except ValueError as error:
         raise ValueError(f"{name}: {str(error).replace('environment', 'step')}") from error
-    previous_actions, previous_rewards = actions.to(none.dtype).roll(1, 0), rewards.roll(1, 0)
+    previous_actions, previous_rewards = actions.to(none.dtype).roll(1, 0), paid.roll(1, 0)
     if time:
         previous_actions[0], previous_rewards[0] = none, 0.0
     return {
         **{"observations": observations, "actions": actions, "previous_actions": previous_actions},
-        **{"rewards": rewards, "previous_rewards": previous_rewards, "starts": starts},
+        **{"rewards": paid, "previous_rewards": previous_rewards, "starts": starts},
     }
 
 
