@@ -228,11 +228,10 @@ def _fill(storage: Any, files: Iterable[Path], metadata: HistoryMetadata) -> dic
         for file in files:
             shards[file.name] = []
             for table in read_groups(file, schema.names):
-                for found, wanted in zip(table.schema, schema):
-                    if found.type != wanted.type:
-                        raise ValueError(
-                            f"{file}: column {found.name} is of type {found.type}, expected {wanted.type}"
-                        )
+                for wanted in schema:
+                    found = table.schema.field(wanted.name).type
+                    if found != wanted.type:
+                        raise ValueError(f"{file}: column {wanted.name} is of type {found}, expected {wanted.type}")
                 _add_rows(storage, table, metadata, file.name.partition("-")[0], row, str(file))
                 shards[file.name].append(len(table))
                 row += len(table)
