@@ -377,9 +377,8 @@ def _each(found: Iterable[Any], dataset: MinariDataset) -> Iterator[Any]:
 
 def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Episode]:
     """All episodes of a Minari dataset of these observation and action spaces, in order."""
-    shapes = dict.fromkeys(Episode._fields, ()) | {
-        name: space.shape for name, space in zip(("observations", "actions"), both)
-    }
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(Episode._fields, ())
+    shapes |= {name: space.shape or () for name, space in zip(("observations", "actions"), both)}
     found = tqdm(_each(dataset.iterate_episodes(), dataset), "convert from Minari", dataset.total_episodes)
     for number, data in enumerate(found):
         values = {name: np.asarray(getattr(data, name)) for name in Episode._fields}
