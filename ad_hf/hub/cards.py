@@ -66,7 +66,9 @@ def _made_of(*files: str) -> Iterator[None]:
     """Name the files that a card is made of where they hold something else than is expected of them."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, UndefinedError, yaml.YAMLError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, UndefinedError, yaml.YAMLError) as error:
+        if any(Path(named).name in str(error) for named in (*files, CARD, "license")):  # what is wrong is told already
+            raise
         raise ValueError(
             f"no card can be made of {', '.join(files)}: what is expected there is missing, or something else is "
             f"({type(error).__name__}: {error})"

@@ -302,3 +302,25 @@ def test_a_model_without_a_run_has_a_card(tiny_run, tmp_path):
     assert 'AutoModel.from_pretrained("someone/something", trust_remote_code=True' in card.text
     assert "None" not in card.text
     assert card.data.model_name == "Algorithm Distillation"
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value"),
+    [
+        ("run.json", "dataset", 3),
+        ("run.json", "versions", []),
+        ("report.json", "test_return_final", "high"),
+        ("report.json", "test_return_final_interval", []),
+        ("report.json", "tasks", {"0": None}),
+        ("config.json", None, [1]),
+    ],
+)
+def test_files_of_another_structure_are_named_where_a_card_is_made_of_them(
+    name, entry, value, evaluated_run, tmp_path
+):
+    files = {path.name: path for path in (evaluated_run / "model").iterdir()}
+    changed = {**json.loads(files[name].read_text()), entry: value} if entry else value
+    files[name] = tmp_path / name
+    files[name].write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=re.escape(name)):
+        model_card(files, "someone/something")
