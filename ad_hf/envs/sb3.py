@@ -141,7 +141,7 @@ class SB3VecEnv(VecEnv):
         observations, rewards, terminations, truncations, vector_infos = returned
         dones = terminations | truncations
         ended = np.flatnonzero(dones)
-        final = final_observations(vector_infos, self.envs, self._steps) if ended.size else None
+        final: Any = final_observations(vector_infos, self.envs, self._steps) if ended.size else None
         self._steps += 1
         for name in ("final_obs", "_final_obs"):
             vector_infos.pop(name, None)
