@@ -173,6 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--private", action="store_true", default=None, help="make a new repository a private one")
     verb.add_argument("--revision", help="branch to push to, which is made if need be (default: main)")
     verb.add_argument("--config_name", help="of a dataset: push this configuration alone, or the only one as this")
+    verb.add_argument("--license", help="of what is pushed (default: that in its card, else apache-2.0)")
 
     verb = add_verb("merge", "Join histories of one family, with other seeds or of other tasks, as one dataset.")
     verb.add_argument("datasets", nargs="+", metavar="DIR|ID", help="two datasets of learning histories, or more")
@@ -234,6 +235,11 @@ def _add_directions(verb: argparse.ArgumentParser) -> None:
         from_arrays.add_argument(f"--{array}", metavar="KEY", help=f"name of the array of {array}")
     from_arrays.add_argument("--time_first", action="store_true", help="arrays are (steps, streams, ...)")
     from_arrays.add_argument("--algorithm", help="what learnt (default: unknown)")
+    from_arrays.add_argument(
+        "--independent_streams",
+        action=argparse.BooleanOptionalAction,
+        help="each stream of a task learns for itself, or all are of one learner (default: not known)",
+    )
 
     for direction in (to_minari, from_minari, from_arrays):
         direction.add_argument("--trust_remote_code", action="store_true", help=TRUST)
@@ -366,7 +372,7 @@ def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     refuse(unknown)
     if arguments.kind != "dataset" and arguments.config_name is not None:
         raise ValueError("--config_name is for datasets: nothing else has configurations")
-    settings = {"private": arguments.private, "revision": arguments.revision}
+    settings = {name: getattr(arguments, name) for name in ("private", "revision", "license")}
     if arguments.kind == "dataset":
         url = push_dataset(arguments.folder, arguments.repo_id, **settings, config_name=arguments.config_name)
     else:

@@ -150,6 +150,20 @@ def copy_files(patterns: Iterable[str], source: str | Path, target: str | Path) 
         shutil.copyfile(path, target / path.name)
 
 
+def writable_folder(path: str | Path) -> Path:
+    """
+    A folder, made if need be, before the work whose results are to be written to it.
+
+    Raises:
+        OSError: if it cannot be written to.
+    """
+    path = local_path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written to: give another folder, or see to its permissions")
+    return path
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, making its folder if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 import warnings
@@ -74,6 +75,12 @@ def explained(what: str) -> Iterator[None]:
         raise HubError(f"{what}: a file is missing in the repository: {_first_line(error)}") from error
     except (HTTPError, RuntimeError) as error:
         raise _explanation(what, error) from error
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+            raise
+        raise HubError(
+            f"{what}: the cache cannot be written to ({error}): set HF_HOME to a folder that can be and has room"
+        ) from error
 
 
 def _explanation(what: str, error: BaseException) -> BaseException:

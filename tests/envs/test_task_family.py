@@ -345,3 +345,24 @@ def test_some_tasks_may_be_left_alone():
 def test_more_training_tasks_than_there_are_or_none_are_refused(number):
     with pytest.raises(ValueError, match="num_train_tasks must be from 1 to 66"):
         TaskFamily(ROOM, GOALS, num_validation_tasks=5, num_test_tasks=10, num_train_tasks=number)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        (
+            [{"goal": [0, 1]}, {"goal": [0, 0]}, {"goal": (0, 1)}],
+            r"family: tasks\[0\] and tasks\[2\] are the same task",
+        ),
+        ([{"goal": [0, 1]}, {"goal": np.array([0.0, 1.0])}], r"tasks\[0\] and tasks\[1\]"),
+        ({"train": [{"goal": [0, 1]}], "test": [{"goal": [0, 0]}, {"goal": [0, 1]}]}, r"train\[0\] and test\[1\] are"),
+        ({"train": [{"goal": [0, 1]}, {"goal": [0, 1]}]}, r"train\[0\] and train\[1\] are the same task"),
+    ],
+)
+def test_equal_tasks_are_refused_by_their_places(tasks, told):
+    with pytest.raises(ValueError, match=told):
+        TaskFamily("ad_hf/DarkRoom-v0", tasks)
+
+
+def test_tasks_of_which_nothing_is_known_may_be_several():
+    assert len(TaskFamily("Foo-v0", [{}, {}]).tasks()) == 2
