@@ -62,14 +62,14 @@ class SourceCurves:
 
 def source_curves(dataset: str | Path | HistoryDataset, split: str = "test") -> SourceCurves:
     """A source's own learning curves, from its histories of a split's tasks."""
-    columns = ["task_id", "stream", "piece", "rewards", "terminations", "truncations"]
+    columns = ["task_id", "start_step", "rewards", "terminations", "truncations"]
     rows, metadata = load_histories(dataset, split, columns=columns)
     rewards: dict[tuple[int, int], list[np.ndarray]] = {}
     ends: dict[tuple[int, int], list[np.ndarray]] = {}
     runs: dict[int, int] = {}
     for row in rows.with_format("numpy"):
         task = int(row["task_id"])
-        if row["piece"] == 0:  # with several seeds, a task has a run of each stream for every seed
+        if row["start_step"] == 0:  # with several seeds, a task has a run of each stream for every seed
             runs[task] = runs.get(task, -1) + 1
             rewards[task, runs[task]], ends[task, runs[task]] = [], []
         rewards[task, runs[task]].append(row["rewards"])
