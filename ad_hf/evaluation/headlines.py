@@ -281,7 +281,7 @@ def evidence_words(learns: Mapping[str, Any]) -> str | None:
     one = "step" if learns["of"] == "steps" else "episode"
     last = f"{one}s {begin:d} to {end:d}" if end > begin else f"{one} {end:d}"
     first = "the first" if start == stop else f"{start:d} to {stop:d}"
-    words = f"{last} minus {first}{', beyond random play' if one == 'step' else ''}: "
+    words = f"reward of {last} minus {first}, beyond random play: " if one == "step" else f"{last} minus {first}: "
     words += f"{learns['difference']:+.3g}"
     if learns["interval"] is not None:
         low, high = learns["interval"]
