@@ -328,7 +328,7 @@ def config_from_dataset(
     Raises:
         ValueError: for settings that `ADConfig` does not have.
     """
-    known = set(ADConfig.__dataclass_fields__)
+    known = {*ADConfig.__dataclass_fields__, *ADConfig.attribute_map}
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(f"ADConfig has no setting {', '.join(map(repr, unknown))}")

@@ -142,7 +142,7 @@ def test_environments_that_do_not_fit_the_model_are_closed_again(make_model, cou
         (None, None, "envs must be"),
         ([Counting()], None, "envs must be"),
         (Counting(), {"at": 3}, "env_kwargs are for environments that are made from an id"),
-        ("CartPole-v1", [], "env_kwargs holds no environment"),
+        ("CartPole-v1", [], "env_kwargs must be keyword arguments for each environment"),
     ],
     ids=["number", "nothing", "list", "keywords of one that there is", "no environment"],
 )
