@@ -116,7 +116,8 @@ class HistoryStream:
         except HubError:
             raise
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{name}: it is no parquet file, or a damaged one: {error}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{name}: it is no parquet file, or a damaged one: {reason}") from error
 
     def _read_footer(self, path: str) -> pq.FileMetaData:
         def read() -> pq.FileMetaData:

@@ -30,8 +30,16 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ad_hf.files import atomic_folder, copy_files, leaves_folder, remove_folder
-from ad_hf.hub.push import CHECKPOINT_FOLDER
+from ad_hf.files import atomic_folder, copy_files, leaves_folder, local_path, remove_folder
+from ad_hf.hub.model_files import (
+    BEST_FOLDER,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    MODEL_FILES,
+    STATE_FILE,
+    TENSORS_FILE,
+    WEIGHTS_FILE,
+)
 from ad_hf.hub.repositories import HUB_ID, find_repository
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe
@@ -42,16 +50,6 @@ from ad_hf.training.saved_state import check_entry, check_state, check_tensors, 
 if TYPE_CHECKING:
     from ad_hf.training.trainer import Trainer
 
-WEIGHTS_FILE, TENSORS_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "training_state.json"
-MODEL_FILES = (
-    "config.json",
-    "rollout_config.json",
-    WEIGHTS_FILE,
-    "model-*-of-*.safetensors",
-    f"{WEIGHTS_FILE}.index.json",
-    "*_ad.py",
-)
-BEST_FOLDER = "best"  # the model that did best so far
 DEEPSPEED_FOLDER = "deepspeed"  # of a run with DeepSpeed, the engine's own files: pickles, for this machine alone
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process, however it is sharded
 # What may be another when a run is resumed: it changes none of the updates.
@@ -162,7 +160,7 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
             trainer.save_model(folder, weights)
             save_file(tensors, folder / TENSORS_FILE)
             if trainer.best is not None:
-                copy_files(MODEL_FILES, output_dir / "model", folder / BEST_FOLDER)
+                copy_files([*MODEL_FILES, "*_ad.py"], output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
     if accelerator.is_main_process:
         # Newer ones are of a run that went on from here before, and folders without a state are not ours.
@@ -220,7 +218,7 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
     """
     if str(resume) == "latest":
         return next(reversed(list_checkpoints(output_dir)), None)
-    folder = Path(resume)
+    folder = local_path(resume)
     if not folder.exists() and HUB_ID.fullmatch(str(resume)):
         wanted = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors")]
         folder = find_repository(resume, "model").download(wanted) / CHECKPOINT_FOLDER
@@ -274,7 +272,7 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
             for path in model.iterdir():
                 if leaves_folder(path, folder):
                     raise ValueError(f"{path} is a link out of the checkpoint")
-            read_json(model / "config.json")
+            read_json(model / CONFIG_FILE)
             weights.append(ADModel.from_pretrained(model, config=trainer.model_config).state_dict())
     return state, tensors, weights
 
