@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent / "tests" / "hub")]  # the latter for its Hub
+sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS), str(SCRIPTS.parent / "tests" / "hub")]  # this checkout, and its Hub
 
 from malformed_inputs.common import Input, Place, command
 

@@ -56,7 +56,7 @@ ENTRIES: list[tuple[str, Any, str]] = [
 ]
 
 TENSOR_CHANGES: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
-    (TENSORS, "a moment is missing", lambda tensors: tensors.pop("optimizer/0/norm.bias/exp_avg") and None, r"norm\.bias"),
+    (TENSORS, "a moment is missing", lambda tensors: tensors.pop("optimizer/0/norm.bias/exp_avg"), r"norm\.bias"),
     (TENSORS, "all moments are missing", lambda tensors: {
         name: each for name, each in tensors.items() if name.startswith("random")}, r"training\.safetensors|optimizer"),
     (TENSORS, "a moment of another shape", lambda tensors: tensors.update(
