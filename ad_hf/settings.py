@@ -22,8 +22,8 @@ NAMES: dict[Any, str] = {
 }
 
 
-def _read(path: str | Path) -> str:
-    """The text of a regular file."""
+def read_utf8(path: str | Path) -> str:
+    """The text of a regular file; a `ValueError` or `FileNotFoundError` that names it if it is none."""
     if not Path(path).is_file():  # a pipe would be waited for
         raise FileNotFoundError(f"{path} is not a file")
     try:
@@ -76,7 +76,7 @@ def read_json(path: str | Path, kind: type = dict) -> Any:
         FileNotFoundError: if there is no regular file.
         ValueError: also for a file that is not UTF-8.
     """
-    return parse_json(_read(path), path, kind)
+    return parse_json(read_utf8(path), path, kind)
 
 
 class _Loader(yaml.SafeLoader):
@@ -165,7 +165,7 @@ def read_yaml(path: str | Path, kind: type = dict) -> Any:
         FileNotFoundError: if there is no regular file.
         ValueError: also for a file that is not UTF-8.
     """
-    return parse_yaml(_read(path), path, kind)
+    return parse_yaml(read_utf8(path), path, kind)
 
 
 def dump_yaml(data: Any) -> str:

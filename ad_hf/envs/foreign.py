@@ -135,3 +135,17 @@ def check_family_section(family: Mapping[str, Any], origin: str) -> None:
         for name, value in values.items() if isinstance(values, Mapping) else ():
             if isinstance(value, Mapping) and "function" in value:
                 _check_name(value["function"], TASK_FUNCTIONS, origin, f"{where}.random.values.{name}.function")
+
+
+def check_kwargs(kwargs: Mapping[str, Any], origin: str) -> None:
+    """
+    Refuse keyword arguments of environments that come along and may name files; see [`check_family_section`].
+
+    Args:
+        kwargs (`Mapping`):
+            The keyword arguments, by what to call them in an error.
+        origin (`str`):
+            What they come along with.
+    """
+    for where, given in kwargs.items():
+        _check_kwargs(given, origin, where)

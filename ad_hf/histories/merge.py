@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.task_family import SPLITS, FamilyConfig
-from ad_hf.files import link_or_copy
-from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.files import link_or_copy, local_path
+from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.writer import RECIPE_FILE, describe, new_dataset
 from ad_hf.settings import make_section, read_yaml, shown
@@ -34,8 +34,8 @@ class _Part(NamedTuple):
 
 def _read(dataset: str | Path | HistoryDataset, config_name: str | None) -> _Part:
     opened = HistoryDataset.open(dataset, config_name)
-    there = {task["split"] for task in opened.metadata.tasks}
-    files = {split: opened.files(split) for split in SPLITS if split in there}
+    check_dataset(opened)
+    files = {split: opened.files(split) for split in opened.splits}
     ids: set[str] = set()
     for shard in (shard for shards in files.values() for shard in shards):
         ids.update(pq.read_table(shard, columns=["history_id"])["history_id"].to_pylist())
@@ -196,4 +196,4 @@ def merge_datasets(
         merged = [f"- {part.dataset} (fingerprint {part.dataset.metadata.fingerprint})" for part in parts]
         origin = "Merged by `ad-hf merge` from:\n\n" + "\n".join(merged)
         describe(folder, Path(output_dir).name, name, metadata, origin, family)
-    return Path(output_dir)
+    return local_path(output_dir)

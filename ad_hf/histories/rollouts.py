@@ -144,7 +144,7 @@ def _steps_of_environment(output: Any, env: int, observation_space: spaces.Space
     name = f"environment {env}"
     return Steps(
         to_storage(output.observations[env, taken], observation_space, f"{name}, observations"),
-        to_storage(output.actions[env, taken], action_space, f"{name}, actions"),
+        to_storage(output.actions[env, taken], action_space, f"{name}, actions", is_action=True),
         output.rewards[env, taken],
         terminations,
         truncations,

@@ -10,8 +10,9 @@ files of its own, pickles, which stay on the machine (`deepspeed/`).
 
 from __future__ import annotations
 
+import copy
 import json
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -30,15 +31,21 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ad_hf.files import atomic_folder, remove_folder
+from ad_hf.files import atomic_folder, copy_files, leaves_folder, refuse_other, remove_folder
+from ad_hf.hub.models import MODEL_FILES
 from ad_hf.hub.push import CHECKPOINT_FOLDER
 from ad_hf.hub.repositories import HUB_ID, find_repository
+from ad_hf.hub.weights import check_weights, not_finite, read_tensors
+from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe
+from ad_hf.settings import read_json
+from ad_hf.training.divergence import TrainingDivergedError
+from ad_hf.training.saved_state import check_entry, check_state, check_tensors
 
 if TYPE_CHECKING:
     from ad_hf.training.trainer import Trainer
 
-MODEL_FILE, TENSORS_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "training_state.json"
+TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
 BEST_FOLDER = "best"  # the model that did best so far
 DEEPSPEED_FOLDER = "deepspeed"  # of a run with DeepSpeed, the engine's own files: pickles, for this machine alone
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process, however it is sharded
@@ -86,13 +93,24 @@ def _explained(path: Path, output_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def gather_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Whole weights of the model by name, in the main process; every process must call this."""
+def gather_weights(trainer: Trainer, step: int) -> dict[str, torch.Tensor]:
+    """
+    Whole weights of the model by name after so many updates, in the main process; every process must call this.
+
+    Raises:
+        TrainingDivergedError: in every process, if a number in them is not finite, or a loss before was not.
+    """
+    trainer.check_loss()
     if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return trainer.accelerator.get_state_dict(trainer.model)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    weights: Any = get_model_state_dict(model, options=WHOLE)
-    return {name: weight.contiguous() for name, weight in weights.items()}
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        gathered: Any = get_model_state_dict(model, options=WHOLE)
+        weights = {name: weight.contiguous() for name, weight in gathered.items()}
+    wrong = broadcast_object_list([not_finite((weights or {}).items())])[0]
+    if wrong is not None:
+        raise TrainingDivergedError(f"the weights {wrong} are", step, trainer.learning_rate(step), trainer.checkpoint)
+    return weights
 
 
 def save_checkpoint(trainer: Trainer, step: int) -> Path:
@@ -110,12 +128,13 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
 
     Raises:
         OSError: if it cannot be written, with which one is the last good one.
+        TrainingDivergedError: if there are weights that are not finite, of which no checkpoint is written.
     """
     accelerator, output_dir = trainer.accelerator, trainer.output_dir
     path = output_dir / f"checkpoint-{step}"
     places = gather_object([trainer.batches.state_dict()])
     random_states = gather_object([_random_states()])
-    weights, (tensors, groups) = gather_weights(trainer), _optimizer_states(trainer)
+    weights, (tensors, groups) = gather_weights(trainer, step), _optimizer_states(trainer)
     state = {}
     if accelerator.is_main_process:
         tensors |= {f"random/{i}/{kind}": each for i, one in enumerate(random_states) for kind, each in one.items()}
@@ -138,12 +157,15 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
             trainer.save_model(folder, weights)
             save_file(tensors, folder / TENSORS_FILE)
             if trainer.best is not None:
-                shutil.copytree(output_dir / "model", folder / BEST_FOLDER)
+                copy_files([*MODEL_FILES, "*_ad.py"], output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
     if accelerator.is_main_process:
-        for old in list_checkpoints(output_dir)[: -trainer.config.save_total_limit]:
+        # Newer ones are of a run that went on from here before, and folders without a state are not ours.
+        ours = [old for old in list_checkpoints(output_dir) if _number(old) <= step and (old / STATE_FILE).is_file()]
+        for old in ours[: -trainer.config.save_total_limit]:
             remove_folder(old)
     accelerator.wait_for_everyone()
+    trainer.checkpoint = path
     return path
 
 
@@ -166,10 +188,28 @@ def _optimizer_states(trainer: Trainer) -> tuple[dict[str, torch.Tensor], list[A
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, groups
 
 
+def _number(path: Path) -> int:
+    """The updates that the name of a checkpoint says."""
+    return int(path.name.removeprefix("checkpoint-"))
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
+    return sorted(found, key=_number)
+
+
+def check_run_folder(output_dir: Path, resumed: bool = False) -> None:
+    """
+    Refuse a folder for a run in which something else is where its model and checkpoints are to be.
+
+    Raises:
+        FileExistsError: naming it.
+    """
+    refuse_other(output_dir / "model", "config.json")
+    for path in list_checkpoints(output_dir):
+        if not (resumed and path.is_dir()):  # a damaged one is told from others, if it is to be resumed
+            refuse_other(path, STATE_FILE)
 
 
 def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
@@ -190,7 +230,7 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
         return next(reversed(list_checkpoints(output_dir)), None)
     folder = Path(resume)
     if not folder.exists() and HUB_ID.fullmatch(str(resume)):
-        wanted = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors", f"{BEST_FOLDER}/*.py")]
+        wanted = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors")]
         folder = find_repository(resume, "model").download(wanted) / CHECKPOINT_FOLDER
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(
@@ -198,6 +238,63 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
             f"Hub with one in {CHECKPOINT_FOLDER}/"
         )
     return folder
+
+
+class _DamagedError(ValueError):
+    """A checkpoint is not whole, or not what a run writes."""
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Say of which file of a checkpoint an error is."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = str(error)
+        raise _DamagedError(text if str(path) in text else f"{path}: {text}") from error
+
+
+def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """
+    State and tensors of a checkpoint, after a look at all that is in it; every process does the same.
+
+    Raises:
+        ValueError: if the checkpoint is of another dataset, recipe, or number of processes; or damaged.
+    """
+    file, sharded = folder / STATE_FILE, trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
+    with _damage(file):
+        state = read_json(file)
+        check_entry(state, {"dataset": {}, "settings": {}}, "")
+    _check_same(folder, "dataset", state["dataset"], trainer.dataset_json, ignored={"name"})
+    _check_same(folder, "setting", state["settings"], _settings(trainer.recipe))
+    processes, places = trainer.accelerator.num_processes, state.get("batches")
+    if isinstance(places, list) and len(places) not in (0, processes):
+        raise ValueError(f"{folder} is of a run of {len(places)} processes, this one has {processes}")
+    with _damage(file):
+        check_state(trainer, state, _number(folder) if folder in list_checkpoints(folder.parent) else None, sharded)
+    with _damage(folder / TENSORS_FILE):
+        tensors = read_tensors(folder / TENSORS_FILE)
+        check_tensors(trainer, tensors, state["step"], sharded)
+    for model in [folder] if state["best"] is None else [folder, folder / BEST_FOLDER]:
+        with _damage(model):
+            for path in model.iterdir():
+                if leaves_folder(path, folder):
+                    raise ValueError(f"{path} is a link out of the checkpoint")
+            read_json(model / "config.json")
+            check_weights(model, trainer.model_config)
+    return state, tensors
+
+
+def _other_way(trainer: Trainer, folder: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    for other in reversed(list_checkpoints(folder.parent)):
+        if other != folder:
+            try:
+                _read_checkpoint(trainer, other)
+            except ValueError:
+                continue
+            return f"go on from {other.name} with --resume {other}, or remove {folder.name}"
+    return "there is no other one that is whole: train without --resume"
 
 
 def load_checkpoint(trainer: Trainer, folder: Path) -> int:
@@ -214,38 +311,40 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
         `int`: the updates that are done.
 
     Raises:
-        ValueError: if the checkpoint is of another dataset, recipe, or number of processes.
+        ValueError: if the checkpoint is of another dataset, recipe, or number of processes; if it is damaged, naming
+            file and entry, and the newest one that is whole.
     """
-    state = json.loads((folder / STATE_FILE).read_text())
-    _check_same(folder, "dataset", state["dataset"], trainer.dataset_json, ignored={"name"})
-    _check_same(folder, "setting", state["settings"], _settings(trainer.recipe))
+    try:
+        state, tensors = _read_checkpoint(trainer, folder)
+    except _DamagedError as error:
+        raise ValueError(f"{folder} is damaged ({error}): {_other_way(trainer, folder)}") from error
     accelerator = trainer.accelerator
-    if len(state["batches"]) != accelerator.num_processes:
-        raise ValueError(
-            f"{folder} is of a run of {len(state['batches'])} processes, this one has {accelerator.num_processes}"
-        )
-    tensors = load_file(folder / TENSORS_FILE)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         trainer.model.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
     else:
         model = accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         _set_optimizer_states(trainer, model, tensors, state["optimizers"])
-        weights: Any = load_file(folder / MODEL_FILE)
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(model, _weights(trainer, folder), options=StateDictOptions(full_state_dict=True))
     for scheduler, saved in zip(trainer.schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(saved)
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    own = f"random/{accelerator.process_index}/"
-    _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
     trainer.batches.load_state_dict(state["batches"][accelerator.process_index])
     trainer.unvalidated = state["unvalidated"]
     trainer.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     if trainer.best is not None and accelerator.is_main_process:
         trainer.output_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(trainer.output_dir / "model") as model_folder:
-            shutil.copytree(folder / BEST_FOLDER, model_folder, dirs_exist_ok=True)
+        with atomic_folder(trainer.output_dir / "model") as model_folder:  # anew, and nothing else that lies there
+            trainer.save_model(model_folder, _weights(trainer, folder / BEST_FOLDER))
+    own = f"random/{accelerator.process_index}/"
+    _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
+    trainer.checkpoint = folder
     return int(state["step"])
+
+
+def _weights(trainer: Trainer, folder: Path) -> Any:
+    """Weights that were checked, by their names in the model."""
+    return ADModel.from_pretrained(folder, config=copy.deepcopy(trainer.model_config)).state_dict()
 
 
 def _set_optimizer_states(trainer: Trainer, model: Any, tensors: dict[str, torch.Tensor], groups: list[Any]) -> None:

@@ -129,7 +129,11 @@ def test_folder_that_lacks_tasks_and_its_work_is_refused(tmp_path):
     family = make_family([None, "step"])
     with pytest.raises(CollectionError):
         collect(family, **SMALL, output_dir=tmp_path)
-    (tmp_path / ".incomplete" / "default" / "collection.json").unlink()
+    settings = tmp_path / ".incomplete" / "default" / "collection.json"
+    settings.write_text("{")
+    with pytest.raises(ValueError, match=r"collection\.json is not JSON"):
+        collect(family, **SMALL, output_dir=tmp_path)
+    settings.unlink()
     with pytest.raises(ValueError, match="lacks 1 tasks that failed"):
         collect(family, **SMALL, output_dir=tmp_path)
 
