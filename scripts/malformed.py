@@ -36,7 +36,7 @@ from typing import Any
 SCRIPTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(SCRIPTS.parent), str(SCRIPTS), str(SCRIPTS.parent / "tests" / "hub")]  # this checkout, and its Hub
 
-from malformed_inputs.common import Input, Place, command
+from malformed_inputs.common import Input, Place, command  # noqa: E402
 
 AREAS = {
     "recipes": "R",
@@ -51,8 +51,10 @@ AREAS = {
 }  # a module each, and what ids begin with
 OUTCOMES = ("clear", "accepted", "unclear", "wrongly refused", "silent", "hang", "traceback")
 BAD = ("silent", "hang", "traceback")
-ERROR = re.compile(r"^ad-hf\b[^:]*: error: |^ad-hf: (?!error)")
-UNFORESEEN = re.compile(r"error: (?:[\w.]+\.)?[A-Z]\w*: .*\(--debug")  # the class of an error, as the last handler has it
+ERROR = re.compile(r"\bad-hf\b[^:\n]*: error: .*")  # of ad-hf or one of its verbs, also behind a bar of progress
+UNFORESEEN = re.compile(
+    r"error: (?:[\w.]+\.)?[A-Z]\w*: .*\(--debug"
+)  # the class of an error, as the last handler has it
 MEMORY = 8 << 30  # bytes that an input may take beyond what is imported
 
 
@@ -106,7 +108,19 @@ def prepare(base: Path) -> None:
         ["collect", *tiny, "--output_dir", "h", "--num_workers", "1"],
         ["collect", "--recipe", "room4.yaml", "--output_dir", "room4", "--num_workers", "1"],
         ["train", *tiny, "--dataset", "h", "--output_dir", "run"],
-        ["rollout", *tiny, "--model", "run", "--dataset", "h", "--output_dir", "run", "--no_video", "--num_seeds", "1"],
+        [
+            "rollout",
+            *tiny,
+            "--model",
+            "run",
+            "--dataset",
+            "h",
+            "--output_dir",
+            "run",
+            "--no_video",
+            "--num_seeds",
+            "1",
+        ],
         ["evaluate", "--model", "run", "--dataset", "h", "--output_dir", "evaluation", "--num_seeds", "1"],
         ["convert", "from-arrays", "box.npz", "box", "--env_id", "Arm-v0", "--action_space", space],
         ["convert", "to-minari", "h", "tiny/a2c-v0"],
@@ -163,7 +177,10 @@ def attempt(given: Input, place: Place) -> dict[str, Any]:
         found["status"] = stop.code
     except BaseException as error:
         traceback.print_exc()
-        found["error"], found["kind"] = f"{type(error).__name__}: {error}", [each.__name__ for each in type(error).__mro__]
+        found["error"], found["kind"] = (
+            f"{type(error).__name__}: {error}",
+            [each.__name__ for each in type(error).__mro__],
+        )
     finished = found["error"] is None and found["status"] in (None, 0)
     if given.check is not None and finished:
         try:
@@ -180,7 +197,7 @@ def judge(given: Input, found: dict[str, Any] | None, place: Place, stderr: str)
     if place.marker.exists():
         return "silent", "a command of the input was run"
     lines = [line for line in stderr.replace("\r", "\n").splitlines() if line.strip()]
-    said = [line for line in lines if ERROR.match(line)]
+    said = [match[0] for line in lines if (match := ERROR.search(line))]
     if found["error"] is not None:
         allowed = {"ValueError", "OSError", "StrictDataclassError"}
         message, clear = found["error"], not allowed.isdisjoint(found["kind"])
@@ -241,7 +258,9 @@ def main() -> int:
     parser.add_argument("--area", nargs="+", choices=AREAS, default=list(AREAS), help="areas to try (default: all)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="these inputs alone")
     parser.add_argument("--json", metavar="FILE", help="where to write what came of each")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds until it is a hang (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds until it is a hang (default: %(default)s)"
+    )
     parser.add_argument("--base", metavar="DIR", help="folder of an honest run to make, or to take again")
     parser.add_argument("--verbose", action="store_true", help="show every input, and its whole output with --only")
     arguments = parser.parse_args()
@@ -286,7 +305,9 @@ def main() -> int:
         outcome, message = ("hang", "") if stopped else judge(given, found, place, stderr)
         message = " ".join(message.replace(str(place.folder), "DIR").split())
         seconds = round(time.monotonic() - start, 2)
-        results.append({"id": given.id, "area": given.area, "what": given.what, "outcome": outcome, "message": message})
+        results.append(
+            {"id": given.id, "area": given.area, "what": given.what, "outcome": outcome, "message": message}
+        )
         results[-1]["seconds"] = seconds
         if arguments.verbose or outcome not in ("clear", "accepted"):
             print(f"{given.id} {given.what}: {outcome} ({seconds} s)\n    {message[:400]}", flush=True)

@@ -57,22 +57,59 @@ ENTRIES: list[tuple[str, Any, str]] = [
 
 TENSOR_CHANGES: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
     (TENSORS, "a moment is missing", lambda tensors: tensors.pop("optimizer/0/norm.bias/exp_avg"), r"norm\.bias"),
-    (TENSORS, "all moments are missing", lambda tensors: {
-        name: each for name, each in tensors.items() if name.startswith("random")}, r"training\.safetensors|optimizer"),
-    (TENSORS, "a moment of another shape", lambda tensors: tensors.update(
-        {"optimizer/0/norm.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"][:3]}), r"norm\.bias"),
-    (TENSORS, "an infinite moment", lambda tensors: tensors["optimizer/0/norm.bias/exp_avg_sq"].fill_(float("inf")),
-     r"norm\.bias|finite"),
-    (TENSORS, "a moment of a weight that there is not", lambda tensors: tensors.update(
-        {"optimizer/0/blocks.7.up.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"].clone()}), r"blocks\.7"),
-    (TENSORS, "a random state that is too short", lambda tensors: tensors.update(
-        {"random/0/cpu": tensors["random/0/cpu"][:100]}), r"random"),
-    (WEIGHTS, "the head is missing", lambda tensors: {
-        name: each for name, each in tensors.items() if "head" not in name}, r"head"),
+    (
+        TENSORS,
+        "all moments are missing",
+        lambda tensors: {name: each for name, each in tensors.items() if name.startswith("random")},
+        r"training\.safetensors|optimizer",
+    ),
+    (
+        TENSORS,
+        "a moment of another shape",
+        lambda tensors: tensors.update(
+            {"optimizer/0/norm.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"][:3]}
+        ),
+        r"norm\.bias",
+    ),
+    (
+        TENSORS,
+        "an infinite moment",
+        lambda tensors: tensors["optimizer/0/norm.bias/exp_avg_sq"].fill_(float("inf")),
+        r"norm\.bias|finite",
+    ),
+    (
+        TENSORS,
+        "a moment of a weight that there is not",
+        lambda tensors: tensors.update(
+            {"optimizer/0/blocks.7.up.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"].clone()}
+        ),
+        r"blocks\.7",
+    ),
+    (
+        TENSORS,
+        "a random state that is too short",
+        lambda tensors: tensors.update({"random/0/cpu": tensors["random/0/cpu"][:100]}),
+        r"random",
+    ),
+    (
+        WEIGHTS,
+        "the head is missing",
+        lambda tensors: {name: each for name, each in tensors.items() if "head" not in name},
+        r"head",
+    ),
     (WEIGHTS, "a further tensor", lambda tensors: tensors.update(extra=tensors["norm.bias"].clone()), r"extra"),
-    (WEIGHTS, "a matrix that is transposed", lambda tensors: tensors.update(
-        {"blocks.1.down.weight": tensors["blocks.1.down.weight"].T}), r"blocks\.1\.down"),
-    (WEIGHTS, "an infinite weight", lambda tensors: tensors["norm.weight"].fill_(float("inf")), r"finite|norm\.weight"),
+    (
+        WEIGHTS,
+        "a matrix that is transposed",
+        lambda tensors: tensors.update({"blocks.1.down.weight": tensors["blocks.1.down.weight"].T}),
+        r"blocks\.1\.down",
+    ),
+    (
+        WEIGHTS,
+        "an infinite weight",
+        lambda tensors: tensors["norm.weight"].fill_(float("inf")),
+        r"finite|norm\.weight",
+    ),
 ]
 
 BYTES: list[tuple[str, str, Callable[[bytes], bytes]]] = [
@@ -89,9 +126,7 @@ BYTES: list[tuple[str, str, Callable[[bytes], bytes]]] = [
 ]
 
 
-def _resumed(
-    change: Callable[[Path], Any], resume: Any = "latest", *options: Any
-) -> Callable[[Place], list[Any]]:
+def _resumed(change: Callable[[Path], Any], resume: Any = "latest", *options: Any) -> Callable[[Place], list[Any]]:
     """Going on with a run whose folder is changed; the run is then `out`."""
 
     def make(place: Place) -> list[Any]:
@@ -184,33 +219,79 @@ def inputs() -> Iterator[Input]:
         wanted = rf"checkpoint-4.*{name.rpartition('/')[2].replace('.', '[.]')}".replace("|", "")
         yield refused(AREA, f"{name}: {what}", _resumed(_in_newest(edit_bytes, name, change)), wanted)
         if name in (TENSORS, WEIGHTS):
-            yield refused(AREA, f"{name}: {what}; an older checkpoint is whole", _resumed(
-                _in_newest(edit_bytes, name, change)), r"checkpoint-2")
+            yield refused(
+                AREA,
+                f"{name}: {what}; an older checkpoint is whole",
+                _resumed(_in_newest(edit_bytes, name, change)),
+                r"checkpoint-2",
+            )
     for name in (WEIGHTS, TENSORS, "best"):
         yield refused(AREA, f"{name} is not there", _resumed(_removed(name)), name.replace(".", r"\."))
     yield refused(AREA, "a newer checkpoint without a state", _resumed(_newer(WEIGHTS)), r"checkpoint-5")
-    yield refused(AREA, "a newer checkpoint that is a file", _resumed(_with("checkpoint-9")), r"checkpoint-9",
-                  _kept("checkpoint-9"), either=True)
+    yield refused(
+        AREA,
+        "a newer checkpoint that is a file",
+        _resumed(_with("checkpoint-9")),
+        r"checkpoint-9",
+        _kept("checkpoint-9"),
+        either=True,
+    )
     yield refused(AREA, "--resume: the folder of a model", _resumed(lambda run: None, "model"), r"model\b.*checkpoint")
     yield refused(AREA, "--resume: the folder of the run", _resumed(lambda run: None, ""), r"checkpoint")
-    yield refused(AREA, "--resume: with another learning rate", _resumed(
-        lambda run: None, "latest", "--training.learning_rate", "0.5"), r"learning_rate")
-    yield refused(AREA, "--resume: with another width", _resumed(
-        lambda run: None, "latest", "--model.hidden_size", "32"), r"hidden_size")
-    yield refused(AREA, "--resume: with histories of another room", lambda place: [
-        *place.train(place.base / "room4", "--resume", place.base / "run" / NEWEST),
-        "--family.env_kwargs.size", "4"], r"dataset|env_kwargs")
+    yield refused(
+        AREA,
+        "--resume: with another learning rate",
+        _resumed(lambda run: None, "latest", "--training.learning_rate", "0.5"),
+        r"learning_rate",
+    )
+    yield refused(
+        AREA,
+        "--resume: with another width",
+        _resumed(lambda run: None, "latest", "--model.hidden_size", "32"),
+        r"hidden_size",
+    )
+    yield refused(
+        AREA,
+        "--resume: with histories of another room",
+        lambda place: [
+            *place.train(place.base / "room4", "--resume", place.base / "run" / NEWEST),
+            "--family.env_kwargs.size",
+            "4",
+        ],
+        r"dataset|env_kwargs",
+    )
     for name in ("config.json", "notes.txt"):
-        yield refused(AREA, f"best/{name} is a link to a file elsewhere", _linked_out(name),
-                      rf"link|{name}", _no_secret, either=True)
-    for name, is_folder in ((".mine.old", True), (".model.tmp", True), (".draft.tmp", False), (".a.1.old", True),
-                            ("checkpoint-mine", True), ("checkpoint-4.old", True), ("model.bak", True)):
+        yield refused(
+            AREA,
+            f"best/{name} is a link to a file elsewhere",
+            _linked_out(name),
+            rf"link|{name}",
+            _no_secret,
+            either=True,
+        )
+    for name, is_folder in (
+        (".mine.old", True),
+        (".model.tmp", True),
+        (".draft.tmp", False),
+        (".a.1.old", True),
+        ("checkpoint-mine", True),
+        ("checkpoint-4.old", True),
+        ("model.bak", True),
+    ):
         yield accepted(AREA, f"the user's {name} in the run's folder", _resumed(_with(name, is_folder)), _kept(name))
     yield accepted(AREA, "the newest checkpoint", _resumed(lambda run: None), _went_on)
     yield accepted(AREA, "an older checkpoint, by its folder", _resumed(lambda run: None, "checkpoint-2"), _went_on)
-    yield accepted(AREA, "the model is gone, and the checkpoint has it", _resumed(
-        lambda run: shutil.rmtree(run / "model")), _went_on)
-    yield accepted(AREA, "logging more often than before", _resumed(
-        lambda run: None, "latest", "--training.logging_steps", "2"))
-    yield accepted(AREA, "the run's folder under another name", lambda place: place.train(
-        None, "--resume", place.take("run", "Lauf [2]") / NEWEST))
+    yield accepted(
+        AREA,
+        "the model is gone, and the checkpoint has it",
+        _resumed(lambda run: shutil.rmtree(run / "model")),
+        _went_on,
+    )
+    yield accepted(
+        AREA, "logging more often than before", _resumed(lambda run: None, "latest", "--training.logging_steps", "2")
+    )
+    yield accepted(
+        AREA,
+        "the run's folder under another name",
+        lambda place: place.train(None, "--resume", place.take("run", "Lauf [2]") / NEWEST),
+    )

@@ -1,4 +1,4 @@
-"""Command lines: options without values, values of another kind, folders with odd names, files where folders belong."""
+"""Command lines: options without values, folders with odd names, files where folders belong."""
 
 from __future__ import annotations
 
@@ -46,51 +46,123 @@ OTHERS: list[tuple[str, Callable[[Place], list[Any]], str]] = [
     ("train without a dataset", _other("train", "--output_dir", "{out}"), r"--dataset"),
     ("an empty name of a model", _other("rollout", "--model", "", "--output_dir", "{out}"), r"model"),
     ("a file for a model", _other("rollout", "--model", "{base}/tiny.yaml", "--output_dir", "{out}"), r"tiny\.yaml"),
-    ("a dataset for a model", _other("rollout", "--recipe", "{base}/tiny.yaml", "--model", "{base}/h", "--output_dir",
-                                     "{out}"), r"/h\b"),
+    (
+        "a dataset for a model",
+        _other("rollout", "--recipe", "{base}/tiny.yaml", "--model", "{base}/h", "--output_dir", "{out}"),
+        r"/h\b",
+    ),
     ("a file for a dataset", _other("train", "--dataset", "{base}/tiny.yaml", "--output_dir", "{out}"), r"tiny\.yaml"),
     ("a run for a dataset", _other("train", "--dataset", "{base}/run", "--output_dir", "{out}"), r"/run\b.*metadata"),
-    ("no rollouts", _other("rollout", "--recipe", "{base}/tiny.yaml", "--model", "{base}/run", "--output_dir", "{out}",
-                           "--num_seeds", "0"), r"num_seeds"),
-    ("rollouts below none", _other("evaluate", "--model", "{base}/run", "--output_dir", "{out}", "--num_seeds", "-7"),
-     r"num_seeds"),
-    ("half a rollout", _other("evaluate", "--model", "{base}/run", "--output_dir", "{out}", "--num_seeds", "0.5"),
-     r"num_seeds"),
-    ("two datasets for one model", _other("evaluate", "--model", "{base}/run", "--dataset", "{base}/h", "{base}/h",
-                                          "--output_dir", "{out}"), r"--dataset"),
-    ("a run and its model are the same model", _other("evaluate", "--model", "{base}/run", "{base}/run/model",
-                                                      "--output_dir", "{out}"), r"same|twice|seed"),
-    ("a replay that there is not", _other("rollout", "--model", "{base}/run", "--output_dir", "{out}", "--video", "avi"),
-     r"avi"),
-    ("no workers", _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--num_workers", "0"),
-     r"num_workers"),
-    ("a third of two parts", _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--part", "3/2"),
-     r"part"),
-    ("a part of none", _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--part", "1/0"),
-     r"part"),
-    ("a part in words", _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--part", "first"),
-     r"part"),
+    (
+        "no rollouts",
+        _other(
+            "rollout",
+            "--recipe",
+            "{base}/tiny.yaml",
+            "--model",
+            "{base}/run",
+            "--output_dir",
+            "{out}",
+            "--num_seeds",
+            "0",
+        ),
+        r"num_seeds",
+    ),
+    (
+        "rollouts below none",
+        _other("evaluate", "--model", "{base}/run", "--output_dir", "{out}", "--num_seeds", "-7"),
+        r"num_seeds",
+    ),
+    (
+        "half a rollout",
+        _other("evaluate", "--model", "{base}/run", "--output_dir", "{out}", "--num_seeds", "0.5"),
+        r"num_seeds",
+    ),
+    (
+        "two datasets for one model",
+        _other("evaluate", "--model", "{base}/run", "--dataset", "{base}/h", "{base}/h", "--output_dir", "{out}"),
+        r"--dataset",
+    ),
+    (
+        "a run and its model are the same model",
+        _other("evaluate", "--model", "{base}/run", "{base}/run/model", "--output_dir", "{out}"),
+        r"same|twice|seed",
+    ),
+    (
+        "a replay that there is not",
+        _other("rollout", "--model", "{base}/run", "--output_dir", "{out}", "--video", "avi"),
+        r"avi",
+    ),
+    (
+        "no workers",
+        _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--num_workers", "0"),
+        r"num_workers",
+    ),
+    (
+        "a third of two parts",
+        _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--part", "3/2"),
+        r"part",
+    ),
+    (
+        "a part of none",
+        _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--part", "1/0"),
+        r"part",
+    ),
+    (
+        "a part in words",
+        _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--part", "first"),
+        r"part",
+    ),
     ("an executor that there is not", _other("collect", "--output_dir", "{out}", "--executor", "slurm"), r"slurm"),
-    ("an address without what it is of", _other(
-        "collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--num_workers", "1", "--address", "1.2.3.4"),
-     r"address"),
-    ("a URL of a scheme that there is not", _other(
-        "collect", "--recipe", "{base}/tiny.yaml", "--num_workers", "1", "--output_dir", "nosuch://bucket/h"), r"nosuch"),
+    (
+        "an address without what it is of",
+        _other(
+            "collect",
+            "--recipe",
+            "{base}/tiny.yaml",
+            "--output_dir",
+            "{out}",
+            "--num_workers",
+            "1",
+            "--address",
+            "1.2.3.4",
+        ),
+        r"address",
+    ),
+    (
+        "a URL of a scheme that there is not",
+        _other("collect", "--recipe", "{base}/tiny.yaml", "--num_workers", "1", "--output_dir", "nosuch://bucket/h"),
+        r"nosuch",
+    ),
     ("one dataset to merge", _other("merge", "{base}/h", "{out}"), r"two|dataset"),
-    ("a dataset to merge with itself", _other("merge", "{base}/h", "{base}/h", "{out}"), r"h\b.*(same|twice|seed|both)"),
+    (
+        "a dataset to merge with itself",
+        _other("merge", "{base}/h", "{base}/h", "{out}"),
+        r"h\b.*(same|twice|seed|both)",
+    ),
     ("datasets of two rooms to merge", _other("merge", "{base}/h", "{base}/room4", "{out}"), r"env_kwargs|size"),
     ("datasets of two families to merge", _other("merge", "{base}/h", "{base}/box", "{out}"), r"env_id|space"),
-    ("converting into what is there", _other("convert", "from-arrays", "{base}/box.npz", "{base}/run", "--env_id", "A-v0"),
-     r"/run\b"),
+    (
+        "converting into what is there",
+        _other("convert", "from-arrays", "{base}/box.npz", "{base}/run", "--env_id", "A-v0"),
+        r"/run\b",
+    ),
     ("a push of what is no model", _other("push", "model", "{base}/h", "somebody/x"), r"/h\b"),
     ("a push of what is no dataset", _other("push", "dataset", "{base}/run", "somebody/x"), r"/run\b"),
     ("a push of what is no evaluation", _other("push", "evaluation", "{base}/run", "somebody/x"), r"/run\b"),
     ("a push of something else", _other("push", "space", "{base}/run", "somebody/x"), r"space"),
-    ("a configuration of a model", _other("push", "model", "{base}/run", "somebody/x", "--config_name", "a"),
-     r"config_name"),
+    (
+        "a configuration of a model",
+        _other("push", "model", "{base}/run", "somebody/x", "--config_name", "a"),
+        r"config_name",
+    ),
     ("a conversion that there is not", _other("convert", "to-rlds", "{base}/h", "x"), r"to-rlds"),
     ("a Minari dataset without a version", _other("convert", "to-minari", "{base}/h", "tiny"), r"tiny"),
-    ("a split that there is not", _other("convert", "to-minari", "{base}/h", "tiny/other-v0", "--split", "dev"), r"dev"),
+    (
+        "a split that there is not",
+        _other("convert", "to-minari", "{base}/h", "tiny/other-v0", "--split", "dev"),
+        r"dev",
+    ),
 ]
 
 
@@ -185,6 +257,7 @@ def _beside_hidden(place: Place) -> list[Any]:
 def inputs() -> Iterator[Input]:
     """Command lines, refused and accepted."""
     for what, options, names in OF_TRAIN:
+
         def make(place: Place, options: list[Any] = options) -> list[Any]:
             return place.train(None, *options)
 
@@ -193,8 +266,10 @@ def inputs() -> Iterator[Input]:
         yield refused(AREA, what, other, names)
     yield refused(AREA, "a push to a Hub that does not answer", _pushed, r"127\.0\.0\.1.*(reached|connection|connect)")
     for verb in ("train", "rollout", "evaluate"):
-        yield refused(AREA, f"{verb}: a file where its folder is to be", _file_for_folder(verb), r"\bout\b", _kept("out"))
-    for name in ("Daten für α [neu] {x} *?", "a::b", "with%20percent", "train-00000-of-00001"):
+        yield refused(
+            AREA, f"{verb}: a file where its folder is to be", _file_for_folder(verb), r"\bout\b", _kept("out")
+        )
+    for name in ("Daten für ß [neu] {x} *?", "a::b", "with%20percent", "train-00000-of-00001"):
         yield accepted(AREA, f"train: a dataset in a folder called {name}", _named(name))
     for name in ("Läufe [1]", "a::b", "#1 {best}"):
         yield accepted(AREA, f"train: a run in a folder called {name}", _named(name, of_run=True))
@@ -205,9 +280,17 @@ def inputs() -> Iterator[Input]:
     yield accepted(AREA, "train: a dataset that nobody may write to", _read_only)
     yield accepted(AREA, "train: a relative path with .. in it", _relative)
     yield accepted(AREA, "train: files of others in a dataset's folder", _beside_hidden)
-    yield accepted(AREA, "train: --resume latest without a checkpoint", lambda place: place.train(None, "--resume", "latest"))
-    yield accepted(AREA, "train: a setting after an equals sign", lambda place: place.train(
-        None, "--training.learning_rate=.001", "--training.weight_decay", "0"))
+    yield accepted(
+        AREA, "train: --resume latest without a checkpoint", lambda place: place.train(None, "--resume", "latest")
+    )
+    yield accepted(
+        AREA,
+        "train: a setting after an equals sign",
+        lambda place: place.train(None, "--training.learning_rate=.001", "--training.weight_decay", "0"),
+    )
     yield accepted(AREA, "recipes: nothing else", lambda place: ["recipes"])
-    yield accepted(AREA, "rollout: a model's folder with a slash at its end", lambda place: place.rollout(
-        f"{place.base}/run/model/"))
+    yield accepted(
+        AREA,
+        "rollout: a model's folder with a slash at its end",
+        lambda place: place.rollout(f"{place.base}/run/model/"),
+    )

@@ -83,7 +83,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"backbone_config": {"model_type": "ad"}}, "backbone_config"),
     ({"backbone_config": {"model_type": "t5"}}, "backbone_config"),
     ({"backbone_config": {"model_type": "vit"}}, "backbone_config"),
-    ({"backbone_config": {"model_type": "gpt2", "n_embd": 15, "n_head": 4, "n_layer": 1}}, "backbone_config|n_embd|hidden_size"),
+    (
+        {"backbone_config": {"model_type": "gpt2", "n_embd": 15, "n_head": 4, "n_layer": 1}},
+        "backbone_config|n_embd|hidden_size",
+    ),
     ({"attn_implementation": "flash"}, "attn_implementation|flash"),
     ({"action_space": ARM, "action_distribution": "mixture", "label_smoothing": 0.1}, "label_smoothing"),
     ({"action_space": ARM, "action_distribution": "mixture", "num_action_components": 0}, "num_action_components"),
@@ -99,7 +102,10 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("an action of one number", {"action_space": box([1], [0.0], [1e-3])}),
     ("a statistic from numpy", {"observation_space": VECTOR, "observation_std": np.ones(3).tolist()}),
     ("a window as long as the context", {"sliding_window": 8, "context_length": 8}),
-    ("a backbone", {"backbone_config": {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "vocab_size": 1}}),
+    (
+        "a backbone",
+        {"backbone_config": {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "vocab_size": 1}},
+    ),
 ]
 
 
@@ -110,8 +116,12 @@ def _made(changes: dict[str, Any]) -> Callable[[Place], Callable[[], Any]]:
         import ad_hf
 
         small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        base = {"observation_space": {"type": "Discrete", "n": 4}, "action_space": {"type": "Discrete", "n": 2},
-                "context_length": 12, **small}
+        base = {
+            "observation_space": {"type": "Discrete", "n": 4},
+            "action_space": {"type": "Discrete", "n": 2},
+            "context_length": 12,
+            **small,
+        }
         if "backbone_config" in changes:
             base.pop("hidden_size")
 
@@ -121,8 +131,12 @@ def _made(changes: dict[str, Any]) -> Callable[[Place], Callable[[], Any]]:
             config = ad_hf.ADConfig(**settings)
             model = ad_hf.ADModel._from_config(config, **({"attn_implementation": attention} if attention else {}))
             space = model.config.observation_space
-            shape = {"Discrete": (), "MultiDiscrete": (len(np.atleast_1d(space.get("nvec", 0))),),
-                     "MultiBinary": (space.get("n"),), "Box": tuple(space.get("shape", ()))}[space["type"]]
+            shape = {
+                "Discrete": (),
+                "MultiDiscrete": (len(np.atleast_1d(space.get("nvec", 0))),),
+                "MultiBinary": (space.get("n"),),
+                "Box": tuple(space.get("shape", ())),
+            }[space["type"]]
             model.init_context(2).act(np.zeros((2, *shape), np.int64 if space["type"] != "Box" else np.float32))
             model.save_pretrained(place.folder / "saved")
             return ad_hf.ADModel.from_pretrained(place.folder / "saved")

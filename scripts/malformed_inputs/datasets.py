@@ -56,8 +56,11 @@ ENTRIES: list[tuple[str, Any, str]] = [
     ("observation_space", {"type": "MultiDiscrete", "nvec": []}, "observation_space"),
     ("observation_space", {"type": "MultiDiscrete", "nvec": ["3", "3"]}, "observation_space"),
     ("observation_space", {"type": "MultiDiscrete", "nvec": [3, 3, 3]}, "observation"),
-    ("observation_space", {"type": "Box", "shape": [-2], "low": [], "high": [], "dtype": "float32"},
-     "observation_space"),
+    (
+        "observation_space",
+        {"type": "Box", "shape": [-2], "low": [], "high": [], "dtype": "float32"},
+        "observation_space",
+    ),
     ("action_space", {"type": "Discrete", "n": 5.5}, "action_space"),
     ("action_space", {"type": "Discrete", "n": -5}, "action_space"),
     ("action_space", {"type": "Discrete", "n": 3}, "action"),
@@ -92,15 +95,26 @@ TEXTS: list[tuple[str, Callable[[bytes], bytes]]] = [
 COLUMNS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
     ("no column of rewards", lambda table: table.drop_columns(["rewards"]), "rewards"),
     ("no column of tasks", lambda table: table.drop_columns(["task_id"]), "task_id"),
-    ("a column of another spelling", lambda table: table.rename_columns(
-        [name.replace("truncations", "Truncations") for name in table.column_names]), "truncations"),
+    (
+        "a column of another spelling",
+        lambda table: table.rename_columns(
+            [name.replace("truncations", "Truncations") for name in table.column_names]
+        ),
+        "truncations",
+    ),
     ("rewards as float16", replace_column("rewards", lambda column: column.cast(pa.list_(pa.float32()))), "rewards"),
     ("rewards as text", replace_column("rewards", lambda column: column.cast(pa.list_(pa.string()))), "rewards"),
-    ("terminations as numbers", replace_column(
-        "terminations", lambda column: column.cast(pa.list_(pa.uint8()))), "terminations"),
+    (
+        "terminations as numbers",
+        replace_column("terminations", lambda column: column.cast(pa.list_(pa.uint8()))),
+        "terminations",
+    ),
     ("tasks as text", replace_column("task_id", lambda column: column.cast(pa.string())), "task_id"),
-    ("observations as floats", replace_column(
-        "observations", lambda column: pa.array([[[1.0, 1.0]]] * len(column))), "observations"),
+    (
+        "observations as floats",
+        replace_column("observations", lambda column: pa.array([[[1.0, 1.0]]] * len(column))),
+        "observations",
+    ),
     ("one reward per history", replace_column("rewards", lambda column: pa.array([1.0] * len(column))), "rewards"),
     ("no rows", lambda table: table.slice(0, 0), r"rows|histor"),
 ]
@@ -132,7 +146,9 @@ def _cut(row: dict[str, Any], step: int) -> list[dict[str, Any]]:
         part = {**row, "piece": piece, "start_step": first}
         for name in ("observations", "actions", "rewards", "terminations", "truncations"):
             part[name] = row[name][first:last]
-        part["final_observations"] = row["final_observations"][(episodes if piece else 0) : (None if piece else episodes)]
+        part["final_observations"] = row["final_observations"][
+            (episodes if piece else 0) : (None if piece else episodes)
+        ]
         pieces.append(part)
     return pieces
 
@@ -165,24 +181,63 @@ ROWS: list[tuple[str, Callable[[list[dict[str, Any]]], Any], str]] = [
     ("a history of a task that there is not", _row("task_id", 77), r"task.*77"),
     ("a history of a validation task", _row("task_id", 0), r"task.*0"),
     ("a history of a task below none", _row("task_id", -5), r"task.*-5"),
-    ("no steps in all columns", lambda rows: [
-        {**row, **{name: [] for name in ("observations", "actions", "rewards", "terminations", "truncations",
-                                         "final_observations")}} if index == 2 else row
-        for index, row in enumerate(rows)], r"rewards.*no steps"),
+    (
+        "no steps in all columns",
+        lambda rows: [
+            {
+                **row,
+                **{
+                    name: []
+                    for name in (
+                        "observations",
+                        "actions",
+                        "rewards",
+                        "terminations",
+                        "truncations",
+                        "final_observations",
+                    )
+                },
+            }
+            if index == 2
+            else row
+            for index, row in enumerate(rows)
+        ],
+        r"rewards.*no steps",
+    ),
     ("an action more than steps", _row("actions", lambda actions: [*actions, 0]), r"actions.*91"),
     ("an end less than steps", _row("truncations", lambda ends: ends[1:]), r"truncations.*89"),
     ("a history twice, side by side", lambda rows: [*rows[:3], *rows[2:]], r"histor"),
-    ("a history twice, the second under another task", lambda rows: [*rows, {**rows[2], "task_id": rows[-1]["task_id"]}],
-     r"histor|task"),
+    (
+        "a history twice, the second under another task",
+        lambda rows: [*rows, {**rows[2], "task_id": rows[-1]["task_id"]}],
+        r"histor|task",
+    ),
     ("three histories less than metadata.json says", lambda rows: rows[3:], r"histor|rows"),
-    ("only the first steps of a history", lambda rows: [
-        {**row, **{name: row[name][:6] for name in ("observations", "actions", "rewards", "terminations", "truncations")},
-         "final_observations": row["final_observations"][:1]} if index == 2 else row for index, row in enumerate(rows)],
-     r"steps"),
+    (
+        "only the first steps of a history",
+        lambda rows: [
+            {
+                **row,
+                **{
+                    name: row[name][:6]
+                    for name in ("observations", "actions", "rewards", "terminations", "truncations")
+                },
+                "final_observations": row["final_observations"][:1],
+            }
+            if index == 2
+            else row
+            for index, row in enumerate(rows)
+        ],
+        r"steps",
+    ),
     ("a history that begins at its fifth step", _row("start_step", 5), r"start_step"),
     ("a history that begins below 0", _row("start_step", -90), r"start_step"),
     ("a piece that begins a step too late", _pieces(_second("start_step", 37)), r"start_step|piece|follow"),
-    ("a piece that begins where the one before it does", _pieces(_second("start_step", 0)), r"start_step|piece|follow|histor"),
+    (
+        "a piece that begins where the one before it does",
+        _pieces(_second("start_step", 0)),
+        r"start_step|piece|follow|histor",
+    ),
     ("a piece of another task", _pieces(_second("task_id", 2)), r"task"),
     ("a piece twice", _pieces(lambda pieces: [*pieces, pieces[1]]), r"start_step|piece|histor"),
     ("the second piece alone", _pieces(lambda pieces: pieces[1:]), r"start_step|piece|histor|steps"),
@@ -368,8 +423,14 @@ def inputs() -> Iterator[Input]:
     for position in (0.03, 0.11, 0.23, 0.31):
         for mode, options in MODES.items():
             if not mode or position == 0.11:
-                yield refused(AREA, f"shard: a bit flipped at {position:.0%}{mode}", _trained(
-                    _shard(edit_bytes, _flipped(position)), *options), r"\btrain\b", _same_values, either=True)
+                yield refused(
+                    AREA,
+                    f"shard: a bit flipped at {position:.0%}{mode}",
+                    _trained(_shard(edit_bytes, _flipped(position)), *options),
+                    r"\btrain\b",
+                    _same_values,
+                    either=True,
+                )
     files: list[tuple[str, Callable[[Any], Any], str]] = [
         ("a folder in its place", _as_folder, NAME),
         ("a link to nowhere", _dangling, NAME),
@@ -388,10 +449,17 @@ def inputs() -> Iterator[Input]:
         ("with other goals", _files(_goals_moved), r"task|goal"),
         ("without its test split", _files(_without_tests), r"test-00000-of-00001"),
         ("with a pipe as its test split", _files(_as_pipe), r"test-00000-of-00001"),
-        ("with NaN among its rewards", _shard(edit_rows, _set("rewards", 4, float("nan")), TEST_SHARD), r"rewards.*nan"),
+        (
+            "with NaN among its rewards",
+            _shard(edit_rows, _set("rewards", 4, float("nan")), TEST_SHARD),
+            r"rewards.*nan",
+        ),
         ("with training tasks in its test split", _shard(edit_rows, _row("task_id", 1), TEST_SHARD), r"task.*1"),
-        ("with half of its test split", _shard(edit_bytes, lambda data: data[: len(data) // 2], TEST_SHARD),
-         r"test-00000-of-00001"),
+        (
+            "with half of its test split",
+            _shard(edit_bytes, lambda data: data[: len(data) // 2], TEST_SHARD),
+            r"test-00000-of-00001",
+        ),
     ]
     for what, dataset, names in of_tests:
         yield refused(AREA, f"rollout --dataset: {what}", _shown(dataset), names)
@@ -404,17 +472,29 @@ def inputs() -> Iterator[Input]:
         ("a history is of a test task", _shard(edit_rows, _row("task_id", 3)), r"task.*3"),
         ("a test history is of a training task", _shard(edit_rows, _row("task_id", 1), TEST_SHARD), r"task.*1"),
         ("a further shard", _files(_shard_of_others), r"train-more"),
-        ("a last observation less than episodes", _shard(
-            edit_rows, _row("final_observations", lambda finals: finals[:-1])), r"final_observations|fingerprint"),
-        ("a last observation that is missing", _shard(edit_rows, _set("final_observations", 4, None)),
-         r"final_observations|fingerprint"),
-        ("a fingerprint of others", _files(lambda folder: edit_json(folder / METADATA, ("fingerprint", "0" * 16))),
-         r"fingerprint"),
+        (
+            "a last observation less than episodes",
+            _shard(edit_rows, _row("final_observations", lambda finals: finals[:-1])),
+            r"final_observations|fingerprint",
+        ),
+        (
+            "a last observation that is missing",
+            _shard(edit_rows, _set("final_observations", 4, None)),
+            r"final_observations|fingerprint",
+        ),
+        (
+            "a fingerprint of others",
+            _files(lambda folder: edit_json(folder / METADATA, ("fingerprint", "0" * 16))),
+            r"fingerprint",
+        ),
     ):
         yield refused(AREA, f"push dataset: {what}", _to_push(dataset), names)
     for what, rows, names in (
-        ("a last observation less than episodes", _row("final_observations", lambda finals: finals[:-1]),
-         r"final_observations"),
+        (
+            "a last observation less than episodes",
+            _row("final_observations", lambda finals: finals[:-1]),
+            r"final_observations",
+        ),
         ("a last observation that is missing", _set("final_observations", 4, None), r"final_observations"),
         ("a step that is missing", _set("observations", 4, None), r"observations"),
         ("a history of a test task", _row("task_id", 3), r"task.*3"),
@@ -441,28 +521,64 @@ def _honest() -> Iterator[Input]:
         extra = _shard(edit_table, lambda table: table.append_column("note", pa.array(["x"] * len(table))))
         yield accepted(AREA, f"shard: a column that nobody knows{mode}", _trained(extra, *options))
         yield accepted(AREA, f"shard: a history in two pieces{mode}", _trained(pieces, *options))
-    yield accepted(AREA, "shard: columns in another order", _trained(
-        _shard(edit_table, lambda table: table.select(table.column_names[::-1]))))
-    yield accepted(AREA, "shard: without what datasets notes in a schema", _trained(
-        _shard(edit_table, lambda table: table.replace_schema_metadata(None))))
-    yield accepted(AREA, "shard: row groups of one row", _trained(
-        _files(lambda folder: pq.write_table(pq.read_table(folder / SHARD), folder / SHARD, row_group_size=1))))
-    yield accepted(AREA, "shard: other compression", _trained(
-        _files(lambda folder: pq.write_table(pq.read_table(folder / SHARD), folder / SHARD, compression="gzip"))))
-    yield refused(AREA, "shard: lists of another type for the same numbers", _trained(_shard(edit_table, _large)),
-                  r"actions|rewards", either=True)
-    yield accepted(AREA, "metadata.json: no fingerprint, as of a first version", _trained(
-        _files(lambda folder: edit_json(folder / METADATA, ("fingerprint", "")))))
-    yield accepted(AREA, "metadata.json: without statistics, as of a first version", _trained(
-        _files(lambda folder: edit_json(folder / METADATA, ("statistics", DROP), ("progress", DROP)))))
-    yield accepted(AREA, "metadata.json: on one line", _trained(
-        _files(lambda folder: edit_bytes(folder / METADATA, lambda data: json.dumps(json.loads(data)).encode()))))
+    yield accepted(
+        AREA,
+        "shard: columns in another order",
+        _trained(_shard(edit_table, lambda table: table.select(table.column_names[::-1]))),
+    )
+    yield accepted(
+        AREA,
+        "shard: without what datasets notes in a schema",
+        _trained(_shard(edit_table, lambda table: table.replace_schema_metadata(None))),
+    )
+    yield accepted(
+        AREA,
+        "shard: row groups of one row",
+        _trained(
+            _files(lambda folder: pq.write_table(pq.read_table(folder / SHARD), folder / SHARD, row_group_size=1))
+        ),
+    )
+    yield accepted(
+        AREA,
+        "shard: other compression",
+        _trained(
+            _files(lambda folder: pq.write_table(pq.read_table(folder / SHARD), folder / SHARD, compression="gzip"))
+        ),
+    )
+    yield refused(
+        AREA,
+        "shard: lists of another type for the same numbers",
+        _trained(_shard(edit_table, _large)),
+        r"actions|rewards",
+        either=True,
+    )
+    yield accepted(
+        AREA,
+        "metadata.json: no fingerprint, as of a first version",
+        _trained(_files(lambda folder: edit_json(folder / METADATA, ("fingerprint", "")))),
+    )
+    yield accepted(
+        AREA,
+        "metadata.json: without statistics, as of a first version",
+        _trained(_files(lambda folder: edit_json(folder / METADATA, ("statistics", DROP), ("progress", DROP)))),
+    )
+    yield accepted(
+        AREA,
+        "metadata.json: on one line",
+        _trained(
+            _files(lambda folder: edit_bytes(folder / METADATA, lambda data: json.dumps(json.loads(data)).encode()))
+        ),
+    )
     yield accepted(AREA, "a snapshot of the Hub's cache: links to blobs", _trained(_snapshot))
     yield accepted(AREA, "no card", _trained(_files(lambda folder: (folder / "README.md").unlink())))
-    yield accepted(AREA, "a configuration of another name", _trained(
-        _files(lambda folder: (folder / "default").rename(folder / "a2c"))))
-    yield accepted(AREA, "rollout --dataset: without the training split", _shown(
-        _files(lambda folder: (folder / SHARD).unlink())))
+    yield accepted(
+        AREA,
+        "a configuration of another name",
+        _trained(_files(lambda folder: (folder / "default").rename(folder / "a2c"))),
+    )
+    yield accepted(
+        AREA, "rollout --dataset: without the training split", _shown(_files(lambda folder: (folder / SHARD).unlink()))
+    )
 
 
 def _snapshot(place: Place) -> Any:

@@ -83,36 +83,73 @@ BYTES: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("bytes after its end", lambda data: data + bytes(64)),
     ("a header that is no JSON", lambda data: data[:8] + b"#" + data[9:]),
     ("a header longer than the file", lambda data: struct.pack("<Q", len(data)) + data[8:]),
-    ("a tensor that lies beyond its end", _header(lambda header: header["norm.bias"].update(
-        data_offsets=[10**9, 10**9 + 64]))),
+    (
+        "a tensor that lies beyond its end",
+        _header(lambda header: header["norm.bias"].update(data_offsets=[10**9, 10**9 + 64])),
+    ),
     ("a tensor of a negative size", _header(lambda header: header["norm.bias"].update(shape=[-16]))),
     ("a tensor of a type that there is not", _header(lambda header: header["norm.bias"].update(dtype="F7"))),
-    ("two tensors at one place", _header(lambda header: header["norm.bias"].update(
-        data_offsets=header["norm.weight"]["data_offsets"]))),
+    (
+        "two tensors at one place",
+        _header(lambda header: header["norm.bias"].update(data_offsets=header["norm.weight"]["data_offsets"])),
+    ),
     ("a pickle", lambda data: pickle.dumps({"a": 1})),
 ]
 
 TENSORS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
-    ("a block is missing", lambda tensors: {name: each for name, each in tensors.items() if "blocks.1." not in name},
-     r"blocks\.1\."),
-    ("the last norm is missing", lambda tensors: {name: each for name, each in tensors.items() if name[:5] != "norm."},
-     r"norm\."),
-    ("a tensor of another name", lambda tensors: tensors.update(bias=tensors.pop("head.linear.bias")),
-     r"head\.linear\.bias"),
-    ("all names with a prefix", lambda tensors: {f"module.{name}": each for name, each in tensors.items()},
-     r"norm\.|blocks\.|embedding\.|head\."),
-    ("a further block", lambda tensors: tensors.update({
-        name.replace("blocks.1.", "blocks.2."): each.clone() for name, each in tensors.items() if "blocks.1." in name}),
-     r"blocks\.2\."),
-    ("a matrix that is transposed", lambda tensors: tensors.update(
-        {"blocks.0.up.weight": tensors["blocks.0.up.weight"].T}), r"blocks\.0\.up\.weight"),
-    ("a vector that is a matrix", lambda tensors: tensors.update({"norm.bias": tensors["norm.bias"][None]}), r"norm\.bias"),
+    (
+        "a block is missing",
+        lambda tensors: {name: each for name, each in tensors.items() if "blocks.1." not in name},
+        r"blocks\.1\.",
+    ),
+    (
+        "the last norm is missing",
+        lambda tensors: {name: each for name, each in tensors.items() if name[:5] != "norm."},
+        r"norm\.",
+    ),
+    (
+        "a tensor of another name",
+        lambda tensors: tensors.update(bias=tensors.pop("head.linear.bias")),
+        r"head\.linear\.bias",
+    ),
+    (
+        "all names with a prefix",
+        lambda tensors: {f"module.{name}": each for name, each in tensors.items()},
+        r"norm\.|blocks\.|embedding\.|head\.",
+    ),
+    (
+        "a further block",
+        lambda tensors: tensors.update(
+            {
+                name.replace("blocks.1.", "blocks.2."): each.clone()
+                for name, each in tensors.items()
+                if "blocks.1." in name
+            }
+        ),
+        r"blocks\.2\.",
+    ),
+    (
+        "a matrix that is transposed",
+        lambda tensors: tensors.update({"blocks.0.up.weight": tensors["blocks.0.up.weight"].T}),
+        r"blocks\.0\.up\.weight",
+    ),
+    (
+        "a vector that is a matrix",
+        lambda tensors: tensors.update({"norm.bias": tensors["norm.bias"][None]}),
+        r"norm\.bias",
+    ),
     ("no numbers in a vector", lambda tensors: tensors.update({"norm.bias": tensors["norm.bias"][:0]}), r"norm\.bias"),
     ("NaN in the last norm", lambda tensors: tensors["norm.weight"][3:4].fill_(float("nan")), r"finite|nan"),
-    ("infinity in an embedding", lambda tensors: tensors["embedding.episode_start.weight"][1].fill_(float("inf")),
-     r"finite|nan|inf"),
-    ("weights so large that products overflow", lambda tensors: [
-        each.fill_(3e38) for name, each in tensors.items() if "norm" not in name], r"finite|nan|inf"),
+    (
+        "infinity in an embedding",
+        lambda tensors: tensors["embedding.episode_start.weight"][1].fill_(float("inf")),
+        r"finite|nan|inf",
+    ),
+    (
+        "weights so large that products overflow",
+        lambda tensors: [each.fill_(3e38) for name, each in tensors.items() if "norm" not in name],
+        r"finite|nan|inf",
+    ),
 ]
 
 
@@ -193,7 +230,9 @@ def _dangling(run: Path) -> None:
     (run / "model" / WEIGHTS).symlink_to("nowhere")
 
 
-def _sharded(index: Callable[[dict[str, Any]], Any], first: str = "model-00001-of-00002.safetensors") -> Callable[[Path], Any]:
+def _sharded(
+    index: Callable[[dict[str, Any]], Any], first: str = "model-00001-of-00002.safetensors"
+) -> Callable[[Path], Any]:
     """Weights in two files, with an index of which something is changed."""
 
     def change(run: Path) -> None:
@@ -242,31 +281,66 @@ def inputs() -> Iterator[Input]:
         shown = "left out" if value is DROP else repr(value)
         yield refused(AREA, f"config.json: {path} {shown}", _run(_config((path, value))), names)
     for what, change in CONFIGS:
-        yield refused(AREA, f"config.json: {what}", _run(
-            lambda run, change=change: edit_bytes(run / "model" / "config.json", change)), r"config\.json")
+        yield refused(
+            AREA,
+            f"config.json: {what}",
+            _run(lambda run, change=change: edit_bytes(run / "model" / "config.json", change)),
+            r"config\.json",
+        )
     for what, change in BYTES:
-        yield refused(AREA, f"{WEIGHTS}: {what}", _run(
-            lambda run, change=change: edit_bytes(run / "model" / WEIGHTS, change)), r"model\.safetensors")
+        yield refused(
+            AREA,
+            f"{WEIGHTS}: {what}",
+            _run(lambda run, change=change: edit_bytes(run / "model" / WEIGHTS, change)),
+            r"model\.safetensors",
+        )
     for what, tensors, names in TENSORS:
-        yield refused(AREA, f"{WEIGHTS}: {what}", _run(
-            lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change)), names)
+        yield refused(
+            AREA,
+            f"{WEIGHTS}: {what}",
+            _run(lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change)),
+            names,
+        )
     for what, tensors, names in TENSORS[:5:2]:
-        yield refused(AREA, f"evaluate, {WEIGHTS}: {what}", _run(
-            lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change), "evaluate"), names)
-        yield refused(AREA, f"push, {WEIGHTS}: {what}", _pushed(
-            lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change)), names)
+        yield refused(
+            AREA,
+            f"evaluate, {WEIGHTS}: {what}",
+            _run(lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change), "evaluate"),
+            names,
+        )
+        yield refused(
+            AREA,
+            f"push, {WEIGHTS}: {what}",
+            _pushed(lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change)),
+            names,
+        )
     yield refused(AREA, f"{WEIGHTS}: a folder", _run(_as_folder), r"model\.safetensors")
     yield refused(AREA, f"{WEIGHTS}: a pipe", _run(_as_pipe), r"model\.safetensors")
     yield refused(AREA, f"{WEIGHTS}: a link to nowhere", _run(_dangling), r"model\.safetensors")
     for name in ("pytorch_model.bin", "model.pt"):
-        yield refused(AREA, f"a pickle that runs a command, {name}, alone", _pickled(name), r"safetensors|pytorch_model")
+        yield refused(
+            AREA, f"a pickle that runs a command, {name}, alone", _pickled(name), r"safetensors|pytorch_model"
+        )
     yield refused(AREA, "an index of weights that is a list", _run(_sharded(lambda index: [index])), r"index\.json")
-    yield refused(AREA, "an index of weights without its map", _run(_sharded(lambda index: {"metadata": {}})),
-                  r"index\.json|weight_map")
-    yield refused(AREA, "an index of weights that names a file that is not there", _run(_sharded(
-        lambda index: index["weight_map"].update({"norm.bias": "model-00003-of-00003.safetensors"}))), r"model-00003")
-    yield refused(AREA, "an index of weights that lacks a tensor", _run(_sharded(
-        lambda index: index["weight_map"].pop("norm.bias") and None)), r"norm\.bias", either=True)
+    yield refused(
+        AREA,
+        "an index of weights without its map",
+        _run(_sharded(lambda index: {"metadata": {}})),
+        r"index\.json|weight_map",
+    )
+    yield refused(
+        AREA,
+        "an index of weights that names a file that is not there",
+        _run(_sharded(lambda index: index["weight_map"].update({"norm.bias": "model-00003-of-00003.safetensors"}))),
+        r"model-00003",
+    )
+    yield refused(
+        AREA,
+        "an index of weights that lacks a tensor",
+        _run(_sharded(lambda index: index["weight_map"].pop("norm.bias") and None)),
+        r"norm\.bias",
+        either=True,
+    )
     for what, text, names in (
         ("a list", "[]", r"rollout_config\.json"),
         ("a setting of another spelling", '{"num_episode": 3}', r"num_episode"),
@@ -282,8 +356,15 @@ def inputs() -> Iterator[Input]:
         ("nothing in it", "", r"recipe\.yaml"),
         ("no family", "training: {}\n", r"recipe\.yaml|env_id|family"),
     ):
-        yield refused(AREA, f"recipe.yaml of a run: {what}", _run(lambda run, text=text: [
-            _file(name, text)(run) for name in ("recipe.yaml", "model/recipe.yaml")], "evaluate"), names)
+        yield refused(
+            AREA,
+            f"recipe.yaml of a run: {what}",
+            _run(
+                lambda run, text=text: [_file(name, text)(run) for name in ("recipe.yaml", "model/recipe.yaml")],
+                "evaluate",
+            ),
+            names,
+        )
     for name, what, text in (
         ("run.json", "a number", "7"),
         ("run.json", "its first bytes", '{"env_id": "ad'),
@@ -291,13 +372,26 @@ def inputs() -> Iterator[Input]:
         ("evaluation.json", "NaN alone", "NaN"),
         ("report.json", "text", '"good"'),
     ):
-        yield refused(AREA, f"push, {name}: {what}", _pushed(lambda run, name=name, text=text: [
-            _file(each, text)(run) for each in (name, f"model/{name}")]), name.replace(".", r"\."))
-    yield refused(AREA, "push, README.md: metadata that is no YAML", _pushed(
-        _file("model/README.md", "---\ntags: [a\n---\n# Mine\n")), r"README\.md")
-    yield accepted(AREA, "config.json: keys of later versions", _run(
-        _config(("of_a_later_version", {"a": 1}), ("transformers_version", "99.0.0"))))
-    yield accepted(AREA, "config.json: without code of its own", _run(_config(("auto_map", DROP), ("architectures", DROP))))
+        yield refused(
+            AREA,
+            f"push, {name}: {what}",
+            _pushed(lambda run, name=name, text=text: [_file(each, text)(run) for each in (name, f"model/{name}")]),
+            name.replace(".", r"\."),
+        )
+    yield refused(
+        AREA,
+        "push, README.md: metadata that is no YAML",
+        _pushed(_file("model/README.md", "---\ntags: [a\n---\n# Mine\n")),
+        r"README\.md",
+    )
+    yield accepted(
+        AREA,
+        "config.json: keys of later versions",
+        _run(_config(("of_a_later_version", {"a": 1}), ("transformers_version", "99.0.0"))),
+    )
+    yield accepted(
+        AREA, "config.json: without code of its own", _run(_config(("auto_map", DROP), ("architectures", DROP)))
+    )
     yield accepted(AREA, "weights and configuration alone", _run(_of_ones_own))
     yield accepted(AREA, "weights in float16", _run(_half))
     yield accepted(AREA, "weights in two files with an index", _run(_sharded(lambda index: None)))

@@ -1,4 +1,4 @@
-"""Recipes: YAML that is odd, settings of another type or out of their range, free fields that hold what they must not."""
+"""Recipes: YAML that is odd, settings out of their range, free fields that hold what they must not."""
 
 from __future__ import annotations
 
@@ -23,16 +23,27 @@ TEXTS: list[tuple[str, str | bytes, str]] = [
     ("bytes", TEXT + "data: {labels: !!binary aGk=}\n", r"recipe\.yaml.*binary"),
     ("an object of Python", TEXT + "data: !!python/object:collections.OrderedDict {}\n", r"recipe\.yaml.*python"),
     ("a tag of somebody's", TEXT + "data: !include other.yaml\n", r"recipe\.yaml.*include"),
-    ("a key twice, two levels down", TEXT.replace("      n_steps", "      n_steps", 1).replace(
-        "    gamma: 0.9", "    gamma: 0.9\n    gamma: 0.99"), r"recipe\.yaml.*gamma"),
+    (
+        "a key twice, two levels down",
+        TEXT.replace("      n_steps", "      n_steps", 1).replace("    gamma: 0.9", "    gamma: 0.9\n    gamma: 0.99"),
+        r"recipe\.yaml.*gamma",
+    ),
     ("a key twice in a list", TEXT + "data: {}\n" + "source2:\n- {a: 1, a: 2}\n", r"recipe\.yaml.*'?a'?.*twice"),
     ("a section twice", TEXT + "rollout: {}\n", r"recipe\.yaml.*rollout"),
     ("a list that holds itself", TEXT + "data: &a {labels: [*a]}\n", r"recipe\.yaml.*(alias|anchor)"),
     ("an anchor that is not there", TEXT + "data: *nowhere\n", r"recipe\.yaml.*nowhere"),
-    ("aliases that multiply in a list", TEXT + "data:\n  labels:\n  - &x0 [z, z, z, z, z, z, z, z, z, z]\n" + "".join(
-        f"  - &x{level} [{', '.join([f'*x{level - 1}'] * 10)}]\n" for level in range(1, 12)),
-        r"recipe\.yaml.*alias"),
-    ("flow mappings nested 4,000 deep", TEXT + "data: " + "{a: " * 4000 + "1" + "}" * 4000 + "\n", r"recipe\.yaml.*deep"),
+    (
+        "aliases that multiply in a list",
+        TEXT
+        + "data:\n  labels:\n  - &x0 [z, z, z, z, z, z, z, z, z, z]\n"
+        + "".join(f"  - &x{level} [{', '.join([f'*x{level - 1}'] * 10)}]\n" for level in range(1, 12)),
+        r"recipe\.yaml.*alias",
+    ),
+    (
+        "flow mappings nested 4,000 deep",
+        TEXT + "data: " + "{a: " * 4000 + "1" + "}" * 4000 + "\n",
+        r"recipe\.yaml.*deep",
+    ),
     ("a key that is a number", TEXT.replace("env_kwargs:", "env_kwargs:\n    3: 4", 1), r"recipe\.yaml.*3.*text"),
     ("a key that is a list", TEXT + "? [a, b]\n: 1\n", r"recipe\.yaml"),
     ("text alone", "dark_room\n", r"recipe\.yaml.*mapping"),
@@ -136,27 +147,64 @@ OF_FAMILY: list[tuple[str, dict[str, Any], str]] = [
     ("no way to say the tasks", {"family.grid": DROP}, r"family.*(tasks|grid)"),
     ("no environment", {"family.env_id": DROP}, r"env_id"),
     ("tasks that are lists", {"family.grid": DROP, "family.tasks": [[0, 0]] * 5}, r"family\.tasks"),
-    ("a split of another name", {"family.grid": DROP, "family.splits": {"train": {"grid": {"goal": [[0, 0]]}},
-                                                                     "dev": {"grid": {"goal": [[1, 1]]}}}}, r"dev"),
-    ("splits without tasks to train on", {"family.grid": DROP, "family.splits": {"test": {"tasks": [{"goal": [1, 1]}]}}},
-     r"splits"),
-    ("a draw from high to low", {"family.grid": DROP, "family.random": {
-        "num_tasks": 9, "values": {"goal": {"low": 3, "high": 0, "integer": True, "shape": [2]}}}}, r"random.*goal"),
-    ("no tasks to draw", {"family.grid": DROP, "family.random": {"num_tasks": 0, "values": {"goal": {"choices": [1]}}}},
-     r"num_tasks"),
-    ("more tasks to draw than there are", {"family.grid": DROP, "family.random": {
-        "num_tasks": 9, "values": {"goal": {"choices": [[0, 0], [0, 1]]}}}}, r"num_tasks"),
-    ("a way to draw that is none", {"family.grid": DROP, "family.random": {
-        "num_tasks": 9, "values": {"goal": {"normal": [0, 1]}}}}, r"random.*goal"),
+    (
+        "a split of another name",
+        {
+            "family.grid": DROP,
+            "family.splits": {"train": {"grid": {"goal": [[0, 0]]}}, "dev": {"grid": {"goal": [[1, 1]]}}},
+        },
+        r"dev",
+    ),
+    (
+        "splits without tasks to train on",
+        {"family.grid": DROP, "family.splits": {"test": {"tasks": [{"goal": [1, 1]}]}}},
+        r"splits",
+    ),
+    (
+        "a draw from high to low",
+        {
+            "family.grid": DROP,
+            "family.random": {
+                "num_tasks": 9,
+                "values": {"goal": {"low": 3, "high": 0, "integer": True, "shape": [2]}},
+            },
+        },
+        r"random.*goal",
+    ),
+    (
+        "no tasks to draw",
+        {"family.grid": DROP, "family.random": {"num_tasks": 0, "values": {"goal": {"choices": [1]}}}},
+        r"num_tasks",
+    ),
+    (
+        "more tasks to draw than there are",
+        {"family.grid": DROP, "family.random": {"num_tasks": 9, "values": {"goal": {"choices": [[0, 0], [0, 1]]}}}},
+        r"num_tasks",
+    ),
+    (
+        "a way to draw that is none",
+        {"family.grid": DROP, "family.random": {"num_tasks": 9, "values": {"goal": {"normal": [0, 1]}}}},
+        r"random.*goal",
+    ),
 ]
 
 # What is wrong with how tasks are learnt, which collect has to say before it starts to.
 OF_COLLECTION: list[tuple[str, dict[str, Any], str]] = [
     (
         "equal tasks, in another order of their entries",
-        {"family.grid": DROP, "family.native_vector": False, "family.stratify_by": None,
-         "family.tasks": [{"goal": [0, 0], "size": 3}, {"size": 3, "goal": [0, 0]}, {"goal": [0, 1], "size": 3},
-                          {"goal": [0, 2], "size": 3}, {"goal": [1, 2], "size": 3}], "family.env_kwargs": {}},
+        {
+            "family.grid": DROP,
+            "family.native_vector": False,
+            "family.stratify_by": None,
+            "family.tasks": [
+                {"goal": [0, 0], "size": 3},
+                {"size": 3, "goal": [0, 0]},
+                {"goal": [0, 1], "size": 3},
+                {"goal": [0, 2], "size": 3},
+                {"goal": [1, 2], "size": 3},
+            ],
+            "family.env_kwargs": {},
+        },
         r"family\.tasks|same task|twice|equal",
     ),
     ("an algorithm of another spelling", {"source.algorithm": "a2c"}, r"algorithm.*a2c"),
@@ -173,14 +221,28 @@ OF_COLLECTION: list[tuple[str, dict[str, Any], str]] = [
     ("a hyper-parameter of another algorithm", {"source.hyperparameters.buffer_size": 100}, r"buffer_size"),
     ("text as a learning rate", {"source.hyperparameters.learning_rate": "fast"}, r"learning_rate"),
     ("no steps", {"source.hyperparameters.n_steps": 0}, r"n_steps"),
-    ("settings of a policy that it does not take", {"source.hyperparameters.policy_kwargs": {"depth": 3}}, r"policy_kwargs|depth"),
-    ("an activation that is none", {"source.hyperparameters.policy_kwargs": {"activation_fn": "torch.nn.Relu7"}},
-     r"activation_fn"),
+    (
+        "settings of a policy that it does not take",
+        {"source.hyperparameters.policy_kwargs": {"depth": 3}},
+        r"policy_kwargs|depth",
+    ),
+    (
+        "an activation that is none",
+        {"source.hyperparameters.policy_kwargs": {"activation_fn": "torch.nn.Relu7"}},
+        r"activation_fn",
+    ),
     ("a policy that is none", {"source.hyperparameters.policy": "LstmPolicy"}, r"policy"),
     ("a callback that is none", {"source.callbacks": ["stable_baselines3.PPO"]}, r"callback"),
     ("a number as a callback", {"source.callbacks": [5]}, r"callbacks"),
-    ("an argument that a callback does not take", {"source.callbacks": [
-        {"name": "stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes", "kwargs": {"max": 3}}]}, r"callback.*max"),
+    (
+        "an argument that a callback does not take",
+        {
+            "source.callbacks": [
+                {"name": "stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes", "kwargs": {"max": 3}}
+            ]
+        },
+        r"callback.*max",
+    ),
     ("a window of convergence below 1", {"source.until_converged": {"window": -5}}, r"window"),
     ("a setting of convergence that there is not", {"source.until_converged": {"windows": 5}}, r"windows"),
     ("a tolerance that is no number", {"source.until_converged": {"tolerance": float("nan")}}, r"tolerance"),
@@ -191,14 +253,34 @@ OF_COLLECTION: list[tuple[str, dict[str, Any], str]] = [
     ("a date for a room's size", {"family.env_kwargs.size": "2024-01-01"}, r"size"),
     ("goals outside of the room", {"family.grid": {"goal": {"shape": [3, 4]}}}, r"goal"),
     ("goals of three numbers", {"family.grid": {"goal": {"shape": [3, 3, 1]}}}, r"goal"),
-    ("an observation of the source that is no space", {"family.source_observation": {"key": {"type": "Discrete"}}},
-     r"source_observation"),
-    ("a wrapper's argument that it does not take", {"family.native_vector": False, "family.wrappers": [
-        {"name": "gymnasium.wrappers.TimeLimit", "kwargs": {"steps": 4}}]}, r"wrappers|TimeLimit"),
-    ("a class in an environment's arguments", {"family.env_kwargs": {
-        "size": 3, "class_path": "os.getcwd", "init_args": {}}}, r"class_path"),
-    ("a class in a policy's settings", {"source.hyperparameters.policy_kwargs": {
-        "class_path": "subprocess.Popen", "init_args": {"args": ["touch", "MARKER"]}}}, r"class_path|policy_kwargs"),
+    (
+        "an observation of the source that is no space",
+        {"family.source_observation": {"key": {"type": "Discrete"}}},
+        r"source_observation",
+    ),
+    (
+        "a wrapper's argument that it does not take",
+        {
+            "family.native_vector": False,
+            "family.wrappers": [{"name": "gymnasium.wrappers.TimeLimit", "kwargs": {"steps": 4}}],
+        },
+        r"wrappers|TimeLimit",
+    ),
+    (
+        "a class in an environment's arguments",
+        {"family.env_kwargs": {"size": 3, "class_path": "os.getcwd", "init_args": {}}},
+        r"class_path",
+    ),
+    (
+        "a class in a policy's settings",
+        {
+            "source.hyperparameters.policy_kwargs": {
+                "class_path": "subprocess.Popen",
+                "init_args": {"args": ["touch", "MARKER"]},
+            }
+        },
+        r"class_path|policy_kwargs",
+    ),
 ]
 
 
@@ -256,31 +338,72 @@ def inputs() -> Iterator[Input]:
     for what, changes, names in OF_COLLECTION:
         yield refused(AREA, f"collect: {what}", _collected(changes), names)
     yield refused(
-        AREA, "training.learning_rate: 1e30, so that the weights grow beyond all bounds",
-        _trained({"training.learning_rate": 1e30, "training.max_grad_norm": 1e30}), r"finite|learning.rate",
+        AREA,
+        "training.learning_rate: 1e30, so that the weights grow beyond all bounds",
+        _trained({"training.learning_rate": 1e30, "training.max_grad_norm": 1e30}),
+        r"finite|learning.rate",
     )
     merged = "defaults: &d {gamma: 0.9}\n"
     yield refused(AREA, "recipe: a section for anchors alone", _texts(merged + TEXT), r"defaults")
-    yield accepted(AREA, "recipe: lines that end as on Windows", _loaded(TEXT.replace("\n", "\r\n")),
-                   _is("training.max_steps", 6))
-    yield accepted(AREA, "recipe: a byte order mark", _loaded(b"\xef\xbb\xbf" + TEXT.encode()), _is("family.env_id", "ad_hf/DarkRoom-v0"))
+    yield accepted(
+        AREA, "recipe: lines that end as on Windows", _loaded(TEXT.replace("\n", "\r\n")), _is("training.max_steps", 6)
+    )
+    yield accepted(
+        AREA,
+        "recipe: a byte order mark",
+        _loaded(b"\xef\xbb\xbf" + TEXT.encode()),
+        _is("family.env_id", "ad_hf/DarkRoom-v0"),
+    )
     yield accepted(AREA, "recipe: between --- and ...", _loaded(f"---\n{TEXT}...\n"), _is("training.max_steps", 6))
     yield accepted(AREA, "recipe: empty sections", _loaded(TEXT + "data:\n"), _is("data.keep_every_episode", 1))
     yield accepted(AREA, "recipe: as JSON", _loaded(json.dumps(TINY)), _is("model.hidden_size", 16))
     anchored = TEXT + "data: {}\n"
-    anchored = anchored.replace("  hyperparameters:\n", "  hyperparameters:\n    policy_kwargs: &net {net_arch: [8]}\n")
-    yield accepted(AREA, "recipe: an anchor and a merge key", _loaded(
-        anchored.replace("net_arch: [8]}", "net_arch: [8]}\n    n_epochs: {<<: *net}")),
-        _is("source.hyperparameters.n_epochs.net_arch", [8]))
-    yield accepted(AREA, "recipe: numbers with exponents and underscores", _loaded(TEXT.replace("max_steps: 6", "max_steps: 1_000", 1).replace(
-        "batch_size: 8", "batch_size: 8\n  learning_rate: 3e-4")), _is("training.learning_rate", 3e-4))
-    yield accepted(AREA, "recipe: a whole number where a number is expected", _loaded(
-        TEXT.replace("batch_size: 8", "batch_size: 8\n  max_grad_norm: 1")), _is("training.max_grad_norm", 1.0))
-    yield accepted(AREA, "recipe: a quoted number in a free field", _loaded(
-        TEXT.replace("gamma: 0.9", 'gamma: 0.9\n    policy: "12"')), _is("source.hyperparameters.policy", "12"))
-    yield accepted(AREA, "recipe: a date in a free field", _loaded(
-        TEXT.replace("gamma: 0.9", "gamma: 0.9\n    since: 2024-01-01")), _is("source.hyperparameters.since", "2024-01-01"))
-    yield accepted(AREA, "recipe: keys that are quoted", _loaded(TEXT.replace("training:", '"training":', 1)),
-                   _is("training.max_steps", 6))
-    yield accepted(AREA, "recipe: a float with a tag", _loaded(
-        TEXT.replace("gamma: 0.9", 'gamma: !!float "0.5"')), _is("source.hyperparameters.gamma", 0.5))
+    anchored = anchored.replace(
+        "  hyperparameters:\n", "  hyperparameters:\n    policy_kwargs: &net {net_arch: [8]}\n"
+    )
+    yield accepted(
+        AREA,
+        "recipe: an anchor and a merge key",
+        _loaded(anchored.replace("net_arch: [8]}", "net_arch: [8]}\n    n_epochs: {<<: *net}")),
+        _is("source.hyperparameters.n_epochs.net_arch", [8]),
+    )
+    yield accepted(
+        AREA,
+        "recipe: numbers with exponents and underscores",
+        _loaded(
+            TEXT.replace("max_steps: 6", "max_steps: 1_000", 1).replace(
+                "batch_size: 8", "batch_size: 8\n  learning_rate: 3e-4"
+            )
+        ),
+        _is("training.learning_rate", 3e-4),
+    )
+    yield accepted(
+        AREA,
+        "recipe: a whole number where a number is expected",
+        _loaded(TEXT.replace("batch_size: 8", "batch_size: 8\n  max_grad_norm: 1")),
+        _is("training.max_grad_norm", 1.0),
+    )
+    yield accepted(
+        AREA,
+        "recipe: a quoted number in a free field",
+        _loaded(TEXT.replace("gamma: 0.9", 'gamma: 0.9\n    policy: "12"')),
+        _is("source.hyperparameters.policy", "12"),
+    )
+    yield accepted(
+        AREA,
+        "recipe: a date in a free field",
+        _loaded(TEXT.replace("gamma: 0.9", "gamma: 0.9\n    since: 2024-01-01")),
+        _is("source.hyperparameters.since", "2024-01-01"),
+    )
+    yield accepted(
+        AREA,
+        "recipe: keys that are quoted",
+        _loaded(TEXT.replace("training:", '"training":', 1)),
+        _is("training.max_steps", 6),
+    )
+    yield accepted(
+        AREA,
+        "recipe: a float with a tag",
+        _loaded(TEXT.replace("gamma: 0.9", 'gamma: !!float "0.5"')),
+        _is("source.hyperparameters.gamma", 0.5),
+    )

@@ -36,10 +36,18 @@ class Room(VectorEnv):
         self.time += 1
         ended = np.full(N, self.time % 3 == 0)
         infos: dict[str, Any] = {"final_obs": np.zeros((N, 2), np.int64)} if ended.any() else {}
-        step: dict[str, Any] = {"observations": np.zeros((N, 2), np.int64), "rewards": np.ones(N), "terminations": ended,
-                                "truncations": np.zeros(N, bool), "infos": infos}
-        step |= {name: change(step[name]) if callable(change) else change
-                 for name, change in self.changes.items() if name in step}
+        step: dict[str, Any] = {
+            "observations": np.zeros((N, 2), np.int64),
+            "rewards": np.ones(N),
+            "terminations": ended,
+            "truncations": np.zeros(N, bool),
+            "infos": infos,
+        }
+        step |= {
+            name: change(step[name]) if callable(change) else change
+            for name, change in self.changes.items()
+            if name in step
+        }
         return tuple(step.values())
 
 
@@ -98,8 +106,13 @@ def _act(*arguments: Any, **named: Any) -> Use:
 
 SEEN = np.zeros((N, 2), np.int64)
 LONG = np.array([0, 1, 2, 0])
-PROMPT = {"observations": np.zeros((4, 2), np.int64), "actions": LONG, "rewards": np.ones(4),
-          "terminations": np.zeros(4, bool), "truncations": np.zeros(4, bool)}
+PROMPT = {
+    "observations": np.zeros((4, 2), np.int64),
+    "actions": LONG,
+    "rewards": np.ones(4),
+    "terminations": np.zeros(4, bool),
+    "truncations": np.zeros(4, bool),
+}
 
 
 def _prompted(**changes: Any) -> Use:
@@ -124,8 +137,13 @@ def _state(change: Callable[[dict[str, Any]], Any]) -> Use:
 
 def _forward(**changes: Any) -> Use:
     zeros = torch.zeros(2, 6, dtype=torch.long)
-    batch = {"observations": torch.zeros(2, 6, 2, dtype=torch.long), "previous_actions": zeros,
-             "previous_rewards": zeros.float(), "episode_starts": zeros.bool(), "labels": zeros}
+    batch = {
+        "observations": torch.zeros(2, 6, 2, dtype=torch.long),
+        "previous_actions": zeros,
+        "previous_rewards": zeros.float(),
+        "episode_starts": zeros.bool(),
+        "labels": zeros,
+    }
     return lambda model: model(**{**batch, **changes}).loss.item()
 
 
@@ -133,8 +151,13 @@ def _evaluated(**settings: Any) -> Use:
     def use(model: Any) -> Any:
         import ad_hf
 
-        family = ad_hf.TaskFamily("ad_hf/DarkRoom-v0", [{"goal": [0, each]} for each in range(3)],
-                                  {"size": 3, "max_episode_steps": 6}, num_test_tasks=1, native_vector=True)
+        family = ad_hf.TaskFamily(
+            "ad_hf/DarkRoom-v0",
+            [{"goal": [0, each]} for each in range(3)],
+            {"size": 3, "max_episode_steps": 6},
+            num_test_tasks=1,
+            native_vector=True,
+        )
         return ad_hf.evaluate(model, family, **{"num_seeds": 1, **settings})
 
     return use
@@ -153,13 +176,19 @@ WRONG: list[tuple[str, Use, str]] = [
     ("rollout: an id of a namespace that there is not", _in(lambda: "nosuch/Room-v0"), "nosuch"),
     ("rollout: a number for environments", _in(lambda: 3), "envs"),
     ("rollout: a class for an environment", _in(lambda: Alone), "envs|Alone"),
-    ("rollout: environments of other observations", _in(lambda: Room(observation_space=spaces.Discrete(9))),
-     "observation_space"),
+    (
+        "rollout: environments of other observations",
+        _in(lambda: Room(observation_space=spaces.Discrete(9))),
+        "observation_space",
+    ),
     ("rollout: environments of other actions", _in(lambda: Room(action_space=spaces.Discrete(4))), "action_space"),
     ("rollout: actions that begin at 1", _in(lambda: Room(action_space=spaces.Discrete(5, start=1))), "action_space"),
     ("rollout: an autoreset mode in words", _in(lambda: Room(mode="sometimes")), "autoreset_mode"),
-    ("env_kwargs: an argument that there is not", _in(
-        lambda: "ad_hf/DarkRoom-v0", env_kwargs={"size": 3, "goal": [0, 0], "colour": "red"}), "colour"),
+    (
+        "env_kwargs: an argument that there is not",
+        _in(lambda: "ad_hf/DarkRoom-v0", env_kwargs={"size": 3, "goal": [0, 0], "colour": "red"}),
+        "colour",
+    ),
     ("env_kwargs: text", _in(lambda: "ad_hf/DarkRoom-v0", env_kwargs="size=3"), "env_kwargs"),
     ("env_kwargs: numbers", _in(lambda: "ad_hf/DarkRoom-v0", env_kwargs=[3, 3]), "env_kwargs"),
     ("env_kwargs: none at all", _in(lambda: "ad_hf/DarkRoom-v0", env_kwargs=[]), "env_kwargs"),
@@ -170,7 +199,11 @@ WRONG: list[tuple[str, Use, str]] = [
     ("step: observations that are NaN", _step(observations=np.full((N, 2), NAN)), "environment 0.*step 1"),
     ("step: nothing for observations", _step(observations=None), "step 1.*observations"),
     ("step: an infinite reward", _step(rewards=np.array([1.0, INF])), "environment 1.*step 1.*reward"),
-    ("step: a reward beyond float32", _step(rewards=np.array([1e39, 0.0])), "environment 0.*step 1.*reward|reward.*environment 0"),
+    (
+        "step: a reward beyond float32",
+        _step(rewards=np.array([1e39, 0.0])),
+        "environment 0.*step 1.*reward|reward.*environment 0",
+    ),
     ("step: rewards as text", _step(rewards=np.array(["1", "2"])), "step 1.*rewards"),
     ("step: one reward for all", _step(rewards=1.0), "step 1.*rewards"),
     ("step: a column of rewards", _step(rewards=np.ones((N, 1))), "step 1.*rewards"),
@@ -178,15 +211,28 @@ WRONG: list[tuple[str, Use, str]] = [
     ("step: one termination for all", _step(terminations=False), "terminations"),
     ("step: truncations of another length", _step(truncations=np.zeros(3, bool)), "truncations"),
     ("step: terminations that are NaN", _step(terminations=np.full(N, NAN)), "terminations"),
-    ("step: four values", lambda model: model.rollout(Alone((np.zeros(2, np.int64), 1.0, False, {})), num_episodes=1),
-     "step"),
-    ("step: last observations that are too short", _in(lambda: Room(
-        AutoresetMode.SAME_STEP, infos={"final_obs": np.zeros((N, 1), np.int64)}), output_steps=True), "final_obs|observation"),
-    ("step: last observations beyond the room", _in(lambda: Room(
-        AutoresetMode.SAME_STEP, infos={"final_obs": np.full((N, 2), 9)}), output_steps=True), "final_obs|observation"),
+    (
+        "step: four values",
+        lambda model: model.rollout(Alone((np.zeros(2, np.int64), 1.0, False, {})), num_episodes=1),
+        "step",
+    ),
+    (
+        "step: last observations that are too short",
+        _in(lambda: Room(AutoresetMode.SAME_STEP, infos={"final_obs": np.zeros((N, 1), np.int64)}), output_steps=True),
+        "final_obs|observation",
+    ),
+    (
+        "step: last observations beyond the room",
+        _in(lambda: Room(AutoresetMode.SAME_STEP, infos={"final_obs": np.full((N, 2), 9)}), output_steps=True),
+        "final_obs|observation",
+    ),
     ("reset: nothing", _in(lambda: Room(reset=None)), "reset"),
     ("reset: observations alone", _in(lambda: Room(reset=SEEN)), "reset|step 0"),
-    ("reset: observations of three environments", _in(lambda: Room(reset=(np.zeros((3, 2), np.int64), {}))), "observations"),
+    (
+        "reset: observations of three environments",
+        _in(lambda: Room(reset=(np.zeros((3, 2), np.int64), {}))),
+        "observations",
+    ),
     ("rollout: no episodes", _config(num_episodes=0), "num_episodes"),
     ("rollout: half an episode", _config(num_episodes=0.5), "num_episodes"),
     ("rollout: no limit that ends it", _config(num_episodes=None, max_steps=0), "max_steps"),
@@ -226,14 +272,23 @@ WRONG: list[tuple[str, Use, str]] = [
     ("prompt: text", lambda model: model.init_context(N, prompt="history"), "prompt"),
     ("prompt: three for two environments", lambda model: model.init_context(N, prompt=[PROMPT] * 3), "prompt"),
     ("load_state_dict: an entry is missing", _state(lambda state: state.pop("seeds")), "seeds"),
-    ("load_state_dict: of three environments", lambda model: model.init_context(N).load_state_dict(
-        model.init_context(3).state_dict()), "num_envs|environments"),
+    (
+        "load_state_dict: of three environments",
+        lambda model: model.init_context(N).load_state_dict(model.init_context(3).state_dict()),
+        "num_envs|environments",
+    ),
     ("load_state_dict: a number", lambda model: model.init_context(N).load_state_dict(3), "state"),
     ("load_state_dict: an entry as a list", _state(lambda state: state.update(seeds=[0, 1])), "seeds"),
-    ("load_state_dict: lengths below 0", _state(lambda state: [
-        each.fill_(-5) for name, each in state.items() if "lengths" in name]), "lengths"),
-    ("load_state_dict: keys that are NaN", _state(lambda state: [
-        each.fill_(NAN) for name, each in state.items() if each.is_floating_point()]), "finite|nan"),
+    (
+        "load_state_dict: lengths below 0",
+        _state(lambda state: [each.fill_(-5) for name, each in state.items() if "lengths" in name]),
+        "lengths",
+    ),
+    (
+        "load_state_dict: keys that are NaN",
+        _state(lambda state: [each.fill_(NAN) for name, each in state.items() if each.is_floating_point()]),
+        "finite|nan",
+    ),
     ("act: after the weights were given another type", _moved, "float64|dtype|moved|type"),
     ("forward: an observation beyond the room", _forward(observations=torch.full((2, 6, 2), 3)), "observations"),
     ("forward: an action below none", _forward(previous_actions=torch.full((2, 6), -1)), "previous_actions"),
@@ -261,13 +316,19 @@ RIGHT: list[tuple[str, Use]] = [
     ("step: no last observations, which nobody asked for", _in(lambda: Room(AutoresetMode.SAME_STEP, infos={}))),
     ("step: resets in the next step", _in(lambda: Room(AutoresetMode.NEXT_STEP))),
     ("rollout: one environment", _in(Alone)),
-    ("rollout: an id", _in(lambda: "ad_hf/DarkRoom-v0", env_kwargs=[{"size": 3, "max_episode_steps": 6, "goal": (0, 1)}])),
+    (
+        "rollout: an id",
+        _in(lambda: "ad_hf/DarkRoom-v0", env_kwargs=[{"size": 3, "max_episode_steps": 6, "goal": (0, 1)}]),
+    ),
     ("act: lists", _act([[0, 0], [1, 1]], [0.0, 1.0], [True, False])),
     ("act: tensors", _act(torch.zeros(N, 2, dtype=torch.long), torch.zeros(N), torch.zeros(N, dtype=torch.bool))),
     ("act: starts as whole numbers", _act(SEEN, np.zeros(N), np.array([1, 0]))),
     ("init_context: a number of numpy", lambda model: model.init_context(np.int64(N), seed=np.int64(1)).act(SEEN)),
     ("prompt: an empty history", _prompted(**{name: value[:0] for name, value in PROMPT.items()})),
-    ("prompt: longer than the context", _prompted(**{name: np.concatenate([value] * 20) for name, value in PROMPT.items()})),
+    (
+        "prompt: longer than the context",
+        _prompted(**{name: np.concatenate([value] * 20) for name, value in PROMPT.items()}),
+    ),
     ("load_state_dict: as it was", _state(lambda state: None)),
     ("evaluate: a number of numpy", _evaluated(num_seeds=np.int64(1))),
 ]
@@ -300,8 +361,11 @@ def inputs() -> Iterator[Input]:
     yield refused(AREA, "step: ends as zeros and ones", _used(ends), "terminations", either=True)
     for what, use in RIGHT:
         yield accepted(AREA, what, _used(use))
-    yield accepted(AREA, "rollout: no episode ends, and a limit of steps", _used(
-        lambda model: model.rollout(Endless(), num_episodes=None, max_steps=20)))
+    yield accepted(
+        AREA,
+        "rollout: no episode ends, and a limit of steps",
+        _used(lambda model: model.rollout(Endless(), num_episodes=None, max_steps=20)),
+    )
 
 
 def _other_weights(place: Place) -> Callable[[], Any]:
