@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import psutil
 import torch
 
@@ -85,9 +86,8 @@ def check_batch_fits(what: str, config: ADConfig, num_windows: int, device: torc
     Raises:
         ValueError: if it does not fit.
     """
-    observation, action = (
-        math.prod(element_shape(space)) for space in (config.observation_space, config.action_space)
-    )
+    spaces = (config.observation_space or {}, config.action_space or {})
+    observation, action = (int(np.prod(element_shape(space))) for space in spaces)
     layers = getattr(config.backbone_config or config, "num_hidden_layers", 1)
     per_step = observation + 2 * action + 5 + 2 * config.hidden_size * (layers + 1)  # of a byte, and of two
     check_fits(what, num_windows * config.context_length * per_step, device)

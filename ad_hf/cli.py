@@ -235,6 +235,11 @@ def _add_directions(verb: argparse.ArgumentParser) -> None:
         from_arrays.add_argument(f"--{array}", metavar="KEY", help=f"name of the array of {array}")
     from_arrays.add_argument("--time_first", action="store_true", help="arrays are (steps, streams, ...)")
     from_arrays.add_argument("--algorithm", help="what learnt (default: unknown)")
+    from_arrays.add_argument(
+        "--independent_streams",
+        action=argparse.BooleanOptionalAction,
+        help="each stream of a task learns for itself, or all are of one learner (default: not known)",
+    )
 
     for direction in (to_minari, from_minari, from_arrays):
         direction.add_argument("--trust_remote_code", action="store_true", help=TRUST)

@@ -31,8 +31,8 @@ from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
 from ad_hf.sources.collect import collect
-from ad_hf.training.checkpoints import check_run_folder
 from ad_hf.training.compatibility import check_tasks
+from ad_hf.training.run_folder import check_run_folder
 from ad_hf.training.trainer import train
 
 
@@ -204,7 +204,8 @@ class EvaluatedModel:
             ValueError: for a recipe that comes along and asks for more, naming the setting.
         """
         model, origin = load_model(name, trust_remote_code)
-        runs = [folder for folder in (Path(name), Path(name).parent) if (folder / "model" / "config.json").is_file()]
+        folder = local_path(name)
+        runs = [path for path in (folder, folder.parent) if (path / "model" / "config.json").is_file()]
         run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
         if recipe is not None:
             read = load_recipe(recipe, overrides)
@@ -253,9 +254,11 @@ def evaluate_models(
     learnt: dict[int, tuple[dict[str, Any], pa.Table]] = {}
     for each, family in zip(models, families):  # histories that cannot be read are found out before a rollout
         split = each.recipe.family.split_seed
-        if each.dataset is not None and split not in learnt:
-            opened = HistoryDataset.open(each.dataset)
-            check_tasks(family, opened, "test")
+        if each.dataset is None:
+            continue
+        opened = HistoryDataset.open(each.dataset)
+        check_tasks(family, opened, "test")
+        if split not in learnt:
             learnt[split] = opened.metadata.source, source_rows(source_curves(opened), family, split)
     known = set()
     for each, family in zip(models, families):
@@ -354,7 +357,10 @@ def summary(report: dict[str, Any], output_dir: str | Path) -> str:
     low, high = report["test_return_final_interval"]
     of_source, learns = report["source_return_final"], report["learns"]
     plain, share = report["fraction_of"] == OF_RETURN, report["fraction_of_optimal"]
-    bests = {"random actions": report["random_return"], "the best possible": report["optimal_return"]}
+    bests = {
+        "random actions": report["random_return"],
+        "the best possible": None if plain else report["optimal_return"],
+    }
     others = [f"{who}: {value:.2f}" for who, value in bests.items() if value is not None]
     if share is not None and not plain:
         others.append(f"of that gain: {share:.2f}")
@@ -364,7 +370,7 @@ def summary(report: dict[str, Any], output_dir: str | Path) -> str:
         + (f" of {report['optimal_return']:.2f} possible" if plain else ""),
         f"in the first episode: {report['test_return_first']:.2f}"
         + ("" if of_source is None else f"; the source's final return: {of_source:.2f}"),
-        "; ".join(others[:1] if plain else others),
+        "; ".join(others),
         ": ".join(words for words in (verdict_words(learns), evidence_words(learns)) if words is not None),
         *pace_lines(report["env_steps_to"], "ad"),
     ]

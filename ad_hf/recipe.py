@@ -14,6 +14,7 @@ import docstring_parser
 
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.task_family import FamilyConfig
+from ad_hf.files import local_path
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.settings import check_settings, dump_yaml, make_section, parse_yaml, read_yaml, setting, shown
 from ad_hf.training.config import TrainingConfig
@@ -170,7 +171,7 @@ def recipe_path(recipe: str | Path) -> Path:
         FileNotFoundError: if there is neither, with the names that exist.
     """
     packaged = Path(str(files("ad_hf.recipes"))) / f"{recipe}.yaml"
-    for path in (packaged, Path(recipe)):
+    for path in (packaged, local_path(recipe)):
         if path.is_file():
             return path
     raise FileNotFoundError(

@@ -61,6 +61,8 @@ def parse_json(text: str, name: str | Path, kind: type = dict) -> Any:
     """
     try:
         value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # perhaps half a character, which is JSON and cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError(f"{name} nests too deep to be read") from error
     except ValueError as error:

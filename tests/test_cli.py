@@ -31,7 +31,15 @@ def test_quickstart_goes_from_nothing_to_a_report_and_a_picture(tiny_recipe_file
     run = tmp_path / "run"
     assert main(["quickstart", "--recipe", str(tiny_recipe_file), "--output_dir", str(run), "--num_workers", "2"]) == 0
     report = json.loads((run / "report.json").read_text())
-    for key in ("test_return_final", "optimal_return", "source_return_final", "env_steps_to_90", "versions", "seeds"):
+    for key in (
+        "test_return_final",
+        "optimal_return",
+        "source_return_final",
+        "env_steps_to",
+        "learns",
+        "versions",
+        "seeds",
+    ):
         assert report[key] is not None
     assert set(report["seconds"]) == {"collect", "train", "rollout"}
     assert report["num_test_tasks"] == 2

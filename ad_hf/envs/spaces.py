@@ -61,7 +61,9 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Box):
         # JSON has no infinities: bounds are written as null where there are none.
         bounds = {
-            name: [None if np.isinf(value) else value for value in np.ravel(array).tolist()]
+            name: [
+                None if np.isinf(value) else +value for value in np.ravel(array).tolist()
+            ]  # truth values as 0 and 1
             for name, array in (("low", space.low), ("high", space.high))
         }
         if len(space.shape) > 1:  # an image: one bound stands for all of its pixels
@@ -114,6 +116,12 @@ def read_space(data: Any, name: str) -> spaces.Space:
         raise ValueError(
             f"{name} must be a space, an object with a type of {', '.join(STRUCTURES)}, got {shown(data)}"
         )
+    if data.get("dtype") == "bool":  # whose bounds were once written as truth values
+        bounds = {bound: data[bound] for bound in ("low", "high") if isinstance(data.get(bound), list)}
+        numbers = {
+            bound: [+each if type(each) is bool else each for each in limits] for bound, limits in bounds.items()
+        }
+        data = {**data, **numbers}
     check_structure(data, STRUCTURES[kind], name)
     if kind == "Box":
         count = math.prod(data["shape"])

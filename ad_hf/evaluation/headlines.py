@@ -244,6 +244,23 @@ def learns_cell(learns: Mapping[str, Any]) -> str:
     return f"{words}: {number(learns['difference'])}{interval}"
 
 
+def steps_cell(steps: Mapping[str, Any] | None, name: str) -> str:
+    """Steps to a share of a gain in a table: of a model, of its source, and how many times more the source took."""
+    if steps is None or steps["level"] is None:
+        return "-"
+    own = "from its first episode" if steps["at_start"] else _steps(steps[name])
+    if "source" not in steps or steps["gain_of"] != "source":
+        return own
+    ratio = ""
+    if steps["ratio"] is not None:
+        ratio = f" ({'slower: ' if steps['ratio'] < 1 else ''}{number(steps['ratio'], 2)} times)"
+    return f"{own} / {_steps(steps['source'])}{ratio}"
+
+
+def _steps(count: int | None) -> str:
+    return "not reached" if count is None else f"{count:,}"
+
+
 def verdict_words(learns: Mapping[str, Any]) -> str:
     """Whether a model learns."""
     where = "within its episode" if learns["of"] == "steps" else "in its context"
@@ -263,7 +280,8 @@ def evidence_words(learns: Mapping[str, Any]) -> str | None:
     words += f"{learns['difference']:+.3g}"
     if learns["interval"] is not None:
         low, high = learns["interval"]
-        words += f" ({'at least the ' if learns.get('conservative') else ''}95% interval {low:.3g} to {high:.3g})"
+        interval_words = "interval of at least 95%:" if learns.get("conservative") else "95% interval"
+        words += f" ({interval_words} {low:.3g} to {high:.3g})"
     return words
 
 
@@ -275,11 +293,17 @@ def ratio_words(ratio: float) -> str:
     return f"{times:{'.0f' if times >= 10 else '.1f'}} times {'fewer' if ratio > 1 else 'more'} steps than its source"
 
 
+def _whose(steps: Mapping[str, Any]) -> str:
+    if steps["gain_of"] == "optimum":
+        return "the optimum's"
+    return "its source's" if "source" in steps else "its own"
+
+
 def pace_words(share: str, steps: Mapping[str, Any], name: str) -> str | None:
     """When a model reaches a share of a gain; nothing where there is none."""
     if steps["level"] is None:
         return None
-    whose = f"{share} of {'its source' if steps['gain_of'] == 'source' else 'the optimum'}'s gain over random play"
+    whose = f"{share} of {_whose(steps)} gain over random play"
     if steps["at_start"]:
         return f"{whose} from its first episode on"
     if steps[name] is None:
@@ -303,19 +327,16 @@ def headline(learns: Mapping[str, Any], steps: Mapping[str, Any], name: str) -> 
     if all(entry["level"] is None for entry in steps.values()):
         return words
     reached = [share for share, entry in steps.items() if entry[name] is not None or entry["at_start"]]
-    first = next(iter(steps.values()))
-    whose = "its source's gain" if first["gain_of"] == "source" else "the optimum's gain"
+    whose = f"{_whose(next(iter(steps.values())))} gain"
     if not reached:
         return f"{words}; {next(iter(steps))} of {whose} not reached"
-    share = reached[-1]
-    entry = steps[share]
-    words += f"; {share} of {whose}"
-    if entry["at_start"]:
-        words += " from its first episode on"
-    elif entry["ratio"] is not None:
-        words += f" in {ratio_words(entry['ratio'])}"
-    else:
-        words += f" after {entry[name]:,} steps"
+    share, entry = reached[-1], steps[reached[-1]]
+    begins = [each for each in reached if steps[each]["at_start"]]
+    if begins:
+        words += f"; {begins[-1]} of {whose} from its first episode on"
+    if share not in begins:
+        words += f", {share}" if begins else f"; {share} of {whose}"
+        words += f" after {entry[name]:,} steps" if entry["ratio"] is None else f" in {ratio_words(entry['ratio'])}"
     return words + "".join(f", {other} not reached" for other in steps if other not in reached)
 
 

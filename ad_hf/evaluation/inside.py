@@ -92,17 +92,8 @@ def attention_of(model: ADModel, output: RolloutOutput) -> Attention:
         raise ValueError(
             "the attention of a backbone from transformers is not recorded here: give a model of our blocks"
         )
-    found: list[torch.Tensor] = []
-    hooks = [block.attention.register_forward_hook(lambda _, __, out: found.append(out[1])) for block in blocks]
-    implementation = model.config._attn_implementation
-    try:
-        model.config._attn_implementation = "eager"
-        with torch.no_grad():
-            model.eval()(**_inputs(model, output))
-    finally:
-        model.config._attn_implementation = implementation
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad():
+        found = model.eval()(**_inputs(model, output), output_attentions=True).attentions
     ends = np.asarray(output.terminations) | np.asarray(output.truncations)
     episodes = np.cumsum(ends, axis=1) - ends
     return Attention(torch.stack(found).float().cpu().numpy(), episodes, np.asarray(output.rewards))

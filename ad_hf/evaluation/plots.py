@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from ad_hf.evaluation.headlines import headline, streams_words
+from ad_hf.evaluation.headlines import LEARNS, headline, streams_words
 from ad_hf.histories.schema import source_label
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
     figure = Figure(figsize=(8.4, 4.6), layout=layout)
     FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
     axes = figure.add_subplot()
-    curves = [(ad, AD_COLOUR, "frozen transformer, learning in its context")]
+    learning = ", learning in its context" if report["learns"]["verdict"] == LEARNS else ""
+    curves = [(ad, AD_COLOUR, f"frozen transformer{learning}")]
     if source is not None:
         name = source_label(report["source"]["algorithm"])
         curves.append((source, SOURCE_COLOUR, f"{name}, the source it was distilled from"))
@@ -65,21 +66,25 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
             if value is not None:
                 axes.axhline(value, color=OPTIMUM_COLOUR, linestyle=line, linewidth=1.2, label=label)
     for share, steps in report["env_steps_to"].items():
-        for name, colour in (("ad", AD_COLOUR), ("source", SOURCE_COLOUR)):
-            if steps[name] is not None and not (name == "ad" and steps["at_start"]):
-                filled = colour if share == "90%" else "white"
-                axes.plot(steps[name], steps["level"], "o", color=filled, markersize=7, markeredgecolor=colour)
-                to_the_left = steps[name] == min(filter(None, (steps["ad"], steps["source"])))
-                axes.annotate(
-                    f"{steps[name]:,} steps",
-                    (steps[name], steps["level"]),
-                    xytext=(-8, 3) if to_the_left else (8, -3),
-                    ha="right" if to_the_left else "left",
-                    va="bottom" if to_the_left else "top",
-                    textcoords="offset points",
-                    color=colour,
-                    fontsize=9,
-                )
+        slower = None not in (steps["ad"], steps["source"]) and steps["ad"] > steps["source"]
+        for name, colour, to_the_left in (("ad", AD_COLOUR, not slower), ("source", SOURCE_COLOUR, slower)):
+            if steps[name] is None or (name == "ad" and steps["at_start"]):
+                continue
+            place, (inside, edge) = (
+                (steps[name], steps["level"]),
+                (colour, "white") if share == "90%" else ("white", colour),
+            )
+            axes.plot(*place, "o", color=inside, markersize=7, markeredgecolor=edge, zorder=4)
+            axes.annotate(
+                f"{steps[name]:,} steps",
+                place,
+                xytext=(-8, 3) if to_the_left else (8, -3),
+                ha="right" if to_the_left else "left",
+                va="bottom" if to_the_left else "top",
+                textcoords="offset points",
+                color=colour,
+                fontsize=9,
+            )
     axes.set_xscale("log")
     if min(curve.low.min() for curve, _, _ in curves) >= 0:
         axes.set_ylim(bottom=0)
@@ -96,7 +101,10 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
     note = f"mean and 95% bootstrap interval over tasks and {rollouts} each"
     timed = next((steps for steps in report["env_steps_to"].values() if steps["level"] is not None), None)
     if timed is not None:
-        note += f"; dots: {' and '.join(report['env_steps_to'])} of the {timed['gain_of']}'s gain over random play"
+        shares = " and ".join(report["env_steps_to"])
+        note += (
+            f"; dots: mean of 5 {report['learns']['of']} at {shares} of the {timed['gain_of']}'s gain over random play"
+        )
     figure.text(
         0.99,
         0.005,

@@ -363,6 +363,9 @@ def summarize(agents: Iterable[AgentReturns], comparable: bool = True) -> dict[s
         source = None if name == SOURCE or SOURCE not in by_name else by_name[SOURCE].curve()
         verdict = found[name]["learns"]["verdict"]
         found[name]["steps_to"] = steps_to_shares(agent.curve(), source, gain, verdict, comparable, "env_steps")
+        if name == SOURCE:  # which has none of its own
+            for steps in found[name]["steps_to"].values():
+                del steps["source"]
     return found
 
 

@@ -62,14 +62,14 @@ class SourceCurves:
 
 def source_curves(dataset: str | Path | HistoryDataset, split: str = "test") -> SourceCurves:
     """A source's own learning curves, from its histories of a split's tasks."""
-    columns = ["task_id", "stream", "piece", "rewards", "terminations", "truncations"]
+    columns = ["task_id", "start_step", "rewards", "terminations", "truncations"]
     rows, metadata = load_histories(dataset, split, columns=columns)
     rewards: dict[tuple[int, int], list[np.ndarray]] = {}
     ends: dict[tuple[int, int], list[np.ndarray]] = {}
     runs: dict[int, int] = {}
     for row in rows.with_format("numpy"):
         task = int(row["task_id"])
-        if row["piece"] == 0:  # with several seeds, a task has a run of each stream for every seed
+        if row["start_step"] == 0:  # with several seeds, a task has a run of each stream for every seed
             runs[task] = runs.get(task, -1) + 1
             rewards[task, runs[task]], ends[task, runs[task]] = [], []
         rewards[task, runs[task]].append(row["rewards"])
@@ -153,13 +153,12 @@ def _gain(evaluation: Evaluation, learnt: SourceCurves | None, by_task: dict[str
     return Gain.of_source([rewards[None, ..., last].mean(axis=3)], [random / steps])
 
 
-def _share(by_task: dict[str, np.ndarray | None], lowest: float) -> dict[str, Any]:
-    """The final return as a share of the optimum, and of what."""
+def _share(by_task: dict[str, np.ndarray | None], returns: list[np.ndarray]) -> dict[str, Any]:
+    """The final return as a share of the optimum, and of what: of what is to gain if any of these is negative."""
     means = {name: None if values is None else float(values.mean()) for name, values in by_task.items()}
-    least = min([lowest, *(values.min() for values in (by_task["optimal"], by_task["random"]) if values is not None)])
-    value = means["return"]
-    assert value is not None
-    share, of = share_of_optimum(value, means["optimal"], means["random"], bool(least < 0))
+    least = min(values.min() for values in (*returns, *by_task.values()) if values is not None)
+    assert means["return"] is not None
+    share, of = share_of_optimum(means["return"], means["optimal"], means["random"], bool(least < 0))
     return {"fraction_of_optimal": share, "fraction_of": of}
 
 
@@ -242,7 +241,7 @@ def write_report(
         "test_return_first": float(evaluation.returns[..., 0].mean()),
         "learns": learns,
         "optimal_return": means["optimal"],
-        **_share(by_task, float(evaluation.returns.min())),
+        **_share(by_task, [evaluation.returns] + ([] if learnt is None else [learnt.returns])),
         "random_return": means["random"],
         "random_episodes": None if known is not None or played is None else played.returns.size,
         "source_return_final": means["source"],

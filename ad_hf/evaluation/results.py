@@ -17,6 +17,7 @@ from ad_hf.evaluation.headlines import (
     learns_cell,
     number,
     pace_lines,
+    steps_cell,
     streams_words,
     verdict_words,
 )
@@ -86,15 +87,13 @@ def agents_table(found: dict[str, Any]) -> str:
         for steps in agent.get("steps_to", {}).values()
         if steps["level"] is not None
     }
-    gain = "the optimum's" if whose == {"optimum"} else "the source's"
+    gain, who = ("the optimum's", "") if whose == {"optimum"} else ("the source's", ": own / source")
     of = {agent["shares_of"] for agent in found["agents"].values()} - {None}
     shares = "of the optimum" + (f" ({OF_GAIN})" if of == {OF_GAIN} else "")
     lines = [
         "| agent | trainings x rollouts x tasks | first episode | last ten episodes (95% interval) | "
         f"learns: last ten - first (95% interval) | {shares} | interquartile mean share (95% interval) | "
-        f"regret, {shares} | "
-        + " | ".join(f"steps to {share:.0%} of {gain} gain: own / source" for share in SHARES)
-        + " |",
+        f"regret, {shares} | " + " | ".join(f"steps to {share:.0%} of {gain} gain{who}" for share in SHARES) + " |",
         "|---" * (8 + len(SHARES)) + "|",
     ]
     for name, agent in found["agents"].items():
@@ -114,21 +113,6 @@ def agents_table(found: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def steps_cell(steps: Mapping[str, Any] | None, name: str) -> str:
-    """Steps to a share of a gain in a table: of a model, of its source, and how many times more the source took."""
-    if steps is None or steps["level"] is None:
-        return "-"
-    own = "from its first episode" if steps["at_start"] else _steps(steps[name])
-    if steps["source"] is None and steps["gain_of"] != "source":
-        return own
-    ratio = "" if steps["ratio"] is None else f" ({number(steps['ratio'], 2)} times)"
-    return f"{own} / {_steps(steps['source'])}{ratio}"
-
-
-def _steps(count: int | None) -> str:
-    return "not reached" if count is None else f"{count:,}"
 
 
 def _over(agent: Mapping[str, Any]) -> str:

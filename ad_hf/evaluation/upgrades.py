@@ -61,7 +61,8 @@ def upgrade_report(
         gain = Gain.of_optimum(None if optimal is None else optimal / steps, known / steps)
     found = {name: value for name, value in report.items() if name != "env_steps_to_90"}
     means = {name: None if values is None else float(values.mean()) for name, values in by_task.items()}
-    least = min(own.mean.min(), *(values.min() for values in by_task.values() if values is not None))
+    values = [each for each in (own.mean, source and source.mean, *by_task.values()) if each is not None]
+    least = min(each.min() for each in values)
     share, of_what = share_of_optimum(report["test_return_final"], means["optimal"], means["random"], bool(least < 0))
     comparable = report.get("source") is not None and is_comparable(report["source"])
     return found | {
@@ -105,6 +106,9 @@ def upgrade_evaluation(found: dict[str, Any]) -> dict[str, Any]:
             source = None if name == "source" else curves.get("source")
             steps = steps_to_shares(curves[name], source, gain, learns["verdict"], False, "env_steps")
             kept |= {"learns": learns, "steps_to": steps}
+            if name == "source":
+                for entry in steps.values():
+                    del entry["source"]
         upgraded[name] = kept
     return {**found, "agents": upgraded}
 

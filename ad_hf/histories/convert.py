@@ -70,6 +70,7 @@ def from_arrays(
     names: Mapping[str, str] | None = None,
     time_first: bool = False,
     algorithm: str = "unknown",
+    independent_streams: bool | None = None,
     config_name: str = "default",
     max_piece_steps: int | None = None,
     shard_transitions: int = SHARD_TRANSITIONS,
@@ -109,6 +110,9 @@ def from_arrays(
             Whether arrays of several streams are (num_steps, num_streams, ...).
         algorithm (`str`, *optional*, defaults to `"unknown"`):
             What learnt.
+        independent_streams (`bool`, *optional*):
+            Whether each stream of a task learns for itself, or all are of one learner, whose environment steps count
+            together. While that is not known, no model is said to be faster or slower than its source.
         config_name (`str`, *optional*, defaults to `"default"`):
             Configuration to write.
         max_piece_steps (`int`, *optional*), shard_transitions (`int`, *optional*, defaults to 1000000):
@@ -156,7 +160,7 @@ def from_arrays(
             tasks=[asdict(task) for task in family.all_tasks if task.task_id in ids],
             observation_space=space_json(found["observation_space"], "observation_space"),
             action_space=space_json(found["action_space"], "action_space"),
-            source={"algorithm": algorithm},
+            source={"algorithm": algorithm, "independent_streams": independent_streams},
             seeds=[],
         )
         with split_writers(folder / config_name, shard_transitions) as add:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDic
 import gymnasium as gym
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Features
 from gymnasium import spaces
 from tqdm.auto import tqdm
@@ -350,12 +351,29 @@ def from_minari(
     max_piece_steps = max_piece_steps or default_piece_steps(metadata.spaces[0])
     with new_dataset(output_dir, config_name) as folder:
         with split_writers(folder / config_name, shard_transitions) as add:
+            num_steps = 0
             for rows in _histories_of_others(dataset, metadata, episodes_per_history, max_piece_steps):
+                num_steps += pc.sum(pc.list_value_length(rows["rewards"])).as_py()
                 add("train", rows)
+        if num_steps != dataset.total_steps:
+            raise ValueError(
+                f"{dataset.id} says that it has {dataset.total_steps} steps, total_steps; episodes have {num_steps}"
+            )
         origin = f"Converted from the Minari dataset `{dataset.id}` by `ad-hf convert`."
         family = {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": [{}]}
         describe(folder, name, config_name, metadata, origin, family)
     return local_path(output_dir)
+
+
+def _each(found: Iterable[Any], dataset: MinariDataset) -> Iterator[Any]:
+    """What there is of each episode, one by one; errors of reading it name the episode."""
+    remaining = iter(found)
+    for number in range(dataset.total_episodes):
+        with reading(f"{dataset.id}, episode {number}"):
+            item = next(remaining, None)
+            if item is None:
+                raise ValueError(f"there are {number}, where its metadata says {dataset.total_episodes}")
+        yield item
 
 
 def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Episode]:
@@ -363,26 +381,30 @@ def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Epis
     shapes = dict.fromkeys(Episode._fields, ()) | {
         name: space.shape for name, space in zip(("observations", "actions"), both)
     }
-    found = iter(dataset.iterate_episodes())
-    for number in tqdm(range(dataset.total_episodes), desc="convert from Minari", unit=" episodes"):
-        with reading(f"{dataset.id}, episode {number}"):
-            data = next(found, None)
-            if data is None:
-                raise ValueError(f"there are {number}, where its metadata says {dataset.total_episodes}")
-            values = {name: np.asarray(getattr(data, name)) for name in Episode._fields}
-            for name, array in values.items():
-                if array.dtype.kind not in "biuf" or array.shape[1:] != shapes[name] or not array.ndim:
-                    raise ValueError(
-                        f"{name} are {array.dtype} of shape {array.shape}, expected numbers of shape "
-                        f"(steps{''.join(f', {size}' for size in shapes[name])})"
-                    )
+    found = tqdm(_each(dataset.iterate_episodes(), dataset), "convert from Minari", dataset.total_episodes)
+    for number, data in enumerate(found):
+        values = {name: np.asarray(getattr(data, name)) for name in Episode._fields}
+        for name, array in values.items():
+            if array.dtype.kind not in "biuf" or array.shape[1:] != shapes[name] or not array.ndim:
+                raise ValueError(
+                    f"{dataset.id}, episode {number}: {name} are {array.dtype} of shape {array.shape}, expected "
+                    f"numbers of shape (steps{''.join(f', {size}' for size in shapes[name])})"
+                )
         yield Episode(**values)
+
+
+def _read_notes(dataset: MinariDataset) -> Iterator[dict[str, Any]]:
+    """Where each episode belongs, as [`_add_rows`] has noted it."""
+    for number, note in enumerate(_each(dataset.storage.get_episode_metadata(dataset.episode_indices), dataset)):
+        with reading(f"{dataset.id}, note of episode {number}"):
+            numbers = {name: int(note[name]) for name in ("row", *ROW_COLUMNS[1:])}
+            yield {"history_id": str(note["history_id"]), **numbers}
 
 
 def _restored_rows(dataset: MinariDataset, features: Features, metadata: HistoryMetadata) -> Iterator[pa.Table]:
     """The rows that a dataset of ours was made of, one by one."""
-    notes = dataset.storage.get_episode_metadata(dataset.episode_indices)
-    for row, pairs in groupby(zip(notes, _read_episodes(dataset, *metadata.spaces)), lambda pair: int(pair[0]["row"])):
+    both = zip(_read_notes(dataset), _read_episodes(dataset, *metadata.spaces))
+    for row, pairs in groupby(both, lambda pair: pair[0]["row"]):
         (note, *_), episodes = zip(*pairs)
         steps = join_episodes(episodes, *metadata.spaces, f"{dataset.id}, row {row}")
         table = history_rows(steps, features, 0, 0, len(steps.rewards))

@@ -192,9 +192,12 @@ class HistoryMetadata:
         if unknown := sorted(set(data) - set(cls.__dataclass_fields__)):
             raise ValueError(f"{name}: {unknown[0]} is no entry of the metadata of a learning-history dataset")
         check_structure(data, _Metadata, name)
+        if not data["env_id"].strip():
+            raise ValueError(f"{name}: env_id must be the id of an environment, got {data['env_id']!r}")
         for space in ("observation_space", "action_space"):
             read_space(data.get(space), f"{name}: {space}")
         _check_tasks(data["tasks"], name)
+        _check_statistics(data.get("statistics", {}), data["observation_space"], name)
         _check_progress(data.get("progress", {}), name)
         return cls(**data)
 
@@ -207,6 +210,18 @@ def _check_tasks(tasks: list[_Task], name: str) -> None:
     (number, count), *_ = counts.most_common(1)
     if count > 1:
         raise ValueError(f"{name}: tasks must have different task_id, got {count} of the number {number}")
+
+
+def _check_statistics(statistics: dict[str, _SplitStatistics], space: dict[str, Any], name: str) -> None:
+    """Refuse statistics of observations that are of another size."""
+    for split, found in statistics.items():
+        for entry in ("observation_mean", "observation_std"):
+            numbers = found.get(entry)
+            if numbers is not None and [len(numbers)] != space.get("shape"):
+                raise ValueError(
+                    f"{name}: statistics.{split}.{entry} must have a number for each dimension of {shown(space)}, got "
+                    f"{len(numbers)}"
+                )
 
 
 def _check_progress(progress: _Progress, name: str) -> None:

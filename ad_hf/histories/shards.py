@@ -75,7 +75,7 @@ def check_footers(footers: Mapping[str, pq.FileMetaData], metadata: HistoryMetad
         if not footer.num_rows:
             raise ValueError(f"{where}, {name}: it holds no rows, and so no histories")
         of_file = read_row_groups(footer)
-        for history in {history for group in of_file if group.begins for history in group.histories}:
+        for history in sorted({history for group in of_file if group.begins for history in group.histories}):
             if owners.setdefault(history, name) != name:
                 raise ValueError(f"{where}: history {history!r} is both in {owners[history]} and in {name}")
         groups += of_file

@@ -116,7 +116,8 @@ class HistoryStream:
         except HubError:
             raise
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{name}: it is no parquet file, or a damaged one: {error}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{name}: it is no parquet file, or a damaged one: {reason}") from error
 
     def _read_footer(self, path: str) -> pq.FileMetaData:
         def read() -> pq.FileMetaData:
@@ -353,10 +354,10 @@ class StreamedBatches:
     def check_state_dict(self, state: Any, rank: int, done: int) -> None:
         """Refuse a state, of some process, that cannot be the one after so many batches."""
         turns = len(self._places)
-        places = state.get("places") if isinstance(state, dict) else None
+        places: Any = state.get("places") if isinstance(state, dict) else None
         fits = isinstance(places, list) and len(places) == turns and state.get("turn") == done % turns
         fits = fits and state.get("consumers") == self._total
-        for worker, place in enumerate(places if fits else []):
+        for worker, place in enumerate(places if fits else ()):
             known = isinstance(place, list) and len(place) == 3 and all(type(number) is int for number in place)
             fits = fits and known and min(place) >= 0 and place[0] <= done * self._size
             fits = fits and place[1] < len(self.stream.groups(place[0], rank * turns + worker, self._total))

@@ -305,14 +305,16 @@ class WindowBatches:
         epoch, position = self.epoch, self.position
         tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
         while True:
-            chosen = tiling.windows(order[position : position + self.batch_size])
+            parts = [tiling.windows(order[position : position + self.batch_size])]
+            missing = self.batch_size - len(parts[0])
             position += self.batch_size
             while position >= len(order):  # a batch may reach over the end of an epoch, or of several
                 position -= len(order)
                 epoch += 1
                 tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
-                missing = self.batch_size - len(chosen)
-                chosen = np.concatenate([chosen, tiling.windows(order[:missing])])
+                parts.append(tiling.windows(order[:missing]))
+                missing -= len(parts[-1])
+            chosen = np.concatenate(parts)
             yield chosen[self._part], (epoch, position)
 
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:

@@ -26,7 +26,7 @@ from ad_hf.hub.model_files import (
     EVALUATION_FILE,
     REPORT_FILE,
     Content,
-    model_files,
+    listed,
     own_results,
     run_files,
     weights_digest,
@@ -133,7 +133,10 @@ def merge_card(old: str | None, data: Mapping[str, Any], text: str, license: str
         kept = {name: value for name, value in before.items() if found is None or name not in REPLACED_DATA}
         merged = {**kept, **data}
         if "license" in kept:
-            merged["license"] = kept["license"]
+            # Someone may have put a line above ours, which YAML would take for the last word.
+            lines = re.findall(r"^license: *([\w.+-]+) *$", old.removesuffix(card.text), re.MULTILINE)
+            theirs = [each for each in lines if each not in (LICENSE, UNKNOWN_LICENSE)]
+            merged["license"] = theirs[0] if len(lines) > 1 and theirs else kept["license"]
         if "tags" in before and "tags" in data:
             tags = [before["tags"]] if isinstance(before["tags"], str) else before["tags"]
             merged["tags"] = [*tags, *(tag for tag in data["tags"] if tag not in tags)]
@@ -415,7 +418,7 @@ def write_model_card(run: str | Path) -> Path:
     model = Path(run) / "model"
     files = own_results(run_files(model), lambda: weights_digest(ADModel.from_pretrained(model)))
     card = model / CARD
-    text = model_card({**model_files(model), **files}, str(model), read_text(card))
+    text = model_card({**listed(model, [CONFIG_FILE]), **files}, str(model), read_text(card))
     for name, path in files.items():
         if path.parent != model:
             with atomic_path(model / name) as temporary:

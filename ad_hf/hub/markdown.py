@@ -30,7 +30,7 @@ def text(value: Any) -> Written:
     escaped = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _line(value))
     escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # At the beginning of a line, a heading or the element of a list.
-    return Written(re.sub(r"^(\s*(?:#*|\d*))([#+.)-])(?=\s|$)", r"\1\\\2", escaped))
+    return Written(re.sub(r"^(\s*(?:#*|\d*))([#+.)-](?=\s)|#$)", r"\1\\\2", escaped))
 
 
 def _ticks(content: str, least: int) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ad_hf.files import leaves_folder
+from ad_hf.hub.weights import INDEX_FILE, WEIGHTS_FILE
 from ad_hf.settings import read_json
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ REPORT_FILES = (REPORT_FILE, "learning_curve.png", "replay.gif", "replay.mp4")  
 RESULT_FILES = (*REPORT_FILES, EVALUATION_FILE)
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
 CHECKPOINT_FOLDER = "checkpoint"  # of a model's repository, in which its run's newest checkpoint is
-CHECKPOINT_FILES = ("training.safetensors", "training_state.json")
+CHECKPOINT_FILES = TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
 BEST_FOLDER = "best"  # of a checkpoint: the model that did best so far
+MODEL_FILES = (CONFIG_FILE, "rollout_config.json", WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 # Of all that may lie in a repository, what is downloaded of it in order to be pushed again.
-MODEL_PATTERNS = (CONFIG_FILE, "rollout_config.json", "model*.safetensors", "*.index.json", "README.md", *RUN_FILES)
+PUSHED_AGAIN = (*MODEL_FILES, "README.md", *RUN_FILES)
 # Entries of a configuration, its own or a backbone's, that have a reader of it load somebody's code.
 CODE_ENTRIES = {"auto_map", "custom_pipelines"}
 AUTO_MAP = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad.ADModel"}

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ad_hf.hub.model_files import model_folder
+from ad_hf.hub.model_files import MODEL_FILES, model_folder
 from ad_hf.hub.repositories import explained, find_repository
-from ad_hf.hub.weights import INDEX_FILE, WEIGHTS_FILE, check_weights
+from ad_hf.hub.weights import check_weights
 from ad_hf.model import ADModel
 
 RECIPE_FILE = "recipe.yaml"
-MODEL_FILES = ("config.json", "rollout_config.json", WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 
 
 def load_model(name: str | Path, trust_remote_code: bool = False) -> tuple[ADModel, dict[str, Any]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from ad_hf.evaluation.protocol import EVALUATION_FILES, ROWS_FILE, SUMMARY_FILE, read_rows
 from ad_hf.files import read_text
@@ -16,7 +15,7 @@ from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
 from ad_hf.hub.cards import CARD, dataset_card, dataset_config, evaluation_card, model_card, without_configs
 from ad_hf.hub.model_files import (
     CHECKPOINT_FOLDER,
-    MODEL_PATTERNS,
+    PUSHED_AGAIN,
     RESULT_FILES,
     RUN_FILES,
     Content,
@@ -32,10 +31,8 @@ from ad_hf.hub.model_files import (
 from ad_hf.hub.models import load_model
 from ad_hf.hub.repositories import find_repository
 from ad_hf.hub.uploads import Upload, push_upload
+from ad_hf.model import ADModel
 from ad_hf.settings import read_json
-
-if TYPE_CHECKING:
-    from ad_hf.model.modeling_ad import ADModel
 
 DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # of a repository that is pushed again
 
@@ -113,7 +110,8 @@ def push_dataset(
         known = dict(metadata)
         for path in others:
             if path.partition("/")[0] not in known:
-                known[path.partition("/")[0]] = HistoryMetadata.from_json(fetch(path).read_text())
+                text = read_text(fetch(path)) or ""
+                known[path.partition("/")[0]] = HistoryMetadata.from_json(text, f"{full_id}, {path}")
         return dataset_card(known, configs, full_id, first_card if old is None else old, license)
 
     def replaces(path: str) -> bool:
@@ -168,10 +166,12 @@ def push_model(
         ValueError: if the folder holds pickles, links that leave it, or another kind of model.
         HubError: if the Hub cannot be reached or refuses, with what to do about it.
     """
+    if not isinstance(model, (ADModel, str, Path)):
+        raise ValueError(f"model must be an ADModel, a folder or a Hub id, got {type(model).__name__}")
     with ExitStack() as stack:
         beside: Path | None
         if isinstance(model, (str, Path)):
-            folder = beside = model_folder(find_repository(model, "model").download(MODEL_PATTERNS))
+            folder = beside = model_folder(find_repository(model, "model").download(PUSHED_AGAIN))
             loaded, _ = load_model(folder)
         else:
             folder = Path(stack.enter_context(TemporaryDirectory()))
@@ -281,7 +281,7 @@ def _folder_of(model: ADModel) -> Path | None:
     if revision is not None and not Path(name).is_dir():
         name = f"{name}@{revision}"  # the files beside the weights that were loaded, not the newest ones
     try:
-        return find_repository(name, "model").download(MODEL_PATTERNS)
+        return find_repository(name, "model").download(PUSHED_AGAIN)
     except FileNotFoundError:  # a folder that is gone
         return None
 

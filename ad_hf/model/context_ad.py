@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ import torch
 
 from .backbone_cache_ad import BackboneCache, NoCache, takes_padded_cache
 from .cache_ad import ADCache, as_slice
-from .checks_ad import as_elements, as_flags, check_rewards
+from .checks_ad import as_elements, as_flags, check_fits, check_rewards
 from .mixture_ad import MixtureHead
 from .prompt_ad import Prompt, prompt_steps
-from .rollout_config_ad import RolloutConfig
+from .rollout_config_ad import SEEDS, RolloutConfig
 
 if TYPE_CHECKING:
     from .modeling_ad import ADModel
@@ -49,18 +50,26 @@ class ADContext:
     """
 
     def __init__(self, model: ADModel, num_envs: int, rollout_config: RolloutConfig | None = None) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        self.model, self.num_envs = model, num_envs
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
+        self.model, self.num_envs = model, (num_envs := int(num_envs))
         self.config: Any = (rollout_config or RolloutConfig()).resolve()
+        if self.config.seed + num_envs > SEEDS:
+            raise ValueError(f"seed + num_envs must be at most 2**63, got {self.config.seed} + {num_envs}")
         if isinstance(model.head, MixtureHead) and (self.config.top_k or self.config.top_p < 1):
             raise ValueError(
                 "top_k and top_p choose among categories, of which this model's actions have none "
                 "(action_distribution='mixture'): leave them unset and lower the temperature instead"
             )
         self.length, self.dropped = _context_sizes(model, self.config)
-        weight = next(model.parameters())
-        self._device = weight.device
+        weight = self._weight
+        self._device, self._dtype = weight.device, weight.dtype
+        blocks: Any = model.config.backbone_config or model.config
+        states = 1 + 2 * (getattr(blocks, "num_hidden_layers", None) or 1)  # tokens, keys and values
+        check_fits(
+            states * num_envs * self.length * model.config.hidden_size * weight.element_size(),
+            f"a context of num_envs={num_envs} and context_length={self.length}",
+        )
         self._cache: ADCache | BackboneCache | NoCache
         self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
         if model.backbone is None:
@@ -82,6 +91,11 @@ class ADContext:
         self.log_probs: torch.Tensor | None = None
 
     @property
+    def _weight(self) -> torch.Tensor:
+        """One of the model's weights, which tells where they are, and of what type."""
+        return self.model.embedding.episode_start.weight
+
+    @property
     def lengths(self) -> torch.Tensor:
         """Steps that each row (num_envs,) holds; with a sliding window, all steps so far."""
         return self._cache.lengths
@@ -96,7 +110,7 @@ class ADContext:
             prompt (`Mapping` or a sequence of them, *optional*):
                 What their contexts begin with instead of nothing, see [`ADContext.prompt`].
         """
-        rows = as_flags(np.ones(self.num_envs) if mask is None else mask, self.num_envs, "mask")
+        rows = as_flags(np.ones(self.num_envs, dtype=bool) if mask is None else mask, self.num_envs, "mask")
         parsed = None if prompt is None else self._parsed(prompt)  # before anything is forgotten
         self._cache.reset(rows)
         self._first[rows] = True
@@ -205,7 +219,15 @@ class ADContext:
             ValueError: for arguments of a wrong shape, and for observations and rewards that are not finite or not of
                 the model's spaces, naming the environment.
         """
-        rows = as_flags(np.ones(self.num_envs) if active is None else active, self.num_envs, "active")
+        rows = as_flags(np.ones(self.num_envs, dtype=bool) if active is None else active, self.num_envs, "active")
+        if not isinstance(do_sample, bool | np.bool_ | None):
+            raise ValueError(f"do_sample must be True or False, got {do_sample!r}")
+        weight = self._weight
+        if weight.dtype != self._dtype or weight.device != self._device:
+            raise ValueError(
+                f"the model was moved from {self._dtype} on {self._device} to {weight.dtype} on {weight.device} after "
+                "the context was made: make another with init_context"
+            )
         if self.model.training:  # a context acts without dropout, whoever trains the model meanwhile
             self.model.eval()
             try:
@@ -220,6 +242,8 @@ class ADContext:
             self._tokens[index, self.lengths[index]] = tokens[index, 0]
         hidden_states = self._cache.step(self.model, tokens, counted)
         self.logits = self.model.head(hidden_states[:, 0]).float().cpu()
+        if not bool(self.logits.isfinite().all()):
+            self._refuse_logits(rows)
         head = self.model.head
         sample = self.config.do_sample if do_sample is None else do_sample
         actions, self.log_probs = head.choose(self.logits, self._seeds, self._counters, self.config, bool(sample))
@@ -227,6 +251,16 @@ class ADContext:
         self._first &= ~rows
         self._counters += rows.numpy().astype(np.uint64)
         return actions.numpy()
+
+    def _refuse_logits(self, rows: torch.Tensor) -> None:
+        """Say which environment that acts has logits that are not finite; those of others mean nothing."""
+        assert self.logits is not None
+        wrong = ~self.logits.isfinite().all(dim=1) & rows
+        if wrong.any():
+            raise ValueError(
+                f"the model's logits are not finite for environment {int(wrong.int().argmax())}: its weights hold NaN "
+                "or infinities, or inputs are too large for it (see observation_std and reward_scale in its config)"
+            )
 
     def _embed(self, observations: Any, rewards: Any, episode_starts: Any, rows: torch.Tensor) -> torch.Tensor:
         """Tokens (num_envs, 1, width) of what environments are in."""
@@ -236,7 +270,7 @@ class ADContext:
             paid = torch.from_numpy(check_rewards(rewards, self.num_envs, rows.numpy()))
         starts = torch.zeros(self.num_envs, dtype=torch.bool)
         if episode_starts is not None:
-            starts = as_flags(episode_starts, self.num_envs, "episode_starts")
+            starts = as_flags(episode_starts, self.num_envs, "episode_starts", numbers=True)
         parts = (seen, self._last_actions, torch.where(self._first, self._first_rewards, paid), starts | self._first)
         return self.model.embedding(*(part.unsqueeze(1).to(self._device) for part in parts))
 
@@ -263,7 +297,14 @@ class ADContext:
         if self._tokens is not None:
             state["tokens"] = self._tokens
         state |= {f"cache.{name}": tensor for name, tensor in self._cache.state_dict().items()}
-        return {name: tensor.clone() for name, tensor in state.items()}
+        return {"weights": self._digest(), **{name: tensor.clone() for name, tensor in state.items()}}
+
+    def _digest(self) -> torch.Tensor:
+        """A number () that is another one for other weights."""
+        digest = hashlib.blake2b(digest_size=7)
+        for weight in self.model.parameters():
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return torch.tensor(int.from_bytes(digest.digest()))
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """
@@ -272,7 +313,13 @@ class ADContext:
         Raises:
             ValueError: for a state of another model's context, or of another number of environments or length.
         """
+        if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor | np.ndarray) for x in state.values()):
+            raise ValueError(f"a context's state must be a dict of tensors, got {type(state).__name__}")
+        state = {name: torch.as_tensor(part) for name, part in state.items()}
         expected = self.state_dict()
+        digest = expected.pop("weights")
+        if int(state.pop("weights", digest)) != int(digest):  # which states of older versions lack
+            raise ValueError("the context's state is of a model with other weights, which would not go on from it")
         for name in sorted(expected.keys() | state.keys()):
             shapes = [tuple(part[name].shape) if name in part else "nothing" for part in (state, expected)]
             if shapes[0] != shapes[1]:
@@ -280,6 +327,12 @@ class ADContext:
                     f"the context's state has {shapes[0]} as {name}, expected {shapes[1]}: make the context with the "
                     "model, num_envs and context_length of the one that was saved"
                 )
+        most = {"cache.lengths": self.length if self._tokens is not None else SEEDS, "counters": SEEDS, "seeds": SEEDS}
+        if isinstance(self._cache, BackboneCache):
+            most["cache.column"] = self._cache.columns
+        for name, limit in most.items():
+            if int(state[name].min()) < 0 or int(state[name].max()) > limit:
+                raise ValueError(f"the context's state has impossible {name}: {state[name].tolist()}")
         for name in ("last_actions", "first", "first_rewards"):
             setattr(self, f"_{name}", state[name].clone().to(expected[name]))
         for name in ("seeds", "counters"):

@@ -80,7 +80,13 @@ class MixtureHead(nn.Module):
             parts = torch.logaddexp(parts + math.log1p(-epsilon), random) if epsilon < 1 else random.expand_as(parts)
         return (weights + parts.sum(-1)).logsumexp(-1)
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor | None) -> torch.Tensor:
+    def loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        ignored: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         """
         Mean negative log-likelihood of the actions that were taken.
 
@@ -91,9 +97,14 @@ class MixtureHead(nn.Module):
                 Actions.
             ignored (`torch.Tensor` of shape `(batch, time)`, *optional*):
                 Steps to leave out (padding).
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Numbers in the labels of all batches of which the mean is taken, instead of those in this one.
         """
         log_probs = self.log_prob(logits.float(), labels)
-        return -(log_probs if ignored is None else log_probs[~ignored]).mean()
+        log_probs = log_probs if ignored is None else log_probs[~ignored]
+        return -(
+            log_probs.mean() if num_items_in_batch is None else log_probs.sum() * self.dimensions / num_items_in_batch
+        )
 
     def choose(
         self, logits: torch.Tensor, seeds: np.ndarray, counters: np.ndarray, config: Any, do_sample: bool

@@ -1,23 +1,29 @@
 """The Algorithm Distillation model: a causal transformer over the steps of a learning history."""
 
+import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from .cache_ad import ADCache
+from .checks_ad import fault_of_inputs
 from .configuration_ad import ADConfig
 from .context_ad import ADContext, Prompt
+from .loading_ad import check_loaded, check_memory, check_trusted, damage_named, quiet
 from .mixture_ad import MixtureHead
 from .rollout_ad import RolloutOutput, rollout
 from .rollout_config_ad import RolloutConfig
@@ -27,7 +33,12 @@ from .spaces_ad import ActionHead, StepEmbedding
 # of some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
 EAGER_CPU_WINDOW = 512
 
+# Arguments that every model's forward pass takes, and what a step of a rollout asks for beside its result.
+TRANSFORMERS_KWARGS = {*TransformersKwargs.__annotations__, "use_cache"}
+NO_OUTPUTS = {"output_hidden_states": False, "output_attentions": False}
+
 # Arguments of from_pretrained that say where files are, not what to make of them.
+NOT_OF_CONFIG = ("state_dict", "dtype", "torch_dtype", "quantization_config", "trust_remote_code")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -159,6 +170,9 @@ class ADPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": ADBlock, "attentions": ADAttention}
+    main_input_name = "observations"
+    accepts_loss_kwargs = True
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]
         """No single table embeds a step, which tools that look for one (such as Accelerate's FSDP) are to know."""
@@ -183,11 +197,17 @@ class ADOutput(ModelOutput):
             Logits of the action at every step; a multi-dimensional action's distributions stand side by side.
         past_key_values ([`ADCache`], *optional*):
             The cache that was passed in.
+        hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states`):
+            Of shape (batch, time, width) each: the tokens, and what each block makes of them, the last one normalised.
+        attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions`):
+            Of shape (batch, heads, time, time) each: the attention weights of each block.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Any = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class ADModel(ADPreTrainedModel):
@@ -206,10 +226,9 @@ class ADModel(ADPreTrainedModel):
     def __init__(self, config: ADConfig) -> None:
         if config.observation_space is None or config.action_space is None:
             raise ValueError("ADConfig needs observation_space and action_space to make a model of")
-        automatic = config._attn_implementation is None
+        check_trusted(config)
+        check_memory(config)
         super().__init__(config)
-        if automatic:  # the library has filled in its own default, which takes no account of device and window
-            config._attn_implementation_internal = None
         self.embedding = StepEmbedding(config)
         self.blocks: nn.ModuleList | None = None
         self.backbone: PreTrainedModel | None = None
@@ -218,18 +237,28 @@ class ADModel(ADPreTrainedModel):
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         else:
             self.backbone = AutoModel.from_config(config.backbone_config)
+            if "inputs_embeds" not in inspect.signature(self.backbone.forward).parameters:
+                raise ValueError(f"backbone_config of type {config.backbone_config.model_type} takes no inputs_embeds")
         is_mixture = config.action_space["type"] == "Box" and config.action_distribution == "mixture"
         self.head: ActionHead | MixtureHead = MixtureHead(config) if is_mixture else ActionHead(config)
         self.rollout_config = RolloutConfig()
         self.loaded_revision: str | None = None
         self.post_init()
 
-    def attention_implementation(self, window: int, device: torch.device) -> str:
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
+        """Use an attention implementation from now on, whatever the device and the window are."""
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        self.config.automatic_attention = False
+
+    def attention_implementation(self, window: int, device: torch.device, output_attentions: bool = False) -> str:
         """Name of the attention implementation for a window of so many steps on a device."""
-        if self.config._attn_implementation is not None:
+        if output_attentions:  # which no other implementation has
+            return "eager"
+        if not self.config.automatic_attention:
             return self.config._attn_implementation
         return "eager" if device.type == "cpu" and window <= EAGER_CPU_WINDOW else "sdpa"
 
+    @can_return_tuple
     def forward(
         self,
         observations: torch.Tensor,
@@ -240,6 +269,10 @@ class ADModel(ADPreTrainedModel):
         labels: torch.Tensor | None = None,
         past_key_values: Any = None,
         position_ids: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ADOutput:
         r"""
         Args:
@@ -260,21 +293,53 @@ class ADModel(ADPreTrainedModel):
                 Keys and values of the steps before these, to which these are added.
             position_ids (`torch.Tensor` of shape `(batch, time)`, *optional*):
                 With a backbone and a cache whose rows are padded: number of each step in its row.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                Whether to return them; by default as the configuration says. Attention weights are of whole windows,
+                not of cached steps, and of the `eager` implementation.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Numbers in the labels of all batches that the loss is the mean of, -100 left out, as a
+                [`~transformers.Trainer`] that accumulates gradients counts them; by default the loss is this batch's.
+
+        Raises:
+            ValueError: for inputs whose shapes disagree or that are not of the model's spaces (on CPUs).
         """
-        hidden_states = self.embedding(observations, previous_actions, previous_rewards, episode_starts)
+        if unknown := set(kwargs) - TRANSFORMERS_KWARGS:
+            raise TypeError(f"ADModel.forward takes no {', '.join(sorted(unknown))}")
+        inputs = (observations, previous_actions, previous_rewards, episode_starts)
+        outputs = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        outputs = {
+            name: getattr(self.config, name, False) if value is None else value for name, value in outputs.items()
+        }
+        try:
+            hidden_states = self._embedded(*inputs)
+            decoded = self._decoded(hidden_states, attention_mask, past_key_values, position_ids, **outputs)
+            logits = self.head(decoded[0])
+            loss = None
+            if labels is not None:
+                ignored = None if attention_mask is None else attention_mask == 0
+                loss = self.head.loss(logits, labels, ignored, num_items_in_batch)
+        except (IndexError, RuntimeError, ValueError) as error:  # looked into only now, as looking costs time
+            fault = fault_of_inputs(self.config, *inputs, attention_mask, labels)
+            if fault is None:
+                raise
+            raise ValueError(fault) from error
+        return ADOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=decoded.get("hidden_states"),
+            attentions=decoded.get("attentions"),
+        )
+
+    def _embedded(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Tokens (batch, time, width) of a forward pass's four inputs; in training, some of them are blanked."""
+        tokens = self.embedding(*inputs)
         if self.training and self.config.input_mask_probability:
-            kept = (
-                torch.rand(hidden_states.shape[:2], device=hidden_states.device) >= self.config.input_mask_probability
-            )
-            hidden_states = hidden_states * kept.unsqueeze(-1)
-        if torch.is_autocast_enabled(hidden_states.device.type):  # a residual stream of half the size
-            hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-        hidden_states = self.decode(hidden_states, attention_mask, past_key_values, position_ids)
-        logits = self.head(hidden_states)
-        loss = None
-        if labels is not None:
-            loss = self.head.loss(logits, labels, None if attention_mask is None else attention_mask == 0)
-        return ADOutput(loss=loss, logits=logits, past_key_values=past_key_values)
+            kept = torch.rand(tokens.shape[:2], device=tokens.device) >= self.config.input_mask_probability
+            tokens = tokens * kept.unsqueeze(-1)
+        if torch.is_autocast_enabled(tokens.device.type):  # a residual stream of half the size
+            tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
+        return tokens
 
     def decode(
         self,
@@ -284,6 +349,17 @@ class ADModel(ADPreTrainedModel):
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states (batch, time, width) of embedded steps of that shape; arguments as of `forward`."""
+        return self._decoded(tokens, attention_mask, past_key_values, position_ids, **NO_OUTPUTS)[0]
+
+    def _decoded(
+        self,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Any,
+        position_ids: torch.Tensor | None,
+        **outputs: Any,
+    ) -> Any:
+        """What the blocks or the backbone make of tokens, as a `ModelOutput` that begins with hidden states."""
         if self.backbone is not None:
             if isinstance(past_key_values, ADCache):
                 raise ValueError("ADCache is of this package's own blocks: give a backbone a cache of transformers")
@@ -292,14 +368,24 @@ class ADModel(ADPreTrainedModel):
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 use_cache=past_key_values is not None,
+                return_dict=True,
+                **{name: value for name, value in outputs.items() if value},
                 **({} if position_ids is None else {"position_ids": position_ids}),
-            )[0]
+            )
         if position_ids is not None:
             raise ValueError("position_ids are for backbones: this package's blocks count a row's steps themselves")
-        hidden_states, arguments = tokens, self._block_arguments(tokens, past_key_values)
+        if past_key_values is not None and outputs["output_attentions"]:
+            raise ValueError("output_attentions is of whole windows: leave past_key_values out")
+        return self._through_blocks(tokens, past_key_values, return_dict=True, **outputs)
+
+    @capture_outputs
+    def _through_blocks(
+        self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool, **kwargs: Any
+    ) -> BaseModelOutput:
+        hidden_states, arguments = tokens, self._block_arguments(tokens, past_key_values, output_attentions)
         for block in self.blocks or ():
             hidden_states = block(hidden_states, **arguments, past_key_values=past_key_values)
-        return self.norm(hidden_states)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
     def keys_and_values(self, tokens: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values (batch, time, heads, head_dim) of every block for embedded steps (batch, time, width)."""
@@ -312,10 +398,13 @@ class ADModel(ADPreTrainedModel):
                 tokens = block(tokens, **arguments)
         return found
 
-    def _block_arguments(self, tokens: torch.Tensor, past_key_values: ADCache | None) -> dict[str, Any]:
+    def _block_arguments(
+        self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool = False
+    ) -> dict[str, Any]:
         """What all blocks are given beside hidden states (batch, time, width): positions, mask, implementation."""
         time, dtype, device = tokens.shape[1], tokens.dtype, tokens.device
-        implementation, window = self.attention_implementation(time, device), self.config.sliding_window
+        implementation = self.attention_implementation(time, device, output_attentions)
+        window = self.config.sliding_window
         # Positions grow without bounds where a window slides, beyond float32's resolution of angles.
         angle_dtype = torch.float32 if window is None else torch.float64
         mask: Any = None  # the cache's own matter, and sdpa is causal by itself
@@ -323,7 +412,7 @@ class ADModel(ADPreTrainedModel):
             positions = past_key_values.append(time)  # (batch or 1, time)
         else:
             positions = torch.arange(time, device=device if window is None else "cpu")
-            automatic = self.config._attn_implementation is None
+            automatic = self.config.automatic_attention
             if implementation == "eager" or (automatic and window is not None):
                 mask = causal_mask(time, window, dtype, device)
             elif not automatic:  # padding stands at the end, where no step sees it: one mask serves the whole batch
@@ -410,21 +499,70 @@ class ADModel(ADPreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save weights and configuration as every model of transformers, and `rollout_config.json` beside them."""
-        if kwargs.get("is_main_process", True):  # first, so that push_to_hub=True takes it along
+        main = kwargs.get("is_main_process", True)
+        if main:  # first, so that push_to_hub=True takes it along
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             self.rollout_config.save_pretrained(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if main:  # safetensors makes files for their owner alone; others may read them as what stands beside them
+            mode = Path(save_directory, CONFIG_NAME).stat().st_mode
+            for weights in Path(save_directory).glob("model*.safetensors"):
+                weights.chmod(mode)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a model as every model of transformers, and its `rollout_config.json` if there is one."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        """
+        Load a model as every model of transformers, and its `rollout_config.json` if there is one.
+
+        Weights are read from safetensors. They must be whole, finite and those of the configuration, unless
+        `state_dict`, `ignore_mismatched_sizes=True`, `output_loading_info=True` or a quantisation says otherwise.
+
+        Raises:
+            ValueError: for weights that are missing, unexpected, of another shape, or not finite; for settings that
+                are none; and for a configuration that can run other people's code without `trust_remote_code=True`.
+            OSError: for files that are not there, or damaged.
+        """
+        path = pretrained_model_name_or_path
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
-        model.rollout_config = RolloutConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        kwargs = cls._with_config(path, hub, kwargs)
+        check_trusted(kwargs["config"], path)
+        asked = kwargs.pop("output_loading_info", False)
+        quantized = [kwargs.get("quantization_config"), getattr(kwargs["config"], "quantization_config", None)]
+        given = [kwargs.get("state_dict"), kwargs.get("gguf_file"), *quantized]
+        lenient = asked or kwargs.get("ignore_mismatched_sizes") or any(value is not None for value in given)
+        if path is not None and kwargs.get("gguf_file") is None:
+            kwargs.setdefault("use_safetensors", True)  # other files can hold pickles
+        if lenient:
+            loaded = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        else:
+            kwargs["ignore_mismatched_sizes"] = True  # so that all of them are told
+            with damage_named(path, hub), quiet():
+                loaded = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+            check_loaded(path, *loaded)
+        model, info = loaded
+        if path is not None:
+            model.rollout_config = RolloutConfig.from_pretrained(path, **hub)
         revision = kwargs.get("revision")
         model.loaded_revision = getattr(revision, "resolved", revision)  # Auto classes resolve it to a commit
-        return loaded
+        return (model, info) if asked else model
+
+    @classmethod
+    def _with_config(cls, path: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `from_pretrained` with the configuration, once it is known whether that is trusted."""
+        config = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            place = path if config is None else config
+            held = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *NOT_OF_CONFIG) if name in kwargs}
+            kwargs = {name: value for name, value in kwargs.items() if name != "config" and name not in held}
+            try:
+                config, kwargs = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
+            except ValueError as error:
+                raise ValueError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
+            kwargs |= held
+        config = copy.deepcopy(config)
+        if kwargs.get("trust_remote_code") is True:
+            config.untrusted = []
+        return {**kwargs, "config": config}
 
 
 __all__ = ["ADModel", "ADOutput", "ADPreTrainedModel"]

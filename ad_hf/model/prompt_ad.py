@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .checks_ad import as_elements, check_rewards
+from .checks_ad import as_array, as_elements, as_flags, check_rewards
 
 if TYPE_CHECKING:
     from .modeling_ad import ADModel
@@ -44,31 +44,33 @@ def prompt_steps(history: Mapping[str, Any], model: ADModel, none: torch.Tensor,
             f"{name}: expected observations, actions, rewards, and terminations and truncations or episode_starts; "
             f"got {', '.join(sorted(history)) or 'nothing'}"
         )
-    time = len(history["rewards"])
+    rewards = as_array(history["rewards"], f"{name}: rewards")
+    if rewards.ndim != 1:
+        raise ValueError(
+            f"{name}: rewards must be numbers of shape (time,), got {rewards.dtype} of shape {rewards.shape}"
+        )
+    time = len(rewards)
     every = np.ones(time, dtype=bool)
     try:
         observations = as_elements(history["observations"], model.config.observation_space or {}, time, every)
         actions = as_elements(history["actions"], model.config.action_space or {}, time, every, "actions")
-        rewards = torch.from_numpy(check_rewards(history["rewards"], time, every))
+        paid = torch.from_numpy(check_rewards(rewards, time, every))
         starts = _episode_starts(history, time)
     except ValueError as error:
         raise ValueError(f"{name}: {str(error).replace('environment', 'step')}") from error
-    previous_actions, previous_rewards = actions.to(none.dtype).roll(1, 0), rewards.roll(1, 0)
+    previous_actions, previous_rewards = actions.to(none.dtype).roll(1, 0), paid.roll(1, 0)
     if time:
         previous_actions[0], previous_rewards[0] = none, 0.0
     return {
         **{"observations": observations, "actions": actions, "previous_actions": previous_actions},
-        **{"rewards": rewards, "previous_rewards": previous_rewards, "starts": starts},
+        **{"rewards": paid, "previous_rewards": previous_rewards, "starts": starts},
     }
 
 
 def _episode_starts(history: Mapping[str, Any], time: int) -> torch.Tensor:
     """Which steps (time,) are the first of their episode."""
     names = ("episode_starts",) if "episode_starts" in history else ("terminations", "truncations")
-    columns = [np.asarray(history[name], dtype=bool) for name in names]
-    for name, column in zip(names, columns):
-        if column.shape != (time,):
-            raise ValueError(f"{name} must have shape ({time},), got {column.shape}")
+    columns = [as_flags(history[name], time, name, numbers=True).numpy() for name in names]
     starts = columns[0].copy() if len(columns) == 1 else np.roll(columns[0] | columns[1], 1)
     starts[:1] = True
     return torch.from_numpy(starts)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import ModelOutput
 
+from .checks_ad import check_fits
+
 
 @dataclass
 class RolloutOutput(ModelOutput):
@@ -87,6 +89,7 @@ class Recording:
     def __init__(self, num_envs: int, config: Any) -> None:
         self.config, self.num_envs = config, num_envs
         episodes = config.num_episodes or 16
+        check_fits(16 * num_envs * episodes, f"num_episodes={episodes} of {num_envs} environments")
         self.output = RolloutOutput(
             episode_returns=np.full((num_envs, episodes), np.nan),
             episode_lengths=np.zeros((num_envs, episodes), dtype=np.int64),
@@ -98,10 +101,15 @@ class Recording:
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
         names = ("observations", "actions", "rewards", "terminations", "truncations") if config.output_steps else ()
         wanted = [name for name in ("log_probs", "logits", "frames") if getattr(config, f"output_{name}")]
-        length = config.max_steps or 256
+        length = min(config.max_steps or 256, 4096)  # it grows
         self._steps = {name: GrowingArray(num_envs, length) for name in (*names, *wanted)}
-        self._finals = GrowingArray(num_envs, episodes) if config.output_steps else None
+        self._finals = GrowingArray(num_envs, min(episodes, 4096)) if config.output_steps else None
         self._last: np.ndarray | None = None  # the observations that the last steps led to
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest episode under way."""
+        return int(self._lengths.max())
 
     @property
     def done(self) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .environments_ad import Environments, make_envs
 from .prompt_ad import Prompt
@@ -14,6 +15,11 @@ from .rollout_config_ad import RolloutConfig
 
 if TYPE_CHECKING:
     from .modeling_ad import ADModel
+
+logger = logging.get_logger(__name__)
+
+# Steps of an episode after which it is asked whether it will ever end.
+LONG = 100_000
 
 
 def rollout(
@@ -27,11 +33,13 @@ def rollout(
 ) -> RolloutOutput:
     """See [`ADModel.rollout`]."""
     config = RolloutConfig.from_dict(overrides).resolve(rollout_config or RolloutConfig(), model.rollout_config)
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback must be a function of what is known so far, got {callback!r}")
     made = make_envs(envs, env_kwargs)
     training = model.training
     model.eval()
     try:
-        return _rollout(model, Environments(made, model.config), config, prompt, callback)
+        return _rollout(model, Environments(made, model.config, config.output_steps), config, prompt, callback)
     finally:
         model.train(training)
         if isinstance(envs, str):
@@ -60,6 +68,10 @@ def _rollout(
         step |= {"rewards": envs.rewards, "terminations": terminations, "truncations": truncations}
         recording.add(np.flatnonzero(counted), reached, step)
         done = recording.done
+        if recording.longest == LONG and config.max_steps is None:
+            logger.warning(
+                f"an episode has not ended after {LONG} steps: environments that never end one need max_steps"
+            )
         if callback is not None and callback(recording.output) is True:
             break
     return recording.finish((model.config.observation_space, model.config.action_space))

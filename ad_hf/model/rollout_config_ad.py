@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers.utils import cached_file
+
+from .checks_ad import read_json
 
 ROLLOUT_CONFIG_FILE = "rollout_config.json"
 
@@ -19,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     **{"output_steps": False, "output_log_probs": False, "output_logits": False, "output_frames": False},
 }
 LIMITS = ("num_episodes", "max_steps")
+SEEDS = 2**63
 
 
 @dataclass
@@ -61,11 +66,16 @@ class RolloutConfig:
     output_frames: bool | None = None
 
     def __post_init__(self) -> None:
+        for name in DEFAULTS:
+            if isinstance(value := getattr(self, name), np.generic):
+                setattr(self, name, value.item())
         for name in ("num_episodes", "max_steps", "context_length", "context_drop"):
             self._check(name, lambda value: value >= 1, "at least 1")
-        for name in ("top_k", "seed"):
-            self._check(name, lambda value: value >= 0, "0 or greater")
-        self._check("temperature", lambda value: value > 0, "positive; do_sample=False takes the likeliest action")
+        self._check("top_k", lambda value: value >= 0, "0 or greater")
+        self._check("seed", lambda value: 0 <= value < SEEDS, "0 or greater, and below 2**63")
+        self._check(
+            "temperature", lambda value: 0 < value < math.inf, "positive; do_sample=False takes the likeliest action"
+        )
         self._check("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
         self._check("epsilon", lambda value: 0 <= value <= 1, "from 0 to 1")
         for name in ("do_sample", "output_steps", "output_log_probs", "output_logits", "output_frames"):
@@ -83,8 +93,10 @@ class RolloutConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RolloutConfig:
         """A configuration from a dict; unknown keys raise a `ValueError` that names them."""
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"rollout settings must be a dict of them, got {settings!r}")
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(settings) - set(known))
+        unknown = sorted(set(map(str, settings)) - set(known))
         if unknown:
             raise ValueError(f"unknown rollout setting {', '.join(map(repr, unknown))}: expected {', '.join(known)}")
         return cls(**settings)
@@ -102,6 +114,8 @@ class RolloutConfig:
         """
         settings = dict(DEFAULTS)
         for config in reversed([self, *others]):
+            if type(config).__name__ != "RolloutConfig":  # by name, as a model from the Hub brings a class of its own
+                raise ValueError(f"rollout_config must be a RolloutConfig, got {config!r}")
             given = config.to_dict()
             if given.keys() & set(LIMITS):
                 settings.update(dict.fromkeys(LIMITS))
@@ -114,11 +128,22 @@ class RolloutConfig:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **hub_arguments: Any) -> RolloutConfig:
-        """The `rollout_config.json` of a model folder or Hub repository, or nothing set if it has none."""
+        """
+        The `rollout_config.json` of a model folder or Hub repository, or nothing set if it has none.
+
+        Raises:
+            ValueError: for a file that is not JSON, and for unknown settings, naming the file.
+        """
         path = cached_file(
             str(model), ROLLOUT_CONFIG_FILE, _raise_exceptions_for_missing_entries=False, **hub_arguments
         )
-        return cls() if path is None else cls.from_dict(json.loads(Path(path).read_text()))
+        if path is None:
+            return cls()
+        settings = read_json(path)
+        try:
+            return cls.from_dict(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 __all__ = ["RolloutConfig"]

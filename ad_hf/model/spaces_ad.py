@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .configuration_ad import ADConfig
+from .configuration_ad import ADConfig, categories
 from .sampling_ad import choose
 
 # Standard deviations at which normalised observations are cut off.
@@ -19,6 +19,12 @@ OUTLIER = 10.0
 
 # Height and width of the patches into which images are divided.
 PATCH = 4
+
+
+def input_dtype(layer: nn.Module) -> torch.dtype:
+    """Type of what a layer takes; one that was quantised dynamically has a method `weight`, and takes float32."""
+    weight: Any = layer.weight
+    return weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
 
 
 class CategoricalEmbedding(nn.Module):
@@ -50,11 +56,13 @@ class VectorEmbedding(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """values (batch, time, size) -> (batch, time, width)."""
-        if self.normalizes:  # in float32, as large means leave nothing of small differences in bfloat16
-            values = values.float()
+        if (
+            self.normalizes
+        ):  # as large means leave nothing of small differences in bfloat16, and in float32 of float64's
+            values = values if values.dtype == torch.float64 else values.float()
             values = (values - values.new_tensor(self.mean)) / values.new_tensor(self.std)
             values = values.clamp(-OUTLIER, OUTLIER)
-        return self.linear(values.to(self.linear.weight.dtype))
+        return self.linear(values.to(input_dtype(self.linear)))
 
 
 class ImageEmbedding(nn.Module):
@@ -78,18 +86,11 @@ class ImageEmbedding(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """values (batch, time, height, width, channels) -> (batch, time, width)."""
         frames = F.pad(values.flatten(0, 1).movedim(-1, 1), self.padding)
-        frames = self.patches(frames.to(self.linear.weight.dtype) / self.scale)
+        frames = self.patches(frames.to(input_dtype(self.patches)) / self.scale)
         for convolution in self.convolutions:
             frames = convolution(F.leaky_relu(frames, negative_slope=0.0, inplace=True))  # as in ADBlock
         frames = F.leaky_relu(frames, negative_slope=0.0, inplace=True)
         return self.linear(frames.flatten(1)).unflatten(0, values.shape[:2])
-
-
-def _categories(space: dict) -> list[int]:
-    """Number of categories of each dimension of a discrete space."""
-    if space["type"] == "Discrete":
-        return [space["n"]]
-    return list(space["nvec"]) if space["type"] == "MultiDiscrete" else [2] * space["n"]
 
 
 class StepEmbedding(nn.Module):
@@ -108,25 +109,20 @@ class StepEmbedding(nn.Module):
         self.reward_scale = config.reward_scale
         self.observation: nn.Module
         if observations["type"] != "Box":
-            self.observation = CategoricalEmbedding(_categories(observations), width)
+            self.observation = CategoricalEmbedding(categories(observations), width)
         elif len(observations["shape"]) == 3:
             shape, high = observations["shape"], observations["high"][0]
             self.observation = ImageEmbedding(shape, width, high, config.image_channels)
-        elif len(observations["shape"]) == 1:
+        else:
             size = observations["shape"][0]
             self.observation = VectorEmbedding(size, width, config.observation_mean, config.observation_std)
-        else:
-            raise ValueError(
-                f"a Box observation must be a vector or an image (height, width, channels), got {observations}; "
-                "reshape it with gymnasium.wrappers.ReshapeObservation"
-            )
         self.previous_action: nn.Module
         if actions["type"] == "Box":
             bounds = list(zip(actions["low"], actions["high"]))
             centres, halves = [(low + high) / 2 for low, high in bounds], [(high - low) / 2 for low, high in bounds]
             self.previous_action = VectorEmbedding(actions["shape"][0], width, centres, halves)
         else:
-            self.previous_action = CategoricalEmbedding([size + 1 for size in _categories(actions)], width)
+            self.previous_action = CategoricalEmbedding([size + 1 for size in categories(actions)], width)
         self.previous_reward = nn.Linear(1, width)
         self.episode_start = nn.Embedding(2, width)
 
@@ -138,7 +134,7 @@ class StepEmbedding(nn.Module):
         episode_starts: torch.Tensor,
     ) -> torch.Tensor:
         """Four tensors (batch, time, ...) -> tokens (batch, time, width)."""
-        rewards = previous_rewards.to(self.previous_reward.weight.dtype) / self.reward_scale
+        rewards = previous_rewards.to(input_dtype(self.previous_reward)) / self.reward_scale
         return (
             self.observation(observations)
             + self.previous_action(previous_actions)
@@ -158,7 +154,7 @@ class ActionHead(nn.Module):
         super().__init__()
         space: dict[str, Any] = config.action_space or {}
         self.is_box, self.is_scalar = space["type"] == "Box", space["type"] == "Discrete"
-        self.sizes = [config.num_action_bins] * space["shape"][0] if self.is_box else _categories(space)
+        self.sizes = [config.num_action_bins] * space["shape"][0] if self.is_box else categories(space)
         self.low: list[float] = space.get("low", [])
         self.high: list[float] = space.get("high", [])
         self.label_smoothing = config.label_smoothing
@@ -198,7 +194,13 @@ class ActionHead(nn.Module):
         low, high = (torch.tensor(bound, device=categories.device) for bound in (self.low, self.high))
         return torch.lerp(low, high, categories / (self.sizes[0] - 1))
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, ignored: torch.Tensor | None) -> torch.Tensor:
+    def loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        ignored: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         """
         Mean negative log-likelihood of the actions that were taken, summed over an action's dimensions.
 
@@ -209,6 +211,8 @@ class ActionHead(nn.Module):
                 Actions; steps with a discrete label of -100 are ignored.
             ignored (`torch.Tensor` of shape `(batch, time)`, *optional*):
                 Further steps to leave out (padding), the only way for continuous actions.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Numbers in the labels of all batches of which the mean is taken, instead of those in this one.
         """
         categories = self.to_categories(labels)
         if ignored is not None:
@@ -216,8 +220,13 @@ class ActionHead(nn.Module):
         loss = logits.new_zeros((), dtype=torch.float32)
         for dimension, part in enumerate(logits.float().split(self.sizes, dim=-1)):
             targets = categories[..., dimension].flatten()
-            loss = loss + F.cross_entropy(part.flatten(0, 1), targets, label_smoothing=self.label_smoothing)
-        return loss
+            loss = loss + F.cross_entropy(
+                part.flatten(0, 1),
+                targets,
+                label_smoothing=self.label_smoothing,
+                reduction="mean" if num_items_in_batch is None else "sum",
+            )
+        return loss if num_items_in_batch is None else loss * len(self.sizes) / num_items_in_batch
 
 
 __all__ = ["ActionHead", "StepEmbedding"]

@@ -41,7 +41,7 @@ from ad_hf.sources.workers import available_cores, run_jobs
 Execute = Callable[..., Iterator[Outcome]]  # of jobs, with what to do with each and whom to tell about progress
 
 
-SEED_LIMIT = 1 << 63
+MOST = (1 << 63) - 1  # of whole numbers in metadata.json
 
 
 def _plain(value: Any, what: str) -> Any:
@@ -71,21 +71,20 @@ def _describe(
     return HistoryMetadata.from_json(described.to_json())  # as it will be read
 
 
-def _whole(name: str, number: Any, least: int = 1, most: int | None = None) -> int:
+def _whole(name: str, number: Any, least: int = 1) -> int:
     """A whole number in its range, numpy's as Python's."""
     if not isinstance(number, Integral) or isinstance(number, bool):
         raise ValueError(f"{name} must be a whole number, got {number!r}")
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    if most is not None and number > most:
-        raise ValueError(f"{name} must be at most {most}, got {number}")
+    if not least <= number <= MOST:
+        limit = f"at least {least}" if number < least else f"at most {MOST}"
+        raise ValueError(f"{name} must be {limit}, got {number}")
     return int(number)
 
 
 def _read_seeds(seeds: Any) -> list[int]:
     if isinstance(seeds, str | dict) or not hasattr(seeds, "__iter__"):
         raise ValueError(f"source.seeds must be a list of whole numbers, got {seeds!r}")
-    read = [_whole("source.seeds", seed, 0, SEED_LIMIT - 1) for seed in seeds]
+    read = [_whole("source.seeds", seed, 0) for seed in seeds]
     if not read or len(set(read)) != len(read):
         raise ValueError(f"source.seeds must be at least one, and differ from one another, got {read}")
     return read

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from ad_hf.envs.spaces import space_to_json, storage_dtype
+from ad_hf.envs.spaces import read_space, space_to_json, storage_dtype
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
 from ad_hf.sources.jobs import Source, make_learner_of
 from ad_hf.sources.recorder import HistoryRecorder
@@ -73,7 +73,8 @@ def describe_spaces(
     for name, space in (("observation", observation_space), ("action", action_space)):
         try:
             described.append(space_to_json(space))
-        except TypeError as error:
+            read_space(described[-1], "as JSON")
+        except (TypeError, ValueError) as error:
             _refuse(family, name, space, f"fits no model ({' '.join(str(error).split())})")
     return described
 
@@ -202,7 +203,7 @@ def _random_numbers_kept() -> Iterator[None]:
 
 def _refuse(family: TaskFamily, name: str, space: spaces.Space, reason: str) -> None:
     wrapper = "" if "family.wrappers" in reason else f", by a gymnasium.{name.capitalize()}Wrapper in family.wrappers"
-    raise ValueError(f"the {name} space of {_environments(family)}, {space}, {reason}{wrapper}")
+    raise ValueError(f"the {name} space of {_environments(family)}, {' '.join(str(space).split())}, {reason}{wrapper}")
 
 
 def _environments(family: TaskFamily) -> str:

@@ -31,9 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ad_hf.files import atomic_folder, copy_files, leaves_folder, refuse_other, remove_folder
-from ad_hf.hub.models import MODEL_FILES
-from ad_hf.hub.push import CHECKPOINT_FOLDER
+from ad_hf.files import atomic_folder, copy_files, leaves_folder, local_path, remove_folder
+from ad_hf.hub.model_files import BEST_FOLDER, CHECKPOINT_FOLDER, MODEL_FILES, STATE_FILE, TENSORS_FILE
 from ad_hf.hub.repositories import HUB_ID, find_repository
 from ad_hf.hub.weights import check_weights, not_finite, read_tensors
 from ad_hf.model import ADModel
@@ -45,8 +44,6 @@ from ad_hf.training.saved_state import check_entry, check_state, check_tensors
 if TYPE_CHECKING:
     from ad_hf.training.trainer import Trainer
 
-TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
-BEST_FOLDER = "best"  # the model that did best so far
 DEEPSPEED_FOLDER = "deepspeed"  # of a run with DeepSpeed, the engine's own files: pickles, for this machine alone
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process, however it is sharded
 # What may be another when a run is resumed: it changes none of the updates.
@@ -199,19 +196,6 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=_number)
 
 
-def check_run_folder(output_dir: Path, resumed: bool = False) -> None:
-    """
-    Refuse a folder for a run in which something else is where its model and checkpoints are to be.
-
-    Raises:
-        FileExistsError: naming it.
-    """
-    refuse_other(output_dir / "model", "config.json")
-    for path in list_checkpoints(output_dir):
-        if not (resumed and path.is_dir()):  # a damaged one is told from others, if it is to be resumed
-            refuse_other(path, STATE_FILE)
-
-
 def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
     """
     The checkpoint that is to be resumed.
@@ -228,7 +212,7 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
     """
     if str(resume) == "latest":
         return next(reversed(list_checkpoints(output_dir)), None)
-    folder = Path(resume)
+    folder = local_path(resume)
     if not folder.exists() and HUB_ID.fullmatch(str(resume)):
         wanted = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors")]
         folder = find_repository(resume, "model").download(wanted) / CHECKPOINT_FOLDER

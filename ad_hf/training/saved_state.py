@@ -43,7 +43,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Optional:
+class IfThere:
     """An entry that another version of a library may not have written."""
 
     expected: Any
@@ -72,8 +72,8 @@ def check_entry(found: Any, expected: Any, name: str) -> None:
         for key, inner in expected.items() if fits else ():
             where = f"{name}.{key}" if name else key
             if key in found:
-                check_entry(found[key], inner.expected if isinstance(inner, Optional) else inner, where)
-            elif not isinstance(inner, Optional):
+                check_entry(found[key], inner.expected if isinstance(inner, IfThere) else inner, where)
+            elif not isinstance(inner, IfThere):
                 raise ValueError(f"{where} is missing")
     elif isinstance(expected, list):
         fits = isinstance(found, list) and len(found) == len(expected)
@@ -147,14 +147,14 @@ def check_state(trainer: Trainer, state: dict[str, Any], number: int | None, sha
     for layout, scheduler in zip(trainer.layouts, trainer.schedulers, strict=True):
         rates = learning_rates(scheduler, step)
         required = [{"lr": rate, "params": group["params"]} for group, rate in zip(layout.groups, rates, strict=True)]
-        settings = [{name: Optional(value) for name, value in group.items()} for group in layout.groups]
+        settings = [{name: IfThere(value) for name, value in group.items()} for group in layout.groups]
         groups.append([setting | must for setting, must in zip(settings, required, strict=True)])
         schedulers.append(
             {"base_lrs": scheduler.base_lrs, "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
         )
     scaler = trainer.accelerator.scaler
     best, unvalidated = state.get("best"), state.get("unvalidated")
-    expected = {
+    expected: dict[str, Any] = {
         "best": None if best is None else [Number(), Number(1, step, whole=True)],
         "unvalidated": {name: Number() for name in unvalidated} if isinstance(unvalidated, dict) else None,
         "batches": [{}] * trainer.accelerator.num_processes,
@@ -162,7 +162,7 @@ def check_state(trainer: Trainer, state: dict[str, Any], number: int | None, sha
         "schedulers": schedulers,
         "scaler": None
         if scaler is None
-        else {**scaler.state_dict(), "scale": Number(0), "_growth_tracker": Number(0, whole=True)},
+        else {**scaler.state_dict(), "scale": Number(1e-38), "_growth_tracker": Number(0, whole=True)},
     }
     check_entry(state, expected, "")
     for rank, place in enumerate(state["batches"]):
@@ -204,5 +204,6 @@ def check_tensors(trainer: Trainer, tensors: dict[str, torch.Tensor], step: int,
                 torch.Generator().set_state(tensor)
             except RuntimeError as error:
                 raise ValueError(f"{name} is no state of random numbers: {error}") from error
-    if (name := not_finite(tensors.items())) is not None:
-        raise ValueError(f"{name} has numbers that are not finite")
+    wrong = not_finite(tensors.items())
+    if wrong is not None:
+        raise ValueError(f"{wrong} has numbers that are not finite")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -12,61 +11,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
+from accelerate import PartialState
 from accelerate.utils import (
     DistributedType,
-    TorchDynamoPlugin,
     broadcast_object_list,
-    parse_flag_from_env,
     set_seed,
 )
 from tqdm.auto import tqdm
 
 from ad_hf.capacity import check_batch_fits, check_model_fits
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.files import atomic_folder, local_path, remove_leftovers, write_text
+from ad_hf.files import atomic_folder, local_path
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
 from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.mapped import fits_in_memory, map_histories
-from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.transforms import NO_HISTORY
 from ad_hf.histories.validation import COLUMNS
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.hub.cards import write_model_card
-from ad_hf.hub.model_files import RESULT_FILES
 from ad_hf.hub.models import load_model
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
-from ad_hf.training.checkpoints import (
-    check_run_folder,
-    find_checkpoint,
-    gather_weights,
-    load_checkpoint,
-    save_checkpoint,
-)
+from ad_hf.training.accelerating import make_accelerator, train_on_cpu
+from ad_hf.training.checkpoints import find_checkpoint, gather_weights, load_checkpoint, save_checkpoint
 from ad_hf.training.compatibility import check_family
 from ad_hf.training.divergence import Divergence, TrainingDivergedError
 from ad_hf.training.interruption import Interruption, TrainingInterrupted
 from ad_hf.training.memory import keep_freed_memory
 from ad_hf.training.metrics import Metrics
 from ad_hf.training.optimizers import make_optimizers, make_schedulers
-from ad_hf.training.precision import choose_precision
 from ad_hf.training.publishing import Publisher
+from ad_hf.training.run_folder import check_run_folder, prepare_run_folder
 from ad_hf.training.saved_state import OptimizerLayout, learning_rates
 from ad_hf.training.validation import validate
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # no process has all weights of the model that it trains
 LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
-
-
-def train_on_cpu() -> bool:
-    """
-    Whether to tell Accelerate to train on the CPU. Without being told, it takes the processes that torchrun starts on
-    a machine without accelerators for so many runs of one process, all writing to one folder.
-    """
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 class Trainer:
@@ -79,7 +60,7 @@ class Trainer:
         self.family = TaskFamily.from_config(recipe.family)
         check_family(self.family, dataset)
         self.dataset, self.dataset_json = dataset, {**dataset.to_json(), "streaming": streaming}
-        self.accelerator = self._make_accelerator(say)
+        self.accelerator = make_accelerator(self.config, output_dir, say)
         settings = asdict(recipe.model)
         implementation = settings.pop("attn_implementation")
         self.model_config = config_from_dataset(dataset, **settings)
@@ -133,29 +114,6 @@ class Trainer:
         step = self.divergence.first()
         if step is not None:
             raise TrainingDivergedError("the loss or its gradient is", step, self.learning_rate(step), self.checkpoint)
-
-    def _make_accelerator(self, say: Callable[[str], None]) -> Accelerator:
-        precision = self.config.mixed_precision
-        if precision == "auto":
-            # Timed by each process, it could come out differently: the first one's choice is everyone's.
-            precision, why = broadcast_object_list([choose_precision(PartialState(cpu=train_on_cpu()).device)])[0]
-            say(f"training in {precision if precision != 'no' else 'float32'} ({why})")
-        # Accelerate keeps a process's first precision for ever; a second run in it may choose another.
-        AcceleratorState._reset_state()
-        accelerator = Accelerator(
-            cpu=train_on_cpu(),
-            mixed_precision=precision,
-            gradient_accumulation_steps=self.config.gradient_accumulation_steps,
-            log_with=self.config.log_with,
-            project_dir=str(self.output_dir),
-            dynamo_plugin=TorchDynamoPlugin(backend="inductor") if self.config.torch_compile else None,
-        )
-        if self.config.log_with is not None and not accelerator.log_with:
-            raise ValueError(
-                f"training.log_with: {self.config.log_with} is not installed: install it, as with `pip install "
-                "'ad_hf[tensorboard]'` (wandb, trackio), or leave the setting out"
-            )
-        return accelerator
 
     def _prepare(self, model: ADModel, optimizers: list[torch.optim.Optimizer]) -> Any:
         """Model and optimizers as Accelerate's configuration distributes them."""
@@ -401,7 +359,7 @@ def train(
     done = 0 if checkpoint is None else load_checkpoint(trainer, checkpoint)
     publisher = None
     if accelerator.is_main_process:
-        _prepare_folder(trainer, output_dir)
+        prepare_run_folder(trainer, output_dir)
         publisher = None if push_to is None else Publisher(push_to, output_dir, say)
     if recipe.training.log_with is not None:
         settings = {name: value for name, value in asdict(recipe.training).items() if value is not None}
@@ -421,18 +379,3 @@ def train(
     if trainer.best is not None and trainer.family.tasks("validation"):
         say(f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")
     return load_model(output_dir / "model")[0]
-
-
-def _prepare_folder(trainer: Trainer, output_dir: Path) -> None:
-    """Make the folder of a run, and say in it what is trained on what."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(output_dir)
-    for name in RESULT_FILES:  # of the model that was there before
-        (output_dir / name).unlink(missing_ok=True)
-    write_text(output_dir / "recipe.yaml", trainer.recipe.to_yaml())
-    run = {
-        **trainer.family.env_settings,
-        "dataset": trainer.dataset_json,
-        "versions": package_versions((*VERSIONED_PACKAGES, "transformers")),
-    }
-    write_text(output_dir / "run.json", json.dumps(run, indent=2) + "\n")

@@ -101,6 +101,7 @@ ENTRIES = {
     "a configuration elsewhere": ("ours", put("../up", "ad_hf", "config_name"), "config_name must be"),
     "more episodes": ("others", put(9, "total_episodes"), "others-v0, episode 3 cannot be read"),
     "too many episodes": ("others", put(10**12, "total_episodes"), "total_episodes must be from 0"),
+    "fewer steps": ("others", put(0, "total_steps"), "others-v0 says that it has 0 steps, .* episodes have 9"),
     "another format": ("others", put("pickle", "data_format"), "data_format must be one of"),
     "no id": ("others", drop("dataset_id"), "dataset_id is missing"),
     "an unknown version": ("others", put("99.0", "minari_version"), "data cannot be read: .*99.0"),
@@ -152,6 +153,18 @@ def test_episodes_that_are_elsewhere_or_none_are_named(name, copied, tmp_path):
     with pytest.raises(ValueError, match=r"episode.1.*(rewards|cannot be read)"):
         from_minari(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changed", [{"row": "first"}, {"row": None}, {"task_id": None}, {"start_step": [1, 2]}])
+def test_a_note_that_is_none_is_named(changed, copied, tmp_path):
+    folder = copied("ours")
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        for name, value in changed.items():
+            del file["episode_1"].attrs[name]
+            if value is not None:
+                file["episode_1"].attrs[name] = value
+    with pytest.raises(ValueError, match="ours-v0, note of episode 1 cannot be read"):
+        from_minari(folder, tmp_path / "out")
 
 
 def test_files_that_are_damaged_are_named(copied, tmp_path):

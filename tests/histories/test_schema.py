@@ -175,6 +175,7 @@ def test_metadata_of_another_schema_is_refused(version, expected):
         ("3", "must hold a mapping"),
         ("", "is not JSON"),
         ("[" * 10**5, "nests too deep"),
+        ('{"env_id": "\\ud800"}', "is not JSON: 'utf-8' codec can't encode"),
         ('{"schema_version": ' + "9" * 5000 + "}", "is not JSON"),
     ],
 )
@@ -189,6 +190,7 @@ BOX = {"type": "Box", "shape": [2], "low": [None], "high": [1.0, 2.0], "dtype": 
 WRONG = [
     ("env_id", 3, "env_id must be text"),
     ("env_id", None, "env_id must be text"),
+    ("env_id", "", "env_id must be the id of an environment"),
     ("env_kwargs", [["size", 3]], "env_kwargs must be a mapping"),
     ("tasks", {}, "tasks must be a list"),
     ("tasks", [], "tasks must hold one task at least"),
@@ -228,6 +230,11 @@ WRONG = [
         "statistics",
         {"train": {**STATISTICS, "observation_std": [1, float("inf")]}},
         r"statistics.train.observation_std\[1\] must be",
+    ),
+    (
+        "statistics",
+        {"train": {**STATISTICS, "observation_std": [1.0]}},
+        "statistics.train.observation_std must have a",
     ),
     ("fingerprint", 3, "fingerprint must be text"),
     ("versions", [], "versions must be a mapping"),

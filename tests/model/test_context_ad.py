@@ -262,7 +262,7 @@ def test_states_of_other_contexts_are_refused_and_change_nothing(make_model, set
 @kinds
 def test_incomplete_states_are_refused(make_model, settings):
     state = lived(make_model(**settings)).state_dict()
-    for missing in state:
+    for missing in state.keys() - {"weights"}:  # which states of older versions lack
         incomplete = {name: tensor for name, tensor in state.items() if name != missing}
         with pytest.raises(ValueError, match=missing):
             make_model(**settings).init_context(3).load_state_dict(incomplete)
@@ -345,7 +345,7 @@ def test_contexts_of_impossible_sizes_are_refused(make_model, model_settings, se
 
 
 def test_a_context_is_of_one_environment_at_least(make_model):
-    with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_envs must be a whole number of at least 1, got 0"):
         ADContext(make_model(), 0)
 
 

@@ -209,8 +209,8 @@ def test_what_an_environment_does_after_a_prompt_depends_on_its_seed(make_model)
         ({"actions": [-100] + [0] * 7}, "environment 1: actions of step 0 are no element of .*: -100"),
         ({"rewards": np.zeros((8, 1))}, r"environment 1: rewards must be numbers of shape \(8,\), got"),
         ({"rewards": [0.0, np.nan] + [0.0] * 6}, "environment 1: the reward of step 1 is not finite: nan"),
-        ({"terminations": np.zeros(7, bool)}, r"environment 1: terminations must have shape \(8,\), got"),
-        ({"truncations": np.zeros((8, 1), bool)}, r"environment 1: truncations must have shape \(8,\), got"),
+        ({"terminations": np.zeros(7, bool)}, r"environment 1: terminations must have shape \(8,\), one"),
+        ({"truncations": np.zeros((8, 1), bool)}, r"environment 1: truncations must have shape \(8,\), one"),
     ],
 )
 def test_malformed_prompts_are_refused_by_the_number_of_their_environment(make_model, changes, message):

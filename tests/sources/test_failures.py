@@ -153,9 +153,11 @@ def test_command_line_tells_failed_tasks_from_wrong_settings(tmp_path, capsys):
 
 
 def test_error_shows_some_failures_and_survives_pickling():
-    failures = [TaskFailure(index, {"goal": index}, 0, "ValueError: x", "a\nb") for index in range(15)]
+    failures = [TaskFailure(index, {"goal": index}, 0, f"ValueError: x{index % 12}", "a\nb") for index in range(15)]
     error = pickle.loads(pickle.dumps(CollectionError(failures, None, "15 failed")))
     assert error.failures == failures
     lines = str(error).splitlines()
-    assert lines[:4] == ["15 failed", "task 0 {'goal': 0}, seed 0: ValueError: x", "    a", "    b"]
-    assert lines[-1] == "... and 5 more"
+    alike = "... and 1 more that failed alike"
+    assert lines[:5] == ["15 failed", "task 0 {'goal': 0}, seed 0: ValueError: x0", "    a", "    b", alike]
+    assert len(lines) == 1 + 10 * 3 + 3 + 1
+    assert lines[-1] == "... and 2 more"

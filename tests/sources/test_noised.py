@@ -314,4 +314,5 @@ def test_a_model_of_synthetic_histories_says_so(synthetic, tiny_recipe_file, tmp
     assert "learners did" not in card
     assert report["source"]["algorithm"] == "NoisedPolicy"
     assert report["dataset"]["source"] == "NoisedPolicy"
-    assert report["env_steps_to_90"]["ratio"] is None  # how fast noise goes down is a setting
+    # How fast noise goes down is a setting.
+    assert all(steps["ratio"] is None for steps in report["env_steps_to"].values())

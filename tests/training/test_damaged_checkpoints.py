@@ -13,7 +13,7 @@ import ad_hf
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.training.checkpoints import load_checkpoint
 from ad_hf.training.metrics import read_metrics
-from ad_hf.training.saved_state import Number, check_entry
+from ad_hf.training.saved_state import Number, check_entry, check_state
 from ad_hf.training.trainer import Trainer
 
 STATE, TENSORS, MODEL = "training_state.json", "training.safetensors", "model.safetensors"
@@ -239,6 +239,53 @@ def test_the_best_model_is_written_anew_from_its_weights(trainer, checkpoints):
     assert not (model / "notes.txt").exists()
     assert (model / MODEL).read_bytes() == (best / MODEL).read_bytes()
     shutil.rmtree(trainer.output_dir)
+
+
+@pytest.mark.parametrize("value", [None, 0.0, float("inf"), "1"])
+def test_a_scaler_goes_on_from_a_scale_that_it_may_have(trainer, checkpoints, monkeypatch, value):
+    scaler = torch.amp.GradScaler("cpu")
+    monkeypatch.setattr(trainer.accelerator, "scaler", scaler)
+    state = json.loads((checkpoints / "checkpoint-4" / STATE).read_text())
+    state["scaler"] = {**scaler.state_dict(), "scale": 128.0 if value is None else value, "_growth_tracker": 3}
+    if value is None:
+        check_state(trainer, state, 4, sharded=False)
+    else:
+        with pytest.raises(ValueError, match=r"scaler\.scale must be a finite number from 1e-38"):
+            check_state(trainer, state, 4, sharded=False)
+
+
+@pytest.fixture(scope="module")
+def streamed(run, tiny_histories, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("runs") / "streamed"
+    return Trainer(run[0], HistoryDataset.open(tiny_histories), output_dir, lambda line: None, streaming=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"places": [[0, 0, -1]]},
+        {"places": [[0, 10**9, 0]]},
+        {"places": [[10**9, 0, 0]]},
+        {"places": [[0, 0]]},
+        {"places": [[0, 0, 1.5]]},
+        {"places": []},
+        {"places": 3},
+        {"turn": 1},
+        {"consumers": 7},
+    ],
+    ids=str,
+)
+def test_impossible_places_in_a_stream_are_refused(streamed, change):
+    state = {"places": [[0, 0, 32]], "turn": 0, "consumers": 1}
+    streamed.batches.check_state_dict(state, 0, 4)
+    with pytest.raises(ValueError, match=r"batches\[0\] is no place in the stream after 4 batches"):
+        streamed.batches.check_state_dict({**state, **change}, 0, 4)
+
+
+def test_a_place_past_the_windows_of_a_stream_is_refused_where_they_are_read(streamed):
+    streamed.batches.load_state_dict({"places": [[0, 0, 10**9]], "turn": 0, "consumers": 1})
+    with pytest.raises(ValueError, match="goes on after window 1000000000 of a part of"):
+        next(iter(streamed.batches))
 
 
 @pytest.mark.parametrize(
