@@ -30,6 +30,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ AREAS = {
     "rollouts": "O",
     "configurations": "A",
     "converters": "V",
+    "minari_datasets": "N",
     "security": "S",
+    "publishing": "P",
 }  # a module each, and what ids begin with
 OUTCOMES = ("clear", "accepted", "unclear", "wrongly refused", "silent", "hang", "traceback")
 BAD = ("silent", "hang", "traceback")
@@ -92,7 +95,7 @@ def prepare(base: Path) -> None:
     Path("room4.yaml").write_text(yaml.safe_dump(room4, sort_keys=False))
     rng = np.random.default_rng(0)
     dones = np.tile(np.arange(30) % 10 == 9, (2, 1))
-    arrays = {
+    arrays: dict[str, Any] = {
         "observations": rng.normal(size=(2, 30, 3)).astype(np.float32),
         "actions": rng.uniform(-1, 1, size=(2, 30, 2)).astype(np.float32),
         "rewards": rng.normal(size=(2, 30)),
@@ -294,13 +297,13 @@ def main() -> int:
             except Exception:  # of modules that others put there under another name
                 continue
     print(f"an honest run, after {time.monotonic() - begin:.0f} s; {len(inputs)} inputs", flush=True)
-    results = []
+    results: list[dict[str, Any]] = []
     for given in inputs:
         start = time.monotonic()
         place = Place(base, Path(tempfile.mkdtemp(prefix=f"{given.id}_", dir=folder)))
         output = folder / given.id
         os.environ["MINARI_DATASETS_PATH"] = str(place.folder / "minari")
-        found, stopped = forked(lambda each=given, where=place: attempt(each, where), output, arguments.timeout)
+        found, stopped = forked(partial(attempt, given, place), output, arguments.timeout)
         stderr = output.with_suffix(".err").read_text(errors="replace")
         outcome, message = ("hang", "") if stopped else judge(given, found, place, stderr)
         message = " ".join(message.replace(str(place.folder), "DIR").split())

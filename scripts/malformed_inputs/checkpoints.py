@@ -215,14 +215,14 @@ def inputs() -> Iterator[Input]:
         yield refused(AREA, f"{STATE}: {path} {shown}", _resumed(_in_newest(edit_json, STATE, (path, value))), names)
     for name, what, change, names in TENSOR_CHANGES:
         yield refused(AREA, f"{name}: {what}", _resumed(_in_newest(edit_tensors, name, change)), names)
-    for name, what, change in BYTES:
+    for name, what, damage in BYTES:
         wanted = rf"checkpoint-4.*{name.rpartition('/')[2].replace('.', '[.]')}".replace("|", "")
-        yield refused(AREA, f"{name}: {what}", _resumed(_in_newest(edit_bytes, name, change)), wanted)
+        yield refused(AREA, f"{name}: {what}", _resumed(_in_newest(edit_bytes, name, damage)), wanted)
         if name in (TENSORS, WEIGHTS):
             yield refused(
                 AREA,
                 f"{name}: {what}; an older checkpoint is whole",
-                _resumed(_in_newest(edit_bytes, name, change)),
+                _resumed(_in_newest(edit_bytes, name, damage)),
                 r"checkpoint-2",
             )
     for name in (WEIGHTS, TENSORS, "best"):

@@ -173,7 +173,7 @@ def _pushed(place: Place) -> list[Any]:
     constants.HF_HUB_OFFLINE = False
     import time
 
-    time.sleep = lambda seconds: None  # type: ignore[assignment]  # between attempts
+    time.sleep = lambda seconds: None  # between attempts
     return ["push", "dataset", place.base / "h", "somebody/x"]
 
 

@@ -234,9 +234,9 @@ def replace_column(name: str, convert: Callable[[pa.ChunkedArray], Any]) -> Call
     return lambda table: table.set_column(table.schema.get_field_index(name), name, convert(table[name]))
 
 
-def in_turn(*calls: Callable[[], Any]) -> Callable[[], list[Any]]:
-    """A call that makes several."""
-    return lambda: [call() for call in calls]
+def in_file(edit: Callable[..., Any], name: str, *changes: Any) -> Callable[[Path], Any]:
+    """A change of a folder: one of its files is edited."""
+    return lambda folder: edit(folder / name, *changes)
 
 
 def command(argv: Sequence[Any]) -> int:

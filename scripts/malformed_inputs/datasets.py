@@ -23,9 +23,10 @@ from malformed_inputs.common import (
     edit_json,
     edit_rows,
     edit_table,
+    in_file,
     refused,
-    replace_column,
 )
+from malformed_inputs.shards import BYTES, COLUMNS, ROWS, pieces, put, row
 
 AREA = "datasets"
 NAME = r"train-00000-of-00001"
@@ -89,171 +90,6 @@ TEXTS: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("a number", lambda data: b"1"),
     ("UTF-16", lambda data: data.decode().encode("utf-16")),
     ("a trailing comma", lambda data: data.rstrip()[:-1] + b",}"),
-]
-
-# What is done to the table of the shard of the training split, and what has to be named beside the file.
-COLUMNS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
-    ("no column of rewards", lambda table: table.drop_columns(["rewards"]), "rewards"),
-    ("no column of tasks", lambda table: table.drop_columns(["task_id"]), "task_id"),
-    (
-        "a column of another spelling",
-        lambda table: table.rename_columns(
-            [name.replace("truncations", "Truncations") for name in table.column_names]
-        ),
-        "truncations",
-    ),
-    ("rewards as float16", replace_column("rewards", lambda column: column.cast(pa.list_(pa.float32()))), "rewards"),
-    ("rewards as text", replace_column("rewards", lambda column: column.cast(pa.list_(pa.string()))), "rewards"),
-    (
-        "terminations as numbers",
-        replace_column("terminations", lambda column: column.cast(pa.list_(pa.uint8()))),
-        "terminations",
-    ),
-    ("tasks as text", replace_column("task_id", lambda column: column.cast(pa.string())), "task_id"),
-    (
-        "observations as floats",
-        replace_column("observations", lambda column: pa.array([[[1.0, 1.0]]] * len(column))),
-        "observations",
-    ),
-    ("one reward per history", replace_column("rewards", lambda column: pa.array([1.0] * len(column))), "rewards"),
-    ("no rows", lambda table: table.slice(0, 0), r"rows|histor"),
-]
-
-
-def _set(name: str, index: int, value: Any) -> Callable[[list[dict[str, Any]]], None]:
-    """A change of rows: one element of a column of the third row; before it is set to what a function makes of it."""
-
-    def change(rows: list[dict[str, Any]]) -> None:
-        rows[2][name][index] = value
-
-    return change
-
-
-def _row(name: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
-    """A change of rows: what the third one has in a column."""
-
-    def change(rows: list[dict[str, Any]]) -> None:
-        rows[2][name] = value(rows[2][name]) if callable(value) else value
-
-    return change
-
-
-def _cut(row: dict[str, Any], step: int) -> list[dict[str, Any]]:
-    """A history as two pieces, cut at the border of an episode."""
-    episodes = sum(row["truncations"][:step])
-    pieces = []
-    for piece, (first, last) in enumerate(((0, step), (step, None))):
-        part = {**row, "piece": piece, "start_step": first}
-        for name in ("observations", "actions", "rewards", "terminations", "truncations"):
-            part[name] = row[name][first:last]
-        part["final_observations"] = row["final_observations"][
-            (episodes if piece else 0) : (None if piece else episodes)
-        ]
-        pieces.append(part)
-    return pieces
-
-
-def _pieces(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-    """A change of rows: the third one in two pieces, of which something is changed."""
-
-    def cut(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        pieces = _cut(rows[2], 36)
-        pieces = change(pieces) or pieces
-        return [*rows[:2], *pieces, *rows[3:]]
-
-    return cut
-
-
-def _second(name: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
-    return lambda pieces: pieces[1].__setitem__(name, value)
-
-
-ROWS: list[tuple[str, Callable[[list[dict[str, Any]]], Any], str]] = [
-    ("an action that there is not", _set("actions", 7, 5), r"actions.*5"),
-    ("an observation beyond the room", _set("observations", 0, [0, 3]), r"observations"),
-    ("a reward that is minus infinite", _set("rewards", 89, float("-inf")), r"rewards.*inf"),
-    ("a reward that float32 cannot hold", _set("rewards", 3, -1e39), r"rewards.*1e\+?39"),
-    ("an action that is missing", _set("actions", 50, None), r"actions.*50"),
-    ("an end that is missing", _set("truncations", 5, None), r"truncations.*5"),
-    ("a history without actions", _row("actions", None), r"actions"),
-    ("a history without a name", _row("history_id", None), r"history_id"),
-    ("a history without a task", _row("task_id", None), r"task_id"),
-    ("a history of a task that there is not", _row("task_id", 77), r"task.*77"),
-    ("a history of a validation task", _row("task_id", 0), r"task.*0"),
-    ("a history of a task below none", _row("task_id", -5), r"task.*-5"),
-    (
-        "no steps in all columns",
-        lambda rows: [
-            {
-                **row,
-                **{
-                    name: []
-                    for name in (
-                        "observations",
-                        "actions",
-                        "rewards",
-                        "terminations",
-                        "truncations",
-                        "final_observations",
-                    )
-                },
-            }
-            if index == 2
-            else row
-            for index, row in enumerate(rows)
-        ],
-        r"rewards.*no steps",
-    ),
-    ("an action more than steps", _row("actions", lambda actions: [*actions, 0]), r"actions.*91"),
-    ("an end less than steps", _row("truncations", lambda ends: ends[1:]), r"truncations.*89"),
-    ("a history twice, side by side", lambda rows: [*rows[:3], *rows[2:]], r"histor"),
-    (
-        "a history twice, the second under another task",
-        lambda rows: [*rows, {**rows[2], "task_id": rows[-1]["task_id"]}],
-        r"histor|task",
-    ),
-    ("three histories less than metadata.json says", lambda rows: rows[3:], r"histor|rows"),
-    (
-        "only the first steps of a history",
-        lambda rows: [
-            {
-                **row,
-                **{
-                    name: row[name][:6]
-                    for name in ("observations", "actions", "rewards", "terminations", "truncations")
-                },
-                "final_observations": row["final_observations"][:1],
-            }
-            if index == 2
-            else row
-            for index, row in enumerate(rows)
-        ],
-        r"steps",
-    ),
-    ("a history that begins at its fifth step", _row("start_step", 5), r"start_step"),
-    ("a history that begins below 0", _row("start_step", -90), r"start_step"),
-    ("a piece that begins a step too late", _pieces(_second("start_step", 37)), r"start_step|piece|follow"),
-    (
-        "a piece that begins where the one before it does",
-        _pieces(_second("start_step", 0)),
-        r"start_step|piece|follow|histor",
-    ),
-    ("a piece of another task", _pieces(_second("task_id", 2)), r"task"),
-    ("a piece twice", _pieces(lambda pieces: [*pieces, pieces[1]]), r"start_step|piece|histor"),
-    ("the second piece alone", _pieces(lambda pieces: pieces[1:]), r"start_step|piece|histor|steps"),
-    ("the first piece alone", _pieces(lambda pieces: pieces[:1]), r"piece|histor|steps"),
-    ("pieces in the wrong order", _pieces(lambda pieces: pieces[::-1]), r"start_step|piece|follow|histor"),
-]
-
-BYTES: list[tuple[str, Callable[[bytes], bytes]]] = [
-    ("nothing in it", lambda data: b""),
-    ("its first ten bytes", lambda data: data[:10]),
-    ("all but its last byte", lambda data: data[:-1]),
-    ("all but its first 100 bytes", lambda data: data[100:]),
-    ("its bytes twice", lambda data: data + data[:-4]),
-    ("text", lambda data: b"a,b\n1,2\n"),
-    ("zeros in its middle", lambda data: data[:2000] + bytes(len(data) - 4000) + data[-2000:]),
-    ("a footer that claims another length", lambda data: data[:-8] + b"\xff\xff\xff\x7f" + data[-4:]),
 ]
 
 MODES: dict[str, list[Any]] = {
@@ -395,7 +231,8 @@ def _large(table: pa.Table) -> pa.Table:
     """Another type for the same lists, which other software writes."""
     for name in ("actions", "rewards"):
         field = table.schema.field(name).type
-        table = replace_column(name, lambda column, to=field: column.cast(pa.large_list(to.value_type)))(table)
+        values = table[name].cast(pa.large_list(field.value_type))
+        table = table.set_column(table.schema.get_field_index(name), name, values)
     return table
 
 
@@ -403,12 +240,12 @@ def inputs() -> Iterator[Input]:
     """Datasets, refused and accepted."""
     for path, value, names in ENTRIES:
         shown = "left out" if value is DROP else repr(value)
-        dataset = _files(lambda folder, path=path, value=value: edit_json(folder / METADATA, (path, value)))
+        dataset = _files(in_file(edit_json, METADATA, (path, value)))
         both = rf"metadata\.json.*({names})|({names}).*metadata\.json"
         both = names if names in ("observation", "action", "histories", "steps", "kwargs") else both
         yield refused(AREA, f"metadata.json: {path} {shown}", _trained(dataset), both)
-    for what, change in TEXTS:
-        dataset = _files(lambda folder, change=change: edit_bytes(folder / METADATA, change))
+    for what, other in TEXTS:
+        dataset = _files(in_file(edit_bytes, METADATA, other))
         yield refused(AREA, f"metadata.json: {what}", _trained(dataset), r"metadata\.json")
     for what, column, names in COLUMNS:
         yield refused(AREA, f"shard: {what}", _trained(_shard(edit_table, column)), rf"{NAME}.*({names})")
@@ -416,10 +253,10 @@ def inputs() -> Iterator[Input]:
         for mode, options in MODES.items():
             if not mode or number % 3 == 0:
                 yield refused(AREA, f"shard: {what}{mode}", _trained(_shard(edit_rows, rows), *options), names)
-    for number, (what, change) in enumerate(BYTES):
+    for number, (what, damage) in enumerate(BYTES):
         for mode, options in MODES.items():
             if not mode or number % 4 == 0:
-                yield refused(AREA, f"shard: {what}{mode}", _trained(_shard(edit_bytes, change), *options), NAME)
+                yield refused(AREA, f"shard: {what}{mode}", _trained(_shard(edit_bytes, damage), *options), NAME)
     for position in (0.03, 0.11, 0.23, 0.31):
         for mode, options in MODES.items():
             if not mode or position == 0.11:
@@ -451,10 +288,10 @@ def inputs() -> Iterator[Input]:
         ("with a pipe as its test split", _files(_as_pipe), r"test-00000-of-00001"),
         (
             "with NaN among its rewards",
-            _shard(edit_rows, _set("rewards", 4, float("nan")), TEST_SHARD),
+            _shard(edit_rows, put("rewards", 4, float("nan")), TEST_SHARD),
             r"rewards.*nan",
         ),
-        ("with training tasks in its test split", _shard(edit_rows, _row("task_id", 1), TEST_SHARD), r"task.*1"),
+        ("with training tasks in its test split", _shard(edit_rows, row("task_id", 1), TEST_SHARD), r"task.*1"),
         (
             "with half of its test split",
             _shard(edit_bytes, lambda data: data[: len(data) // 2], TEST_SHARD),
@@ -466,20 +303,20 @@ def inputs() -> Iterator[Input]:
         yield refused(AREA, f"evaluate --dataset: {what}", _evaluated(dataset), names)
     yield refused(AREA, "train --dataset: of a larger room", _trained(lambda place: place.base / "room4"), r"size")
     for what, dataset, names in (
-        ("a reward is infinite", _shard(edit_rows, _set("rewards", 0, float("inf"))), r"rewards.*inf"),
-        ("a reward is another", _shard(edit_rows, _set("rewards", 0, 7.0)), r"fingerprint|train-00000|changed"),
+        ("a reward is infinite", _shard(edit_rows, put("rewards", 0, float("inf"))), r"rewards.*inf"),
+        ("a reward is another", _shard(edit_rows, put("rewards", 0, 7.0)), r"fingerprint|train-00000|changed"),
         ("a bit is flipped", _shard(edit_bytes, _flipped(0.11)), r"fingerprint|train-00000|changed"),
-        ("a history is of a test task", _shard(edit_rows, _row("task_id", 3)), r"task.*3"),
-        ("a test history is of a training task", _shard(edit_rows, _row("task_id", 1), TEST_SHARD), r"task.*1"),
+        ("a history is of a test task", _shard(edit_rows, row("task_id", 3)), r"task.*3"),
+        ("a test history is of a training task", _shard(edit_rows, row("task_id", 1), TEST_SHARD), r"task.*1"),
         ("a further shard", _files(_shard_of_others), r"train-more"),
         (
             "a last observation less than episodes",
-            _shard(edit_rows, _row("final_observations", lambda finals: finals[:-1])),
+            _shard(edit_rows, row("final_observations", lambda finals: finals[:-1])),
             r"final_observations|fingerprint",
         ),
         (
             "a last observation that is missing",
-            _shard(edit_rows, _set("final_observations", 4, None)),
+            _shard(edit_rows, put("final_observations", 4, None)),
             r"final_observations|fingerprint",
         ),
         (
@@ -492,12 +329,12 @@ def inputs() -> Iterator[Input]:
     for what, rows, names in (
         (
             "a last observation less than episodes",
-            _row("final_observations", lambda finals: finals[:-1]),
+            row("final_observations", lambda finals: finals[:-1]),
             r"final_observations",
         ),
-        ("a last observation that is missing", _set("final_observations", 4, None), r"final_observations"),
-        ("a step that is missing", _set("observations", 4, None), r"observations"),
-        ("a history of a test task", _row("task_id", 3), r"task.*3"),
+        ("a last observation that is missing", put("final_observations", 4, None), r"final_observations"),
+        ("a step that is missing", put("observations", 4, None), r"observations"),
+        ("a history of a test task", row("task_id", 3), r"task.*3"),
     ):
         yield refused(AREA, f"convert to-minari: {what}", _converted(_shard(edit_rows, rows)), names)
     for path, value, names in (
@@ -509,18 +346,18 @@ def inputs() -> Iterator[Input]:
         ("failures", [5], "failures"),
         ("progress", {"columns": ["task_id"], "rows": [5]}, "progress"),
     ):
-        change = lambda folder, path=path, value=value: edit_json(folder / METADATA, (path, value))  # noqa: E731
+        change = in_file(edit_json, METADATA, (path, value))
         yield refused(AREA, f"card of a dataset: {path} {value!r}", _card(change), rf"metadata\.json.*({names})")
     yield from _honest()
 
 
 def _honest() -> Iterator[Input]:
     """Datasets that are odd, and right."""
-    pieces = _shard(edit_rows, _pieces(lambda pieces: pieces))
+    cut = _shard(edit_rows, pieces(lambda both: both))
     for mode, options in MODES.items():
         extra = _shard(edit_table, lambda table: table.append_column("note", pa.array(["x"] * len(table))))
         yield accepted(AREA, f"shard: a column that nobody knows{mode}", _trained(extra, *options))
-        yield accepted(AREA, f"shard: a history in two pieces{mode}", _trained(pieces, *options))
+        yield accepted(AREA, f"shard: a history in two pieces{mode}", _trained(cut, *options))
     yield accepted(
         AREA,
         "shard: columns in another order",

@@ -22,6 +22,7 @@ from malformed_inputs.common import (
     edit_bytes,
     edit_json,
     edit_tensors,
+    in_file,
     refused,
 )
 
@@ -193,6 +194,11 @@ def _file(name: str, text: str | bytes) -> Callable[[Path], Any]:
     return lambda run: (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
+def _files(text: str, *names: str) -> Callable[[Path], Any]:
+    """One other file in several places of a run."""
+    return lambda run: [_file(name, text)(run) for name in names]
+
+
 class _Hostile:
     """What makes a marker file when it is unpickled."""
 
@@ -284,34 +290,34 @@ def inputs() -> Iterator[Input]:
         yield refused(
             AREA,
             f"config.json: {what}",
-            _run(lambda run, change=change: edit_bytes(run / "model" / "config.json", change)),
+            _run(in_file(edit_bytes, "model/config.json", change)),
             r"config\.json",
         )
     for what, change in BYTES:
         yield refused(
             AREA,
             f"{WEIGHTS}: {what}",
-            _run(lambda run, change=change: edit_bytes(run / "model" / WEIGHTS, change)),
+            _run(in_file(edit_bytes, f"model/{WEIGHTS}", change)),
             r"model\.safetensors",
         )
     for what, tensors, names in TENSORS:
         yield refused(
             AREA,
             f"{WEIGHTS}: {what}",
-            _run(lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change)),
+            _run(in_file(edit_tensors, f"model/{WEIGHTS}", tensors)),
             names,
         )
     for what, tensors, names in TENSORS[:5:2]:
         yield refused(
             AREA,
             f"evaluate, {WEIGHTS}: {what}",
-            _run(lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change), "evaluate"),
+            _run(in_file(edit_tensors, f"model/{WEIGHTS}", tensors), "evaluate"),
             names,
         )
         yield refused(
             AREA,
             f"push, {WEIGHTS}: {what}",
-            _pushed(lambda run, change=tensors: edit_tensors(run / "model" / WEIGHTS, change)),
+            _pushed(in_file(edit_tensors, f"model/{WEIGHTS}", tensors)),
             names,
         )
     yield refused(AREA, f"{WEIGHTS}: a folder", _run(_as_folder), r"model\.safetensors")
@@ -359,10 +365,7 @@ def inputs() -> Iterator[Input]:
         yield refused(
             AREA,
             f"recipe.yaml of a run: {what}",
-            _run(
-                lambda run, text=text: [_file(name, text)(run) for name in ("recipe.yaml", "model/recipe.yaml")],
-                "evaluate",
-            ),
+            _run(_files(text, "recipe.yaml", "model/recipe.yaml"), "evaluate"),
             names,
         )
     for name, what, text in (
@@ -375,7 +378,7 @@ def inputs() -> Iterator[Input]:
         yield refused(
             AREA,
             f"push, {name}: {what}",
-            _pushed(lambda run, name=name, text=text: [_file(each, text)(run) for each in (name, f"model/{name}")]),
+            _pushed(_files(text, name, f"model/{name}")),
             name.replace(".", r"\."),
         )
     yield refused(
