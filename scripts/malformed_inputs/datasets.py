@@ -26,7 +26,7 @@ from malformed_inputs.common import (
     in_file,
     refused,
 )
-from malformed_inputs.shards import BYTES, COLUMNS, ROWS, pieces, put, row
+from malformed_inputs.shards import BYTES, COLUMNS, ROWS, SAID, pieces, put, row
 
 AREA = "datasets"
 NAME = r"train-00000-of-00001"
@@ -105,6 +105,17 @@ def _shard(edit: Callable[..., Any], change: Any, shard: str = SHARD) -> Callabl
     def make(place: Place) -> Any:
         folder = place.take("h")
         edit(folder / shard, change)
+        return folder
+
+    return make
+
+
+def _undescribed(rows: Any) -> Callable[[Place], Any]:
+    """A dataset one of whose shards is changed, and whose metadata says as little of it as that of a first version."""
+
+    def make(place: Place) -> Any:
+        folder = _shard(edit_rows, rows)(place)
+        edit_json(folder / METADATA, ("fingerprint", ""), ("statistics", DROP))
         return folder
 
     return make
@@ -249,6 +260,11 @@ def inputs() -> Iterator[Input]:
         yield refused(AREA, f"metadata.json: {what}", _trained(dataset), r"metadata\.json")
     for what, column, names in COLUMNS:
         yield refused(AREA, f"shard: {what}", _trained(_shard(edit_table, column)), rf"{NAME}.*({names})")
+    for what, rows, names in ROWS:
+        if what not in SAID:
+            yield refused(
+                AREA, f"shard, of which metadata.json says little: {what}", _trained(_undescribed(rows)), names
+            )
     for number, (what, rows, names) in enumerate(ROWS):
         for mode, options in MODES.items():
             if not mode or number % 3 == 0:
@@ -264,7 +280,7 @@ def inputs() -> Iterator[Input]:
                     AREA,
                     f"shard: a bit flipped at {position:.0%}{mode}",
                     _trained(_shard(edit_bytes, _flipped(position)), *options),
-                    r"\btrain\b",
+                    r"\btrain\b|shards",
                     _same_values,
                     either=True,
                 )
@@ -304,8 +320,8 @@ def inputs() -> Iterator[Input]:
     yield refused(AREA, "train --dataset: of a larger room", _trained(lambda place: place.base / "room4"), r"size")
     for what, dataset, names in (
         ("a reward is infinite", _shard(edit_rows, put("rewards", 0, float("inf"))), r"rewards.*inf"),
-        ("a reward is another", _shard(edit_rows, put("rewards", 0, 7.0)), r"fingerprint|train-00000|changed"),
-        ("a bit is flipped", _shard(edit_bytes, _flipped(0.11)), r"fingerprint|train-00000|changed"),
+        ("a reward is another", _shard(edit_rows, put("rewards", 0, 7.0)), r"fingerprint|shards"),
+        ("a bit is flipped", _shard(edit_bytes, _flipped(0.11)), r"fingerprint|shards|train-0000"),
         ("a history is of a test task", _shard(edit_rows, row("task_id", 3)), r"task.*3"),
         ("a test history is of a training task", _shard(edit_rows, row("task_id", 1), TEST_SHARD), r"task.*1"),
         ("a further shard", _files(_shard_of_others), r"train-more"),
@@ -336,7 +352,7 @@ def inputs() -> Iterator[Input]:
         ("a step that is missing", put("observations", 4, None), r"observations"),
         ("a history of a test task", row("task_id", 3), r"task.*3"),
     ):
-        yield refused(AREA, f"convert to-minari: {what}", _converted(_shard(edit_rows, rows)), names)
+        yield refused(AREA, f"convert to-minari: {what}", _converted(_undescribed(rows)), names)
     for path, value, names in (
         ("seeds", 7, "seeds"),
         ("versions", ["torch"], "versions"),

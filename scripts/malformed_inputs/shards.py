@@ -87,6 +87,12 @@ def second(name: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
     return lambda pieces: pieces[1].__setitem__(name, value)
 
 
+# What only metadata.json, which says how much there is, can tell to be wrong.
+SAID = (
+    "three histories less than metadata.json says",
+    "only the first steps of a history",
+    "the first piece alone",
+)
 ROWS: list[tuple[str, Callable[[list[dict[str, Any]]], Any], str]] = [
     ("an action that there is not", put("actions", 7, 5), r"actions.*5"),
     ("an observation beyond the room", put("observations", 0, [0, 3]), r"observations"),
@@ -131,7 +137,7 @@ ROWS: list[tuple[str, Callable[[list[dict[str, Any]]], Any], str]] = [
         lambda rows: [*rows, {**rows[2], "task_id": rows[-1]["task_id"]}],
         r"histor|task",
     ),
-    ("three histories less than metadata.json says", lambda rows: rows[3:], r"histor|rows"),
+    ("three histories less than metadata.json says", lambda rows: rows[3:], r"histor|rows|steps"),
     (
         "only the first steps of a history",
         lambda rows: [
