@@ -289,6 +289,8 @@ class ADConfig(PreTrainedConfig):
         # A model fills in the library's default, which takes no account of device and window, in another way.
         self.automatic_attention = value is None
         PreTrainedConfig._attn_implementation.fset(self, value)
+        if value is not None and isinstance(self.backbone_config, PreTrainedConfig):
+            self.backbone_config._attn_implementation = value
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

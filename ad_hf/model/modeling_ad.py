@@ -249,6 +249,8 @@ class ADModel(ADPreTrainedModel):
         """Use an attention implementation from now on, whatever the device and the window are."""
         super().set_attn_implementation(attn_implementation, **kwargs)
         self.config.automatic_attention = False
+        if self.backbone is not None:
+            self.backbone.set_attn_implementation(attn_implementation, **kwargs)
 
     def attention_implementation(self, window: int, device: torch.device, output_attentions: bool = False) -> str:
         """Name of the attention implementation for a window of so many steps on a device."""
@@ -311,6 +313,8 @@ class ADModel(ADPreTrainedModel):
             name: getattr(self.config, name, False) if value is None else value for name, value in outputs.items()
         }
         try:
+            if any(part.shape[:2] != observations.shape[:2] for part in inputs):
+                raise ValueError("the inputs' shapes disagree")  # where broadcasting would hide it
             hidden_states = self._embedded(*inputs)
             decoded = self._decoded(hidden_states, attention_mask, past_key_values, position_ids, **outputs)
             logits = self.head(decoded[0])
