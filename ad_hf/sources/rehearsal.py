@@ -85,8 +85,8 @@ def check_spaces(family: TaskFamily, observation_space: spaces.Space, action_spa
     Raises:
         ValueError: with what can be done, such as a wrapper of the environments.
     """
-    from ad_hf.capacity import check_fits  # not at the top: workers, which may import this, need no model
-    from ad_hf.model import ADConfig, ADModel
+    from ad_hf.model import ADConfig, ADModel  # not at the top: workers, which may import this, need no model
+    from ad_hf.model.checks_ad import check_fits
 
     for name, space in (("observation", observation_space), ("action", action_space)):
         if 0 in (space.shape or ()) or (isinstance(space, spaces.Box) and not space.shape):
@@ -118,9 +118,9 @@ def check_spaces(family: TaskFamily, observation_space: spaces.Space, action_spa
         raise ValueError(f"no model can be made for {_environments(family)}: {said(cause)}") from error
     bytes_of_weights = 4 * sum(weight.numel() for weight in model.parameters())
     check_fits(
+        bytes_of_weights,
         f"a model for {_environments(family)}, of observations in {_line(observation_space)} and actions in "
         f"{_line(action_space)}, though only {SMALL_WIDTH} wide,",
-        bytes_of_weights,
     )
 
 
@@ -131,15 +131,15 @@ def check_memory(source: Source, observation_space: spaces.Space, action_space: 
     Raises:
         ValueError: with the memory that they take, and that there is.
     """
-    from ad_hf.capacity import check_fits
+    from ad_hf.model.checks_ad import check_fits
 
     both = (observation_space, action_space)
     step = sum(int(np.prod(space.shape or ())) * storage_dtype(space).itemsize for space in both) + 8 + 2
     streams, steps = source.n_envs * source.tasks_per_job, -(-source.total_timesteps // source.n_envs)
     check_fits(
+        streams * (STREAM_BYTES + steps * step),
         f"source.n_envs {source.n_envs} and source.total_timesteps {source.total_timesteps}: keeping {streams} "
         f"histories of {steps} steps",
-        streams * (STREAM_BYTES + steps * step),
     )
 
 
