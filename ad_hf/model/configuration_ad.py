@@ -288,7 +288,7 @@ class ADConfig(PreTrainedConfig):
     def _attn_implementation(self, value: Any) -> None:
         # A model fills in the library's default, which takes no account of device and window, in another way.
         self.automatic_attention = value is None
-        PreTrainedConfig._attn_implementation.__set__(self, value)
+        PreTrainedConfig._attn_implementation.__set__(self, value)  # type: ignore[attr-defined]
         if value is not None and isinstance(self.backbone_config, PreTrainedConfig):
             self.backbone_config._attn_implementation = value
 
