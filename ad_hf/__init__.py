@@ -16,7 +16,7 @@ import ad_hf.histories
 # Worker processes of a collection have this name. They need no model, whose modules take most of the time to import.
 WORKER_NAME = "ad_hf worker"
 if current_process().name != WORKER_NAME:
-    import ad_hf.model  # registers the model
+    import ad_hf.model  # noqa: F401 - registers the model
 
 if TYPE_CHECKING:
     from ad_hf.envs.task_family import Task, TaskFamily
@@ -91,15 +91,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
-
-
-def _push_to_hub(model: ad_hf.model.ADModel, repo_id: str, **kwargs: Any) -> str:
-    """Push a model with its card, recipe, report and pictures: see [`~ad_hf.hub.push.push_loaded_model`]."""
-    from ad_hf.hub.push import push_loaded_model
-
-    return push_loaded_model(model, repo_id, **kwargs)
-
-
-if current_process().name != WORKER_NAME:
-    # The modelling file itself, which is copied to the Hub, knows nothing of cards.
-    ad_hf.model.ADModel.push_to_hub = _push_to_hub  # type: ignore[method-assign, assignment]

@@ -17,7 +17,7 @@ from filelock import FileLock
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from ad_hf.files import atomic_path, link_or_copy, read_text
+from ad_hf.files import atomic_path, link_or_copy, local_path, read_text
 
 
 class Folder:
@@ -30,7 +30,7 @@ class Folder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()  # worker processes may be elsewhere
+        self.path = local_path(path).absolute()  # worker processes may be elsewhere
 
     def __str__(self) -> str:
         return str(self.path)
@@ -64,7 +64,7 @@ class Folder:
 
     def files(self, pattern: str) -> list[Any]:
         """Those files in it whose names match, in order; each has a `name` and can be opened by `open("rb")`."""
-        return sorted(self.path.glob(pattern))
+        return sorted(path for path in self.path.glob(pattern) if path.is_file())
 
     def take(self, source: Folder, name: str, new_name: str) -> None:
         """Have a file of another such folder in this one, too: the same, where the file system has such links."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,22 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
+from ad_hf.evaluation.headlines import OF_RETURN, evidence_words, is_comparable, pace_lines, verdict_words
 from ad_hf.evaluation.protocol import SUMMARY_FILE, evaluation_rows, random_rows, source_rows
 from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
 from ad_hf.evaluation.report import source_curves, write_report
 from ad_hf.evaluation.results import write_evaluation
 from ad_hf.evaluation.video import check_formats
-from ad_hf.files import write_text
+from ad_hf.files import local_path, writable_folder, write_text
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.cards import write_model_card
+from ad_hf.hub.model_files import weights_digest
 from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
-from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
 from ad_hf.sources.collect import collect
+from ad_hf.training.compatibility import check_tasks
+from ad_hf.training.run_folder import check_run_folder
 from ad_hf.training.trainer import train
 
 
@@ -96,7 +102,10 @@ def evaluate_recipe(
     """
     check_formats(replay_formats)
     opened = None if dataset is None else HistoryDataset.open(dataset, config_name)
-    family, output_dir = TaskFamily.from_config(recipe.family), Path(output_dir)
+    family, output_dir = TaskFamily.from_config(recipe.family), writable_folder(output_dir)
+    if opened is not None:
+        check_tasks(family, opened, "test")
+    learnt = None if opened is None else source_curves(opened)  # what cannot be read is found out before a rollout
     shown = bool(replay_formats) and can_be_seen(family)
     start = time.perf_counter()
     evaluation = evaluate(model, family, "test", num_seeds=num_seeds, rollout_config=recipe.rollout, progress=True)
@@ -114,19 +123,32 @@ def evaluate_recipe(
                 "source": None if opened is None else opened.metadata.seeds,
                 "training": recipe.training.seed,
             },
+            "weights_digest": weights_digest(model),
             **(details or {}),
             "seconds": seconds,
         },
+        learnt,
     )
-    for folder in (output_dir, output_dir / "model"):
-        for name in REPLAY_FILES:  # of the rollout that was reported there before
-            (folder / name).unlink(missing_ok=True)
+    for name in REPLAY_FILES:  # of the rollout that was reported there before
+        (output_dir / name).unlink(missing_ok=True)
     if shown:
         num_episodes = evaluation.returns.shape[2]
         write_replay(output_dir, model, family, num_episodes, recipe.rollout, replay_formats, progress=True)
     if (output_dir / "model" / "config.json").is_file():
-        write_model_card(output_dir)
+        with _if_writable(output_dir):
+            for name in REPLAY_FILES:
+                (output_dir / "model" / name).unlink(missing_ok=True)
+            write_model_card(output_dir)
     return report
+
+
+@contextmanager
+def _if_writable(run: Path) -> Iterator[None]:
+    """Warn where the card of a run's model cannot be written: the results are there, and the run may be read-only."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"the card of the model in {run} does not tell of these results: {error}", stacklevel=3)
 
 
 @dataclass
@@ -160,12 +182,38 @@ class EvaluatedModel:
         dataset: str | Path | None = None,
         recipe: str | Path | None = None,
         overrides: Sequence[str] = (),
+        trust_remote_code: bool = False,
     ) -> EvaluatedModel:
-        """A model by the folder of its run or a Hub id, with a recipe, by default that of its run, and overrides."""
-        model, origin = load_model(name)
-        runs = [folder for folder in (Path(name), Path(name).parent) if (folder / "model" / "config.json").is_file()]
+        """
+        A model by the folder of its run or a Hub id, with a recipe and overrides.
+
+        Args:
+            name (`str` or `Path`):
+                The model.
+            dataset (`str` or `Path`, *optional*):
+                Histories of its source.
+            recipe (`str` or `Path`, *optional*):
+                Name or file of a recipe, the user's own. By default that of the model's run, which comes along with
+                the model: its sections `family` and `rollout` are read, and names in them have to be known ones.
+            overrides (`Sequence[str]`, *optional*):
+                Settings of the recipe, as on a command line.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether what comes along may name code that is imported and run.
+
+        Raises:
+            ValueError: for a recipe that comes along and asks for more, naming the setting.
+        """
+        model, origin = load_model(name, trust_remote_code)
+        folder = local_path(name)
+        runs = [path for path in (folder, folder.parent) if (path / "model" / "config.json").is_file()]
         run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
-        return cls(model, load_recipe(recipe or run_recipe(name), overrides), dataset, origin, run)
+        if recipe is not None:
+            read = load_recipe(recipe, overrides)
+        elif trust_remote_code:
+            read = load_recipe(run_recipe(name), overrides)
+        else:
+            read = load_foreign_recipe(run_recipe(name), f"the model {name}", overrides)
+        return cls(model, read, dataset, origin, run)
 
     @property
     def agent(self) -> str:
@@ -199,9 +247,22 @@ def evaluate_models(
     Returns:
         `dict`: what `evaluation.json` holds.
     """
-    tables, start, known = [], time.perf_counter(), set()
-    for each in models:
-        family, split = TaskFamily.from_config(each.recipe.family), each.recipe.family.split_seed
+    output_dir = writable_folder(output_dir)
+    _check_different(models)
+    tables, start = [], time.perf_counter()
+    families = [TaskFamily.from_config(each.recipe.family) for each in models]
+    learnt: dict[int, tuple[dict[str, Any], pa.Table]] = {}
+    for each, family in zip(models, families):  # histories that cannot be read are found out before a rollout
+        split = each.recipe.family.split_seed
+        if each.dataset is None:
+            continue
+        opened = HistoryDataset.open(each.dataset)
+        check_tasks(family, opened, "test")
+        if split not in learnt:
+            learnt[split] = opened.metadata.source, source_rows(source_curves(opened), family, split)
+    known = set()
+    for each, family in zip(models, families):
+        split = each.recipe.family.split_seed
         evaluation = evaluate(
             each.model, family, "test", num_seeds=num_seeds, rollout_config=each.recipe.rollout, progress=True
         )
@@ -210,16 +271,34 @@ def evaluate_models(
             continue
         known.add(split)
         tables.append(random_rows(family, num_seeds=num_seeds, split_seed=split))
-        if each.dataset is not None:
-            tables.append(source_rows(source_curves(HistoryDataset.open(each.dataset)), family, split))
+        if split in learnt:
+            tables.append(learnt[split][1])
     details = {"env_id": models[0].recipe.family.env_id, "models": [each.origin for each in models], **(details or {})}
+    if learnt:  # of several sources, one that is not comparable, if there is any
+        details["source"] = min((source for source, _ in learnt.values()), key=is_comparable)
     details["seconds"] = round(time.perf_counter() - start, 1)
     found = write_evaluation(output_dir, pa.concat_tables(tables), details)
     for each in models:
         if each.run is not None:
-            write_text(each.run / SUMMARY_FILE, json.dumps({**found, "agent": each.agent}, indent=2) + "\n")
-            write_model_card(each.run)
+            own = {**found, "agent": each.agent, "weights_digest": weights_digest(each.model)}
+            with _if_writable(each.run):
+                write_text(each.run / SUMMARY_FILE, json.dumps(own, indent=2) + "\n")
+                write_model_card(each.run)
     return found
+
+
+def _check_different(models: Sequence[EvaluatedModel]) -> None:
+    """Refuse models that an evaluation could not tell apart: it would count one training twice."""
+    known: dict[Any, EvaluatedModel] = {}
+    for each in models:
+        seeds = each.recipe.family.split_seed, each.recipe.training.seed
+        first = known.setdefault((each.agent, *seeds), each)
+        if first is not each:
+            names = [(model.origin or {}).get("name", "one that has no name") for model in (first, each)]
+            raise ValueError(
+                f"the models {names[0]} and {names[1]} are the same training: both are {each.agent} with "
+                f"family.split_seed {seeds[0]} and training.seed {seeds[1]}; give trainings of different seeds"
+            )
 
 
 def quickstart(
@@ -229,6 +308,7 @@ def quickstart(
     num_workers: int | None = None,
     dataset: str | Path | None = None,
     config_name: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     r"""
     Collect learning histories, train a model on them, and report how it learns test tasks in its context.
@@ -247,16 +327,21 @@ def quickstart(
             Histories to take instead of collecting any: a folder, or a Hub id.
         config_name (`str`, *optional*):
             Configuration in it.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            As of [`~ad_hf.collect`].
 
     Returns:
         `dict`: the report.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    output_dir = Path(output_dir)
+    output_dir = local_path(output_dir)
+    check_run_folder(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     histories: str | Path
-    histories = dataset if dataset is not None else collect_recipe(recipe, output_dir / "histories", num_workers)
+    histories = dataset or collect_recipe(
+        recipe, output_dir / "histories", num_workers, trust_remote_code=trust_remote_code
+    )
     collected = time.perf_counter()
     model = train(recipe, histories, output_dir, config_name)
     trained = time.perf_counter()
@@ -269,20 +354,27 @@ def quickstart(
 def summary(report: dict[str, Any], output_dir: str | Path) -> str:
     """A report in a few lines."""
     first, last = report["final_episodes"]
-    optimum = "" if report["optimal_return"] is None else f" of {report['optimal_return']:.2f} possible"
     low, high = report["test_return_final_interval"]
-    steps, of_source = report["env_steps_to_90"], report["source_return_final"]
+    of_source, learns = report["source_return_final"], report["learns"]
+    plain, share = report["fraction_of"] == OF_RETURN, report["fraction_of_optimal"]
+    bests = {
+        "random actions": report["random_return"],
+        "the best possible": None if plain else report["optimal_return"],
+    }
+    others = [f"{who}: {value:.2f}" for who, value in bests.items() if value is not None]
+    if share is not None and not plain:
+        others.append(f"of that gain: {share:.2f}")
     lines = [
         f"return on {report['num_test_tasks']} held-out tasks, episodes {first} to {last}: "
-        f"{report['test_return_final']:.2f} (95% interval {low:.2f} to {high:.2f}){optimum}",
+        f"{report['test_return_final']:.2f} (95% interval {low:.2f} to {high:.2f})"
+        + (f" of {report['optimal_return']:.2f} possible" if plain else ""),
         f"in the first episode: {report['test_return_first']:.2f}"
         + ("" if of_source is None else f"; the source's final return: {of_source:.2f}"),
+        "; ".join(others),
+        ": ".join(words for words in (verdict_words(learns), evidence_words(learns)) if words is not None),
+        *pace_lines(report["env_steps_to"], "ad"),
     ]
-    if steps["ratio"]:
-        lines.append(
-            f"environment steps to {steps['level']:.2f}: {steps['ad']:,} in context, {steps['source']:,} for the "
-            f"source ({steps['ratio']:.0f} times as many)"
-        )
+    lines = [line for line in lines if line]
     written = {"picture": "learning_curve.png", "replay": "replay.gif", "video": "replay.mp4", "report": "report.json"}
     files = {what: Path(output_dir) / name for what, name in written.items()}
     lines.append("   ".join(f"{what}: {file}" for what, file in files.items() if file.is_file()))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
+import json
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+import docstring_parser
 
+from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.task_family import FamilyConfig
+from ad_hf.files import local_path
 from ad_hf.model.rollout_ad import RolloutConfig
+from ad_hf.settings import check_settings, dump_yaml, make_section, parse_yaml, read_yaml, setting, shown
 from ad_hf.training.config import TrainingConfig
 
 
@@ -35,13 +38,18 @@ class SourceConfig:
     """
 
     algorithm: str = "A2C"
-    n_envs: int = 50
-    total_timesteps: int = 100_000
+    n_envs: int = setting(50, least=1)
+    total_timesteps: int = setting(100_000, least=1)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
-    tasks_per_job: int = 1
+    tasks_per_job: int = setting(1, least=1)
     until_converged: dict[str, Any] | None = None
     callbacks: list[str | dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_settings(self, "source")
+        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**32:
+            raise ValueError(f"source.seeds must hold whole numbers from 0 to 2**32 - 1, got {shown(self.seeds)}")
 
 
 @dataclass
@@ -62,19 +70,17 @@ class DataConfig:
             free memory.
     """
 
-    keep_every_episode: int = 1
-    max_episodes: int | None = None
-    last_episodes: int | None = None
+    keep_every_episode: int = setting(1, least=1)
+    max_episodes: int | None = setting(None, least=1)
+    last_episodes: int | None = setting(None, least=1)
     min_improvement: float | None = None
     labels: str | None = None
-    buffer_megabytes: int = 32
-    num_workers: int = 0
+    buffer_megabytes: int = setting(32, least=1)
+    num_workers: int = setting(0, least=0)
     keep_in_memory: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("keep_every_episode", 1), ("buffer_megabytes", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
+        check_settings(self, "data")
 
 
 @dataclass
@@ -103,25 +109,28 @@ class ModelConfig:
         attn_implementation: eager, sdpa, ...; chosen by device and window unless given.
     """
 
-    hidden_size: int = 128
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 2
-    intermediate_size: int = 512
-    context_length: int = 200
-    sliding_window: int | None = None
-    initializer_range: float = 0.02
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    input_mask_probability: float = 0.0
-    label_smoothing: float = 0.0
+    hidden_size: int = setting(128, least=1)
+    num_hidden_layers: int = setting(4, least=1)
+    num_attention_heads: int = setting(2, least=1)
+    intermediate_size: int = setting(512, least=1)
+    context_length: int = setting(200, least=1)
+    sliding_window: int | None = setting(None, least=1)
+    initializer_range: float = setting(0.02, above=0)
+    dropout: float = setting(0.0, least=0, below=1)
+    attention_dropout: float = setting(0.0, least=0, below=1)
+    input_mask_probability: float = setting(0.0, least=0, below=1)
+    label_smoothing: float = setting(0.0, least=0, below=1)
     normalize_observations: bool = True
-    reward_scale: float | None = None
-    action_distribution: str = "bins"
-    num_action_components: int = 8
-    num_action_bins: int = 21
+    reward_scale: float | None = setting(None, above=0)
+    action_distribution: str = setting("bins", choices=("bins", "mixture"))
+    num_action_components: int = setting(8, least=1)
+    num_action_bins: int = setting(21, least=2)
     image_channels: list[int] = field(default_factory=lambda: [32, 64])
     backbone_config: dict[str, Any] | None = None
     attn_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "model")
 
 
 @dataclass
@@ -137,20 +146,14 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The complete recipe, defaults included."""
-        return yaml.safe_dump(asdict(replace(self, rollout=self.rollout.resolve())), sort_keys=False)
+        return dump_yaml(asdict(replace(self, rollout=self.rollout.resolve())))
 
 
-# Fields that hold whatever an environment, an algorithm or a model takes.
-FREE_FIELDS = (
-    *(
-        ("family", name)
-        for name in ("env_kwargs", "tasks", "grid", "random", "splits", "wrappers", "source_observation")
-    ),
-    ("source", "hyperparameters"),
-    ("source", "callbacks"),
-    ("model", "backbone_config"),
-)
-SECTIONS = tuple(section.name for section in fields(Recipe))
+SECTIONS: dict[str, Any] = {section.name: section.default_factory for section in fields(Recipe)}  # name -> dataclass
+# Of a recipe that comes along with a model, the sections that are read. These settings of others are told apart from
+# one another, to name what was trained, and are not used for anything else.
+FOREIGN_SECTIONS = ("family", "rollout")
+FOREIGN_LABELS = (("training", "seed"), ("data", "last_episodes"), ("data", "labels"))
 
 
 def recipe_names() -> list[str]:
@@ -168,7 +171,7 @@ def recipe_path(recipe: str | Path) -> Path:
         FileNotFoundError: if there is neither, with the names that exist.
     """
     packaged = Path(str(files("ad_hf.recipes"))) / f"{recipe}.yaml"
-    for path in (packaged, Path(recipe)):
+    for path in (packaged, local_path(recipe)):
         if path.is_file():
             return path
     raise FileNotFoundError(
@@ -176,18 +179,24 @@ def recipe_path(recipe: str | Path) -> Path:
     )
 
 
-def recipe_parser(sections: Sequence[str] = SECTIONS) -> ArgumentParser:
-    """A parser of the settings of some sections, each as a dotted option such as `--training.learning_rate`."""
-    parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False, usage="")
-    types = {section.name: section.default_factory for section in fields(Recipe)}
+def settings_help(sections: Sequence[str]) -> str:
+    """The settings of some sections, each as a dotted option, with what their dataclasses say of them."""
+    parser = ArgumentParser(usage=SUPPRESS, add_help=False)
     for section in sections:
-        parser.add_class_arguments(types[section], section)
-    return parser
+        documentation = docstring_parser.parse(SECTIONS[section].__doc__)
+        group = parser.add_argument_group(str(documentation.short_description).rstrip("."))
+        texts = {each.arg_name: " ".join(str(each.description).split()) for each in documentation.params}
+        defaults = SECTIONS[section]()
+        for each in fields(SECTIONS[section]):
+            text, default = texts[each.name].rstrip("."), json.dumps(getattr(defaults, each.name))
+            text = text if "default" in text or default == "null" else f"{text} (default: {default})"
+            group.add_argument(f"--{section}.{each.name}", metavar=str(each.type), help=text.replace("%", "%%"))
+    return parser.format_help().strip()
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
-    Read a recipe.
+    Read a recipe, which is the user's own: what it names by import path is imported when it is used.
 
     Args:
         recipe (`str` or `Path`):
@@ -200,45 +209,95 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         FileNotFoundError: for an unknown recipe.
-        ValueError: for unknown settings and for values of a wrong type, naming them.
+        ValueError: for unknown settings and for values of a wrong type or out of their range, naming them.
     """
-    given = _read_sections(recipe)
-    parser = recipe_parser()
-    try:
-        settings = parser.parse_object(deepcopy(given))  # which it changes
-        settings = parser.parse_args(list(overrides), namespace=settings)
-        parsed = parser.instantiate(settings)
-    except (ArgumentError, TypeError) as error:
-        raise ValueError(f"recipe {recipe}: {' '.join(str(error).split())}") from error
-    loaded = Recipe(**{name: parsed[name] for name in SECTIONS})
-    for section, name in FREE_FIELDS:
-        if name in given.get(section, {}):
+    return _make_recipe(recipe, _read_sections(recipe), overrides)
+
+
+def load_foreign_recipe(recipe: Path, origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """
+    Read a recipe that comes along with a model, as data: its `family`, whose names have to be known ones, and its
+    `rollout`. All other sections have their defaults, but for what tells trainings apart.
+
+    Args:
+        recipe (`Path`):
+            The YAML file.
+        origin (`str`):
+            What it comes along with, for errors.
+        overrides (`Sequence[str]`, *optional*):
+            As of [`load_recipe`]; they are the user's own.
+
+    Raises:
+        ValueError: for what [`load_recipe`] refuses in these sections, and for names that may not come along.
+    """
+    sections = _read_sections(recipe)
+    check_family_section(sections.get("family", {}), origin)
+    loaded = _make_recipe(recipe, {name: sections.get(name, {}) for name in FOREIGN_SECTIONS}, overrides)
+    for section, name in FOREIGN_LABELS:
+        value = sections.get(section, {}).get(name)
+        if isinstance(value, (int, str)) and not any(each.startswith(f"--{section}.{name}") for each in overrides):
             config = getattr(loaded, section)
-            setattr(config, name, _restore_text(getattr(config, name), given[section][name]))
+            make_section(type(config), {name: value}, section)  # of its type
+            setattr(config, name, value)
     return loaded
+
+
+def _make_recipe(recipe: str | Path, sections: Mapping[str, dict[str, Any]], overrides: Sequence[str]) -> Recipe:
+    """A recipe of sections as they stand in a file, and options that take the place of their settings."""
+    given = {name: dict(section) for name, section in sections.items()}
+    for path, text in _options(overrides):
+        _override(given, path, text)
+    try:
+        return Recipe(**{name: make_section(SECTIONS[name], section, name) for name, section in given.items()})
+    except ValueError as error:
+        raise ValueError(f"recipe {recipe}: {error}") from error
+
+
+def _options(overrides: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Dotted options as the parts of their names and their texts."""
+    found, rest = [], list(overrides)
+    while rest:
+        option, equals, text = rest.pop(0).partition("=")
+        path = option.removeprefix("--").split(".")
+        if not option.startswith("--") or path[0] not in SECTIONS or len(path) < 2:
+            raise ValueError(
+                f"unknown option {option}: expected a setting of a recipe, as --training.max_steps 100, of "
+                f"{', '.join(SECTIONS)}"
+            )
+        known = [each.name for each in fields(SECTIONS[path[0]])]
+        if path[1] not in known:
+            raise ValueError(f"unknown option {option}: the settings of {path[0]} are {', '.join(known)}")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"option {option} needs a value, as in {option} VALUE")
+            text = rest.pop(0)
+        found.append((path, text))
+    return found
+
+
+def _override(sections: dict[str, dict[str, Any]], path: Sequence[str], text: str) -> None:
+    """Put what an option says in its place."""
+    section, name, *inner = path
+    kind = get_type_hints(SECTIONS[section]).get(name)
+    value = parse_yaml(text, f"--{'.'.join(path)}", object)
+    if not inner and not isinstance(value, str) and kind in (str, str | None) and value is not None:
+        value = text  # a name that looks like a number
+    place = sections.setdefault(section, {})
+    for depth, part in enumerate((name, *inner[:-1]) if inner else (), start=2):
+        held = place.get(part)
+        if not isinstance(held, dict | None):
+            raise ValueError(f"--{'.'.join(path)}: {'.'.join(path[:depth])} is {shown(held)}, which has no settings")
+        place[part] = dict(held or {})  # a copy: the file's may stand in several places
+        place = place[part]
+    place[path[-1]] = value
 
 
 def _read_sections(recipe: str | Path) -> dict[str, dict[str, Any]]:
     """A recipe's YAML as it stands; a section of which nothing is set is empty."""
-    try:
-        read = yaml.safe_load(recipe_path(recipe).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(read, dict):
-        raise ValueError(f"recipe {recipe}: expected the sections {', '.join(SECTIONS)}, got {read!r}")
-    sections = {name: {} if section is None else section for name, section in read.items()}
+    sections = read_yaml(recipe_path(recipe))
     for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise ValueError(f"recipe {recipe}: section {name} must hold settings, got {section!r}")
-    return sections
-
-
-def _restore_text(parsed: Any, given: Any) -> Any:
-    """Text that a file quotes and the parser read as a number or truth value, where it was not overridden."""
-    if isinstance(given, dict) and isinstance(parsed, dict):
-        return {name: _restore_text(value, given.get(name)) for name, value in parsed.items()}
-    if isinstance(given, list) and isinstance(parsed, list) and len(given) == len(parsed):
-        return [_restore_text(*pair) for pair in zip(parsed, given, strict=True)]
-    if isinstance(given, str) and not isinstance(parsed, str) and yaml.safe_load(given) == parsed:
-        return given
-    return parsed
+        if name not in SECTIONS:
+            raise ValueError(f"recipe {recipe}: unknown section {name}: expected {', '.join(SECTIONS)}")
+        if not isinstance(section, dict | None):
+            raise ValueError(f"recipe {recipe}: section {name} must hold settings, got {shown(section)}")
+    return {name: section or {} for name, section in sections.items()}

@@ -34,6 +34,7 @@ from ad_hf.histories.rollouts import load_prompts
 from ad_hf.model import ADModel
 from ad_hf.pipeline import collect_recipe
 from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.sources.learners import has_independent_streams
 from ad_hf.training.trainer import train
 
 FULL = "-full"  # what the names of larger settings end in
@@ -104,7 +105,7 @@ class Study:
         look_inside (`str`, *optional*):
             A variant whose paths and attention are drawn.
         baselines (`bool`, *optional*, defaults to `True`):
-            Whether to show the source and random actions beside.
+            Whether to show the source beside; random actions always are.
     """
 
     name: str
@@ -196,6 +197,15 @@ class Cell:
         variant = self.study.variants[self.variant]
         settings = [asdict(self.recipe), variant.model_of, variant.prompt, variant.rl2, self.study.num_rollouts]
         return _digest(settings)
+
+
+def source_settings(study: Study) -> dict[str, Any] | None:
+    """What metadata of histories say of a study's source, as far as steps depend on it, if it is shown."""
+    if not study.baselines:
+        return None
+    source = cells(study)[0].recipe.source
+    independent = has_independent_streams(source.algorithm, source.hyperparameters)
+    return {"algorithm": source.algorithm, "n_envs": source.n_envs, "independent_streams": independent}
 
 
 def _digest(settings: Any) -> str:
@@ -370,18 +380,18 @@ class StudyRunner:
         tables = []
         for variant in study.variants:
             tables += [read_rows(self.folder / cell.folder / ROWS_FILE) for cell in chosen if cell.variant == variant]
-        if study.baselines:
-            tables += self._baselines([cell for cell in chosen if cell.variant == next(iter(study.variants))])
+        tables += self._baselines([cell for cell in chosen if cell.variant == next(iter(study.variants))])
         return pa.concat_tables(tables), chosen
 
     def _baselines(self, chosen: Sequence[Cell]) -> list[pa.Table]:
-        """Rows of the sources and of random actions, for each split."""
+        """Rows of the sources, if they are shown, and of random actions, for each split."""
         tables = []
         for cell in {each.split: each for each in chosen}.values():
             recipe = cell.recipe
             family = TaskFamily.from_config(recipe.family)
-            curves = source_curves(HistoryDataset.open(self.histories(recipe)))
-            tables.append(source_rows(curves, family, cell.split))
+            if cell.study.baselines:
+                curves = source_curves(HistoryDataset.open(self.histories(recipe)))
+                tables.append(source_rows(curves, family, cell.split))
             tables.append(random_rows(family, num_seeds=cell.study.num_rollouts, split_seed=cell.split))
         return tables
 

@@ -28,12 +28,13 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.agent_plots import plot_study
+from ad_hf.evaluation.headlines import number
 from ad_hf.evaluation.inside import attention_of, plot_attention, plot_paths, record_episodes
-from ad_hf.evaluation.protocol import PICTURES, ROWS_FILE, SUMMARY_FILE, agents_of, read_rows
-from ad_hf.evaluation.results import agents_table, number, write_evaluation
+from ad_hf.evaluation.protocol import PICTURES, RANDOM, ROWS_FILE, SUMMARY_FILE, agents_of, random_rows, read_rows
+from ad_hf.evaluation.results import agents_table, write_evaluation
 from ad_hf.files import atomic_path, write_text
 from ad_hf.model import ADModel
-from ad_hf.study import FULL, Cell, NotFinishedError, Study, StudyRunner, cells, load_study
+from ad_hf.study import FULL, Cell, NotFinishedError, Study, StudyRunner, cells, load_study, source_settings
 
 STUDIES = Path(__file__).resolve().parent / "studies"
 LOOKS = ("paths.png", "attention.png")
@@ -123,9 +124,15 @@ def results_written(study: Study, folder: Path) -> tuple[pa.Table, dict[str, Any
     variants = {name: variant.settings for name, variant in study.variants.items()}
     if (details["settings"], details["variants"]) != (study.settings, variants):
         raise ValueError(f"{folder} was written with other settings than the study now says: run it again")
-    return read_rows(folder / ROWS_FILE), {
-        name: details[name] for name in details if name not in ("agents", "versions")
-    }
+    rows = read_rows(folder / ROWS_FILE)
+    if RANDOM not in rows["agent"].to_pylist():  # as earlier versions wrote it
+        first = {cell.split: cell for cell in cells(study) if cell.split in details["splits"]}
+        families = {split: TaskFamily.from_config(cell.recipe.family) for split, cell in first.items()}
+        seeds = study.num_rollouts
+        rows = pa.concat_tables(
+            [rows, *(random_rows(each, num_seeds=seeds, split_seed=split) for split, each in families.items())]
+        )
+    return rows, {name: details[name] for name in details if name not in ("agents", "versions")}
 
 
 def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
@@ -141,8 +148,8 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
         if not (output_dir / study.name / ROWS_FILE).is_file():
             raise
         rows, details = results_written(study, output_dir / study.name)
-    folder = output_dir / study.name
-    found = write_evaluation(folder, rows, details)
+    folder, source = output_dir / study.name, source_settings(study)
+    found = write_evaluation(folder, rows, details if source is None else {**details, "source": source})
     if study.varied is not None:
         with atomic_path(folder / "study.png") as path:
             plot_study(path, study, agents_of(rows))

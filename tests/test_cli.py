@@ -1,10 +1,12 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import av
+import gymnasium as gym
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -29,7 +31,15 @@ def test_quickstart_goes_from_nothing_to_a_report_and_a_picture(tiny_recipe_file
     run = tmp_path / "run"
     assert main(["quickstart", "--recipe", str(tiny_recipe_file), "--output_dir", str(run), "--num_workers", "2"]) == 0
     report = json.loads((run / "report.json").read_text())
-    for key in ("test_return_final", "optimal_return", "source_return_final", "env_steps_to_90", "versions", "seeds"):
+    for key in (
+        "test_return_final",
+        "optimal_return",
+        "source_return_final",
+        "env_steps_to",
+        "learns",
+        "versions",
+        "seeds",
+    ):
         assert report[key] is not None
     assert set(report["seconds"]) == {"collect", "train", "rollout"}
     assert report["num_test_tasks"] == 2
@@ -233,3 +243,69 @@ def test_evaluate_tells_what_it_lacks(tiny_recipe_file, tiny_run, tiny_histories
     shutil.copytree(tiny_run / "model", bare, ignore=shutil.ignore_patterns("recipe.yaml"))
     line = fails(capsys, "evaluate", "--output_dir", tmp_path / "seen", "--model", bare)
     assert "comes without the recipe of its run: give one with --recipe" in line
+
+
+OUT_OF_RANGE = [
+    ("rollout --model m --output_dir o --num_seeds 0", "--num_seeds: must be a whole number from 1 to 10000, got '0'"),
+    ("rollout --model m --output_dir o --num_seeds -1", "--num_seeds: must be a whole number"),
+    ("evaluate --model m --output_dir o --num_seeds 1e3", "--num_seeds: must be a whole number"),
+    ("quickstart --num_seeds 1000000000000", "--num_seeds: must be a whole number"),
+    ("quickstart --num_workers 0", "--num_workers: must be a whole number"),
+    ("collect --num_workers " + "9" * 5000, "--num_workers: must be a whole number"),
+    ("train --dataset d --output_dir o --push_every 0", "--push_every: must be a whole number"),
+    ("convert from-minari m o --episodes_per_history 0", "--episodes_per_history: must be a whole number"),
+    ("convert from-arrays s o --max_piece_steps -1", "--max_piece_steps: must be a whole number"),
+    ("convert from-arrays s o --num_test_tasks -1", "--num_test_tasks: must be a whole number from 0"),
+    ("convert from-arrays s o --action_space " + "[" * 10**5, "--action_space: .* nests too deep"),
+    ("convert from-arrays s o --env_kwargs {", "--env_kwargs: '{' is not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "told"), OUT_OF_RANGE, ids=lambda value: value[:50])
+def test_numbers_out_of_their_range_are_named_by_their_option(line, told, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(line.split())
+    assert re.search(f"error: argument {told}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option", ["--dataset", "--output_dir", "--config_name", "--recipe"])
+def test_names_that_are_empty_are_refused_by_their_option(option, capsys):
+    given = {"--dataset": "d", "--output_dir": "o", option: ""}
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *(word for pair in given.items() for word in pair)])
+    assert f"argument {option[2:]}: expected a name or folder, got empty text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("two\n  lines"), "ad-hf: error: two lines"),
+        (FileNotFoundError("none"), "ad-hf: error: none"),
+        (ValueError("\x1b[31mred\u202e"), r"ad-hf: error: \x1b[31mred\u202e"),
+        (KeyError("algorithm"), "ad-hf: error: KeyError: 'algorithm' (--debug shows where)"),
+        (MemoryError(), "ad-hf: error: MemoryError:  (--debug shows where)"),
+        (RecursionError("too deep"), "ad-hf: error: RecursionError: too deep (--debug shows where)"),
+        (gym.error.NameNotFound("no Env"), "ad-hf: error: NameNotFound: no Env (--debug shows where)"),
+        (BrokenPipeError(32, "Broken pipe"), "ad-hf: error: [Errno 32] Broken pipe"),  # not that of the output
+    ],
+)
+def test_any_error_is_one_line_and_debug_shows_its_traceback(error, told, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("ad_hf.cli.run", fail)
+    assert main(["recipes"]) == 2
+    assert capsys.readouterr().err == f"{told}\n"
+    with pytest.raises(type(error)):
+        main(["recipes", "--debug"])
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = f"{sys.executable} -c 'import sys; from ad_hf.cli import main; sys.exit(main([\"recipes\"]))'"
+    done = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_the_same_training_is_not_evaluated_twice(tiny_run, tmp_path, capsys):
+    line = fails(capsys, "evaluate", "--model", tiny_run, tiny_run / "model", "--output_dir", tmp_path / "out")
+    assert "are the same training: both are AD with family.split_seed 0 and training.seed" in line

@@ -4,7 +4,15 @@ import os
 
 import pytest
 
-from ad_hf.files import atomic_folder, atomic_path, write_text
+from ad_hf.files import (
+    atomic_folder,
+    atomic_path,
+    copy_files,
+    leaves_folder,
+    refuse_other,
+    remove_leftovers,
+    write_text,
+)
 
 
 def tree(folder):
@@ -95,3 +103,83 @@ def test_filler_that_raises_leaves_the_old_folder_and_nothing_else(tmp_path, exi
         fill()
     assert tree(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"] * existed
+
+
+def test_a_folder_does_not_take_the_place_of_a_file(tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(FileExistsError, match="model is a file"), atomic_folder(tmp_path / "model"):
+        pass
+    assert tree(tmp_path) == {"model": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("there", "refused"),
+    [
+        (None, None),
+        ([], None),
+        (["config.json", "notes.txt"], None),
+        (["notes.txt"], "holds other files and no config.json"),
+        ("file", "is a file"),
+        ("link", "is a file"),
+    ],
+    ids=str,
+)
+def test_what_is_not_ours_is_refused_where_a_folder_is_to_be_written(tmp_path, there, refused):
+    path = tmp_path / "model"
+    if there == "file":
+        path.write_text("mine")
+    elif there == "link":
+        path.symlink_to(tmp_path / "gone")
+    elif there is not None:
+        path.mkdir()
+        for name in there:
+            (path / name).write_text("")
+    if refused is None:
+        refuse_other(path, "config.json")
+    else:
+        with pytest.raises(FileExistsError, match=refused):
+            refuse_other(path, "config.json")
+
+
+def test_only_leftovers_are_removed(tmp_path):
+    """What a process leaves that is killed in these functions, and nothing that only looks a bit like it."""
+    theirs = [".notes.old", ".notes.tmp", ".cache.2024.old", ".push-it.tmp", ".a.12-xyz.tmp", "a.12-0123abcd.tmp"]
+    with atomic_path(tmp_path / "a.txt") as file, atomic_folder(tmp_path / "model") as folder:
+        file.write_text("")
+        ours = [file.name, folder.name, folder.name.replace(".tmp", ".old")]
+    ours += [".checkpoint-8.123.tmp", ".model.7.old", ".push-ab_01xyz.tmp"]  # of earlier versions, and of a push
+    for name in theirs + ours:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("")
+    (tmp_path / ".b.txt.1-0123abcd.tmp").write_text("half")
+    (tmp_path / ".c.1-0123abcd.old").symlink_to(tmp_path / "model")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*theirs, "a.txt", "model"])
+
+
+def test_links_that_leave_a_folder_are_told_from_those_of_the_hubs_cache(tmp_path):
+    repository = tmp_path / "hub" / "models--user--name"
+    root = repository / "snapshots" / "0123"
+    shared = tmp_path / "hub" / "blobs" / "ab" / ("ab" * 32)
+    for file in (root / "inner" / "a.txt", repository / "blobs" / "77", shared, tmp_path / "secret"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    (repository / "blobs" / "88").symlink_to(shared)
+    (repository / "blobs" / "99").symlink_to(tmp_path / "secret")
+    targets = {
+        "own": "../../blobs/77",
+        "shared": "../../blobs/88",
+        "inside": "inner/a.txt",
+        "through_blobs": "../../blobs/99",
+        "out": tmp_path / "secret",
+        "other": "../../../blobs/key",
+    }
+    for name, target in targets.items():
+        (root / name).symlink_to(target)
+    assert [name for name in targets if leaves_folder(root / name, root)] == ["through_blobs", "out", "other"]
+    copy_files(["own", "sh*", "missing"], root, tmp_path / "copy")
+    assert tree(tmp_path / "copy") == {"own": "77", "shared": shared.name}
+    assert not (tmp_path / "copy" / "own").is_symlink()
+    for name in ("out", "inner"):
+        with pytest.raises(ValueError, match=r"is a link out of its folder|is no file"):
+            copy_files([name], root, tmp_path / "copy")

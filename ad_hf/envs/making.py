@@ -10,6 +10,7 @@ from numbers import Number
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
@@ -73,8 +74,12 @@ def make_env(
     for name in attributes:
         if name in kwargs:
             _set_attribute(env.unwrapped, name, kwargs[name])
-    for wrapper in wrappers:
+    for index, wrapper in enumerate(wrappers):
         env = import_callable(wrapper["name"], "family.wrappers")(env, **wrapper["kwargs"])
+        if not isinstance(env, gym.Env):
+            raise ValueError(
+                f"family.wrappers[{index}]: {wrapper['name']} returned {env!r}, expected a gymnasium environment"
+            )
     if isinstance(env.action_space, spaces.Dict | spaces.Tuple):
         raise ValueError(
             f"{env_id} has actions of {env.action_space}: expected a Discrete, MultiDiscrete, MultiBinary or Box "
@@ -83,6 +88,33 @@ def make_env(
     if isinstance(env.observation_space, spaces.Dict | spaces.Tuple):
         env = gym.wrappers.FlattenObservation(env)
     return env
+
+
+class ChannelsLast(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
+    """
+    Turns frames (channels, height, width) to (height, width, channels), as models and gymnasium's own wrappers take
+    them. In a recipe: `wrappers: [ad_hf.envs.making.ChannelsLast]`, the last.
+
+    Args:
+        env (`gymnasium.Env`):
+            Environment whose observations are a Box of three dimensions.
+
+    Raises:
+        ValueError: for other observations.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.ObservationWrapper.__init__(self, env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+            raise ValueError(f"ChannelsLast turns frames (channels, height, width), got observations of {space}")
+        low, high = (np.moveaxis(bound, 0, -1) for bound in (space.low, space.high))
+        self.observation_space = spaces.Box(low, high, dtype=space.dtype)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """Frames (height, width, channels)."""
+        return np.moveaxis(observation, 0, -1)
 
 
 def _set_attribute(env: gym.Env, name: str, value: Any) -> None:

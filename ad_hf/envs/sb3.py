@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
+
+from ad_hf.envs.vector import checked_reset, checked_step, final_observations
 
 
 class Steps(NamedTuple):
@@ -44,13 +47,58 @@ def step_vec_env(envs: VecEnv, actions: np.ndarray) -> Steps:
     return Steps(observations, rewards, dones & ~truncations, truncations, final)
 
 
+class EpisodeReturns:
+    """
+    Returns and lengths of the episodes under way, which Stable-Baselines3's log and callbacks read of ended ones.
+
+    Args:
+        num_envs (`int`):
+            Number of environments.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._began = time.time()
+        self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+
+    def reset(self) -> None:
+        """Begin new episodes in all environments."""
+        self._returns[:], self._lengths[:] = 0.0, 0
+
+    def add(self, rewards: np.ndarray, ended: np.ndarray, most: int | None = None) -> list[dict[str, Any]]:
+        """
+        Add a step's rewards (num_envs,).
+
+        Args:
+            rewards (`np.ndarray` of shape `(num_envs,)`):
+                Of the step.
+            ended (`np.ndarray` of shape `(number,)`):
+                Environments whose episodes it has ended.
+            most (`int`, *optional*):
+                How many of them to tell of, the last ones; by default all.
+
+        Returns:
+            `list[dict]`: for each of them `r`, `l` and `t`, as of SB3's `Monitor`: return, length and seconds so far.
+        """
+        self._returns += rewards
+        self._lengths += 1
+        if not ended.size:
+            return []
+        elapsed = round(time.time() - self._began, 6)
+        told = ended if most is None else ended[-most:]
+        pairs = zip(self._returns[told].tolist(), self._lengths[told].tolist())
+        episodes = [{"r": total, "l": length, "t": elapsed} for total, length in pairs]
+        self._returns[ended], self._lengths[ended] = 0.0, 0
+        return episodes
+
+
 class SB3VecEnv(VecEnv):
     r"""
     A gymnasium `VectorEnv` in SAME_STEP mode as a Stable-Baselines3 `VecEnv`.
 
     An ended episode's last observation is handed on as `infos[i]["terminal_observation"]`, and
     `infos[i]["TimeLimit.truncated"]` is set where an episode was cut by a time limit, so that learners bootstrap as
-    they do on `DummyVecEnv`.
+    they do on `DummyVecEnv`. Its return, length and time are `infos[i]["episode"]`, as of SB3's `Monitor`, unless a
+    wrapper of the environment has told them already.
 
     Args:
         envs (`gymnasium.vector.VectorEnv`):
@@ -60,7 +108,8 @@ class SB3VecEnv(VecEnv):
             The task of each environment, for learners that ask for it.
 
     Raises:
-        ValueError: if the environments do not autoreset in the same step.
+        ValueError: if the environments do not autoreset in the same step; at a reset or step, if they return something
+            else than gymnasium's vector environments do.
     """
 
     def __init__(self, envs: VectorEnv, task_ids: Sequence[int] | None = None) -> None:
@@ -72,11 +121,14 @@ class SB3VecEnv(VecEnv):
         self.render_mode = envs.render_mode
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self._actions: np.ndarray | None = None
+        self._episodes, self._steps = EpisodeReturns(envs.num_envs), 0
 
     def reset(self) -> Any:
         """Reset all environments with the seeds given to `seed()`; returns observations (num_envs, ...)."""
         # VecEnv.seed() gives environment i the seed + i, as gymnasium's vector environments do from one integer.
-        observations, infos = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
+        returned = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
+        observations, infos = checked_reset(returned, self.envs, self._steps)
+        self._episodes.reset()
         self.reset_infos = _split_infos(infos, self.num_envs)
         self._reset_seeds()
         self._reset_options()
@@ -88,23 +140,32 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step all environments; returns observations, rewards (float32), dones and one info per environment."""
-        observations, rewards, terminations, truncations, vector_infos = self.envs.step(self._actions)
+        returned = checked_step(self.envs.step(self._actions), self.envs, self._steps)
+        observations, rewards, terminations, truncations, vector_infos = returned
         dones = terminations | truncations
-        final_observations = vector_infos.pop("final_obs", None)
-        vector_infos.pop("_final_obs", None)
+        ended = np.flatnonzero(dones)
+        final: Any = final_observations(vector_infos, self.envs, self._steps) if ended.size else None
+        self._steps += 1
+        for name in ("final_obs", "_final_obs"):
+            vector_infos.pop(name, None)
         infos = _split_infos(vector_infos, self.num_envs)
-        for index in np.flatnonzero(dones):
+        for index, episode in zip(ended.tolist(), self._episodes.add(rewards, ended)):
             # SB3 reports an ended episode's own info; the new episode's goes to reset_infos.
             final_info = infos[index].pop("final_info", None)
             if final_info is not None:
                 self.reset_infos[index], infos[index] = infos[index], final_info
-            infos[index]["terminal_observation"] = final_observations[index]
+            told = infos[index].get("episode")
+            if not (isinstance(told, dict) and {"r", "l"} <= told.keys()):
+                infos[index]["episode"] = episode
+            infos[index]["terminal_observation"] = final[index]
             infos[index]["TimeLimit.truncated"] = bool(truncations[index] and not terminations[index])
         return observations, rewards.astype(np.float32), dones, infos
 
     def step_arrays(self, actions: np.ndarray) -> Steps:
         """Step all environments by actions (num_envs, ...), without a dict for each of them."""
-        observations, rewards, terminations, truncations, infos = self.envs.step(actions)
+        returned = checked_step(self.envs.step(actions), self.envs, self._steps)
+        self._steps += 1
+        observations, rewards, terminations, truncations, infos = returned
         return Steps(observations, rewards, terminations, truncations, infos.get("final_obs"))
 
     def close(self) -> None:
@@ -148,7 +209,7 @@ def _split_infos(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
     """Gymnasium's dict of arrays with masks as one dict per environment."""
     singles: list[dict[str, Any]] = [{} for _ in range(num_envs)]
     for name, values in infos.items():
-        if name.startswith("_"):
+        if isinstance(name, str) and name.startswith("_"):
             continue
         if isinstance(values, dict):  # nested infos are split in turn, their masks inside them
             values = _split_infos(values, num_envs)

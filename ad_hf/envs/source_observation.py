@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from ad_hf.envs.spaces import space_from_json, space_to_json
+from ad_hf.envs.spaces import read_space, space_to_json
 
 
 def categories(space: spaces.Space) -> np.ndarray | None:
@@ -35,13 +35,13 @@ class SourceObservation(VectorWrapper):
             Space of each entry as JSON, by its name in the infos: `{"has_key": {"type": "Discrete", "n": 2}}`.
 
     Raises:
-        ValueError: for observations that nothing can be appended to (images, Dict and Tuple spaces), and where an
-            environment does not give an entry.
+        ValueError: for entries that are no spaces, for observations that nothing can be appended to (images, Dict and
+            Tuple spaces), and where an environment does not give an entry.
     """
 
     def __init__(self, envs: VectorEnv, extra: dict[str, dict[str, Any]]) -> None:
         super().__init__(envs)
-        self._extra = {name: space_from_json(space) for name, space in extra.items()}
+        self._extra = _read_spaces(extra)
         own, others = envs.single_observation_space, list(self._extra.values())
         sizes = [categories(space) for space in (own, *others)]
         found = [size for size in sizes if size is not None]
@@ -66,9 +66,10 @@ class SourceObservation(VectorWrapper):
         for name, space in self._extra.items():
             known = infos.get(f"_{name}")
             if known is None or not np.asarray(known)[indices].all():
+                given = sorted(key for key in map(str, infos) if not key.startswith("_"))
                 raise ValueError(
                     f"{self.env} gives no info[{name!r}] at every reset and step, which source_observation asks for; "
-                    f"it gives {', '.join(sorted(key for key in infos if not key.startswith('_'))) or 'nothing'}"
+                    f"it gives {', '.join(given) or 'nothing'}"
                 )
             parts.append(np.asarray(infos[name])[indices].astype(space.dtype))
         columns = [np.reshape(part, (len(indices), -1)) for part in parts]
@@ -95,6 +96,15 @@ class SourceObservation(VectorWrapper):
             infos = {**infos, "final_obs": final, "final_info": self._strip(final_info)}
         extended = self._append(observations, infos, np.arange(self.num_envs))
         return extended, rewards, terminations, truncations, self._strip(infos)
+
+
+def _read_spaces(extra: Any) -> dict[str, spaces.Space]:
+    if not isinstance(extra, dict):
+        raise ValueError(
+            "family.source_observation must hold spaces as JSON by the names of infos, such as "
+            f"{{'has_key': {{'type': 'Discrete', 'n': 2}}}}, got {extra!r}"
+        )
+    return {name: read_space(space, f"family.source_observation.{name}") for name, space in extra.items()}
 
 
 def _bounds(space: spaces.Space, sizes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 from gymnasium import spaces
+
+from ad_hf.settings import shown
+from ad_hf.structure import check_structure
+
+MOST_CATEGORIES, MOST_ELEMENTS = 2**31 - 1, 2**24  # of a space that may be anyone's: 16 million are an array of 64 MB
+MOST_DIMENSIONS = 8
+
+
+class _Categories(TypedDict):
+    n: Annotated[int, range(1, MOST_CATEGORIES + 1)]
+
+
+class _Bits(TypedDict):
+    n: Annotated[int, range(1, MOST_ELEMENTS + 1)]
+
+
+class _Categoricals(TypedDict):
+    nvec: list[Annotated[int, range(1, MOST_CATEGORIES + 1)]]
+
+
+class _Numbers(TypedDict):
+    shape: list[Annotated[int, range(1, MOST_ELEMENTS + 1)]]
+    low: list[float | None]
+    high: list[float | None]
+    dtype: Literal[
+        "bool", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
+    ]
+
+
+STRUCTURES: dict[str, Any] = {
+    "Discrete": _Categories,
+    "MultiDiscrete": _Categoricals,
+    "MultiBinary": _Bits,
+    "Box": _Numbers,
+}
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -25,7 +61,9 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Box):
         # JSON has no infinities: bounds are written as null where there are none.
         bounds = {
-            name: [None if np.isinf(value) else value for value in np.ravel(array).tolist()]
+            name: [
+                None if np.isinf(value) else +value for value in np.ravel(array).tolist()
+            ]  # truth values as 0 and 1
             for name, array in (("low", space.low), ("high", space.high))
         }
         if len(space.shape) > 1:  # an image: one bound stands for all of its pixels
@@ -58,6 +96,51 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
         )
         return spaces.Box(low, high, shape=shape, dtype=dtype.type)
     raise ValueError(f"unknown space {data!r}: expected a type of Discrete, MultiDiscrete, MultiBinary or Box")
+
+
+def read_space(data: Any, name: str) -> spaces.Space:
+    """
+    A space of JSON that may be anyone's.
+
+    Args:
+        data:
+            What should be a JSON object as of [`space_to_json`].
+        name (`str`):
+            What to call it in an error.
+
+    Raises:
+        ValueError: for anything else, and for spaces that are too large to be made.
+    """
+    kind = data.get("type") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in STRUCTURES:
+        raise ValueError(
+            f"{name} must be a space, an object with a type of {', '.join(STRUCTURES)}, got {shown(data)}"
+        )
+    if data.get("dtype") == "bool":  # whose bounds were once written as truth values
+        bounds = {bound: data[bound] for bound in ("low", "high") if isinstance(data.get(bound), list)}
+        numbers = {
+            bound: [+each if type(each) is bool else each for each in limits] for bound, limits in bounds.items()
+        }
+        data = {**data, **numbers}
+    check_structure(data, STRUCTURES[kind], name)
+    if kind == "Box":
+        count = math.prod(data["shape"])
+        if count > MOST_ELEMENTS or len(data["shape"]) > MOST_DIMENSIONS:
+            raise ValueError(
+                f"{name}: shape must have at most {MOST_DIMENSIONS} dimensions and {MOST_ELEMENTS:,} elements, got "
+                f"{shown(data['shape'])}"
+            )
+        for bound in ("low", "high"):
+            if len(data[bound]) not in (1, count):
+                raise ValueError(
+                    f"{name}: {bound} must have 1 number or {count}, as shape says, got {len(data[bound])}"
+                )
+    elif kind == "MultiDiscrete" and not 0 < len(data["nvec"]) <= MOST_ELEMENTS:
+        raise ValueError(f"{name}: nvec must have 1 to {MOST_ELEMENTS:,} numbers, got {len(data['nvec'])}")
+    try:
+        return space_from_json(data)
+    except (OverflowError, TypeError, ValueError) as error:  # bounds that the dtype does not hold, or no bounds
+        raise ValueError(f"{name}: {shown(data)} is no space: {error}") from error
 
 
 def storage_dtype(space: spaces.Space) -> np.dtype:

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ad_hf.envs.making import make_env, read_wrappers
 from ad_hf.envs.tasks import WAYS, described_tasks, import_callable
+from ad_hf.settings import check_settings, setting
 
 SPLITS = ("train", "validation", "test")
 
@@ -74,18 +75,44 @@ class FamilyConfig:
     grid: dict[str, Any] | None = None
     random: dict[str, Any] | None = None
     splits: dict[str, Any] | None = None
-    wrappers: list[Any] = field(default_factory=list)
+    wrappers: list[str | dict[str, Any]] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
-    num_validation_tasks: int = 0
-    num_test_tasks: int = 0
-    num_train_tasks: int | None = None
-    split_seed: int = 0
+    num_validation_tasks: int = setting(0, least=0)
+    num_test_tasks: int = setting(0, least=0)
+    num_train_tasks: int | None = setting(None, least=1)
+    split_seed: int = setting(0, least=0)
     stratify_by: str | None = None
     optimal_return: str | None = None
     random_return: str | None = None
     native_vector: bool = False
     source_observation: dict[str, Any] | None = None
     report_by: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "family")
+
+
+def comparable(value: Any) -> Any:
+    """A keyword argument, or several by their names, as one that can be looked up; 3 and 3.0 are the same."""
+    if isinstance(value, Mapping):
+        return frozenset((name, comparable(item)) for name, item in value.items())
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return tuple(map(comparable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _check_distinct(tasks: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """Refuse equal tasks, in a list or in two splits: one that is held out might be trained on by another number."""
+    places: dict[Any, str] = {}
+    for where, listed in tasks.items():
+        for index, kwargs in enumerate(listed):
+            place = f"{where}[{index}]"
+            # Of tasks without arguments nothing is known, as in data from elsewhere.
+            if kwargs and places.setdefault(comparable(kwargs), place) != place:
+                raise ValueError(
+                    f"family: {places[comparable(kwargs)]} and {place} are the same task, {kwargs}: each may be there "
+                    "once, since one that is held out must not be trained on"
+                )
 
 
 def _given_splits(tasks: Mapping[str, Sequence[dict[str, Any]]], sizes: Mapping[str, int | None]) -> list[Task]:
@@ -149,8 +176,8 @@ class TaskFamily:
             and has to be set, too: for CartPole's `masspole`, `total_mass` and `polemass_length`.
 
     Raises:
-        ValueError: if there are too few tasks for the split, for wrappers that do not exist or do not take their
-            keyword arguments, for attributes that nothing sets, and for either with `native_vector`.
+        ValueError: if there are too few tasks for the split, for equal tasks, for wrappers that do not exist or do not
+            take their keyword arguments, for attributes that nothing sets, and for either with `native_vector`.
     """
 
     def __init__(
@@ -188,6 +215,7 @@ class TaskFamily:
             raise ValueError(
                 f"family.attributes: neither a task nor env_kwargs has a value for {', '.join(sorted(unset))}"
             )
+        _check_distinct(tasks if isinstance(tasks, Mapping) else {"tasks": tasks})
         self._optimal_return, self._random_return = optimal_return, random_return
         sizes = {"train": num_train_tasks, "validation": num_validation_tasks, "test": num_test_tasks}
         if isinstance(tasks, Mapping):
@@ -207,7 +235,7 @@ class TaskFamily:
         rng = np.random.default_rng(split_seed)
         order = rng.permutation(len(tasks)).tolist()
         if stratify_by is not None:
-            order.sort(key=lambda index: stratify_by(**self.env_kwargs, **tasks[index]))
+            order.sort(key=lambda index: self._number(stratify_by, "stratify_by", tasks[index]))
         splits = {}
         for split in ("test", "validation", "train"):
             for index in _spread(order, sizes[split] or 0, rng):
@@ -288,46 +316,78 @@ class TaskFamily:
                 When ended episodes are followed by new ones.
             render_mode (`str`, *optional*):
                 Passed to the environments.
+
+        Raises:
+            ValueError: for an unknown `env_id`, and keyword arguments that its environments do not take.
+            Exception: whatever else the environments raise.
         """
         num_envs = len(tasks) if num_envs is None else num_envs
         if not tasks or num_envs < 1 or num_envs % len(tasks):
             raise ValueError(f"num_envs must be a positive multiple of the {len(tasks)} tasks, got {num_envs}")
         tasks = list(tasks) * (num_envs // len(tasks))
         shared = dict(self.env_kwargs) if render_mode is None else {**self.env_kwargs, "render_mode": render_mode}
-        if self.native_vector:
-            stacked: dict[str, Any] = {
-                name: np.stack([task.kwargs[name] for task in tasks]) for name in tasks[0].kwargs
-            }
-            envs = gym.make_vec(
-                self.env_id,
-                num_envs=num_envs,
-                vectorization_mode="vector_entry_point",
-                autoreset_mode=autoreset_mode,
-                **shared,
-                **stacked,
-            )
-        else:
-            envs = SyncVectorEnv(
+        try:
+            envs = self._make(tasks, shared, autoreset_mode)
+        except (gym.error.Error, ImportError) as error:
+            raise ValueError(f"family.env_id {self.env_id!r}: {' '.join(str(error).split())}") from error
+        except TypeError as error:
+            raise ValueError(
+                f"family.env_kwargs and tasks: {self.env_id} cannot be made with { ({**shared, **tasks[0].kwargs}) }: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        if seed is not None:
+            envs.reset(seed=seed)
+            envs.action_space.seed(seed)
+        return envs
+
+    def _make(self, tasks: Sequence[Task], shared: dict[str, Any], autoreset_mode: AutoresetMode) -> VectorEnv:
+        if not self.native_vector:
+            return SyncVectorEnv(
                 [
                     partial(make_env, self.env_id, {**shared, **task.kwargs}, self.wrappers, self.attributes)
                     for task in tasks
                 ],
                 autoreset_mode=autoreset_mode,
             )
-        if seed is not None:
-            envs.reset(seed=seed)
-            envs.action_space.seed(seed)
-        return envs
+        try:
+            stacked: Any = {name: np.stack([task.kwargs[name] for task in tasks]) for name in tasks[0].kwargs}
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"family.native_vector needs tasks of the same keyword arguments, whose values have the same shapes: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return gym.make_vec(
+            self.env_id,
+            num_envs=len(tasks),
+            vectorization_mode="vector_entry_point",
+            autoreset_mode=autoreset_mode,
+            **shared,
+            **stacked,
+        )
 
     def optimal_returns(self, tasks: Sequence[Task]) -> np.ndarray | None:
         """Best possible return of each task (num_tasks,), or `None` if the family does not know it."""
-        return self._returns(self._optimal_return, tasks)
+        return self._returns(self._optimal_return, "optimal_return", tasks)
 
     def random_returns(self, tasks: Sequence[Task]) -> np.ndarray | None:
         """Expected return of random play in each task (num_tasks,), or `None` if the family does not know it."""
-        return self._returns(self._random_return, tasks)
+        return self._returns(self._random_return, "random_return", tasks)
 
-    def _returns(self, function: Callable[..., float] | None, tasks: Sequence[Task]) -> np.ndarray | None:
+    def _returns(self, function: Callable[..., float] | None, name: str, tasks: Sequence[Task]) -> np.ndarray | None:
         if function is None:
             return None
-        return np.array([function(**self.env_kwargs, **task.kwargs) for task in tasks])
+        return np.array([self._number(function, name, task.kwargs) for task in tasks])
+
+    def _number(self, function: Callable[..., float], name: str, task: dict[str, Any]) -> float:
+        """What a function of a task's keyword arguments returns: a `ValueError` with its setting for no number."""
+        arguments = {**self.env_kwargs, **task}
+        try:
+            number = function(**arguments)
+        except Exception as error:  # a function may raise anything
+            raise ValueError(
+                f"family.{name} failed for the keyword arguments {arguments}: {type(error).__name__}: {error}"
+            ) from error
+        number = number.item() if isinstance(number, np.generic | np.ndarray) and not number.ndim else number
+        if not isinstance(number, int | float) or not abs(number) < np.inf:
+            raise ValueError(f"family.{name} returned {number!r} for {arguments}, expected a finite number")
+        return number

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pydoc import locate
 from typing import Any
 
 import numpy as np
 
+from ad_hf.settings import shown
+
 WAYS = ("tasks", "grid", "random")  # to describe tasks
 DRAWS_PER_TASK = 100  # before it counts as hopeless that another draw differs from all tasks so far
+MOST_TASKS = 10_000_000  # of a family: more is a mistake, which would fill the memory
 KINDS = {"low": ({"low", "high"}, {"integer", "log", "shape"}), "choices": ({"choices"}, set())} | {
     "function": ({"function"}, {"kwargs"})
 }  # of values: what each needs, and what else it takes
@@ -39,30 +42,61 @@ def described_tasks(given: Mapping[str, Any], setting: str) -> list[dict[str, An
     Raises:
         ValueError: naming the setting, for none or several of them, or anything else; for what each refuses.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{setting} needs one of {', '.join(WAYS)}, got {shown(given)}")
     ways = {name: given[name] for name in WAYS if given.get(name) is not None}
     if len(ways) != 1 or set(given) - set(WAYS):
         raise ValueError(f"{setting} needs one of {', '.join(WAYS)}, got {', '.join(sorted(given)) or 'nothing'}")
     ((name, way),) = ways.items()
-    return way if name == "tasks" else expand_grid(way) if name == "grid" else draw_tasks(way, f"{setting}.random")
+    if name == "random":
+        return draw_tasks(way, f"{setting}.random")
+    if name == "grid":
+        return expand_grid(way, f"{setting}.grid")
+    if not isinstance(way, list) or not all(isinstance(task, dict) for task in way):
+        raise ValueError(f"{setting}.tasks must be a list of keyword arguments, each a mapping, got {shown(way)}")
+    return way
 
 
-def expand_grid(grid: dict[str, Any]) -> list[dict[str, Any]]:
+def expand_grid(grid: dict[str, Any], setting: str = "family.grid") -> list[dict[str, Any]]:
     """
     Tasks as the product of lists of values; `{shape: [...]}` stands for all index tuples of such an array, and
     `{range: [start, stop]}` for the integers from the one to before the other.
     """
-    values = []
+    if not isinstance(grid, dict) or not grid:
+        raise ValueError(f"{setting} must hold what tasks differ in, by name, got {shown(grid)}")
+    values: list[Sequence[Any]] = []
     for name, value in grid.items():
+        where = f"{setting}.{name}"
         if isinstance(value, dict) and set(value) == {"shape"}:
-            value = [list(index) for index in np.ndindex(*value["shape"])]
-        elif isinstance(value, dict) and set(value) == {"range"} and len(value["range"]) == 2:
-            value = list(range(*value["range"]))
+            sizes = _whole_numbers(value["shape"], f"{where}.shape", least=1)
+            _check_count(math.prod(sizes), where)
+            value = [list(index) for index in np.ndindex(*sizes)]
+        elif isinstance(value, dict) and set(value) == {"range"}:
+            bounds = _whole_numbers(value["range"], f"{where}.range")
+            if len(bounds) != 2 or bounds[0] >= bounds[1]:
+                raise ValueError(f"{where}.range must be [start, stop] with start below stop, got {value['range']!r}")
+            _check_count(bounds[1] - bounds[0], where)
+            value = list(range(*bounds))
         if not isinstance(value, list) or not value:
             raise ValueError(
-                f"grid.{name} must be a non-empty list of values, {{shape: [...]}} or {{range: [...]}}, got {value!r}"
+                f"{where} must be a non-empty list of values, {{shape: [...]}} or {{range: [...]}}, got {value!r}"
             )
         values.append(value)
+    _check_count(math.prod(map(len, values)), setting)
     return [dict(zip(grid, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _whole_numbers(value: Any, where: str, least: int | None = None) -> list[int]:
+    if not isinstance(value, list) or not value or any(type(each) is not int for each in value):
+        raise ValueError(f"{where} must be a list of whole numbers, got {shown(value)}")
+    if least is not None and min(value) < least:
+        raise ValueError(f"{where} must hold whole numbers of at least {least}, got {shown(value)}")
+    return value
+
+
+def _check_count(count: int, where: str) -> None:
+    if count > MOST_TASKS:
+        raise ValueError(f"{where} stands for {count:,} tasks: expected at most {MOST_TASKS:,}")
 
 
 def draw_tasks(random: dict[str, Any], where: str = "family.random") -> list[dict[str, Any]]:
@@ -95,6 +129,7 @@ def draw_tasks(random: dict[str, Any], where: str = "family.random") -> list[dic
     for name, number, least in (("num_tasks", num_tasks, 1), ("seed", seed, 0)):
         if type(number) is not int or number < least:
             raise ValueError(f"{where}.{name} must be a whole number, at least {least}, got {number!r}")
+    _check_count(num_tasks, f"{where}.num_tasks")
     if not isinstance(values, dict) or not values:
         raise ValueError(f"{where}.values must hold what tasks differ in, by name, got {values!r}")
     draws = {name: _draw_of(value, f"{where}.values.{name}") for name, value in values.items()}

@@ -26,6 +26,92 @@ def of_each(envs: Any, native: str, single: str) -> np.ndarray:
     return np.stack([getattr(env.unwrapped, single) for env in envs.envs])
 
 
+TRUTH = np.dtype(bool)
+
+
+def checked_reset(returned: Any, envs: Any, step: int) -> tuple[Any, dict[str, Any]]:
+    """What a vector environment's reset returned: observations and infos, or a `ValueError` that says what it is."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(
+            f"step {step}: the reset of {envs} returned {_form(returned)}, expected observations and infos"
+        )
+    return returned[0], _checked_infos(returned[1], envs, step)
+
+
+def checked_step(
+    returned: Any, envs: Any, step: int
+) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """
+    What a vector environment's step returned.
+
+    Args:
+        returned:
+            That.
+        envs (`gymnasium.vector.VectorEnv`), step (`int`):
+            The environments, and the number of the step, for errors.
+
+    Returns:
+        Observations as they are; rewards, terminations and truncations (num_envs,) as arrays; infos.
+
+    Raises:
+        ValueError: for anything else than five values, of numbers for each environment, and a dict of infos.
+    """
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise ValueError(
+            f"step {step}: {envs} returned {_form(returned)}, expected observations, rewards, terminations, "
+            "truncations and infos"
+        )
+    observations, rewards, terminations, truncations, infos = returned
+    if type(rewards) is type(terminations) is type(truncations) is np.ndarray and (
+        rewards.dtype.kind == "f"
+        and terminations.dtype is truncations.dtype is TRUTH
+        and rewards.shape == terminations.shape == truncations.shape == (envs.num_envs,)
+        and type(infos) is dict
+    ):
+        return returned  # as it is meant to be: what else there is takes longer to look at than some environments do
+    rewards, terminations, truncations = map(np.asarray, (rewards, terminations, truncations))
+    for name, array, kinds in (
+        ("rewards", rewards, "biuf"),
+        ("terminations", terminations, "biu"),
+        ("truncations", truncations, "biu"),
+    ):
+        if array.shape != (envs.num_envs,) or array.dtype.kind not in kinds:
+            raise ValueError(
+                f"step {step}: {envs} returned {name} of shape {array.shape} and dtype {array.dtype}, expected a "
+                f"{'number' if name == 'rewards' else 'truth value'} for each of {envs.num_envs} environments"
+            )
+    flags = terminations.astype(bool, copy=False), truncations.astype(bool, copy=False)
+    return observations, rewards, *flags, _checked_infos(infos, envs, step)
+
+
+def final_observations(infos: dict[str, Any], envs: Any, step: int) -> Any:
+    """
+    What was seen last of the episodes that a step has ended: valid for their environments, of all (num_envs, ...).
+
+    Raises:
+        ValueError: if the infos lack it.
+    """
+    if infos.get("final_obs") is None:
+        raise ValueError(
+            f"step {step}: {envs} ended episodes without their last observations, expected infos['final_obs'] of "
+            "environments with autoreset_mode=AutoresetMode.SAME_STEP"
+        )
+    return infos["final_obs"]
+
+
+def _checked_infos(infos: Any, envs: Any, step: int) -> dict[str, Any]:
+    if not isinstance(infos, dict):
+        raise ValueError(
+            f"step {step}: {envs} returned infos as {_form(infos)}, expected gymnasium's dict of arrays: leave out "
+            "the wrapper that changes their form"
+        )
+    return infos
+
+
+def _form(value: Any) -> str:
+    return f"a {type(value).__name__}" + (f" of {len(value)} values" if isinstance(value, tuple | list) else "")
+
+
 class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     r"""
     Base of environments whose dynamics are written for many at once, in numpy arrays.

@@ -42,7 +42,13 @@ def _clean(axes: Any, grid: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
-def plot_agents(path: str | Path, agents: Sequence[AgentReturns], title: str, note: str = "") -> None:
+def plot_agents(
+    path: str | Path,
+    agents: Sequence[AgentReturns],
+    title: str,
+    note: str = "",
+    streams: str = "all streams that learn together counted",
+) -> None:
     """
     Return by environment steps of several agents, as a PNG; with their bands, unless they are too many to tell apart.
 
@@ -55,6 +61,8 @@ def plot_agents(path: str | Path, agents: Sequence[AgentReturns], title: str, no
             Above the picture.
         note (`str`, *optional*):
             Below it.
+        streams (`str`, *optional*):
+            Of which of the source's streams the steps are counted.
     """
     figure = Figure(figsize=(8.4, 4.8), layout=ConstrainedLayoutEngine(rect=(0, 0.035, 1, 0.965)))
     FigureCanvasAgg(figure)
@@ -77,7 +85,7 @@ def plot_agents(path: str | Path, agents: Sequence[AgentReturns], title: str, no
     axes.set_xscale("log")
     bottom, _ = axes.get_ylim()
     axes.set_ylim(min(bottom, 0), max(tops) * (1.03 if max(tops) > 0 else 0.97))
-    axes.set_xlabel("environment steps on the task, all streams that learn together counted")
+    axes.set_xlabel(f"environment steps on the task, {streams}")
     axes.set_ylabel("return of an episode")
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
@@ -141,7 +149,8 @@ def plot_rooms(path: str | Path, shown: Rooms) -> None:
         axes.set_xticks([0, size - 1])
         axes.set_yticks([0, size - 1])
         axes.plot(size // 2, size // 2, marker="+", color=AD_COLOUR, markersize=8)
-    figure.colorbar(image, ax=grid.tolist(), label="share of the optimum, last ten episodes", shrink=0.8)
+    of = "optimum's gain over random play" if shown[0][0].negative else "optimum"
+    figure.colorbar(image, ax=grid.tolist(), label=f"share of the {of}, last ten episodes", shrink=0.8)
     figure.savefig(path, dpi=120, format="png")
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.evaluation.metrics import FINAL_EPISODES
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.prompt_ad import Prompt
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
 
-FINAL_EPISODES = 10
+RANDOM_EPISODES = 10
 SECONDS_BETWEEN_LOOKS = 0.1  # at a rollout's returns, for the progress bar
 
 
@@ -165,3 +166,55 @@ def evaluate(
     if config.num_episodes == 1 and (lengths == lengths[0, 0, 0]).all():
         steps = output["rewards"].reshape(*shape[:2], -1)
     return Evaluation(tasks, returns[..., :finished], lengths[..., :finished], config.seed, steps)
+
+
+def play_at_random(
+    family: TaskFamily,
+    tasks: list[Task],
+    num_episodes: int = RANDOM_EPISODES,
+    num_seeds: int = 3,
+    seed: int = 0,
+    max_steps: int | None = None,
+) -> Evaluation | None:
+    """
+    Take uniformly random actions in some tasks.
+
+    Args:
+        family ([`TaskFamily`]), tasks (`list[Task]`):
+            The tasks, and whose they are.
+        num_episodes (`int`, *optional*, defaults to 10), num_seeds (`int`, *optional*, defaults to 3):
+            Episodes in each environment, and environments of each task.
+        seed (`int`, *optional*, defaults to 0):
+            Of environments and actions.
+        max_steps (`int`, *optional*):
+            Steps of an environment after which it is over: with as many episodes as all have finished by then.
+
+    Returns:
+        [`Evaluation`], or `None` if some environment has finished no episode in `max_steps`.
+    """
+    with closing(family.make_vec(tasks, num_envs=len(tasks) * num_seeds, seed=seed)) as envs:
+        envs.reset(seed=seed)
+        totals, lengths, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=np.int64), []
+        count = 0
+        found: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
+        while min(map(len, found)) < num_episodes and (max_steps is None or count < max_steps):
+            _, rewards, terminations, truncations, _ = envs.step(envs.action_space.sample())
+            if not all(found):  # of first episodes, which are all that is told by step
+                steps.append(rewards)
+            count += 1
+            totals += rewards
+            lengths += 1
+            for index in np.flatnonzero(terminations | truncations):
+                found[index].append((float(totals[index]), int(lengths[index])))
+                totals[index] = lengths[index] = 0
+    finished = min(num_episodes, *map(len, found))
+    if not finished:
+        return None
+    shape = (num_seeds, len(tasks), finished)
+    episodes = np.array([each[:finished] for each in found]).reshape(*shape, 2)
+    counts = episodes[..., 1].astype(np.int64)
+    longest = counts[0, 0, 0]
+    by_step = None
+    if (counts[..., 0] == longest).all():
+        by_step = np.stack(steps[:longest], axis=1).reshape(num_seeds, len(tasks), longest)
+    return Evaluation(tasks, episodes[..., 0], counts, seed, by_step)

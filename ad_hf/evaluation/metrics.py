@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+FINAL_EPISODES = 10  # which count as what was learnt in the end
 SMOOTHING_EPISODES = 5
 TRIMMED = 0.25  # at either end of an interquartile mean
 RESAMPLES = 1000
@@ -34,6 +35,11 @@ class Curve:
     def to_json(self) -> dict[str, list[float]]:
         """Lists of rounded numbers."""
         return {name: np.round(values, 4).tolist() for name, values in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, lists: Mapping[str, Sequence[float]]) -> Curve:
+        """The inverse of [`~Curve.to_json`]."""
+        return cls(**{name: np.asarray(values, dtype=np.float64) for name, values in lists.items()})
 
 
 def bootstrap_means(blocks: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:

@@ -12,18 +12,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from ad_hf.evaluation.headlines import LEARNS, headline, streams_words
 from ad_hf.histories.schema import source_label
 
 if TYPE_CHECKING:
     from ad_hf.evaluation.metrics import Curve
 
 INK, AD_COLOUR, SOURCE_COLOUR, OPTIMUM_COLOUR = "#22252b", "#d1495b", "#30638e", "#8d96a0"
+RANDOM = "random actions"
 MOST_LABELS = 6  # of curves in one picture
 
 
 def axes_are_returns(report: dict[str, Any]) -> bool:
     """Whether a report's curves are of returns of episodes, and not of single steps' rewards."""
     return report["curves"]["of"] == "return of an episode"
+
+
+def title_of(report: dict[str, Any]) -> str:
+    """What a picture says above its curves: of which tasks, whether the model learns them, and how fast."""
+    tasks = f"{report.get('env_id', 'Held-out tasks')}: {report['num_test_tasks']} tasks never seen in training"
+    return f"{tasks}\n{headline(report['learns'], report['env_steps_to'], 'ad')}"
 
 
 def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, report: dict[str, Any]) -> None:
@@ -36,32 +44,43 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
         ad, source ([`Curve`]):
             The two learning curves, of which the second may be `None`.
         report (`dict`):
-            The run's report, for the optimum, the level that both are timed to, and the captions.
+            The run's report, for the optimum, the levels that both are timed to, and the captions.
     """
     layout = ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97))
     figure = Figure(figsize=(8.4, 4.6), layout=layout)
     FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
     axes = figure.add_subplot()
-    curves = [(ad, AD_COLOUR, "frozen transformer, learning in its context")]
+    learning = ", learning in its context" if report["learns"]["verdict"] == LEARNS else ""
+    curves = [(ad, AD_COLOUR, f"frozen transformer{learning}")]
     if source is not None:
         name = source_label(report["source"]["algorithm"])
         curves.append((source, SOURCE_COLOUR, f"{name}, the source it was distilled from"))
     for curve, colour, label in curves:
         axes.fill_between(curve.env_steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(curve.env_steps, curve.mean, color=colour, linewidth=2, label=label)
-    if report["optimal_return"] is not None and axes_are_returns(report):
-        axes.axhline(report["optimal_return"], color=OPTIMUM_COLOUR, linestyle="--", linewidth=1.2, label="optimum")
-    steps = report["env_steps_to_90"]
-    for name, colour in (("ad", AD_COLOUR), ("source", SOURCE_COLOUR)):
-        if steps[name] is not None:
-            axes.plot([steps[name]] * 2, [0, steps["level"]], color=colour, linestyle=":", linewidth=1.2)
-            axes.plot(steps[name], steps["level"], "o", color=colour, markersize=7, markeredgecolor="white")
-            to_the_left = steps[name] == min(filter(None, (steps["ad"], steps["source"])))
+    if axes_are_returns(report):
+        for value, line, label in (
+            (report["optimal_return"], "--", "optimum"),
+            (report["random_return"], ":", RANDOM),
+        ):
+            if value is not None:
+                axes.axhline(value, color=OPTIMUM_COLOUR, linestyle=line, linewidth=1.2, label=label)
+    for share, steps in report["env_steps_to"].items():
+        slower = None not in (steps["ad"], steps["source"]) and steps["ad"] > steps["source"]
+        for name, colour, to_the_left in (("ad", AD_COLOUR, not slower), ("source", SOURCE_COLOUR, slower)):
+            if steps[name] is None or (name == "ad" and steps["at_start"]):
+                continue
+            place, (inside, edge) = (
+                (steps[name], steps["level"]),
+                (colour, "white") if share == "90%" else ("white", colour),
+            )
+            axes.plot(*place, "o", color=inside, markersize=7, markeredgecolor=edge, zorder=4)
             axes.annotate(
                 f"{steps[name]:,} steps",
-                (steps[name], 0),
-                xytext=(-5 if to_the_left else 5, 5),
+                place,
+                xytext=(-8, 3) if to_the_left else (8, -3),
                 ha="right" if to_the_left else "left",
+                va="bottom" if to_the_left else "top",
                 textcoords="offset points",
                 color=colour,
                 fontsize=9,
@@ -71,25 +90,25 @@ def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, repo
         axes.set_ylim(bottom=0)
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top + 0.25 * (top - bottom))  # room for the legend above the curves
-    axes.set_xlabel("environment steps on the task, all streams that learn together counted")
+    axes.set_xlabel(f"environment steps on the task, {streams_words(report['source'])}")
     axes.set_ylabel(report["curves"]["of"])
-    ratio = steps["ratio"] or 0
-    faster = f", {ratio:{'.0f' if ratio >= 10 else '.1f'}} times fewer steps than its source" if ratio > 1 else ""
-    axes.set_title(
-        f"{report.get('env_id', 'Held-out tasks')}: {report['num_test_tasks']} tasks never seen in training{faster}",
-        loc="left",
-        fontsize=11,
-        color=INK,
-    )
+    axes.set_title(title_of(report), loc="left", fontsize=11, color=INK)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
     rollouts = "1 rollout" if report["num_rollout_seeds"] == 1 else f"{report['num_rollout_seeds']} rollouts"
+    note = f"mean and 95% bootstrap interval over tasks and {rollouts} each"
+    timed = next((steps for steps in report["env_steps_to"].values() if steps["level"] is not None), None)
+    if timed is not None:
+        shares = " and ".join(report["env_steps_to"])
+        note += (
+            f"; dots: mean of 5 {report['learns']['of']} at {shares} of the {timed['gain_of']}'s gain over random play"
+        )
     figure.text(
         0.99,
         0.005,
-        f"mean and 95% bootstrap interval over tasks and {rollouts} each; dots: 90% of the transformer's final level",
+        note,
         ha="right",
         va="bottom",
         fontsize=7.5,

@@ -8,8 +8,7 @@ Returns are rows of a table, one for each rollout in each task, from which every
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import FINAL_EPISODES, Evaluation
+from ad_hf.evaluation.evaluate import Evaluation, play_at_random
+from ad_hf.evaluation.headlines import OF_GAIN, OF_RETURN, Gain, learning_of, steps_to_shares
 from ad_hf.evaluation.metrics import (
+    FINAL_EPISODES,
     Curve,
     bootstrap_curve,
     bootstrap_means,
@@ -28,10 +29,11 @@ from ad_hf.evaluation.metrics import (
     interval,
     mean_of,
     regret,
-    steps_to_level,
 )
 from ad_hf.evaluation.report import SourceCurves
 from ad_hf.files import atomic_path
+from ad_hf.parquet import read_table
+from ad_hf.settings import parse_json
 
 SCHEMA = pa.schema(
     [
@@ -53,7 +55,6 @@ PICTURES = CURVES_FILE, ROOMS_FILE = "learning_curves.png", "rooms.png"
 EVALUATION_FILES = (ROWS_FILE, SUMMARY_FILE, *PICTURES)
 SOURCE, RANDOM = "source", "random"  # agents that no model is
 REPORTED_EPISODES = (1, 10, 25, 50, 100, 250, 500, 1000)
-SHARES = (0.5, 0.9)  # of the final level, that steps are counted to
 
 
 def evaluation_rows(
@@ -102,19 +103,9 @@ def random_rows(
 ) -> pa.Table:
     """Uniformly random actions in the test tasks, as rows; see [`evaluation_rows`]."""
     tasks = family.tasks("test")
-    with closing(family.make_vec(tasks, num_envs=len(tasks) * num_seeds, seed=seed)) as envs:
-        envs.reset(seed=seed)
-        totals, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=np.int64)
-        found: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
-        while min(map(len, found)) < num_episodes:
-            _, rewards, terminations, truncations, _ = envs.step(envs.action_space.sample())
-            totals += rewards
-            lengths += 1
-            for index in np.flatnonzero(terminations | truncations):
-                found[index].append((float(totals[index]), int(lengths[index])))
-                totals[index] = lengths[index] = 0
-    episodes = np.array([each[:num_episodes] for each in found]).reshape(num_seeds, len(tasks), num_episodes, 2)
-    return _rows(episodes[..., 0], episodes[..., 1], tasks, family, (RANDOM, split_seed, None), streams=1)
+    played = play_at_random(family, tasks, num_episodes, num_seeds, seed)
+    assert played is not None  # without a limit to its steps
+    return _rows(played.returns, played.lengths, tasks, family, (RANDOM, split_seed, None), streams=1)
 
 
 def _rows(
@@ -163,6 +154,11 @@ class AgentReturns:
             Of each split, cut to the episodes that all have.
         optimal (`np.ndarray` of shape `(num_tasks,)`, *optional*):
             Best possible returns of the tasks of all splits, one after another.
+        task_ids (`list[list[int]]`):
+            The tasks of each split.
+        floors (`list[np.ndarray]` of shapes `(num_tasks,)`, *optional*):
+            Of each split, the return that is no share of the optimum: zero, or where returns are negative what random
+            play gets, which [`agents_of`] knows; `None` if that is not known.
         tasks (`list[dict]`):
             Keyword arguments of these tasks.
         env_steps (`np.ndarray` of shape `(num_episodes,)`):
@@ -186,7 +182,7 @@ class AgentReturns:
             both[name] = values[starts[:, None] + np.arange(episodes)]
         optimal = np.asarray(rows["optimal_return"], dtype=np.float64)
         self.splits = np.unique(columns["split_seed"]).tolist()
-        self.returns, lengths, best, self.tasks = [], [], [], []
+        self.returns, lengths, best, self.tasks, self.task_ids = [], [], [], [], []
         for split in self.splits:
             chosen = np.flatnonzero(columns["split_seed"] == split)
             keys = [columns[name][chosen] for name in ("training_seed", "rollout", "task_id")]
@@ -202,9 +198,13 @@ class AgentReturns:
             lengths.append(both["lengths"][order].reshape(*shape, episodes))
             best.append(optimal[order[: shape[2]]])
             self.tasks += [json.loads(rows["task"][int(row)].as_py()) for row in order[: shape[2]]]
+            self.task_ids.append(columns["task_id"][order[: shape[2]]].tolist())
         together = np.concatenate(best)
         self.optimal = None if np.isnan(together).any() else together
         self._best = best
+        self.negative = min([block.min() for block in self.returns] + [each.min() for each in best]) < 0
+        self.floors = None if self.negative else [np.zeros(len(ids)) for ids in self.task_ids]
+        self._curve: Curve | None = None
         self.env_steps = mean_of(lengths).cumsum() * int(rows["streams"][0].as_py())
 
     @property
@@ -213,14 +213,26 @@ class AgentReturns:
         return self.returns[0].shape[3]
 
     def shares(self) -> list[np.ndarray] | None:
-        """Returns as shares of the optimum, or `None` where that is not known or zero."""
-        if self.optimal is None or (self.optimal == 0).any():
+        """Returns as shares of the optimum, above `floors`; `None` where that is not known, or nothing to gain."""
+        if self.optimal is None or self.floors is None or (self.optimal <= np.concatenate(self.floors)).any():
             return None
-        return [block / best[:, None] for block, best in zip(self.returns, self._best)]
+        return [
+            (block - floor[:, None]) / (best - floor)[:, None]
+            for block, best, floor in zip(self.returns, self._best, self.floors)
+        ]
+
+    @property
+    def to_gain(self) -> float:
+        """Mean of the best possible returns above `floors`."""
+        assert self.optimal is not None
+        assert self.floors is not None
+        return float(self.optimal.mean() - np.concatenate(self.floors).mean())
 
     def curve(self) -> Curve:
         """Mean return by episode."""
-        return bootstrap_curve(self.returns, self.env_steps)
+        if self._curve is None:
+            self._curve = bootstrap_curve(self.returns, self.env_steps)
+        return self._curve
 
     def at(self, episode: int) -> dict[str, Any]:
         """
@@ -237,7 +249,8 @@ class AgentReturns:
         if shares is not None:
             scores = [block[..., episodes].mean(axis=3) for block in shares]
             # Of sums, and not the mean of the tasks' shares, in which far goals would weigh as much as near ones.
-            found["of_optimal"] = found["return"] / float(self.optimal.mean())  # type: ignore[union-attr]
+            floor = float(np.concatenate(self.floors).mean())  # type: ignore[arg-type]
+            found["of_optimal"] = (found["return"] - floor) / self.to_gain
             found["mean_share"] = float(mean_of(scores))
             found["mean_share_interval"] = _pair(interval(bootstrap_means(scores)))
         value, bounds = interquartile_mean(returns if shares is None else scores)
@@ -254,8 +267,8 @@ class AgentReturns:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """What `evaluation.json` says of an agent: of random actions, which do not get better, no `steps_to`."""
-        last, curve = self.num_episodes, self.curve()
+        """What `evaluation.json` says of an agent by itself: of random actions, not whether they learn."""
+        last, shares = self.num_episodes, self.shares()
         reported = [episode for episode in REPORTED_EPISODES if episode < last]
         found = {
             "num_splits": len(self.splits),
@@ -263,22 +276,19 @@ class AgentReturns:
             "num_rollouts": self.returns[0].shape[1],
             "num_tasks": len(self.tasks),
             "optimal_return": None if self.optimal is None else float(self.optimal.mean()),
+            "shares_of": None if shares is None else OF_GAIN if self.negative else OF_RETURN,
             "at": {str(episode): self.at(episode) for episode in (*reported, last)},
             "by_model": self.by_model(last),
-            "curve": curve.to_json(),
+            "curve": self.curve().to_json(),
         }
-        if self.agent != RANDOM:  # which does not get better
-            final = found["at"][str(last)]["return"]
-            levels = {f"{share:.0%}": final - (1 - share) * abs(final) for share in SHARES}
-            found["steps_to"] = {
-                name: {"level": level, "env_steps": steps_to_level(curve, level)} for name, level in levels.items()
-            }
+        if self.agent != RANDOM:
+            found["learns"] = learning_of(self.returns)
         if self.optimal is not None:
             missed = [regret(block, best) for block, best in zip(self.returns, self._best)]
             found["regret"] = {
                 "total": float(mean_of(missed)),
                 "interval": _pair(interval(bootstrap_means(missed))),
-                "of_optimal": float(mean_of(missed)) / (last * float(self.optimal.mean())),
+                "of_optimal": None if shares is None else float(mean_of(missed)) / (last * self.to_gain),
             }
         return found
 
@@ -288,27 +298,74 @@ def _pair(bounds: tuple[np.ndarray, np.ndarray]) -> list[float]:
 
 
 def agents_of(rows: pa.Table) -> list[AgentReturns]:
-    """The agents of a table, in the order in which they come."""
-    names = np.asarray(rows["agent"])
-    return [AgentReturns(rows.filter(pa.array(names == name))) for name in dict.fromkeys(names.tolist())]
-
-
-def summarize(agents: Iterable[AgentReturns]) -> dict[str, Any]:
     """
-    What is said of agents, and of how many steps their source takes to their levels.
+    The agents of a table, in the order in which they come. Where a return or an optimum of any of them is negative,
+    shares of all are of what is to gain over random play.
+    """
+    names = np.asarray(rows["agent"])
+    agents = [AgentReturns(rows.filter(pa.array(names == name))) for name in dict.fromkeys(names.tolist())]
+    if any(agent.negative for agent in agents):
+        random = next((agent for agent in agents if agent.agent == RANDOM), None)
+        for agent in agents:
+            agent.negative, agent.floors = True, _returns_in(random, agent)
+    return agents
+
+
+def _returns_in(random: AgentReturns | None, agent: AgentReturns) -> list[np.ndarray] | None:
+    """What random play gets in the tasks of an agent, (num_tasks,) for each split, if it was played in all of them."""
+    if random is None:
+        return None
+    known = {
+        (split, task): value
+        for split, ids, block in zip(random.splits, random.task_ids, random.returns)
+        for task, value in zip(ids, block.mean(axis=(0, 1, 3)))
+    }
+    wanted = [[(split, task) for task in ids] for split, ids in zip(agent.splits, agent.task_ids)]
+    if any(key not in known for keys in wanted for key in keys):
+        return None
+    return [np.array([known[key] for key in keys]) for keys in wanted]
+
+
+def _gain(agents: Mapping[str, AgentReturns]) -> Gain | None:
+    """What the source gains over random play or, without a source, the best that is possible."""
+    random, source = agents.get(RANDOM), agents.get(SOURCE)
+    if random is None:
+        return None
+    if source is None:
+        played = _returns_in(random, random)
+        return Gain.of_optimum(random.optimal, None if played is None else np.concatenate(played))
+    played = _returns_in(random, source)
+    if played is None:
+        return None
+    return Gain.of_source([block[..., -FINAL_EPISODES:].mean(axis=3) for block in source.returns], played)
+
+
+def summarize(agents: Iterable[AgentReturns], comparable: bool = True) -> dict[str, Any]:
+    """
+    What is said of agents, and of the steps that they and their source take to shares of what the source gains.
+
+    Args:
+        agents (`Iterable[AgentReturns]`):
+            As of [`agents_of`].
+        comparable (`bool`, *optional*, defaults to `True`):
+            Whether the source's steps can be compared with a model's, as of
+            [`~ad_hf.evaluation.headlines.is_comparable`].
 
     Returns:
         `dict`: by the agents' names.
     """
-    agents = list(agents)
-    found = {agent.agent: agent.summary() for agent in agents}
-    source = next((agent.curve() for agent in agents if agent.agent == SOURCE), None)
-    for name, summary in found.items():
-        if source is None or name in (SOURCE, RANDOM):
+    by_name = {agent.agent: agent for agent in agents}
+    found = {name: agent.summary() for name, agent in by_name.items()}
+    gain = _gain(by_name)
+    for name, agent in by_name.items():
+        if name == RANDOM:
             continue
-        for steps in summary["steps_to"].values():
-            steps["source"] = steps_to_level(source, steps["level"])
-            steps["ratio"] = steps["source"] / steps["env_steps"] if steps["source"] and steps["env_steps"] else None
+        source = None if name == SOURCE or SOURCE not in by_name else by_name[SOURCE].curve()
+        verdict = found[name]["learns"]["verdict"]
+        found[name]["steps_to"] = steps_to_shares(agent.curve(), source, gain, verdict, comparable, "env_steps")
+        if name == SOURCE:  # which has none of its own
+            for steps in found[name]["steps_to"].values():
+                del steps["source"]
     return found
 
 
@@ -326,12 +383,26 @@ def read_rows(path: str | Path) -> pa.Table:
         FileNotFoundError: if there is none.
         ValueError: if it is another table, or damaged.
     """
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no table of returns: {error}") from error
+    table = read_table(path)
     if table.schema.names != SCHEMA.names:
         raise ValueError(
             f"{path}: expected the columns {', '.join(SCHEMA.names)}, got {', '.join(table.schema.names)}"
         )
-    return table.cast(SCHEMA)
+    try:
+        table = table.cast(SCHEMA)
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"{path} is no table of returns: {error}") from error
+    if not len(table):
+        raise ValueError(f"{path} is a table of returns without any")
+    for name in SCHEMA.names:
+        if name not in ("training_seed", "optimal_return") and table[name].null_count:
+            raise ValueError(f"{path}: column {name} has rows without a value")
+    counts = [np.asarray(pc.list_value_length(table[name])) for name in ("returns", "lengths")]
+    if not counts[0].all() or (counts[0] != counts[1]).any():
+        raise ValueError(f"{path}: expected one episode or more in each row, with as many lengths as returns")
+    for name in ("returns", "lengths"):
+        if not np.isfinite(np.asarray(pc.list_flatten(table[name]), dtype=np.float64)).all():
+            raise ValueError(f"{path}: column {name} has numbers that are not finite")
+    for text in pc.unique(table["task"]).to_pylist():
+        parse_json(text, f"{path}: a task")
+    return table

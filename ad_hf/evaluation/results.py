@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from ad_hf.evaluation.headlines import (
+    OF_GAIN,
+    SHARES,
+    evidence_words,
+    is_comparable,
+    learns_cell,
+    number,
+    pace_lines,
+    steps_cell,
+    streams_words,
+    verdict_words,
+)
 from ad_hf.evaluation.protocol import (
     CURVES_FILE,
     ROOMS_FILE,
@@ -20,7 +32,7 @@ from ad_hf.evaluation.protocol import (
     summarize,
     write_rows,
 )
-from ad_hf.files import atomic_path, write_text
+from ad_hf.files import atomic_path, local_path, write_text
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.hub.cards import CARD, evaluation_card
 
@@ -35,20 +47,23 @@ def write_evaluation(output_dir: str | Path, rows: pa.Table, details: dict[str, 
         rows (`pa.Table`):
             Returns of all agents, as of [`~ad_hf.evaluation.protocol`].
         details (`dict`):
-            Further entries of `evaluation.json`, among them `env_id`.
+            Further entries of `evaluation.json`, among them `env_id` and, of a source among the agents, `source`: its
+            `algorithm`, `n_envs` and `independent_streams`, as the metadata of histories say it.
 
     Returns:
         `dict`: what `evaluation.json` holds.
     """
     from ad_hf.evaluation.agent_plots import plot_agents, plot_rooms, rooms_of  # only here is matplotlib needed
 
-    output_dir = Path(output_dir)
+    output_dir = local_path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_rows(output_dir / ROWS_FILE, rows)
     agents = agents_of(rows)
-    found = {**details, "agents": summarize(agents), "versions": package_versions(VERSIONED_PACKAGES)}
+    source = details.get("source", {"algorithm": "", "independent_streams": False})  # that of a study is collected
+    comparable, streams = is_comparable(source), streams_words(source)
+    found = {**details, "agents": summarize(agents, comparable), "versions": package_versions(VERSIONED_PACKAGES)}
     with atomic_path(output_dir / CURVES_FILE) as path:
-        plot_agents(path, agents, f"{details['env_id']}: tasks never seen in training")
+        plot_agents(path, agents, f"{details['env_id']}: tasks never seen in training", streams=streams)
     (output_dir / ROOMS_FILE).unlink(missing_ok=True)  # of what was evaluated there before
     rooms = rooms_of(agents)
     if rooms:
@@ -64,21 +79,25 @@ def read_evaluation(folder: str | Path) -> list[AgentReturns]:
     return agents_of(read_rows(Path(folder) / ROWS_FILE))
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number with some significant digits."""
-    return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
-
-
 def agents_table(found: dict[str, Any]) -> str:
     """The summary of an evaluation as a table of markdown."""
+    whose = {
+        steps["gain_of"]
+        for agent in found["agents"].values()
+        for steps in agent.get("steps_to", {}).values()
+        if steps["level"] is not None
+    }
+    gain, who = ("the optimum's", "") if whose == {"optimum"} else ("the source's", ": own / source")
+    of = {agent["shares_of"] for agent in found["agents"].values()} - {None}
+    shares = "of the optimum" + (f" ({OF_GAIN})" if of == {OF_GAIN} else "")
     lines = [
-        "| agent | trainings x rollouts x tasks | first episode | last ten episodes (95% interval) | of the optimum | "
-        "interquartile mean share (95% interval) | regret, of the optimum | steps to 90% of its end: own / source |",
-        "|---|---|---|---|---|---|---|---|",
+        "| agent | trainings x rollouts x tasks | first episode | last ten episodes (95% interval) | "
+        f"learns: last ten - first (95% interval) | {shares} | interquartile mean share (95% interval) | "
+        f"regret, {shares} | " + " | ".join(f"steps to {share:.0%} of {gain} gain{who}" for share in SHARES) + " |",
+        "|---" * (8 + len(SHARES)) + "|",
     ]
     for name, agent in found["agents"].items():
         first, last = (list(agent["at"].values())[index] for index in (0, -1))
-        steps = agent.get("steps_to", {}).get("90%", {})
         low, high = last["return_interval"]
         bounds = last["iqm_interval"]
         cells = [
@@ -86,16 +105,18 @@ def agents_table(found: dict[str, Any]) -> str:
             f"{agent['num_models']} x {agent['num_rollouts']} x {agent['num_tasks']}",
             number(first["return"]),
             f"**{number(last['return'])}** ({number(low)} to {number(high)})",
+            "-" if "learns" not in agent else learns_cell(agent["learns"]),
             number(last.get("of_optimal")),
             number(last["iqm"]) + ("" if bounds is None else f" ({number(bounds[0])} to {number(bounds[1])})"),
             number(agent["regret"]["of_optimal"]) if "regret" in agent else "-",
-            f"{number(steps['env_steps'])} / {number(steps['source'])}"
-            + (f" ({number(steps['ratio'], 2)} times)" if steps["ratio"] else "")
-            if "source" in steps
-            else number(steps.get("env_steps")),
+            *(steps_cell(agent.get("steps_to", {}).get(f"{share:.0%}"), "env_steps") for share in SHARES),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _over(agent: Mapping[str, Any]) -> str:
+    return "'s gain over random play" if agent["shares_of"] == OF_GAIN else ""
 
 
 def evaluation_summary(found: dict[str, Any], files: Sequence[Path]) -> str:
@@ -104,19 +125,15 @@ def evaluation_summary(found: dict[str, Any], files: Sequence[Path]) -> str:
     for name, agent in found["agents"].items():
         last = list(agent["at"].values())[-1]
         low, high = last["return_interval"]
-        share = f", {last['of_optimal']:.3f} of the optimum" if "of_optimal" in last else ""
-        steps = agent.get("steps_to", {}).get("90%", {})
-        faster = ""
-        if steps.get("ratio"):
-            faster = (
-                f"; {steps['env_steps']:,} steps to {steps['level']:.2f}, its source {steps['source']:,} "
-                f"({steps['ratio']:.1f} times as many)"
-            )
+        share = f", {last['of_optimal']:.3f} of the optimum{_over(agent)}" if "of_optimal" in last else ""
         episodes = last["episodes"]
         lines.append(
             f"{name}: {last['return']:.2f} (95% interval {low:.2f} to {high:.2f}){share}, episodes {episodes[0]} to "
             f"{episodes[1]}, {agent['num_models']} x {agent['num_rollouts']} rollouts on {agent['num_tasks']} tasks"
-            f"{faster}"
         )
+        if "learns" in agent:
+            words = [verdict_words(agent["learns"]), evidence_words(agent["learns"])]
+            words += pace_lines(agent["steps_to"], "env_steps")
+            lines.append(f"  {'; '.join(word for word in words if word is not None)}")
     lines.append("   ".join(str(file) for file in files if file.is_file()))
     return "\n".join(lines)

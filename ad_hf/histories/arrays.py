@@ -9,18 +9,19 @@ first, (num_steps, num_streams, ...).
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from ad_hf.histories.array_files import Hdf5, Npz, open_arrays, reading
+from ad_hf.histories.validation import outside
 from ad_hf.histories.writer import Steps, to_storage
 
 # What each array may be called; the first name that is there is taken.
@@ -60,34 +61,9 @@ class Container:
     def __str__(self) -> str:
         return str(self.path) if self.group == "/" else f"{self.path}, group {self.group}"
 
-    @contextmanager
-    def open(self) -> Iterator[Any]:
-        """The arrays by their names, and, of HDF5, attributes in `attrs`."""
-        with _open_file(self.path) as opened:
-            yield opened if self.path.suffix == ".npz" else opened[self.group]
-
-
-@contextmanager
-def _open_file(path: Path) -> Iterator[Any]:
-    """An npz or HDF5 file; errors of reading it name it."""
-    try:
-        if path.suffix == ".npz":
-            opened = np.load(path, allow_pickle=False)
-            if not isinstance(opened, Mapping):
-                raise ValueError("it is no npz file")
-        else:
-            import h5py
-
-            opened = h5py.File(path, "r")
-    except ImportError as error:
-        raise ImportError(f"HDF5 files need the package h5py: pip install 'ad_hf[hdf5]' ({error})") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    with opened:
-        try:
-            yield opened
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+    def open(self) -> AbstractContextManager[Npz | Hdf5]:
+        """The arrays by their names, and, of HDF5, attributes."""
+        return open_arrays(self.path, self.group)
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
@@ -113,7 +89,7 @@ def find_containers(source: str | Path, names: Mapping[str, str]) -> list[Contai
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: expected an npz or HDF5 file, or a folder of such files")
     endings = (".npz", *HDF5_ENDINGS)
-    files = [source] if source.is_file() else [path for path in source.rglob("*") if path.suffix in endings]
+    files = [path for path in source.rglob("*") if path.suffix in endings] if source.is_dir() else [source]
     files = [path for path in files if path.suffix in endings]
     if not files:
         raise ValueError(f"{source}: expected files that end in {', '.join(endings)}; pickles are not read")
@@ -133,15 +109,9 @@ def find_containers(source: str | Path, names: Mapping[str, str]) -> list[Contai
 def _groups(path: Path, names: Mapping[str, str]) -> list[str]:
     """The groups of an HDF5 file that hold rewards."""
     wanted = [names["rewards"]] if "rewards" in names else ARRAY_NAMES["rewards"]
-    groups: list[str] = []
-
-    def visit(name: str, item: Any) -> None:
-        parent, _, last = name.rpartition("/")
-        if last in wanted and hasattr(item, "shape"):
-            groups.append(parent or "/")
-
-    with _open_file(path) as opened:
-        opened.visititems(visit)
+    with open_arrays(path) as opened, reading(str(path)):
+        parts = [path.rpartition("/") for path in opened.paths()]
+    groups = [parent or "/" for parent, _, name in parts if name in wanted]
     if not groups:
         raise ValueError(f"{path}: no array {' or '.join(wanted)}, neither in the file nor in a group of it")
     return groups
@@ -216,9 +186,11 @@ def read_streams(container: Container, names: Mapping[str, str], time_first: boo
             yield _stream(f"{container}, stream {index}", keys, parts)
 
 
-def _keys(opened: Any, names: Mapping[str, str], container: Container) -> dict[str, str]:
+def _keys(opened: Npz | Hdf5, names: Mapping[str, str], container: Container) -> dict[str, str]:
     """The name in a container of each array that is there."""
-    keys = {}
+    keys: dict[str, str] = {}
+    with reading(str(container)):
+        there = opened.names()
     for role, known in ARRAY_NAMES.items():
         candidates = [names[role]] if role in names else known
         present = [name for name in candidates if name in opened]
@@ -226,23 +198,23 @@ def _keys(opened: Any, names: Mapping[str, str], container: Container) -> dict[s
             keys[role] = present[0]
         elif role in names or role in ("observations", "actions", "rewards"):
             raise ValueError(
-                f"{container}: no array {' or '.join(candidates)} for the {role}; there are "
-                f"{', '.join(sorted(opened))}: say which it is with --{role}"
+                f"{container}: no array {' or '.join(candidates)} for the {role}; there are {', '.join(there)}: say "
+                f"which it is with --{role}"
             )
     if not {"terminations", "truncations", "dones"} & set(keys):
         raise ValueError(
-            f"{container}: no array says where episodes end, as dones would; there are {', '.join(sorted(opened))}: "
-            "say which does with --dones, or with --terminations and --truncations"
+            f"{container}: no array says where episodes end, as dones would; there are {', '.join(there)}: say "
+            "which does with --dones, or with --terminations and --truncations"
         )
+    for role, other in combinations(("observations", "actions", "rewards", "next_observations"), 2):
+        if role in keys and keys[role] == keys.get(other):
+            raise ValueError(f"{container}: the array {keys[role]} is taken for the {role} and for the {other}")
     return keys
 
 
-def _array(opened: Any, key: str, container: Container) -> Any:
+def _array(opened: Npz | Hdf5, key: str, container: Container) -> Any:
     """An array of numbers: in memory from an npz file, and not yet read from HDF5."""
-    try:
-        array = opened[key]
-    except (ValueError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{container}, array {key} cannot be read, pickled objects never are: {error}") from error
+    array = opened.get(key, str(container))
     dtype = getattr(array, "dtype", None)  # a group of HDF5 has none
     if dtype is None or dtype.kind not in "biuf":
         what = "a group" if dtype is None else f"elements of type {dtype}"
@@ -253,8 +225,8 @@ def _array(opened: Any, key: str, container: Container) -> Any:
 def _stream(where: str, keys: dict[str, str], parts: dict[str, np.ndarray]) -> Stream:
     """A stream of its arrays, with the ends of its episodes told apart as well as they can be."""
     rewards = _column(parts["rewards"], f"{where}, array {keys['rewards']}").astype(np.float64)
-    if not np.isfinite(rewards).all():
-        step = int(np.argmin(np.isfinite(rewards)))
+    if (wrong := outside(rewards)).any():
+        step = int(np.argmax(wrong))
         raise ValueError(f"{where}, array {keys['rewards']}: {rewards[step]} at step {step}, expected a finite number")
     flags: dict[str, np.ndarray] = {}
     for role in ("terminations", "truncations", "dones"):
@@ -300,7 +272,8 @@ def steps_of_stream(
     """
 
     def stored(role: str, space: spaces.Space) -> np.ndarray:
-        return to_storage(getattr(stream, role), space, f"{stream.where}, array {stream.keys[role]}")
+        name = f"{stream.where}, array {stream.keys[role]}"
+        return to_storage(getattr(stream, role), space, name, is_action=role == "actions")
 
     observations, last = stored("observations", observation_space), len(stream.rewards) - 1
     ends = np.flatnonzero(stream.terminations | stream.truncations)

@@ -8,6 +8,9 @@ import pyarrow.parquet as pq
 
 from ad_hf.histories.validation import COLUMNS
 
+ENDS = ("terminations", "truncations")
+DESCRIBED = ("history_id", "start_step", "rewards", *ENDS)  # columns whose statistics say something here
+
 
 @dataclass(frozen=True)
 class Block:
@@ -36,10 +39,16 @@ class Block:
 
 @dataclass
 class RowGroup:
-    """What a footer says of a row group: its rows, whether a history begins with it, and the rest as of [`Block`]."""
+    """
+    What a footer says of a row group: its rows, whether a history begins with it, two ids of its histories, the least
+    and the largest, the range of its rewards, whether an episode may end in it, and the rest as of [`Block`].
+    """
 
     rows: int
     begins: bool = False
+    histories: tuple[str, ...] = ()
+    rewards: tuple[float, float] | None = None
+    ends: bool = False
     steps: int = 0
     compressed: int = 0
     frame_bytes: int = 0
@@ -60,8 +69,17 @@ def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
                 group.frame_bytes = column.total_uncompressed_size
             if name == "rewards":
                 group.steps = column.num_values
-            if name == "start_step" and column.is_stats_set and column.statistics.has_min_max:
-                group.begins = column.statistics.min == 0
+            statistics = column.statistics if name in DESCRIBED and column.is_stats_set else None
+            if statistics is None or not statistics.has_min_max:
+                group.ends |= name in ENDS
+            elif name == "start_step":
+                group.begins = statistics.min == 0
+            elif name == "history_id":
+                group.histories = (statistics.min, statistics.max)
+            elif name == "rewards":
+                group.rewards = (statistics.min, statistics.max)
+            else:
+                group.ends |= statistics.max
         groups.append(group)
     return groups
 

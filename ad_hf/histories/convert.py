@@ -21,9 +21,12 @@ import pyarrow as pa
 from gymnasium import spaces
 from tqdm.auto import tqdm
 
+from ad_hf.envs.foreign import check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import space_from_json
-from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
+from ad_hf.envs.spaces import read_space
+from ad_hf.envs.task_family import SPLITS, Task, TaskFamily, comparable
+from ad_hf.files import local_path
+from ad_hf.histories.array_files import reading
 from ad_hf.histories.arrays import (
     ARRAY_NAMES,
     Container,
@@ -33,7 +36,7 @@ from ad_hf.histories.arrays import (
     read_streams,
     steps_of_stream,
 )
-from ad_hf.histories.minari import from_minari, to_minari
+from ad_hf.histories.minari import check_counts, check_environment, from_minari, to_minari
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
 from ad_hf.histories.writer import (
     SHARD_TRANSITIONS,
@@ -43,6 +46,7 @@ from ad_hf.histories.writer import (
     space_json,
     split_writers,
 )
+from ad_hf.settings import parse_json, read_json, shown
 
 TASKS_FILE = "tasks.json"
 TASK_KEYS = ("goal", "kwargs")
@@ -66,9 +70,11 @@ def from_arrays(
     names: Mapping[str, str] | None = None,
     time_first: bool = False,
     algorithm: str = "unknown",
+    independent_streams: bool | None = None,
     config_name: str = "default",
     max_piece_steps: int | None = None,
     shard_transitions: int = SHARD_TRANSITIONS,
+    trust_remote_code: bool = False,
 ) -> Path:
     r"""
     Write learning histories from npz or HDF5 files.
@@ -104,10 +110,15 @@ def from_arrays(
             Whether arrays of several streams are (num_steps, num_streams, ...).
         algorithm (`str`, *optional*, defaults to `"unknown"`):
             What learnt.
+        independent_streams (`bool`, *optional*):
+            Whether each stream of a task learns for itself, or all are of one learner, whose environment steps count
+            together. While that is not known, no model is said to be faster or slower than its source.
         config_name (`str`, *optional*, defaults to `"default"`):
             Configuration to write.
         max_piece_steps (`int`, *optional*), shard_transitions (`int`, *optional*, defaults to 1000000):
             Steps of a row and of a file, as of [`~ad_hf.collect`].
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether keyword arguments of tasks that the files say may name files of this machine, as `xml_file` does.
 
     Returns:
         `Path`: the folder of the histories.
@@ -121,9 +132,13 @@ def from_arrays(
     names = dict(names or {})
     if unknown := sorted(set(names) - set(ARRAY_NAMES)):
         raise ValueError(f"unknown arrays {', '.join(unknown)}: expected some of {', '.join(ARRAY_NAMES)}")
-    source, output_dir = Path(source), Path(output_dir)
+    check_environment(env_id, env_kwargs)
+    check_counts(max_piece_steps=max_piece_steps)
+    source, output_dir = local_path(source), local_path(output_dir)
     containers = find_containers(source, names)
     entries = _task_entries(containers, source, tasks, task_keys)
+    if tasks is None and not trust_remote_code:
+        check_kwargs({each.name: entry.kwargs for each, entry in zip(containers, entries)}, str(source))
     section = None
     if family is not None:
         if env_id is not None or env_kwargs is not None or num_validation_tasks or num_test_tasks or split_seed:
@@ -145,7 +160,8 @@ def from_arrays(
             tasks=[asdict(task) for task in family.all_tasks if task.task_id in ids],
             observation_space=space_json(found["observation_space"], "observation_space"),
             action_space=space_json(found["action_space"], "action_space"),
-            source={"algorithm": algorithm},
+            source={"algorithm": algorithm}
+            | ({} if independent_streams is None else {"independent_streams": independent_streams}),
             seeds=[],
         )
         with split_writers(folder / config_name, shard_transitions) as add:
@@ -178,16 +194,12 @@ def _task_entries(
         return [TaskEntry(task_kwargs(container, task_keys), None) for container in containers]
     name, given = "tasks", tasks
     if isinstance(tasks, (str, Path)):
-        name = str(tasks)
-        try:
-            given = json.loads(Path(tasks).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name} is not JSON: {error}") from error
+        name, given = str(tasks), read_json(tasks, object)
     names = [container.name for container in containers]
     if isinstance(given, list) and len(given) == len(names):
         given = dict(zip(names, given))
     if not isinstance(given, dict) or set(given) != set(names):
-        found = f"an object of {', '.join(sorted(given)[:5])}" if isinstance(given, dict) else repr(given)[:80]
+        found = f"an object of {', '.join(sorted(given)[:5])}" if isinstance(given, dict) else shown(given)
         raise ValueError(
             f"{name}: expected a task for each of the {len(names)} files or groups, as a list in their order or as an "
             f"object by their names ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}), got {found}"
@@ -202,16 +214,16 @@ def _task_entry(entry: Any, name: str) -> TaskEntry:
     if not isinstance(entry, dict) or split not in (*SPLITS, None):
         raise ValueError(
             f"{name}: expected the task's keyword arguments, or these as kwargs beside a split, one of "
-            f"{', '.join(SPLITS)}; got {entry!r}{'' if split is None else f' with split {split!r}'}"
+            f"{', '.join(SPLITS)}; got {shown(entry)}{'' if split is None else f' with split {shown(split)}'}"
         )
+    try:
+        json.dumps(entry, allow_nan=False, default=np.ndarray.tolist)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: expected keyword arguments of finite numbers, text, lists and objects, got {shown(entry)} "
+            f"({error})"
+        ) from error
     return TaskEntry(entry, split)
-
-
-def _comparable(value: Any) -> Any:
-    """A JSON value as one that can be looked up; 3 and 3.0 are the same."""
-    if isinstance(value, dict):
-        return frozenset((name, _comparable(item)) for name, item in value.items())
-    return tuple(map(_comparable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _tasks_of_family(containers: Sequence[Container], entries: Sequence[TaskEntry], family: TaskFamily) -> list[Task]:
@@ -223,10 +235,10 @@ def _tasks_of_family(containers: Sequence[Container], entries: Sequence[TaskEntr
                 f"the family's {len(family.all_tasks)} tasks: say it with tasks"
             )
         return list(family.all_tasks)
-    known = {_comparable(task.kwargs): task for task in family.all_tasks}
+    known = {comparable(task.kwargs): task for task in family.all_tasks}
     assigned = []
     for container, entry in zip(containers, entries):
-        task = known.get(_comparable(entry.kwargs))
+        task = known.get(comparable(entry.kwargs))
         if task is None or entry.split not in (task.split, None):
             raise ValueError(
                 f"{container}: the family has no task {entry.kwargs}{f' in {entry.split}' if entry.split else ''}; "
@@ -249,7 +261,7 @@ def _new_family(
     ids = []
     for container, entry in zip(containers, entries):
         # Nothing being said, each container is a task of its own.
-        key = container.name if entry.kwargs is None else _comparable(entry.kwargs)
+        key = container.name if entry.kwargs is None else comparable(entry.kwargs)
         if key not in known:
             known[key] = len(tasks)
             tasks.append(entry.kwargs or {})
@@ -283,21 +295,17 @@ def task_kwargs(container: Container, keys: Sequence[str] | None) -> dict[str, A
     """
     kwargs: dict[str, Any] = {}
     with container.open() as opened:
-        attributes = getattr(opened, "attrs", {})
         for key in TASK_KEYS if keys is None else keys:
-            if key not in opened and key not in attributes:
+            name = f"{container}, {key} of the task's keyword arguments"
+            if key not in opened and key not in opened.attributes:
                 if keys is None:
                     continue
                 raise ValueError(f"{container}: no array and no attribute {key}, for the task's keyword arguments")
-            try:
-                value = opened[key][()] if key in opened else attributes[key]
+            with reading(name):
+                value = opened.get(key, str(container))[()] if key in opened else opened.attributes[key]
                 value = value.decode() if isinstance(value, bytes) else np.asarray(value).tolist()
-                kwargs |= json.loads(value) if key == "kwargs" else {key: value}
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{container}: {key} cannot be read, for the task's keyword arguments: {error}"
-                ) from error
-    return kwargs or None
+                kwargs |= parse_json(value, "its text") if key == "kwargs" else {key: value}
+    return _task_entry(kwargs, f"{container}, its task").kwargs or None
 
 
 def _spaces(
@@ -307,7 +315,7 @@ def _spaces(
     family: TaskFamily,
 ) -> dict[str, spaces.Space]:
     """The `observation_space` and `action_space` that are given, or else the environment's, or else the smallest."""
-    known = {name: space_from_json(space) for name, space in given.items() if space is not None}
+    known = {name: read_space(space, name) for name, space in given.items() if space is not None}
     if len(known) < len(given):
         known = {**_spaces_of_environment(family), **known}
     guesses = {name: SpaceGuess(name) for name in given if name not in known}

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import glob
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, NamedSplit
 
+from ad_hf.envs.task_family import SPLITS
+from ad_hf.histories.cache import cached_folder
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
-from ad_hf.histories.statistics import normalization
-from ad_hf.histories.validation import check_complete, check_shards
+from ad_hf.histories.shards import check_complete, check_footers
+from ad_hf.histories.statistics import content_fingerprint, normalization, split_statistics
+from ad_hf.histories.validation import COLUMNS, HistoryRows, checked_rows
 from ad_hf.hub.repositories import Repository, find_repository
 from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.parquet import parquet_errors, read_footer, read_schema
 
 NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
+ROWS_VERSION, ROWS_FILE = 1, "rows.arrow"
+FINGERPRINTED_BYTES = 64 << 20  # of shards, up to which their fingerprint is compared when they are first read
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class HistoryDataset:
             config_name = names[0] if len(names) == 1 else "default"
         if config_name not in names:
             raise ValueError(f"{repository} has no configuration {config_name!r}: expected one of {', '.join(names)}")
-        folder = repository.download([f"{config_name}/{METADATA_FILE}"])
+        folder = repository.download([f"{glob.escape(config_name)}/{METADATA_FILE}"])
         return cls(repository, config_name, read_metadata(folder, config_name))
 
     def __str__(self) -> str:
@@ -85,16 +93,38 @@ class HistoryDataset:
 
     def pattern(self, split: str) -> str:
         """Glob pattern of the files of a split, which must exist."""
-        splits = sorted({task["split"] for task in self.metadata.tasks})
-        if split not in splits:
-            raise ValueError(f"{self} has no split {split!r}: expected one of {', '.join(splits)}")
-        return f"{self.config_name}/{split}-*.parquet"
+        self.tasks(split)
+        return f"{glob.escape(self.config_name)}/{split}-*.parquet"
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that there are."""
+        found = {task["split"] for task in self.metadata.tasks}
+        return [split for split in SPLITS if split in found]
+
+    def tasks(self, split: str) -> set[int]:
+        """Ids of the tasks of a split, which must exist."""
+        if split not in self.splits:
+            raise ValueError(f"{self} has no split {split!r}: expected one of {', '.join(sorted(self.splits))}")
+        return {task["task_id"] for task in self.metadata.tasks if task["split"] == split}
 
     def shards(self, split: str) -> dict[str, int]:
         """Sizes in bytes of the files of a split, by their paths in the repository; all of them must be there."""
         sizes = self.repository.sizes(self.pattern(split))
-        check_complete((Path(path).name for path in sizes), split, f"{self}, {self.config_name}")
+        check_complete([Path(path).name for path in sizes], split, f"{self}, {self.config_name}")
         return sizes
+
+    def check_footers(self, split: str, footers: dict[str, pq.FileMetaData]) -> None:
+        """
+        Refuse shards of a split that are not those of the metadata, as far as their footers, by their paths, tell.
+
+        Raises:
+            ValueError: as of [`~ad_hf.histories.shards.check_footers`].
+        """
+        steps = check_footers(footers, self.metadata, split, str(self))
+        known = self.metadata.statistics.get(split, {}).get("steps", steps)
+        if known != steps:
+            self.refuse(split, f"the shards of the split {split} hold {steps} steps, metadata.json says {known}")
 
     def files(self, split: str) -> list[Path]:
         """
@@ -102,40 +132,134 @@ class HistoryDataset:
 
         Raises:
             FileNotFoundError: if files are missing.
-            ValueError: for a file that is no parquet, or lacks columns of learning histories, with its name.
+            ValueError: for a file that is no parquet, or no shard of this dataset, with its name.
         """
         folder = self.repository.download([self.pattern(split)]).resolve()
-        files = [folder / path for path in self.shards(split)]
-        check_shards(files, self.metadata, str(self))
-        return files
+        footers = {path: read_footer(folder / path, f"{self}, {path}") for path in self.shards(split)}
+        self.check_footers(split, footers)
+        return [folder / path for path in footers]
+
+    def rows(
+        self, split: str, files: Sequence[Path], columns: Sequence[str] | None = COLUMNS
+    ) -> Iterator[HistoryRows]:
+        """The rows of a split's files, some at a time, with some columns or all of them; they are not checked yet."""
+        tasks = self.tasks(split)
+        for file in files:
+            name, first_row = f"{self}, {self.config_name}/{file.name}", 0
+            with parquet_errors(name), pq.ParquetFile(file, page_checksum_verification=True) as shard:
+                for group in range(shard.num_row_groups):
+                    for batch in shard.iter_batches(256, [group], None if columns is None else list(columns)):
+                        yield HistoryRows(name, first_row, pa.Table.from_batches([batch]), tasks)
+                        first_row += len(batch)
 
     def load(self, split: str, columns: list[str] | None = None) -> Dataset:
         """
         A split, with all or some of its columns; what is not there yet is downloaded.
 
+        Its rows are checked when they are read for the first time, and then kept in the cache of datasets. They do not
+        go through `load_dataset`, for which a path is a pattern of fsspec: of a folder `run[1]`, it reads `run1`.
+
         Raises:
             FileNotFoundError: if files are missing.
-            ValueError: for a file that is damaged, or lacks columns of learning histories, with its name.
+            OSError: if the cache cannot be written to, with what can be done.
+            ValueError: for files that are damaged or not those of the metadata, and rows that are no learning
+                histories or not of the split's tasks, with the shard, the row and the column.
         """
-        # By its files and not by its folder: datasets caches a local folder by its name alone, so that another folder
-        # of that name, or this one collected anew, would be taken for it.
         files = self.files(split)
-        try:
-            rows = load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
-        except (DatasetGenerationError, pa.ArrowException) as error:
-            raise ValueError(f"{self}, {_damaged(files)}: it is damaged: {error.__cause__ or error}") from error
+
+        def write(folder: Path) -> None:
+            first = read_schema(files[0])
+            with pa.OSFile(str(folder / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, first) as writer:
+                for (name, _, table, _), _ in checked_rows(self.rows(split, files, None), *self.metadata.spaces):
+                    if table.schema != first:
+                        raise ValueError(f"{name}: its columns differ from those of {files[0].name}")
+                    writer.write_table(table)
+            self.check_contents(split, files)
+
+        key = [ROWS_VERSION, split, *self.key(files)]
+        folder = cached_folder("ad_hf_rows", key, write, lambda: f"the histories of {self}, split {split},")
+        rows = Dataset.from_file(str(folder / ROWS_FILE), split=NamedSplit(split))
         return rows if columns is None else rows.select_columns(columns)
 
+    def key(self, files: Sequence[Path]) -> list[Any]:
+        """What changes when these files or the metadata do."""
+        folder = self.repository.download([f"{glob.escape(self.config_name)}/{METADATA_FILE}"])
+        paths = [path.resolve() for path in (folder / self.config_name / METADATA_FILE, *files)]
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
-def _damaged(files: list[Path]) -> str:
-    """Names of those parquet files that cannot be read whole."""
-    names = []
-    for file in files:
-        try:
-            pq.read_table(file)
-        except (pa.ArrowException, OSError):
-            names.append(file.name)
-    return ", ".join(names)
+    def check_contents(self, split: str, files: Sequence[Path]) -> None:
+        """
+        Refuse files of a split that were checked and yet are not those that the metadata describes.
+
+        Files of another size may have been written anew with other settings: they are counted. Of a dataset in a
+        folder that is not large, the fingerprint is compared.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        size = sum(file.stat().st_size for file in files)
+        if self.metadata.statistics.get(split, {}).get("bytes", size) != size:
+            self.check_statistics(split, files)
+        elif self.repository.revision is None:
+            sizes = {name: sum(self.shards(name).values()) for name in self.splits}
+            described = {name: self.metadata.statistics.get(name, {}).get("bytes") for name in self.splits}
+            if sizes == described and sum(sizes.values()) <= FINGERPRINTED_BYTES:
+                self.check_fingerprint()
+
+    def check_statistics(self, split: str, files: Sequence[Path]) -> None:
+        """Refuse files of a split, unless there is as much in them, and with such returns, as the metadata says."""
+        known = self.metadata.statistics.get(split, {})
+        for name, value in split_statistics(files).items():
+            said = known.get(name, value)
+            if name != "bytes" and said != value and not math.isclose(value or 0.0, said or 0.0):
+                told = f"their {name} is {value}, statistics.{split}.{name} of metadata.json {said}"
+                raise ValueError(f"{self}: the shards of the split {split} are not those described: {told}")
+
+    def check_fingerprint(self) -> None:
+        """Refuse a dataset, all of which is here, whose shards are others than those whose fingerprint it says."""
+        folder = self.repository.download(["*"])
+        paths = sorted(path for split in self.splits for path in self.shards(split))
+        found = content_fingerprint([folder / path for path in paths])
+        if self.metadata.fingerprint not in ("", found):
+            raise ValueError(
+                f"{self}: the fingerprint of its shards is {found}, metadata.json says {self.metadata.fingerprint}: "
+                "they were changed or damaged; collect or download them again (if the change is yours, set "
+                'fingerprint to "" there)'
+            )
+
+    def refuse(self, split: str, what: str) -> None:
+        """Refuse a split: by its first row that is no history, if its files are here and it has one."""
+        if not self.repository.is_remote:
+            folder = self.repository.download([self.pattern(split)]).resolve()
+            files = [folder / path for path in self.shards(split)]
+            for _ in checked_rows(self.rows(split, files), *self.metadata.spaces):
+                pass
+        raise ValueError(f"{self}: {what}: collect or download it again")
+
+
+def check_dataset(dataset: HistoryDataset, splits: Sequence[str] | None = None) -> None:
+    """
+    Refuse a dataset of which anything is not as it should be: before it is pushed, merged or converted, all of it is
+    read.
+
+    Args:
+        dataset ([`HistoryDataset`]):
+            The dataset.
+        splits (`Sequence[str]`, *optional*):
+            Check these alone, and not the fingerprint, which is of all.
+
+    Raises:
+        FileNotFoundError: if files are missing.
+        ValueError: for files that are damaged or not those of the metadata, also by their fingerprint, and rows that
+            are no learning histories or not of their split's tasks, with the shard, the row and the column.
+    """
+    for split in dataset.splits if splits is None else splits:
+        files = dataset.files(split)
+        for _ in checked_rows(dataset.rows(split, files), *dataset.metadata.spaces):
+            pass
+        dataset.check_statistics(split, files)
+    if splits is None or set(splits) == set(dataset.splits):
+        dataset.check_fingerprint()
 
 
 def load_histories(
@@ -167,13 +291,19 @@ def load_histories(
 
 def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
     """What the training split is normalised with, as the dataset says it, or else counted in its files."""
-    statistics = dataset.metadata.statistics.get("train", {})
-    if "reward_scale" in statistics:
-        return {name: statistics[name] for name in NORMALIZATION if name in statistics}
-    if all(task["split"] != "train" for task in dataset.metadata.tasks):
-        return {}
-    folder = dataset.repository.download([dataset.pattern("train")])
-    return normalization([folder / path for path in dataset.shards("train")], dataset.metadata.spaces[0])
+    found = dataset.metadata.statistics.get("train", {})
+    if "reward_scale" not in found:
+        if "train" not in dataset.splits:
+            return {}
+        with parquet_errors(f"{dataset}, split train"):
+            found = normalization(dataset.files("train"), dataset.metadata.spaces[0])
+    found = {name: found[name] for name in NORMALIZATION if name in found}
+    for name, value in found.items():
+        numbers = value if isinstance(value, list) else [value]
+        if not all(map(math.isfinite, numbers)) or (name != "observation_mean" and min(numbers, default=1.0) <= 0):
+            expected = "finite numbers" if name == "observation_mean" else "finite numbers above 0"
+            dataset.refuse("train", f"statistics.train.{name} of metadata.json is {value}, expected {expected}")
+    return found
 
 
 def config_from_dataset(

@@ -71,7 +71,7 @@ def join_episodes(episodes: Iterable[Episode], space: spaces.Space, action_space
     observations, actions, rewards, terminations, truncations = zip(*episodes)
     return Steps(
         to_storage(np.concatenate([part[:-1] for part in observations]), space, f"{name}, observations"),
-        to_storage(np.concatenate(actions), action_space, f"{name}, actions"),
+        to_storage(np.concatenate(actions), action_space, f"{name}, actions", is_action=True),
         np.concatenate(rewards).astype(np.float64),
         np.concatenate(terminations).astype(bool),
         np.concatenate(truncations).astype(bool),

@@ -6,11 +6,11 @@ from pydoc import locate
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 from ad_hf.envs.spaces import storage_dtype
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.validation import outside
 
 
 class StepLabels:
@@ -66,16 +66,10 @@ class StepLabels:
         for task_id in np.unique(rows):
             chosen = rows == task_id
             found = np.asarray(self._function(observations[chosen], **self._kwargs[int(task_id)]))
-            if found.shape != labels[chosen].shape or not self._holds(found):
+            if found.shape != labels[chosen].shape or outside(found, self._space, is_action=True).any():
                 raise ValueError(
                     f"{self.path} gave {found.dtype} of shape {found.shape} for {int(chosen.sum())} of {stops} steps, "
                     f"expected as many elements of {self._space}"
                 )
             labels[chosen] = found
         return labels
-
-    def _holds(self, actions: np.ndarray) -> bool:
-        """Whether actions are elements of the space, as far as their bounds say."""
-        if isinstance(self._space, spaces.Discrete):
-            return bool((actions >= self._space.start).all() and (actions < self._space.start + self._space.n).all())
-        return actions.dtype.kind != "f" or bool(np.isfinite(actions).all())

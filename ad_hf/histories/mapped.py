@@ -8,30 +8,25 @@ once for all processes of a machine.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
-from ad_hf.files import atomic_folder
 from ad_hf.histories.blocks import read_row_groups
+from ad_hf.histories.cache import cached_folder
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, PieceNames, has_frames
 from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.steps import FlatHistories, HistoryRows, convert_histories, offsets_of, step_dtype
+from ad_hf.histories.steps import FlatHistories, convert_histories, offsets_of, step_dtype
 from ad_hf.histories.transforms import Selection
-from ad_hf.histories.validation import COLUMNS
 
-FORMAT_VERSION = 1  # of these files
+FORMAT_VERSION = 2  # of these files
 MEMORY_SHARE = 0.25  # of the memory that is free, up to which histories are kept in it
 STEPS_FILE, HISTORIES_FILE, FRAMES_FILE, NAMES_FILE = "steps.bin", "histories.npz", "frames.arrow", "names.json"
 
@@ -58,37 +53,13 @@ def fits_in_memory(dataset: HistoryDataset, split: str, keep_every_episode: int 
     return needed < MEMORY_SHARE * psutil.virtual_memory().available
 
 
-def _read_rows(dataset: HistoryDataset, files: list[Path]) -> Iterator[HistoryRows]:
-    """The rows of shards, some at a time."""
-    for file in files:
-        name, first_row = f"{dataset}, {dataset.config_name}/{file.name}", 0
-        try:
-            with pq.ParquetFile(file) as shard:
-                for group in range(shard.num_row_groups):
-                    for batch in shard.iter_batches(batch_size=256, row_groups=[group], columns=list(COLUMNS)):
-                        yield HistoryRows(name, first_row, pa.Table.from_batches([batch]))
-                        first_row += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{name}: it is damaged: {error}") from error
-
-
-def _cache_folder(
-    dataset: HistoryDataset, split: str, files: list[Path], selection: Selection, labels: StepLabels | None
-) -> Path:
-    """Where a split's memory-mapped files are: another folder for other contents, settings, and ways to write them."""
-    metadata = dataset.metadata
-    shards = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = [
-        *(FORMAT_VERSION, metadata.fingerprint, dataset.config_name, split, selection, shards),
-        None if labels is None else labels.path,
-        *(metadata.observation_space, metadata.action_space),
-    ]
-    digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
-    return Path(datasets.config.HF_DATASETS_CACHE) / "ad_hf" / digest
-
-
 def _write(
-    folder: Path, dataset: HistoryDataset, files: list[Path], selection: Selection, labels: StepLabels | None
+    folder: Path,
+    dataset: HistoryDataset,
+    split: str,
+    files: list[Path],
+    selection: Selection,
+    labels: StepLabels | None,
 ) -> None:
     """Write the files, in memory that does not grow with the dataset but for a few numbers per history and piece."""
     both = dataset.metadata.spaces
@@ -100,7 +71,7 @@ def _write(
         pa.OSFile(str(folder / FRAMES_FILE), "wb") as frames_file,
         pa.ipc.new_file(frames_file, frames_schema) as frames_writer,
     ):
-        for part in convert_histories(_read_rows(dataset, files), *both, selection, names, labels):
+        for part in convert_histories(dataset.rows(split, files), *both, selection, names, labels):
             part.steps.tofile(steps_file)
             lengths.append(part.lengths)
             hashes.append(part.hashes)
@@ -109,6 +80,7 @@ def _write(
                 frames_writer.write_table(pa.Table.from_arrays([part.frames, counts], schema=frames_schema))
     np.savez(folder / HISTORIES_FILE, offsets=offsets_of(lengths), hashes=np.concatenate(hashes))
     (folder / NAMES_FILE).write_text(json.dumps(names.runs))
+    dataset.check_contents(split, files)
     pa.default_memory_pool().release_unused()
 
 
@@ -157,24 +129,18 @@ def map_histories(
     """
     files = dataset.files(split)
     selection = Selection(keep_every_episode, max_episodes, last_episodes, min_improvement)
-    folder = _cache_folder(dataset, split, files, selection, labels)
-    if not folder.is_dir():
-        gigabytes = _flat_bytes(dataset, files, keep_every_episode) / 1e9
+
+    def what() -> str:
+        size = _flat_bytes(dataset, files, keep_every_episode)
         if has_frames(dataset.metadata.spaces[0]):
-            gigabytes += sum(file.stat().st_size for file in files) / 1e9
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-                    shutil.rmtree(left)
-                if not folder.is_dir():
-                    say(f"writing memory-mapped histories of {dataset}, about {gigabytes:.2f} GB, to {folder}")
-                    with atomic_folder(folder) as temporary:
-                        _write(temporary, dataset, files, selection, labels)
-        except OSError as error:
-            raise OSError(
-                f"the memory-mapped histories of {dataset}, about {gigabytes:.2f} GB, cannot be written to "
-                f"{folder.parent}: {error}; set HF_DATASETS_CACHE to a folder that can be written to and has room, or "
-                "train with --streaming, or with --data.keep_in_memory true if they fit into memory"
-            ) from error
+            size += sum(file.stat().st_size for file in files)
+        return f"memory-mapped histories of {dataset}, about {size / 1e9:.2f} GB,"
+
+    def write(temporary: Path) -> None:
+        say(f"writing {what()} to {temporary.parent}")
+        _write(temporary, dataset, split, files, selection, labels)
+
+    key = [FORMAT_VERSION, split, selection, None if labels is None else labels.path, *dataset.key(files)]
+    otherwise = ", or train with --streaming, or with --data.keep_in_memory true if they fit into memory"
+    folder = cached_folder("ad_hf", key, write, lambda: f"the {what()}", otherwise)
     return _open(folder, dataset, labels)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
-import yaml
 
-from ad_hf.envs.task_family import SPLITS
-from ad_hf.files import link_or_copy
-from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.envs.foreign import check_family_section
+from ad_hf.envs.task_family import SPLITS, FamilyConfig
+from ad_hf.files import link_or_copy, local_path
+from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.writer import RECIPE_FILE, describe, new_dataset
+from ad_hf.settings import make_section, read_yaml, shown
 
 SAME = ("env_id", "env_kwargs", "wrappers", "attributes", "observation_space", "action_space")  # in all datasets
 NAMED = 5  # histories in an error
@@ -33,8 +34,8 @@ class _Part(NamedTuple):
 
 def _read(dataset: str | Path | HistoryDataset, config_name: str | None) -> _Part:
     opened = HistoryDataset.open(dataset, config_name)
-    there = {task["split"] for task in opened.metadata.tasks}
-    files = {split: opened.files(split) for split in SPLITS if split in there}
+    check_dataset(opened)
+    files = {split: opened.files(split) for split in opened.splits}
     ids: set[str] = set()
     for shard in (shard for shards in files.values() for shard in shards):
         ids.update(pq.read_table(shard, columns=["history_id"])["history_id"].to_pylist())
@@ -122,19 +123,33 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _family_of(parts: Sequence[_Part]) -> dict[str, Any] | None:
-    """The section `family` of the recipe beside each dataset, as conversions write it, if all have the same."""
+def _family_of(parts: Sequence[_Part], trust_remote_code: bool) -> dict[str, Any] | None:
+    """
+    The section `family` of the recipe beside each dataset, as conversions write it, if all have the same.
+
+    It becomes a file of the user's own, so that names in it have to be known ones, or trusted.
+    """
     found = []
     for part in parts:
         repository = part.dataset.repository
         if RECIPE_FILE not in repository.files():
             return None
-        found.append(yaml.safe_load((repository.download([RECIPE_FILE]) / RECIPE_FILE).read_text(encoding="utf-8")))
-    return found[0]["family"] if all(recipe == found[0] for recipe in found) else None
+        path = repository.download([RECIPE_FILE]) / RECIPE_FILE
+        family = read_yaml(path).get("family")
+        if not isinstance(family, dict):
+            raise ValueError(f"{path}: expected a section family, with settings, got {shown(family)}")
+        if not trust_remote_code:
+            check_family_section(family, f"the dataset {part.dataset}")
+        make_section(FamilyConfig, family, "family")
+        found.append(family)
+    return found[0] if all(family == found[0] for family in found) else None
 
 
 def merge_datasets(
-    datasets: Sequence[str | Path | HistoryDataset], output_dir: str | Path, config_name: str | None = None
+    datasets: Sequence[str | Path | HistoryDataset],
+    output_dir: str | Path,
+    config_name: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     r"""
     Join datasets of learning histories of one family, collected with other seeds, of other tasks, or both.
@@ -150,6 +165,8 @@ def merge_datasets(
         config_name (`str`, *optional*):
             Configuration of each of them, and of the result; may be left out where there is only one, or one called
             `default`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether the recipe beside the datasets, which the result takes over, may name code to import.
 
     Returns:
         `Path`: the folder of the dataset.
@@ -168,7 +185,7 @@ def merge_datasets(
             _check_tasks(first.dataset, other.dataset)
             _check_histories(first, other)
     parts.sort(key=lambda part: min(map(_numbers, part.ids)))
-    metadata = _merge_metadata(parts)
+    metadata, family = _merge_metadata(parts), _family_of(parts, trust_remote_code)
     names = {part.dataset.config_name for part in parts}
     name = names.pop() if len(names) == 1 else "default"
     with new_dataset(output_dir, name) as folder:
@@ -178,5 +195,5 @@ def merge_datasets(
                 _link(shard.resolve(), folder / name / f"{split}-{index:05d}-of-{len(shards):05d}.parquet")
         merged = [f"- {part.dataset} (fingerprint {part.dataset.metadata.fingerprint})" for part in parts]
         origin = "Merged by `ad-hf merge` from:\n\n" + "\n".join(merged)
-        describe(folder, Path(output_dir).name, name, metadata, origin, _family_of(parts))
-    return Path(output_dir)
+        describe(folder, Path(output_dir).name, name, metadata, origin, family)
+    return local_path(output_dir)

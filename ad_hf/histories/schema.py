@@ -4,25 +4,87 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import space_from_json, storage_dtype
+from ad_hf.envs.spaces import read_space, space_from_json, storage_dtype
 from ad_hf.histories.frames import compress_frames, has_frames
+from ad_hf.settings import parse_json, read_json, shown
+from ad_hf.structure import check_structure
 
 SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
 ROW_GROUP_BYTES = 16 << 20
 PROGRESS_COLUMNS = ("task_id", "seed", "env_steps", "episodes", "return_first", "return_last", "converged")
 VERSIONED_PACKAGES = ("ad_hf", "datasets", "gymnasium", "numpy", "pyarrow", "stable_baselines3", "torch")
+
+
+class _Task(TypedDict):
+    task_id: Annotated[int, range(2**31)]  # as the column of that name holds
+    kwargs: dict[str, Any]
+    split: Literal["train", "validation", "test"]
+
+
+class _Source(TypedDict):
+    algorithm: str
+    n_envs: NotRequired[Annotated[int, range(1, 2**31)] | None]
+    total_timesteps: NotRequired[int | None]
+    hyperparameters: NotRequired[dict[str, Any] | None]
+    independent_streams: NotRequired[bool]
+
+
+class _Wrapper(TypedDict):
+    name: str
+    kwargs: NotRequired[dict[str, Any]]
+
+
+class _SplitStatistics(TypedDict):
+    histories: int
+    steps: int
+    episodes: int
+    bytes: int
+    return_first: float | None
+    return_last: float | None
+    reward_scale: NotRequired[float]
+    observation_mean: NotRequired[list[float]]
+    observation_std: NotRequired[list[float]]
+
+
+class _Failure(TypedDict):
+    task_id: int
+    seed: int
+    error: str
+
+
+class _Progress(TypedDict):
+    columns: NotRequired[list[str]]
+    rows: NotRequired[list[list]]
+
+
+class _Metadata(TypedDict):
+    """The structure of `metadata.json`, but for its spaces; what is not required may be missing in older files."""
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    tasks: list[_Task]
+    source: _Source
+    seeds: list[int]
+    wrappers: NotRequired[list[_Wrapper]]
+    attributes: NotRequired[list[str]]
+    statistics: NotRequired[dict[str, _SplitStatistics]]
+    fingerprint: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    failures: NotRequired[list[_Failure]]
+    progress: NotRequired[_Progress]
 
 
 @dataclass
@@ -102,39 +164,76 @@ class HistoryMetadata:
         yield "\n}\n"
 
     @classmethod
-    def from_json(cls, text: str) -> HistoryMetadata:
+    def from_json(cls, text: str, name: str = METADATA_FILE) -> HistoryMetadata:
         """
         The inverse of [`~HistoryMetadata.to_json`].
 
+        Args:
+            text (`str`):
+                What the file holds.
+            name (`str`, *optional*, defaults to `"metadata.json"`):
+                What to call it in an error, such as its path.
+
         Raises:
-            ValueError: if the text was written by a newer schema, or is none of ours.
+            ValueError: if the text was written by a newer schema, or is none of ours, with the entry that is wrong.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{METADATA_FILE} is not JSON: {error}") from error
-        found = data.get("schema_version") if isinstance(data, dict) else None
+        return cls.from_data(parse_json(text, name), name)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any], name: str = METADATA_FILE) -> HistoryMetadata:
+        """The metadata of the object that a `metadata.json` holds; see [`~HistoryMetadata.from_json`]."""
+        found = data.get("schema_version")
         if isinstance(found, int) and found > SCHEMA_VERSION:
             raise ValueError(
-                f"{METADATA_FILE} has schema version {found}, this version of ad_hf reads {SCHEMA_VERSION}: install a "
-                "newer one"
+                f"{name} has schema version {found}, this version of ad_hf reads {SCHEMA_VERSION}: install a newer one"
             )
         if found != SCHEMA_VERSION:
-            raise ValueError(f"{METADATA_FILE} has schema version {found}, expected {SCHEMA_VERSION}")
-        try:
-            metadata = cls(**data)
-        except TypeError as error:
-            raise ValueError(f"{METADATA_FILE} is not that of a learning-history dataset: {error}") from error
-        for name in ("observation_space", "action_space"):
-            try:
-                space_from_json(getattr(metadata, name))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{METADATA_FILE}: {name} is no space: {getattr(metadata, name)!r}") from error
-        entries = metadata.tasks if isinstance(metadata.tasks, list) else [metadata.tasks]
-        for task in entries:
-            if not isinstance(task, dict) or not {"task_id", "kwargs", "split"} <= set(task):
-                raise ValueError(f"{METADATA_FILE}: tasks must hold task_id, kwargs and split each, got {task!r}")
-        return metadata
+            raise ValueError(f"{name} has schema version {found}, expected {SCHEMA_VERSION}")
+        if unknown := sorted(set(data) - set(cls.__dataclass_fields__)):
+            raise ValueError(f"{name}: {unknown[0]} is no entry of the metadata of a learning-history dataset")
+        check_structure(data, _Metadata, name)
+        if not data["env_id"].strip():
+            raise ValueError(f"{name}: env_id must be the id of an environment, got {data['env_id']!r}")
+        for space in ("observation_space", "action_space"):
+            read_space(data.get(space), f"{name}: {space}")
+        _check_tasks(data["tasks"], name)
+        _check_statistics(data.get("statistics", {}), data["observation_space"], name)
+        _check_progress(data.get("progress", {}), name)
+        return cls(**data)
+
+
+def _check_tasks(tasks: list[_Task], name: str) -> None:
+    """Refuse metadata without tasks, or with two of the same number."""
+    if not tasks:
+        raise ValueError(f"{name}: tasks must hold one task at least, got none")
+    counts = Counter(task["task_id"] for task in tasks)
+    (number, count), *_ = counts.most_common(1)
+    if count > 1:
+        raise ValueError(f"{name}: tasks must have different task_id, got {count} of the number {number}")
+
+
+def _check_statistics(statistics: dict[str, dict[str, Any]], space: dict[str, Any], name: str) -> None:
+    """Refuse statistics of observations that are of another size."""
+    for split, found in statistics.items():
+        for entry in ("observation_mean", "observation_std"):
+            numbers = found.get(entry)
+            if numbers is not None and [len(numbers)] != space.get("shape"):
+                raise ValueError(
+                    f"{name}: statistics.{split}.{entry} must have a number for each dimension of {shown(space)}, got "
+                    f"{len(numbers)}"
+                )
+
+
+def _check_progress(progress: _Progress, name: str) -> None:
+    """Refuse rows that do not say which task and seed they are of, or are not of the columns."""
+    columns, rows = progress.get("columns", []), progress.get("rows", [])
+    if rows and set(map(len, rows)) != {len(columns)}:
+        index = next(index for index, row in enumerate(rows) if len(row) != len(columns))
+        raise ValueError(
+            f"{name}: progress.rows[{index}] must have {len(columns)} elements, as progress.columns has, got "
+            f"{shown(rows[index])}"
+        )
+    check_structure([row[:2] for row in rows], list[list[int]], f"{name}: progress.rows")
 
 
 def is_synthetic(algorithm: str) -> bool:
@@ -171,10 +270,7 @@ def read_metadata(dataset: str | Path, config_name: str = "default") -> HistoryM
         raise FileNotFoundError(
             f"{dataset} holds no learning histories: {path} does not exist; collect them with `ad-hf collect`"
         )
-    try:
-        return HistoryMetadata.from_json(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return HistoryMetadata.from_data(read_json(path), str(path))
 
 
 def _elements_feature(space: spaces.Space) -> Any:

@@ -21,6 +21,7 @@ from ad_hf.histories.schema import HistoryMetadata
 
 SAMPLED_STEPS = 1 << 18  # of a split, for the statistics of its observations
 PERCENTILES = (0.1, 99.9)  # beyond which values are outliers
+ROUNDING = 8  # units in the last place by which a number that is always the same may vary
 
 COLUMNS = ["history_id", "rewards", "terminations", "truncations"]
 
@@ -104,7 +105,7 @@ def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dic
                 rewards = np.abs(table["rewards"].combine_chunks().flatten().to_numpy())
                 total, count = total + float(rewards.sum()), count + int(np.count_nonzero(rewards))
                 if is_vector:
-                    values = table["observations"].combine_chunks().flatten().flatten().to_numpy()
+                    values = table["observations"].combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False)
                     # Copied: a view would keep the whole column.
                     sampled.append(values.reshape(len(rewards), -1)[-passed % every :: every].copy())
                 passed += len(rewards)
@@ -121,13 +122,15 @@ def _num_steps(file: Path) -> int:
 
 def _moments(values: np.ndarray) -> tuple[list[float], list[float]]:
     """Means and standard deviations of values (number, dimensions) but for outliers."""
+    rounding = ROUNDING * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
     values = values.astype(np.float64)
-    low, high = np.percentile(values, PERCENTILES, axis=0)
+    low = np.percentile(values, PERCENTILES[0], axis=0, method="lower")  # of few values none is an outlier
+    high = np.percentile(values, PERCENTILES[1], axis=0, method="higher")
     # A dimension that is constant between the percentiles varies in what would be outliers of another.
     clipped = np.where(low == high, values, values.clip(low, high))
     means, stds = clipped.mean(axis=0), clipped.std(axis=0)
-    # Where nothing but rounding varies there is nothing to scale.
-    return means.tolist(), np.where(stds > 1e-6 * np.abs(means), stds, 1.0).tolist()
+    # Where nothing but rounding varies there is nothing to scale. A clock varies little beside what it shows.
+    return means.tolist(), np.where(stds > rounding * np.abs(means), stds, 1.0).tolist()
 
 
 def content_fingerprint(files: Sequence[Path]) -> str:

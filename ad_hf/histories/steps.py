@@ -15,25 +15,7 @@ from ad_hf.envs.spaces import storage_dtype
 from ad_hf.histories.frames import FramePieces, PieceNames, has_frames
 from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.transforms import Selection, improvements, keep_episodes
-from ad_hf.histories.validation import COLUMNS, check_columns, check_histories
-
-
-class HistoryRows(NamedTuple):
-    """
-    Some rows of learning histories.
-
-    Attributes:
-        name (`str`):
-            What to call the table that they are from in an error.
-        first_row (`int`):
-            Number of their first one in it.
-        table (`pyarrow.Table`):
-            The rows.
-    """
-
-    name: str
-    first_row: int
-    table: pa.Table
+from ad_hf.histories.validation import COLUMNS, HistoryRows, check_columns, checked_rows
 
 
 class FlatHistories(NamedTuple):
@@ -126,37 +108,13 @@ def _row_lengths(table: pa.Table) -> np.ndarray:
     return np.asarray(pa.compute.list_value_length(table["rewards"])).astype(np.int64)
 
 
-def _history_begins(ids: np.ndarray, before: str | None = None) -> np.ndarray:
-    """Whether each row (num_rows,) begins a history; one with the id of the row before continues it."""
-    begins = np.ones(len(ids), dtype=bool)
-    begins[1:] = ids[1:] != ids[:-1]
-    begins[0] = ids[0] != before
-    return begins
-
-
 def _whole_histories(
     histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space, names: PieceNames
 ) -> Iterator[pa.Table]:
     """Tables of whole histories, as soon as these are complete; what is no history is refused."""
     waiting: list[pa.Table] = []
-    history, steps = None, 0  # the one at hand, and its steps so far
-    for name, first_row, table in histories:
-        check_histories(table, observation_space, action_space, name, first_row)
-        if not len(table):
-            continue
+    for (name, first_row, table, _), begins in checked_rows(histories, observation_space, action_space):
         names.add(name, first_row, len(table))
-        ids, lengths, starts = np.array(table["history_id"].to_pylist()), _row_lengths(table), table["start_step"]
-        begins = _history_begins(ids, history)
-        before = np.cumsum(lengths) - lengths
-        expected = before - np.concatenate([[-steps], before[begins]])[np.cumsum(begins)]
-        wrong = np.asarray(starts) != expected
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise ValueError(
-                f"{name}: row {first_row + row} (history {str(ids[row])!r}), column start_step: {starts[row]}, "
-                f"expected {expected[row]}; the pieces of a history must stand next to each other, in order"
-            )
-        history, steps = str(ids[-1]), int(expected[-1] + lengths[-1])
         if begins.any():
             last = int(np.flatnonzero(begins)[-1])
             if complete := [part for part in (*waiting, table.slice(0, last)) if len(part)]:
@@ -196,8 +154,7 @@ def convert_histories(
     dtype, framed = step_dtype(observation_space, action_space, labels), has_frames(observation_space)
     steps_before = None
     for table in _whole_histories(histories, observation_space, action_space, names):
-        ids, row_lengths = np.array(table["history_id"].to_pylist()), _row_lengths(table)
-        firsts = np.flatnonzero(_history_begins(ids))
+        row_lengths, firsts = _row_lengths(table), np.flatnonzero(np.asarray(table["start_step"]) == 0)
         offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(row_lengths, firsts))])
         ends = _flat(table["terminations"]) | _flat(table["truncations"])
         every, first, last, least = selection
@@ -216,11 +173,16 @@ def convert_histories(
         if framed:
             steps["frame"] = (steps_before or 0) + np.flatnonzero(kept)
         steps_before = (steps_before or 0) + len(ends)
-        digests = [hashlib.blake2b(str(history).encode(), digest_size=8).digest() for history in ids[firsts]]
-        hashes = np.frombuffer(b"".join(digests), dtype=np.uint64)
+        hashes = history_hashes(table["history_id"].take(firsts))
         yield HistoryPart(steps, hashes, lengths, table["observations"], row_lengths)
     if steps_before is None:
         raise ValueError("there are no learning histories to make windows of: the dataset has no rows")
+
+
+def history_hashes(ids: pa.ChunkedArray) -> np.ndarray:
+    """Hashes (num_histories,) of the ids of histories, which are the same on all machines."""
+    digests = [hashlib.blake2b(str(history).encode(), digest_size=8).digest() for history in ids.to_pylist()]
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
 def offsets_of(lengths: list[np.ndarray]) -> np.ndarray:

@@ -29,9 +29,9 @@ from ad_hf.histories.blocks import Block, blocks_of_shard, read_row_groups
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.steps import HistoryRows
+from ad_hf.histories.steps import history_hashes
 from ad_hf.histories.transforms import NO_HISTORY
-from ad_hf.histories.validation import COLUMNS, check_columns
+from ad_hf.histories.validation import COLUMNS, DOUBLE, HistoryRows
 from ad_hf.histories.windows import HistoryWindows, make_batch, share_of_batch
 from ad_hf.hub.repositories import HubError, retried
 
@@ -93,16 +93,20 @@ class HistoryStream:
         self._folder = None if repository.is_remote else repository.download([dataset.pattern(split)])
         with ThreadPoolExecutor(READERS) as executor:
             self._footers = dict(zip(shards, executor.map(self._read_footer, shards)))
+        dataset.check_footers(split, self._footers)
+        self._tasks = dataset.tasks(split)
         self._row_groups = {path: read_row_groups(footer) for path, footer in self._footers.items()}
         groups = [group for parts in self._row_groups.values() for group in parts]
         self.num_steps = sum(group.steps for group in groups)
         self.compressed_bytes = sum(group.compressed for group in groups)
+        self._read: set[tuple[str, int]] = set()  # blocks of which the histories are known, by their hashes
+        self._known = np.zeros(0, dtype=np.uint64)
 
     def _open(self, path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
         source: Any
         source = self.dataset.repository.open_remote(path) if self._folder is None else str(self._folder / path)
         # Buffered ahead, neighbouring columns come in one request.
-        return pq.ParquetFile(source, metadata=footer, pre_buffer=True)
+        return pq.ParquetFile(source, metadata=footer, pre_buffer=True, page_checksum_verification=True)
 
     def _retried(self, path: str, read: Callable[[], T]) -> T:
         """What a function reads of a shard."""
@@ -112,12 +116,12 @@ class HistoryStream:
         except HubError:
             raise
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{name}: it is no parquet file, or a damaged one: {error}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{name}: it is no parquet file, or a damaged one: {reason}") from error
 
     def _read_footer(self, path: str) -> pq.FileMetaData:
         def read() -> pq.FileMetaData:
             with self._open(path) as file:
-                check_columns(file.schema_arrow, *self.dataset.metadata.spaces, f"{self.dataset}, {path}")
                 return file.metadata
 
         return self._retried(path, read)
@@ -137,7 +141,21 @@ class HistoryStream:
                 f"group {block.row_groups.start} begins with it and a stream reads row groups one by one: write the "
                 "dataset with whole histories in each row group, or train without streaming"
             )
-        return HistoryRows(name, first_row, table)
+        return HistoryRows(name, first_row, table, self._tasks)
+
+    def _check_new(self, block: Block, rows: HistoryRows) -> None:
+        """Refuse a block whose histories were in another, of those that this process has read."""
+        place = block.path, block.row_groups.start
+        if place in self._read:
+            return
+        firsts = np.flatnonzero(np.asarray(rows.table["start_step"]) == 0)
+        hashes = history_hashes(rows.table["history_id"].take(firsts))
+        places = np.searchsorted(self._known, hashes)
+        double = np.flatnonzero(np.append(self._known, np.uint64(0))[places] == hashes)
+        if double.size:
+            rows.refuse(int(firsts[double[0]]), "history_id", DOUBLE)
+        self._known = np.sort(np.concatenate([self._known, hashes]))
+        self._read.add(place)
 
     def blocks(self, consumers: int) -> list[Block]:
         """All blocks, cut finer where there would be too few of them for so many consumers."""
@@ -180,13 +198,15 @@ class HistoryStream:
         def read_one(block: Block) -> HistoryWindows:
             rows = self._read_block(block)
             with converting:
-                return HistoryWindows(
+                windows = HistoryWindows(
                     [rows],
                     *self.dataset.metadata.spaces,
                     context_length=self.context_length,
                     **self._subsampling,
                     seed=self.seed,
                 )
+                self._check_new(block, rows)
+                return windows
 
         # A folder has no latency to hide, for which more blocks would be held as tables at the same time.
         with ThreadPoolExecutor(READERS if self._folder is None else 1) as executor:
@@ -239,6 +259,11 @@ def _batches_of_consumer(
         while True:
             blocks, here = reading.result(), (epoch, group)
             windows, owners = stream.group_order(blocks, epoch, consumer, group)
+            if position > max(0, len(windows) - 1):  # of a checkpoint: later ones are 0
+                raise ValueError(
+                    f"{stream.dataset}: the checkpoint goes on after window {position} of a part of {len(windows)}: "
+                    "go on from another one"
+                )
             without_any = 0 if len(windows) else without_any + 1
             if without_any == len(groups):
                 raise ValueError(f"{stream.dataset}: {NO_HISTORY}")
@@ -325,6 +350,19 @@ class StreamedBatches:
     def state_dict(self) -> dict[str, Any]:
         """Where this process is: of each worker the epoch, the group and its used windows, and whose turn it is."""
         return {"places": [list(place) for place in self._places], "turn": self._turn, "consumers": self._total}
+
+    def check_state_dict(self, state: Any, rank: int, done: int) -> None:
+        """Refuse a state, of some process, that cannot be the one after so many batches."""
+        turns = len(self._places)
+        places: Any = state.get("places") if isinstance(state, dict) else None
+        fits = isinstance(places, list) and len(places) == turns and state.get("turn") == done % turns
+        fits = fits and state.get("consumers") == self._total
+        for worker, place in enumerate(places if fits else ()):
+            known = isinstance(place, list) and len(place) == 3 and all(type(number) is int for number in place)
+            fits = fits and known and min(place) >= 0 and place[0] <= done * self._size
+            fits = fits and place[1] < len(self.stream.groups(place[0], rank * turns + worker, self._total))
+        if not fits:
+            raise ValueError(f"batches[{rank}] is no place in the stream after {done} batches: {state}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from gymnasium import spaces
 
 from ad_hf.histories.frames import has_frames
-from ad_hf.histories.schema import HistoryMetadata, history_features
+from ad_hf.histories.schema import history_features
 
 COLUMNS = (
     *("history_id", "task_id", "start_step", "observations", "actions", "rewards", "terminations", "truncations"),
 )  # what training reads
+LARGEST = float(np.finfo(np.float32).max)  # models compute in float32
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # by which an action may be beyond a bound, as a part of the bound
+
+DOUBLE = "there was such a history before, and each may come once"
+
+
+class HistoryRows(NamedTuple):
+    """
+    Some rows of learning histories.
+
+    Attributes:
+        name (`str`):
+            What to call the table that they are from in an error.
+        first_row (`int`):
+            Number of their first one in it.
+        table (`pyarrow.Table`):
+            The rows.
+        tasks (`Collection[int]`, *optional*):
+            The tasks that they may be of, those of their split; any if not given.
+    """
+
+    name: str
+    first_row: int
+    table: pa.Table
+    tasks: Collection[int] | None = None
+
+    def refuse(self, row: int, column: str, what: Any) -> None:
+        """Raise a `ValueError` about one of the rows."""
+        history = self.table["history_id"][row].as_py()
+        raise ValueError(f"{self.name}: row {self.first_row + row} (history {history!r}), column {column}: {what}")
 
 
 def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> None:
@@ -45,44 +72,6 @@ def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_spa
             raise ValueError(f"{name}: column {column} is of type {found}, expected {wanted}")
 
 
-def check_complete(names: Iterable[str], split: str, where: str) -> None:
-    """
-    Refuse a split of which shards are missing, as far as their names, `SPLIT-NNNNN-of-NNNNN.parquet`, tell.
-
-    Args:
-        names (`Iterable[str]`):
-            Names of the files that are there.
-        split (`str`):
-            The split.
-        where (`str`):
-            What to call the place in an error.
-
-    Raises:
-        FileNotFoundError: naming those that are missing.
-    """
-    found = set(names)
-    numbers = [match for name in found if (match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", name))]
-    total = max((int(match[2]) for match in numbers), default=0 if found else 1)
-    missing = sorted({f"{split}-{index:05d}-of-{total:05d}.parquet" for index in range(total)} - found)
-    if missing:
-        raise FileNotFoundError(f"{where} lacks {', '.join(missing)}: collect again, or download all of it")
-
-
-def check_shards(files: Iterable[Path], metadata: HistoryMetadata, name: str) -> None:
-    """
-    Refuse files that are no shards of learning histories.
-
-    Raises:
-        ValueError: naming the file, and the column.
-    """
-    for file in files:
-        try:
-            schema = pq.read_schema(file)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{name}, {file.name}: it is no parquet file, or a damaged one: {error}") from error
-        check_columns(schema, *metadata.spaces, f"{name}, {file.name}")
-
-
 def _leaves(column: pa.ChunkedArray, num_steps: int) -> tuple[pa.Array, int | None]:
     """The innermost values of a column of lists, and the first step (counted over all rows) that lacks one."""
     values = column.combine_chunks().flatten()
@@ -94,44 +83,41 @@ def _leaves(column: pa.ChunkedArray, num_steps: int) -> tuple[pa.Array, int | No
         values = values.flatten()
 
 
-def _outside(values: np.ndarray, space: spaces.Space) -> np.ndarray:
-    """Which elements (num_elements, ...) do not belong to a space."""
-    if isinstance(space, spaces.Box):
-        wrong = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
-    else:
-        bound = space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)
-        wrong = values >= np.asarray(bound)
-    return np.asarray(wrong.reshape(len(values), -1).any(axis=1))
-
-
-def check_histories(
-    table: pa.Table, observation_space: spaces.Space, action_space: spaces.Space, name: str, first_row: int = 0
-) -> None:
+def outside(values: np.ndarray, space: spaces.Space | None = None, is_action: bool = False) -> np.ndarray:
     """
-    Refuse rows that are no learning histories.
+    Which elements a model cannot take.
 
     Args:
-        table (`pyarrow.Table`):
-            Rows, with the columns that training reads.
-        observation_space, action_space (`gymnasium.Space`):
-            Spaces of one environment.
-        name (`str`):
-            What to call the table in an error.
-        first_row (`int`, *optional*, defaults to 0):
-            Number of the table's first row.
+        values (`np.ndarray` of shape `(num_elements, ...)`):
+            The elements.
+        space (`gymnasium.Space`, *optional*):
+            Their space; by default they are rewards.
+        is_action (`bool`, *optional*, defaults to `False`):
+            Whether they are actions, which are held to the bounds of a Box. Many environments take the bounds of their
+            observations lightly: of these, as of rewards, it is asked that they are finite as float32.
 
-    Raises:
-        ValueError: with the row's number, its history, and the column: for missing values, lengths that disagree,
-            rewards and observations that are not finite, and elements outside of their space.
+    Returns:
+        `np.ndarray` of shape `(num_elements,)`: truth values.
     """
-    check_columns(table.schema, observation_space, action_space, name)
-    if not len(table):
-        return
+    low: Any = -LARGEST
+    high: Any = LARGEST
+    if isinstance(space, spaces.Box):
+        if is_action:
+            bounds = np.stack([space.low, space.high]).astype(np.float64)
+            sizes = np.abs(np.where(np.isfinite(bounds), bounds, 0.0)).max(axis=0).clip(min=1.0)
+            slack = ROUNDING * sizes if values.dtype.kind == "f" else 0.0
+            low, high = np.maximum(bounds[0] - slack, low), np.minimum(bounds[1] + slack, high)
+    elif space is not None:
+        low, high = 0, np.asarray(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)) - 1
+    # Mostly there are none, as the least and the largest number show; NaN is neither.
+    if not values.size or (values.min() >= np.max(low) and values.max() <= np.min(high)):
+        return np.zeros(len(values), dtype=bool)
+    return np.asarray(~((values >= low) & (values <= high)).reshape(len(values), -1).all(axis=1))
 
-    def refuse(row: int, column: str, what: Any) -> None:
-        history = table["history_id"][row].as_py()
-        raise ValueError(f"{name}: row {first_row + row} (history {history!r}), column {column}: {what}")
 
+def _check_values(rows: HistoryRows, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """Refuse rows that have missing values, lengths that disagree, or elements that a model cannot take."""
+    table, refuse = rows.table, rows.refuse
     for column in COLUMNS:
         if table[column].null_count:
             refuse(int(np.argmax(np.asarray(table[column].is_null()))), column, "no value")
@@ -146,19 +132,80 @@ def check_histories(
         if (found != lengths).any():
             row = int(np.argmax(found != lengths))
             refuse(row, column, f"{found[row]} steps, where rewards has {lengths[row]}")
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    steps = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    num_steps = int(lengths.sum())
+
+    def refuse_step(index: int, column: str, what: str) -> None:
+        row = int(np.searchsorted(np.cumsum(lengths), index, side="right"))
+        refuse(row, column, what.format(step=index - int(lengths[:row].sum())))
+
     spaces_of = {"observations": observation_space, "actions": action_space}
     for column in stepwise:
-        flat, missing = _leaves(table[column], len(owners))
+        flat, missing = _leaves(table[column], num_steps)
         if missing is not None:
-            refuse(owners[missing], column, f"no value at step {steps[missing]}")
+            refuse_step(missing, column, "no value at step {step}")
         space = spaces_of.get(column)
         if pa.types.is_boolean(flat.type):
             continue
-        values = np.asarray(flat).reshape(len(owners), *((space.shape or ()) if space else ()))
-        wrong = ~np.isfinite(values) if space is None else _outside(values, space)
+        values = np.asarray(flat).reshape(num_steps, *((space.shape or ()) if space else ()))
+        wrong = outside(values, space, column == "actions")
         if wrong.any():
             index = int(np.argmax(wrong))
-            expected = "a finite number" if space is None else f"an element of {space}"
-            refuse(owners[index], column, f"{values[index].tolist()} at step {steps[index]}, expected {expected}")
+            expected = "a number that is finite as float32" if space is None else f"an element of {space}"
+            refuse_step(index, column, f"{values[index].tolist()} at step {{step}}, expected {expected}")
+
+
+def checked_rows(
+    histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
+) -> Iterator[tuple[HistoryRows, np.ndarray]]:
+    """
+    Rows that are learning histories, in their order, each table with whether its rows (num_rows,) begin one.
+
+    Args:
+        histories (iterable of [`HistoryRows`]):
+            Tables with the columns that training reads.
+        observation_space, action_space (`gymnasium.Space`):
+            Spaces of one environment.
+
+    Raises:
+        ValueError: with the row's number, its history, and the column: for columns that are missing or of another
+            type, missing values, lengths that disagree, numbers that are not finite as float32, elements outside of
+            their space (observations may be beyond the bounds of a Box), tasks of another split, pieces of a history
+            that are not in order or of several tasks, and histories that come a second time.
+    """
+    history, task, steps = None, -1, 0  # of the row before, and the steps of its history so far
+    known: set[str] = set()
+    schema = None
+    for rows in histories:
+        name, _, table, tasks = rows
+        if table.schema != schema:
+            schema = table.schema
+            check_columns(schema, observation_space, action_space, name)
+        if not len(table):
+            continue
+        _check_values(rows, observation_space, action_space)
+        task_ids, starts = np.asarray(table["task_id"]), np.asarray(table["start_step"])
+        if tasks is not None and not set(of_rows := task_ids.tolist()).issubset(tasks):
+            row = next(row for row, found in enumerate(of_rows) if found not in tasks)
+            rows.refuse(row, "task_id", f"{of_rows[row]}, which metadata.json does not have as a task of this split")
+        ids = table["history_id"].to_pylist()
+        begins = np.fromiter((this != before for this, before in zip(ids, [history, *ids])), bool, len(ids))
+        lengths = np.asarray(pc.list_value_length(table["rewards"])).astype(np.int64)
+        before = np.cumsum(lengths) - lengths
+        expected = before - np.concatenate([[-steps], before[begins]])[np.cumsum(begins)]
+        if (starts != expected).any():
+            row = int(np.argmax(starts != expected))
+            what = "the pieces of a history must stand next to each other, in order"
+            rows.refuse(row, "start_step", f"{starts[row]}, expected {expected[row]}; {what}")
+        of_history = np.concatenate([[task], task_ids[begins]])[np.cumsum(begins)]
+        if (task_ids != of_history).any():
+            row = int(np.argmax(task_ids != of_history))
+            rows.refuse(row, "task_id", f"{task_ids[row]}, where the history began with {of_history[row]}")
+        new = [this for this, first in zip(ids, begins.tolist()) if first]
+        if len(set(new)) < len(new) or not known.isdisjoint(new):
+            for row in np.flatnonzero(begins).tolist():
+                if ids[row] in known:
+                    rows.refuse(row, "history_id", DOUBLE)
+                known.add(ids[row])
+        known.update(new)
+        history, task, steps = ids[-1], task_ids[-1], int(expected[-1] + lengths[-1])
+        yield rows, begins

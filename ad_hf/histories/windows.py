@@ -287,6 +287,15 @@ class WindowBatches:
         """Where the stream is: the epoch and the number of its windows that are used up."""
         return {"epoch": self.epoch, "position": self.position}
 
+    def check_state_dict(self, state: Any, rank: int, done: int) -> None:
+        """Refuse a state, of some process, that is not the one after so many batches."""
+        epoch, position = 0, done * self.batch_size
+        while position >= (count := self.windows.tiling(epoch).num_windows):
+            epoch, position = epoch + 1, position - count
+        expected = {"epoch": epoch, "position": position}
+        if state != expected:
+            raise ValueError(f"batches[{rank}] must be {expected} after {done} batches, got {state}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a [`~WindowBatches.state_dict`] was taken."""
         self.epoch, self.position = state["epoch"], state["position"]
@@ -296,14 +305,16 @@ class WindowBatches:
         epoch, position = self.epoch, self.position
         tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
         while True:
-            chosen = tiling.windows(order[position : position + self.batch_size])
+            parts = [tiling.windows(order[position : position + self.batch_size])]
+            missing = self.batch_size - len(parts[0])
             position += self.batch_size
             while position >= len(order):  # a batch may reach over the end of an epoch, or of several
                 position -= len(order)
                 epoch += 1
                 tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
-                missing = self.batch_size - len(chosen)
-                chosen = np.concatenate([chosen, tiling.windows(order[:missing])])
+                parts.append(tiling.windows(order[:missing]))
+                missing -= len(parts[-1])
+            chosen = np.concatenate(parts)
             yield chosen[self._part], (epoch, position)
 
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:

@@ -14,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from datasets import Features
 from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_to_json, storage_dtype
-from ad_hf.files import atomic_folder, write_text
+from ad_hf.files import atomic_folder, local_path, write_text
 from ad_hf.histories.schema import METADATA_FILE, ROW_GROUP_BYTES, HistoryMetadata, history_table, row_groups
 from ad_hf.histories.statistics import describe_shards
+from ad_hf.histories.validation import outside
 from ad_hf.hub.cards import CARD, dataset_card, dataset_config
+from ad_hf.settings import dump_yaml
 
 RECIPE_FILE = "recipe.yaml"
 SHARD_TRANSITIONS = 1_000_000
@@ -50,7 +51,7 @@ class Steps:
     final_observations: np.ndarray
 
 
-def to_storage(values: np.ndarray, space: spaces.Space, name: str) -> np.ndarray:
+def to_storage(values: np.ndarray, space: spaces.Space, name: str, is_action: bool = False) -> np.ndarray:
     """
     Elements of a space as they are stored.
 
@@ -61,13 +62,14 @@ def to_storage(values: np.ndarray, space: spaces.Space, name: str) -> np.ndarray
             Their space.
         name (`str`):
             What to call them in an error.
+        is_action (`bool`, *optional*, defaults to `False`):
+            Whether they are actions, which are held to the bounds of a Box.
 
     Returns:
         `np.ndarray` of shape `(num_elements, *space.shape)`
 
     Raises:
-        ValueError: for elements of another size, numbers that are not finite, and elements outside of a discrete
-            space.
+        ValueError: for elements of another size, and those that [`~ad_hf.histories.validation.outside`] finds.
     """
     shape, dtype = space.shape or (), storage_dtype(space)
     if int(np.prod(values.shape[1:])) != int(np.prod(shape)):
@@ -75,11 +77,11 @@ def to_storage(values: np.ndarray, space: spaces.Space, name: str) -> np.ndarray
     values = values.reshape(len(values), *shape)
     with np.errstate(invalid="ignore", over="ignore"):  # what does not fit is refused below
         stored = values.astype(dtype)
-    wrong = ~np.isfinite(stored) if dtype.kind == "f" else stored != values
-    if not isinstance(space, spaces.Box):
-        wrong |= stored >= np.asarray(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2))
+    wrong = outside(stored, space, is_action)
+    if dtype.kind != "f":
+        wrong |= (stored != values).reshape(len(values), -1).any(axis=1)
     if wrong.any():
-        step = int(np.argmax(wrong.reshape(len(values), -1).any(axis=1)))
+        step = int(np.argmax(wrong))
         raise ValueError(f"{name}: {values[step].tolist()} at step {step}, expected an element of {space}")
     return stored
 
@@ -112,7 +114,7 @@ def open_shard(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """A shard to write to, with the same settings as those of a collection."""
     # Frames are compressed already, and none is like another: no dictionary for them.
     framed = pa.types.is_binary(schema.field("observations").type)
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=not framed)
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=not framed, write_page_checksum=True)
 
 
 class SplitWriter:
@@ -177,7 +179,7 @@ def new_dataset(output_dir: str | Path, config_name: str) -> Iterator[Path]:
     Raises:
         ValueError: if there is something at `output_dir`, or for a configuration that cannot be the name of a folder.
     """
-    output_dir = Path(output_dir)
+    output_dir = local_path(output_dir)
     if re.fullmatch(r"\w[\w.-]*", config_name) is None:
         raise ValueError(f"config_name must be made of letters, digits, '_', '-' and '.', got {config_name!r}")
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
@@ -220,4 +222,4 @@ def describe(
     card = f"---\ntags: []\n---\n\n{origin}" if origin else None
     write_text(folder / CARD, dataset_card({config_name: metadata}, configs, name, card))
     if family is not None:
-        write_text(folder / RECIPE_FILE, yaml.safe_dump({"family": family}, sort_keys=False))
+        write_text(folder / RECIPE_FILE, dump_yaml({"family": family}))

@@ -5,20 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ad_hf.hub.push import model_folder
+from ad_hf.hub.model_files import model_folder
 from ad_hf.hub.repositories import explained, find_repository
 from ad_hf.model import ADModel
 
 RECIPE_FILE = "recipe.yaml"
 
 
-def load_model(name: str | Path) -> tuple[ADModel, dict[str, Any]]:
-    """A model, and what a report says about where it is from; given by a folder, that of a run, or a Hub id."""
+def load_model(name: str | Path, trust_remote_code: bool = False) -> tuple[ADModel, dict[str, Any]]:
+    """
+    A model, and what a report says about where it is from.
+
+    Args:
+        name (`str` or `Path`):
+            Folder of the model or of its run, or a Hub id.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether its configuration may name code, as an attention kernel of the Hub, that is fetched and run.
+
+    Raises:
+        OSError: if there is no model, or its files are damaged.
+        ValueError: for weights that are not those of the model, or not finite.
+    """
     repository = find_repository(name, "model")
     if repository.revision is None:
-        return ADModel.from_pretrained(model_folder(name)), repository.to_json()
+        model = ADModel.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+        return model, repository.to_json()
     with explained(f"loading the model {repository}"):
-        return ADModel.from_pretrained(repository.name, revision=repository.revision), repository.to_json()
+        model = ADModel.from_pretrained(
+            repository.name, revision=repository.revision, trust_remote_code=trust_remote_code
+        )
+        return model, repository.to_json()
 
 
 def run_recipe(name: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 import warnings
@@ -24,6 +25,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from ad_hf.files import local_path
 
 HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@]+))?")
 
@@ -72,6 +75,12 @@ def explained(what: str) -> Iterator[None]:
         raise HubError(f"{what}: a file is missing in the repository: {_first_line(error)}") from error
     except (HTTPError, RuntimeError) as error:
         raise _explanation(what, error) from error
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+            raise
+        raise HubError(
+            f"{what}: the cache cannot be written to ({error}): set HF_HOME to a folder that can be and has room"
+        ) from error
 
 
 def _explanation(what: str, error: BaseException) -> BaseException:
@@ -206,7 +215,11 @@ class Repository:
         """Sizes in bytes of the files that match a pattern, by their paths, in order."""
         if self.revision is None or constants.is_offline_mode():
             folder = self.download((pattern,))
-            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.glob(pattern))}
+            paths = sorted(folder.glob(pattern))
+            special = [str(path) for path in paths if path.exists() and not path.is_file()]
+            if special:  # a pipe is waited for, for ever
+                raise ValueError(f"{self}: {', '.join(special)} is no regular file: expected a shard")
+            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         root = self._remote_path("")
         found: Any = retried(
             f"reading the {self.kind} {self}", lambda: _filesystem().glob(root + pattern, detail=True)
@@ -236,8 +249,8 @@ def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
         FileNotFoundError: if it is neither a folder nor looks like a Hub id.
         HubError: if the Hub does not have it, or cannot be reached and the cache does not have it either.
     """
-    if Path(name).is_dir():
-        return Repository(str(name), kind)
+    if local_path(name).is_dir():
+        return Repository(str(local_path(name)), kind)
     match = HUB_ID.fullmatch(str(name))
     if match is None:
         raise FileNotFoundError(

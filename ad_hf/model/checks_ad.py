@@ -37,9 +37,9 @@ def memory() -> int | None:
         return None
 
 
-def check_fits(size: int, what: str) -> None:
-    """Refuse what takes more bytes than this machine has memory: a `ValueError` that names it and both numbers."""
-    available = memory()
+def check_fits(size: int, what: str, available: int | None = None) -> None:
+    """Refuse what takes more bytes than are available, by default all memory: a `ValueError` with both numbers."""
+    available = memory() if available is None else available
     if available is not None and size > available:
         raise ValueError(f"{what} would take {size:,} bytes, and this machine has {available:,}: make it smaller")
 

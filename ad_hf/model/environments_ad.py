@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +58,17 @@ def make_envs(envs: Any, env_kwargs: Any) -> Any:
         raise ImportError("single environments, and ids of environments, need `pip install gymnasium`") from error
     if not isinstance(envs, str):
         return SyncVectorEnv([lambda: envs], autoreset_mode=AutoresetMode.DISABLED)
-    if env_kwargs is None or isinstance(env_kwargs, Mapping):
-        env_kwargs = [env_kwargs or {}]
-    many = list(env_kwargs) if isinstance(env_kwargs, Iterable) else []
-    if not many or not all(isinstance(kwargs, Mapping) for kwargs in many):
+    many = [env_kwargs or {}] if env_kwargs is None or isinstance(env_kwargs, Mapping) else env_kwargs
+    if not isinstance(many, list | tuple) or not many or not all(isinstance(kwargs, Mapping) for kwargs in many):
         raise ValueError(
-            f"env_kwargs must be keyword arguments for each environment that is to be made, got {env_kwargs!r}"
+            f"env_kwargs must be keyword arguments, or a list of them for each environment to make, got {env_kwargs!r}"
         )
     makers = [partial(gym.make, envs, **kwargs) for kwargs in many]
     try:
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        raise ValueError(f"the environment {envs!r} could not be made with env_kwargs {many}: {error}") from error
+        given = "" if env_kwargs is None else f" with env_kwargs {env_kwargs!r}"
+        raise ValueError(f"no environment {envs!r} can be made{given}: {' '.join(str(error).split())}") from error
 
 
 class Environments:

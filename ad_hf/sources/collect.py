@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
 from tqdm.auto import tqdm
 
-from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.files import local_path
 from ad_hf.folders import is_url, open_folder
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps
 from ad_hf.histories.writer import SHARD_TRANSITIONS
@@ -21,53 +25,69 @@ from ad_hf.sources.convergence import convergence_settings
 from ad_hf.sources.jobs import Outcome, Source, run_job
 from ad_hf.sources.layout import ShardLayout
 from ad_hf.sources.learners import callback_settings, check_hyperparameters, learns_side_by_side
-from ad_hf.sources.publishing import is_finished, prepare_work, publish, remove_work
+from ad_hf.sources.publishing import check_names, is_finished, prepare_work, publish, remove_work
 from ad_hf.sources.ray_executor import run_jobs_on_ray
+from ad_hf.sources.rehearsal import (
+    check_memory,
+    check_spaces,
+    check_splits,
+    describe_spaces,
+    first_environments,
+    rehearse,
+)
 from ad_hf.sources.work_folder import WorkFolder
 from ad_hf.sources.workers import available_cores, run_jobs
 
 Execute = Callable[..., Iterator[Outcome]]  # of jobs, with what to do with each and whom to tell about progress
 
 
-def _describe(family: TaskFamily, tasks: Sequence[Task], source: Source, seeds: Sequence[int]) -> HistoryMetadata:
-    observation_space, action_space = _spaces(family, tasks)
+MOST = (1 << 63) - 1  # of whole numbers in metadata.json
+
+
+def _plain(value: Any, what: str) -> Any:
+    """A value as JSON has it: lists for tuples, Python's numbers for numpy's."""
+    try:
+        return json.loads(json.dumps(value, default=lambda array: array.tolist()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{what}: settings are stored as JSON, which these are not ({error}): use numbers, text, lists and dicts, "
+            f"got {value!r}"
+        ) from error
+
+
+def _describe(
+    family: TaskFamily, tasks: Sequence[Task], source: Source, seeds: Sequence[int], both: tuple[spaces.Space, ...]
+) -> HistoryMetadata:
+    settings = {name: _plain(value, f"family.{name}") for name, value in family.env_settings.items()}
+    observation_space, action_space = describe_spaces(family, *both)
     described = HistoryMetadata(
-        **family.env_settings,
-        tasks=[asdict(task) for task in tasks],
+        **settings,
+        tasks=_plain([asdict(task) for task in tasks], "family.tasks"),
         observation_space=observation_space,
         action_space=action_space,
         source=source.to_json(),
         seeds=list(seeds),
     )
-    try:
-        return HistoryMetadata.from_json(described.to_json())  # as it will be read: lists for tuples
-    except TypeError as error:
-        raise ValueError(
-            "tasks, env_kwargs, hyperparameters and callbacks are stored as JSON, which these are not "
-            f"({error}): use numbers, text, lists and dicts"
-        ) from error
+    return HistoryMetadata.from_json(described.to_json())  # as it will be read
 
 
-def _spaces(family: TaskFamily, tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Observation and action space as JSON of the first task whose environment can be made."""
-    first_error: Exception | None = None
-    for task in tasks:
-        try:
-            envs = family.make_vec([task])
-        except Exception as error:  # which is named when the task is to be learnt
-            first_error = first_error or error
-        else:
-            spaces = space_to_json(envs.single_observation_space), space_to_json(envs.single_action_space)
-            envs.close()
-            return spaces
-    assert first_error is not None
-    raise first_error
+def _whole(name: str, number: Any, least: int = 1) -> int:
+    """A whole number in its range, numpy's as Python's."""
+    if not isinstance(number, Integral) or isinstance(number, bool):
+        raise ValueError(f"{name} must be a whole number, got {number!r}")
+    whole = int(number)
+    if not least <= whole <= MOST:
+        raise ValueError(f"{name} must be {f'at least {least}' if whole < least else f'at most {MOST}'}, got {whole}")
+    return whole
 
 
-def _check_arguments(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+def _read_seeds(seeds: Any) -> list[int]:
+    if isinstance(seeds, str | dict) or not hasattr(seeds, "__iter__"):
+        raise ValueError(f"source.seeds must be a list of whole numbers, got {seeds!r}")
+    read = [_whole("source.seeds", seed, 0) for seed in seeds]
+    if not read or len(set(read)) != len(read):
+        raise ValueError(f"source.seeds must be at least one, and differ from one another, got {read}")
+    return read
 
 
 def _read_part(part: str | tuple[int, int]) -> tuple[int, int]:
@@ -109,6 +129,7 @@ def collect(
     executor: str = "local",
     address: str | None = None,
     part: str | tuple[int, int] = (1, 1),
+    trust_remote_code: bool = False,
 ) -> Path | str:
     r"""
     Learn every task of a family with a Stable-Baselines3 algorithm and write the learning histories as a dataset that
@@ -169,6 +190,8 @@ def collect(
         part (`str` or `tuple[int, int]`, *optional*, defaults to `(1, 1)`):
             `"K/N"`, or K and N: do every N-th shard only, from the K-th on, as one of N calls on machines that share
             the folder. Who finishes last writes the dataset, which is that of a single call.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether an expert may be a file that Stable-Baselines3 has saved, which can run code when it is read.
 
     Returns:
         `Path`, or `str` of a URL: where the dataset is, or will be once all parts are done.
@@ -177,41 +200,54 @@ def collect(
         CollectionError: after all others were learnt, if tasks failed; if a split has lost all of its tasks, no
             dataset is written.
         OSError: if histories cannot be written, as to a full disk; what was finished is kept.
-        ValueError: for an unknown algorithm, hyper-parameter, callback or split, for numbers below 1, and if the
-            folder holds other histories.
+        ValueError: naming the setting, before anything is learnt: for an unknown algorithm, hyper-parameter, callback
+            or split, numbers out of their range, environments or a learner that cannot be made, spaces that no model
+            can be made for, histories that do not fit into memory, and if the folder holds something else.
     """
-    check_hyperparameters(algorithm, hyperparameters or {})
+    hyperparameters = _plain(hyperparameters or {}, "source.hyperparameters")
+    check_hyperparameters(algorithm, hyperparameters)
+    if isinstance(hyperparameters.get("expert"), dict) and not trust_remote_code:
+        raise ValueError(
+            "source.hyperparameters.expert is a model that Stable-Baselines3 has saved, which is unpickled and can "
+            "run code: if you trust where it is from, allow it with trust_remote_code=True (--trust_remote_code)"
+        )
     part = _read_part(part)
+    num_workers = None if num_workers is None else _whole("num_workers", num_workers)
     execute = _choose_executor(executor, address, num_workers)
-    _check_arguments(
-        n_envs=n_envs,
-        total_timesteps=total_timesteps,
-        num_workers=1 if num_workers is None else num_workers,
-        shard_transitions=shard_transitions,
-        max_piece_steps=1 if max_piece_steps is None else max_piece_steps,
-        tasks_per_job=tasks_per_job,
-        number_of_seeds=len(seeds),
-    )
-    if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds must differ from one another, got {list(seeds)}")
+    n_envs, total_timesteps = _whole("source.n_envs", n_envs), _whole("source.total_timesteps", total_timesteps)
+    tasks_per_job = _whole("source.tasks_per_job", tasks_per_job)
+    shard_transitions = _whole("shard_transitions", shard_transitions)
+    max_piece_steps = None if max_piece_steps is None else _whole("max_piece_steps", max_piece_steps)
+    seeds = _read_seeds(seeds)
     if tasks_per_job > 1 and not learns_side_by_side(algorithm):
         raise ValueError(f"{algorithm} learns one task at a time: set tasks_per_job to 1, got {tasks_per_job}")
     source = Source(
         algorithm,
         n_envs,
         total_timesteps,
-        hyperparameters or {},
+        hyperparameters,
         tasks_per_job,
         None if until_converged is None else convergence_settings(until_converged),
-        callback_settings(callbacks),
+        callback_settings(_plain(callbacks, "source.callbacks")),
     )
+    output, location = open_folder(output_dir), str(output_dir) if is_url(output_dir) else local_path(output_dir)
+    check_names(output, config_name)
     tasks = family.tasks(split)
-    metadata = _describe(family, tasks, source, seeds)
-    max_piece_steps = max_piece_steps or default_piece_steps(metadata.spaces[0])
-    output, location = open_folder(output_dir), str(output_dir) if is_url(output_dir) else Path(output_dir)
+    if not tasks:
+        raise ValueError(f"split {split!r} of the family has no tasks to collect")
+    first_task, envs = first_environments(family, tasks)
+    with closing(envs):
+        both = envs.single_observation_space, envs.single_action_space
+    metadata = _describe(family, tasks, source, seeds, both)
+    max_piece_steps = max_piece_steps or default_piece_steps(both[0])
     if is_finished(output, config_name, metadata):
         remove_work(output, config_name)
         return location
+    check_spaces(family, *both)
+    if address is None:  # else it is other machines that learn
+        check_memory(source, *both)
+    check_splits(family, tasks)
+    rehearse(family, source, [first_task, tasks[-1]])
     layout = {"shard_transitions": shard_transitions, "max_piece_steps": max_piece_steps}
     folder = prepare_work(output, config_name, metadata, layout)
     jobs_per_shard = max(1, shard_transitions // (total_timesteps * tasks_per_job))
@@ -242,6 +278,7 @@ def _learn(
     run = partial(run_job, family, source, spaces, max_piece_steps, work.folder)
     tasks, left = sum(map(work.layout.num_tasks, work.own_shards)), work.count_left()
     total = source.total_timesteps * tasks
+    told: set[str] = set()
     with tqdm(
         desc=f"collect {source.algorithm}",
         total=total,
@@ -253,7 +290,8 @@ def _learn(
             # Learners stop early, fail, or round up to their batch of steps.
             total += outcome.transitions - source.total_timesteps * len(outcome.job.own_tasks)
             bar.total = max(total, bar.n)
-            if outcome.error:
+            if outcome.error and outcome.error not in told:  # what fails alike everywhere is told once
+                told.add(outcome.error)
                 tqdm.write(str(outcome.failure()), file=sys.stderr)
             work.add(outcome)
         bar.refresh()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -57,14 +59,20 @@ class StopWhenConverged(BaseCallback):
         num_tasks: int = 1,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("window", window, 1),
-            ("patience", patience, 1),
-            ("tolerance", tolerance, 0),
-            ("min_timesteps", min_timesteps, 0),
+        for name, value, kind, least in (
+            ("window", window, Integral, 1),
+            ("patience", patience, Integral, 1),
+            ("tolerance", tolerance, Real, 0),
+            ("min_timesteps", min_timesteps, Integral, 0),
+            ("return_threshold", return_threshold, Real, -math.inf),
         ):
-            if value < least:
-                raise ValueError(f"until_converged.{name} must be at least {least}, got {value}")
+            if name == "return_threshold" and value is None:
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value) or value < least:
+                raise ValueError(
+                    f"source.until_converged.{name} must be a {'whole' if kind is Integral else 'finite'} number"
+                    f"{'' if least == -math.inf else f' of at least {least}'}, got {value!r}"
+                )
         self.window, self.tolerance, self.patience = window, tolerance, patience
         self.return_threshold, self.min_timesteps, self.num_tasks = return_threshold, min_timesteps, num_tasks
         self.converged_at: list[int | None] = [None] * num_tasks
@@ -132,8 +140,11 @@ def convergence_settings(given: dict[str, Any]) -> dict[str, Any]:
         ValueError: for settings that it does not take, and numbers out of their range.
     """
     names = ("window", "tolerance", "patience", "return_threshold", "min_timesteps")
-    unknown = sorted(set(given) - set(names))
+    if not isinstance(given, dict):
+        raise ValueError(f"source.until_converged must hold {', '.join(names)}, or nothing, {{}}, got {given!r}")
+    unknown = sorted(map(str, set(given) - set(names)))
     if unknown:
         raise ValueError(f"until_converged takes no {', '.join(map(repr, unknown))}: expected {', '.join(names)}")
     callback = StopWhenConverged(**given)
-    return {name: getattr(callback, name) for name in names}
+    settings = {name: getattr(callback, name) for name in names}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}

@@ -57,6 +57,12 @@ class CollectionError(RuntimeError):
         self.failures, self.output_dir, self.reason = list(failures), output_dir, reason
 
     def __str__(self) -> str:
-        shown = [str(failure) for failure in self.failures[:SHOWN_FAILURES]]
-        left = len(self.failures) - len(shown)
+        alike: dict[str, list[TaskFailure]] = {}
+        for failure in self.failures:
+            alike.setdefault(failure.error, []).append(failure)
+        shown = [
+            "\n".join([str(first), *([f"... and {len(others)} more that failed alike"] if others else [])])
+            for first, *others in list(alike.values())[:SHOWN_FAILURES]
+        ]
+        left = sum(map(len, list(alike.values())[SHOWN_FAILURES:]))
         return "\n".join([self.reason, *shown, *([f"... and {left} more"] if left else [])])

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from gymnasium.vector import VectorEnv
 from pyarrow import feather
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ad_hf.envs.sb3 import SB3VecEnv
@@ -156,6 +157,19 @@ def _check_spaces(envs: VectorEnv, expected: Spaces) -> None:
             raise ValueError(f"its {name} space is {space}, expected the family's, {wanted}")
 
 
+def make_learner_of(
+    family: TaskFamily,
+    algorithm: str,
+    recorder: HistoryRecorder,
+    task_ids: list[int],
+    seed: int | None,
+    hyperparameters: dict[str, Any],
+) -> BaseAlgorithm:
+    """A learner on recorded environments of tasks, with what of the family's infos the source sees."""
+    seen = SourceObservation(recorder, family.source_observation) if family.source_observation else recorder
+    return make_learner(algorithm, SB3VecEnv(seen, task_ids), seed, hyperparameters)
+
+
 def learn_job(
     family: TaskFamily,
     source: Source,
@@ -195,9 +209,10 @@ def learn_job(
         if spaces is not None:
             _check_spaces(envs, spaces)
         recorder = HistoryRecorder(envs, -(-source.total_timesteps // source.n_envs), counted)
-        seen = SourceObservation(recorder, family.source_observation) if family.source_observation else recorder
-        envs_of_learner = SB3VecEnv(seen, [task.task_id for task in job.places()] * source.n_envs)
-        learner = make_learner(source.algorithm, envs_of_learner, job.learner_seed, source.hyperparameters)
+        task_ids = [task.task_id for task in job.places()] * source.n_envs
+        learner = make_learner_of(
+            family, source.algorithm, recorder, task_ids, job.learner_seed, source.hyperparameters
+        )
         learner.learn(tasks * source.total_timesteps, callback=callbacks or None)
     finally:
         with suppress(Exception):  # of an environment that cannot even be closed, what went wrong first is said
@@ -264,8 +279,12 @@ def run_job(
     except BaseException as error:  # SystemExit, too: environments call whatever they like
         error_type = type(error)
         module = "" if error_type.__module__ == "builtins" else f"{error_type.__module__}."
-        lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
-        text = f"{module}{error_type.__qualname__}: {' '.join(str(error).split())}"
+        cause = error
+        while cause.__cause__ is not None:  # what went wrong first, in the environment's own code
+            cause = cause.__cause__
+        lines = "".join(traceback.format_exception(cause)).rstrip().splitlines()
+        message = " ".join([str(error), *getattr(error, "__notes__", [])])
+        text = f"{module}{error_type.__qualname__}: {' '.join(message.split())}"
         return Outcome(job, transitions, text, "\n".join(lines[-TRACEBACK_LINES:]))
     features = history_features(*map(space_from_json, spaces))
     table = pa.concat_tables(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pydoc import ErrorDuringImport, locate
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from ad_hf.sources.streams import StreamAlgorithm
@@ -21,6 +25,9 @@ ALGORITHM_PACKAGES = (
     *("stable_baselines3", "sb3_contrib"),
     *("ad_hf.sources.bandits", "ad_hf.sources.noised", "ad_hf.sources.tabular"),
 )
+# Ranges of numbers that most algorithms take, which they check late or never: 0 steps are an endless loop.
+COUNTS = {"n_steps", "n_epochs", "batch_size", "buffer_size", "train_freq", "policy_delay"}
+SHARES = {"gamma", "gae_lambda", "tau", "exploration_initial_eps", "exploration_final_eps"}
 
 
 def available_algorithms() -> dict[str, type[BaseAlgorithm]]:
@@ -57,12 +64,20 @@ def has_independent_streams(algorithm: str, hyperparameters: dict[str, Any]) -> 
     return learns_side_by_side(algorithm) and not hyperparameters.get("shared", False)
 
 
-def _with_classes(settings: dict[str, Any], name: str = "") -> dict[str, Any]:
-    """Settings in which classes that are given by import path are those classes, in nested settings too."""
+def _as_objects(settings: dict[str, Any], name: str = "source.hyperparameters.") -> dict[str, Any]:
+    """
+    Settings, nested ones too, with what JSON has none of: classes for their import paths, and tuples for lists of a
+    number and its unit, as in `train_freq: [1, episode]`.
+    """
     found = {}
     for key, value in settings.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name}{key} must be a finite number, got {value}")
         if isinstance(value, dict):
-            value = _with_classes(value, f"{name}{key}.")
+            value = _as_objects(value, f"{name}{key}.")
+        elif isinstance(value, list) and [isinstance(each, str) for each in value] == [False, True]:
+            value = tuple(value)
         elif isinstance(value, str) and (key.endswith("_class") or key == "activation_fn"):
             try:
                 resolved = locate(value)
@@ -78,16 +93,59 @@ def _with_classes(settings: dict[str, Any], name: str = "") -> dict[str, Any]:
     return found
 
 
-def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> None:
-    """Raise a `ValueError` for hyper-parameters that an algorithm does not take, and classes that do not exist."""
-    accepted = set(inspect.signature(find_algorithm(algorithm)).parameters) - {"env", "seed", "_init_setup_model"}
-    unknown = sorted(set(hyperparameters) - accepted)
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types of an annotation, without what they hold."""
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(kind for each in get_args(hint) for kind in _kinds(each))
+    kind = get_origin(hint) or hint
+    return (kind,) if isinstance(kind, type) and kind is not Any else (object,)
+
+
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value of a type that an algorithm's annotation does not have, or out of its range."""
+    kinds = _kinds(hint)
+    wider = {int: Integral, float: Real}  # of numpy's numbers, too
+    fits = value is None or any(isinstance(value, wider.get(kind, kind)) for kind in kinds)
+    if isinstance(value, bool) and not {bool, object} & set(kinds):
+        fits = False
+    if not fits:
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"source.hyperparameters.{name} must be of type {names}, got {value!r}")
+    number: Any = value[0] if isinstance(value, tuple) and value else value
+    if isinstance(number, int | float) and (
+        (name in COUNTS and number < 1) or (name in SHARES and not 0 <= number <= 1)
+    ):
+        expected = "at least 1" if name in COUNTS else "from 0 to 1"
+        raise ValueError(f"source.hyperparameters.{name} must be {expected}, got {value!r}")
+
+
+def check_hyperparameters(algorithm: str, hyperparameters: Any) -> dict[str, Any]:
+    """
+    Hyper-parameters as an algorithm takes them: classes for import paths, and tuples for lists such as
+    `[1, "episode"]`.
+
+    Raises:
+        ValueError: naming the setting, for those that the algorithm does not take, for values of another type than its
+            annotations have, for numbers that are not finite or out of their range, and classes that do not exist.
+    """
+    if not isinstance(hyperparameters, dict):
+        raise ValueError(f"source.hyperparameters must hold settings by their names, got {hyperparameters!r}")
+    found = find_algorithm(algorithm)
+    accepted = set(inspect.signature(found).parameters) - {"env", "seed", "_init_setup_model"}
+    unknown = sorted(map(str, set(hyperparameters) - accepted))
     if unknown:
         raise ValueError(
             f"{algorithm} takes no hyper-parameter {', '.join(map(repr, unknown))}: expected "
             f"{', '.join(sorted(accepted))}"
         )
-    _with_classes(hyperparameters)
+    arguments = _as_objects(hyperparameters)
+    try:
+        hints = get_type_hints(found.__init__, localns={"VecEnv": VecEnv})
+    except NameError:  # of an annotation that is there for type checkers alone
+        hints = {}
+    for name, value in arguments.items():
+        _check_value(name, value, hints.get(name, object))
+    return arguments
 
 
 def callback_settings(given: Sequence[str | dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,6 +155,8 @@ def callback_settings(given: Sequence[str | dict[str, Any]]) -> list[dict[str, A
     Raises:
         ValueError: for what is no import path of a Stable-Baselines3 callback, and arguments that it does not take.
     """
+    if isinstance(given, str | dict) or not isinstance(given, Sequence):
+        raise ValueError(f"source.callbacks must be a list of callbacks, got {given!r}")
     settings = []
     for callback in given:
         entry: Any = {"name": callback} if isinstance(callback, str) else callback
@@ -145,7 +205,7 @@ def make_callbacks(settings: Sequence[dict[str, Any]], **places: int) -> list[Ba
     ]
 
 
-def make_learner(algorithm: str, envs: VecEnv, seed: int, hyperparameters: dict[str, Any]) -> BaseAlgorithm:
+def make_learner(algorithm: str, envs: VecEnv, seed: int | None, hyperparameters: dict[str, Any]) -> BaseAlgorithm:
     """
     A learner on environments, ready for `learn()`.
 
@@ -154,22 +214,22 @@ def make_learner(algorithm: str, envs: VecEnv, seed: int, hyperparameters: dict[
             Name of a Stable-Baselines3 or sb3-contrib algorithm.
         envs (`VecEnv`):
             Its environments.
-        seed (`int`):
+        seed (`int`, *optional*):
             Seed of the learner and its environments.
         hyperparameters (`dict`):
-            Arguments of the algorithm. `policy` defaults to the one that fits the observations, `device` to the CPU.
-            Classes may be given by import path, such as `{"policy_kwargs": {"activation_fn": "torch.nn.ReLU"}}`.
+            Arguments of the algorithm, as of [`check_hyperparameters`]. `policy` defaults to the one that fits the
+            observations: a CNN for what SB3 takes for images, bytes from 0 to 255. `device` defaults to the CPU.
 
     Raises:
-        ValueError: for hyper-parameters that the algorithm does not take, and import paths of no class.
+        ValueError: for what [`check_hyperparameters`] refuses.
     """
-    check_hyperparameters(algorithm, hyperparameters)
+    given = check_hyperparameters(algorithm, hyperparameters)
     space = envs.observation_space
     if isinstance(space, spaces.Dict):
         policy = "MultiInputPolicy"
     else:
-        policy = "CnnPolicy" if isinstance(space, spaces.Box) and len(space.shape) == 3 else "MlpPolicy"
-    arguments = {"policy": policy, "device": "cpu", "verbose": 0, **_with_classes(hyperparameters)}
+        policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+    arguments = {"policy": policy, "device": "cpu", "verbose": 0, **given}
     learner = find_algorithm(algorithm)(env=envs, seed=seed, **arguments)
     if not (arguments["verbose"] or arguments.get("tensorboard_log")):
         # That which it would make by itself leaves an empty temporary folder behind, for each learner.

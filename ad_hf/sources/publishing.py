@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -14,6 +17,7 @@ from ad_hf.folders import Folder, RemoteFolder, open_folder
 from ad_hf.histories.schema import METADATA_FILE, PROGRESS_COLUMNS, HistoryMetadata
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.hub.cards import CARD, write_dataset_card
+from ad_hf.settings import parse_json
 from ad_hf.sources.failures import CollectionError, TaskFailure
 from ad_hf.sources.work_folder import WorkFolder
 
@@ -25,6 +29,25 @@ FOUND_LATER = ("versions", "statistics", "fingerprint", "failures", "progress") 
 def work_folder(output: Folder, config_name: str) -> Folder:
     """Where a configuration is kept while it is being collected."""
     return output.child(HIDDEN_FOLDER).child(config_name)
+
+
+def check_names(output: Folder, config_name: Any) -> None:
+    """
+    Refuse a configuration whose name makes no folder, and folders whose places are taken by something else.
+
+    Raises:
+        ValueError: naming the path.
+    """
+    if not isinstance(config_name, str) or not re.fullmatch(r"[^./\\<>:|?*\"][^/\\<>:|?*\"]*", config_name):
+        raise ValueError(f"config_name must be the name of a folder that is not hidden, got {config_name!r}")
+    if isinstance(output, RemoteFolder):
+        return
+    work = output.path / HIDDEN_FOLDER
+    for path in (output.path, output.path / config_name, work, work / config_name):
+        if os.path.lexists(path) and not path.is_dir():
+            raise ValueError(f"{path} is no folder, as which histories need it: give another output_dir, or move it")
+    if (output.path / CARD).is_dir():
+        raise ValueError(f"{output.path / CARD} is a folder, where the dataset's card is to be: move it")
 
 
 def is_finished(output: Folder, config_name: str, metadata: HistoryMetadata) -> bool:
@@ -74,7 +97,7 @@ def prepare_work(output: Folder, config_name: str, metadata: HistoryMetadata, la
             if not folder.is_file(SETTINGS_FILE):
                 folder.make()
                 folder.write_text(SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
-    before = json.loads(folder.read_text(SETTINGS_FILE) or "{}")
+    before = parse_json(folder.read_text(SETTINGS_FILE) or "{}", f"{folder}, {SETTINGS_FILE}")
     for name in sorted({*before, *settings}):
         if before.get(name) != settings.get(name):
             raise ValueError(

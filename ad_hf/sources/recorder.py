@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from ad_hf.envs.spaces import storage_dtype
+from ad_hf.envs.vector import checked_reset, checked_step, final_observations
 
 
 @dataclass
@@ -70,9 +71,11 @@ class HistoryRecorder(VectorWrapper):
             Called at each step with the number of transitions it added, e.g. by a progress bar.
 
     Raises:
-        ValueError: if the environments do not autoreset in the same step; at a reset or step, for observations outside
-            of their space, and for observations and rewards that are not finite. The bounds of real numbers are not
-            checked, which many environments take lightly.
+        ValueError: if the environments do not autoreset in the same step; at a reset or step, if they return something
+            else than gymnasium's vector environments do, for observations outside of their space, and for
+            observations, rewards and actions that are not finite. The bounds of real numbers are not checked, which
+            many environments take lightly.
+        Exception: whatever the environments raise, with a note of the step.
     """
 
     def __init__(self, envs: VectorEnv, num_steps: int, on_step: Callable[[int], None] | None = None) -> None:
@@ -109,7 +112,12 @@ class HistoryRecorder(VectorWrapper):
             ended = self._terminations[self._num_steps - 1] | self._truncations[self._num_steps - 1]
             self._truncations[self._num_steps - 1, ~ended] = True
             self._keep_final(np.flatnonzero(~ended), last)
-        observations, infos = self.env.reset(seed=seed, options=options)
+        try:
+            returned = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            error.add_note(f"(in the reset before step {self._num_steps})")
+            raise
+        observations, infos = checked_reset(returned, self.env, self._num_steps)
         self._last_observations = self._checked(observations, np.arange(self.num_envs))
         return observations, infos
 
@@ -141,17 +149,25 @@ class HistoryRecorder(VectorWrapper):
             )
         return stored
 
-    def _keep_final(self, indices: np.ndarray, final_observations: Any) -> None:
+    def _keep_final(self, indices: np.ndarray, last: Any) -> None:
         if indices.size:
             # gymnasium's own vectors give final observations as an array of objects
-            finals = self._checked(np.stack(list(final_observations[indices])), indices)
+            finals = self._checked(np.stack(list(last[indices])), indices)
             for index, final in zip(indices.tolist(), finals):
                 self._final_observations[index].append(final)
 
     def step(self, actions: np.ndarray):
         """Step the environments and keep what they return."""
-        observations, rewards, terminations, truncations, infos = self.env.step(actions)
         step = self._num_steps
+        if self._actions.dtype.kind == "f" and not np.isfinite(actions).all():
+            given = _shortened(np.asarray(actions))
+            raise ValueError(f"the source gave the actions {given} at step {step}, expected finite numbers")
+        try:
+            returned = self.env.step(actions)
+        except Exception as error:
+            error.add_note(f"(in step {step})")
+            raise
+        observations, rewards, terminations, truncations, infos = checked_step(returned, self.env, step)
         if not np.isfinite(rewards).all():
             index = int(np.argmin(np.isfinite(rewards)))
             raise ValueError(f"environment {index} gave the reward {rewards[index]} at step {step}, expected a number")
@@ -165,7 +181,7 @@ class HistoryRecorder(VectorWrapper):
         self._num_steps += 1
         ended = np.flatnonzero(terminations | truncations)
         if ended.size:
-            self._keep_final(ended, infos["final_obs"])
+            self._keep_final(ended, final_observations(infos, self.env, step))
         self._last_observations = self._checked(observations, np.arange(self.num_envs))
         if self._on_step is not None:
             self._on_step(self.env.num_envs)

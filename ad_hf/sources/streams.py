@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
-from ad_hf.envs.sb3 import Steps, step_vec_env
+from ad_hf.envs.sb3 import EpisodeReturns, Steps, step_vec_env
 from ad_hf.envs.source_observation import categories
 
 
@@ -152,6 +152,8 @@ class StreamAlgorithm(BaseAlgorithm):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         assert self.env is not None
+        assert self.ep_info_buffer is not None
+        episodes = EpisodeReturns(self.env.num_envs)
         callback.on_training_start(locals(), globals())
         callback.on_rollout_start()
         while self.num_timesteps < total_timesteps:
@@ -165,6 +167,7 @@ class StreamAlgorithm(BaseAlgorithm):
             self._learn_from(observations, actions, steps)
             self._last_obs = steps.observations
             rewards, dones = steps.rewards, steps.terminations | steps.truncations
+            self.ep_info_buffer.extend(episodes.add(rewards, np.flatnonzero(dones), self.ep_info_buffer.maxlen))
             callback.update_locals({**locals(), "infos": []})
             if not callback.on_step():
                 break

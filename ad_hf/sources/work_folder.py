@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from heapq import merge
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -16,9 +16,11 @@ from ad_hf.envs.task_family import SPLITS
 from ad_hf.folders import Folder
 from ad_hf.histories.schema import row_groups
 from ad_hf.histories.writer import open_shard
+from ad_hf.settings import parse_json
 from ad_hf.sources.failures import TaskFailure
 from ad_hf.sources.jobs import PROGRESS_KEY, Job, Outcome
 from ad_hf.sources.layout import ShardLayout
+from ad_hf.structure import check_structure
 
 PART = re.compile(r"part-(\d+)-(-?\d+)(?:-(\d+))?\.arrow")
 
@@ -46,6 +48,16 @@ def _finished_parts(job: Job, found: dict[tuple[int, int], int]) -> tuple[list[J
             left.append(replace(job, start=place, stop=place + 1))
         place += max(1, count)
     return done, left
+
+
+class _Failure(TypedDict):
+    """The structure of what is written of a [`~ad_hf.sources.failures.TaskFailure`]."""
+
+    task_id: int
+    kwargs: dict[str, Any]
+    seed: int
+    error: str
+    traceback: str
 
 
 @dataclass
@@ -181,8 +193,9 @@ class WorkFolder:
         writer = None
         for of_job in filter(None, parts):
             tables = [self._read_part(part) for part in of_job]
-            for table in tables:
-                progress += json.loads((table.schema.metadata or {}).get(PROGRESS_KEY, b"[]"))
+            for part, table in zip(of_job, tables):
+                text = (table.schema.metadata or {}).get(PROGRESS_KEY, b"[]").decode()
+                progress += self._parsed(text, part.file_name, list[list])
             if writer is None:
                 kept = {name: value for name, value in tables[0].schema.metadata.items() if name != PROGRESS_KEY}
                 writer = open_shard(path, tables[0].schema.with_metadata(kept))
@@ -195,7 +208,19 @@ class WorkFolder:
 
     def _read_part(self, part: Job) -> pa.Table:
         # From memory: Arrow reads files in threads of its own, which for small ones takes longer than all the rest.
-        return pa.ipc.open_file(self.folder.read_bytes(part.file_name)).read_all()
+        content = self.folder.read_bytes(part.file_name)
+        try:
+            return pa.ipc.open_file(content).read_all()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{self.folder}, {part.file_name} is damaged: delete it, and its tasks are learnt again ({error})"
+            ) from error
+
+    def _parsed(self, text: str, name: str, kind: Any) -> Any:
+        """The JSON of one of the folder's files, of a structure."""
+        value = parse_json(text, f"{self.folder}, {name}", object)
+        check_structure(value, kind, f"{self.folder}, {name}")
+        return value
 
     def _progress_file(self, shard: int) -> str:
         """How far the sources got whose histories are in a shard."""
@@ -217,8 +242,10 @@ class WorkFolder:
 
     def failures(self) -> list[TaskFailure]:
         """What failed, by task and seed."""
-        texts = [self.folder.read_text(self._failures_file(shard)) for shard in self.unfinished()]
-        failures = [TaskFailure(**failure) for text in texts if text for failure in json.loads(text)]
+        names = map(self._failures_file, self.unfinished())
+        texts = [(name, text) for name in names if (text := self.folder.read_text(name))]
+        kinds = list[_Failure]
+        failures = [TaskFailure(**each) for name, text in texts for each in self._parsed(text, name, kinds)]
         return sorted(failures, key=lambda failure: (failure.task_id, failure.seed))
 
     def progress_rows(self) -> Iterator[list[Any]]:
@@ -228,8 +255,9 @@ class WorkFolder:
     def _progress_of_split(self, split: str) -> Iterator[list[Any]]:
         waiting: list[list[Any]] = []
         for shard in self.layout.shards(split):
-            text = self.folder.read_text(self._progress_file(shard))
-            waiting = sorted([*waiting, *json.loads(text or "[]")], key=lambda row: row[:2])
+            name = self._progress_file(shard)
+            rows = self._parsed(self.folder.read_text(name) or "[]", name, list[list])
+            waiting = sorted([*waiting, *rows], key=lambda row: row[:2])
             last = self.layout.last_group(shard)  # its other seeds may be in the next shard
             yield from [row for row in waiting if row[0] < last]
             waiting = [row for row in waiting if row[0] >= last]

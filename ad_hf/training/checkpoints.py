@@ -11,7 +11,7 @@ files of its own, pickles, which stay on the machine (`deepspeed/`).
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -30,16 +30,26 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ad_hf.files import atomic_folder, remove_folder
-from ad_hf.hub.push import CHECKPOINT_FOLDER
+from ad_hf.files import atomic_folder, copy_files, leaves_folder, local_path, remove_folder
+from ad_hf.hub.model_files import (
+    BEST_FOLDER,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    MODEL_FILES,
+    STATE_FILE,
+    TENSORS_FILE,
+    WEIGHTS_FILE,
+)
 from ad_hf.hub.repositories import HUB_ID, find_repository
+from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe
+from ad_hf.settings import read_json
+from ad_hf.training.divergence import TrainingDivergedError
+from ad_hf.training.saved_state import check_entry, check_state, check_tensors, not_finite, read_tensors
 
 if TYPE_CHECKING:
     from ad_hf.training.trainer import Trainer
 
-MODEL_FILE, TENSORS_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "training_state.json"
-BEST_FOLDER = "best"  # the model that did best so far
 DEEPSPEED_FOLDER = "deepspeed"  # of a run with DeepSpeed, the engine's own files: pickles, for this machine alone
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process, however it is sharded
 # What may be another when a run is resumed: it changes none of the updates.
@@ -86,13 +96,24 @@ def _explained(path: Path, output_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def gather_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Whole weights of the model by name, in the main process; every process must call this."""
+def gather_weights(trainer: Trainer, step: int) -> dict[str, torch.Tensor]:
+    """
+    Whole weights of the model by name after so many updates, in the main process; every process must call this.
+
+    Raises:
+        TrainingDivergedError: in every process, if a number in them is not finite, or a loss before was not.
+    """
+    trainer.check_loss()
     if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return trainer.accelerator.get_state_dict(trainer.model)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    weights: Any = get_model_state_dict(model, options=WHOLE)
-    return {name: weight.contiguous() for name, weight in weights.items()}
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        gathered: Any = get_model_state_dict(model, options=WHOLE)
+        weights = {name: weight.contiguous() for name, weight in gathered.items()}
+    wrong = broadcast_object_list([not_finite(weights or {})])[0]
+    if wrong is not None:
+        raise TrainingDivergedError(f"the weights {wrong} are", step, trainer.learning_rate(step), trainer.checkpoint)
+    return weights
 
 
 def save_checkpoint(trainer: Trainer, step: int) -> Path:
@@ -110,12 +131,13 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
 
     Raises:
         OSError: if it cannot be written, with which one is the last good one.
+        TrainingDivergedError: if there are weights that are not finite, of which no checkpoint is written.
     """
     accelerator, output_dir = trainer.accelerator, trainer.output_dir
     path = output_dir / f"checkpoint-{step}"
     places = gather_object([trainer.batches.state_dict()])
     random_states = gather_object([_random_states()])
-    weights, (tensors, groups) = gather_weights(trainer), _optimizer_states(trainer)
+    weights, (tensors, groups) = gather_weights(trainer, step), _optimizer_states(trainer)
     state = {}
     if accelerator.is_main_process:
         tensors |= {f"random/{i}/{kind}": each for i, one in enumerate(random_states) for kind, each in one.items()}
@@ -138,12 +160,15 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
             trainer.save_model(folder, weights)
             save_file(tensors, folder / TENSORS_FILE)
             if trainer.best is not None:
-                shutil.copytree(output_dir / "model", folder / BEST_FOLDER)
+                copy_files([*MODEL_FILES, "*_ad.py"], output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
     if accelerator.is_main_process:
-        for old in list_checkpoints(output_dir)[: -trainer.config.save_total_limit]:
+        # Newer ones are of a run that went on from here before, and folders without a state are not ours.
+        ours = [old for old in list_checkpoints(output_dir) if _number(old) <= step and (old / STATE_FILE).is_file()]
+        for old in ours[: -trainer.config.save_total_limit]:
             remove_folder(old)
     accelerator.wait_for_everyone()
+    trainer.checkpoint = path
     return path
 
 
@@ -166,10 +191,15 @@ def _optimizer_states(trainer: Trainer) -> tuple[dict[str, torch.Tensor], list[A
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, groups
 
 
+def _number(path: Path) -> int:
+    """The updates that the name of a checkpoint says."""
+    return int(path.name.removeprefix("checkpoint-"))
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    found = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
+    return sorted(found, key=_number)
 
 
 def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
@@ -188,9 +218,9 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
     """
     if str(resume) == "latest":
         return next(reversed(list_checkpoints(output_dir)), None)
-    folder = Path(resume)
+    folder = local_path(resume)
     if not folder.exists() and HUB_ID.fullmatch(str(resume)):
-        wanted = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors", f"{BEST_FOLDER}/*.py")]
+        wanted = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors")]
         folder = find_repository(resume, "model").download(wanted) / CHECKPOINT_FOLDER
     if not (folder / STATE_FILE).is_file():
         raise FileNotFoundError(
@@ -198,6 +228,65 @@ def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
             f"Hub with one in {CHECKPOINT_FOLDER}/"
         )
     return folder
+
+
+class _DamagedError(ValueError):
+    """A checkpoint is not whole, or not what a run writes."""
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Say of which file of a checkpoint an error is."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        text = str(error)
+        raise _DamagedError(text if str(path) in text else f"{path}: {text}") from error
+
+
+def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[Any]]:
+    """
+    State, tensors, weights and best weights of a checkpoint, once all of it is known to be whole; every process does
+    the same.
+
+    Raises:
+        ValueError: if the checkpoint is of another dataset, recipe, or number of processes; or damaged.
+    """
+    file, sharded = folder / STATE_FILE, trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
+    with _damage(file):
+        state = read_json(file)
+        check_entry(state, {"dataset": {}, "settings": {}}, "")
+    _check_same(folder, "dataset", state["dataset"], trainer.dataset_json, ignored={"name"})
+    _check_same(folder, "setting", state["settings"], _settings(trainer.recipe))
+    processes, places = trainer.accelerator.num_processes, state.get("batches")
+    if isinstance(places, list) and len(places) not in (0, processes):
+        raise ValueError(f"{folder} is of a run of {len(places)} processes, this one has {processes}")
+    with _damage(file):
+        check_state(trainer, state, _number(folder) if folder in list_checkpoints(folder.parent) else None, sharded)
+    with _damage(folder / TENSORS_FILE):
+        tensors = read_tensors(folder / TENSORS_FILE)
+        check_tensors(trainer, tensors, state["step"], sharded)
+    weights = []
+    for model in [folder] if state["best"] is None else [folder, folder / BEST_FOLDER]:
+        with _damage(model / WEIGHTS_FILE):
+            for path in model.iterdir():
+                if leaves_folder(path, folder):
+                    raise ValueError(f"{path} is a link out of the checkpoint")
+            read_json(model / CONFIG_FILE)
+            weights.append(ADModel.from_pretrained(model, config=trainer.model_config).state_dict())
+    return state, tensors, weights
+
+
+def _other_way(trainer: Trainer, folder: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    for other in reversed(list_checkpoints(folder.parent)):
+        if other != folder:
+            try:
+                _read_checkpoint(trainer, other)
+            except ValueError:
+                continue
+            return f"go on from {other.name} with --resume {other}, or remove {folder.name}"
+    return "there is no other one that is whole: train without --resume"
 
 
 def load_checkpoint(trainer: Trainer, folder: Path) -> int:
@@ -214,37 +303,34 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
         `int`: the updates that are done.
 
     Raises:
-        ValueError: if the checkpoint is of another dataset, recipe, or number of processes.
+        ValueError: if the checkpoint is of another dataset, recipe, or number of processes; if it is damaged, naming
+            file and entry, and the newest one that is whole.
     """
-    state = json.loads((folder / STATE_FILE).read_text())
-    _check_same(folder, "dataset", state["dataset"], trainer.dataset_json, ignored={"name"})
-    _check_same(folder, "setting", state["settings"], _settings(trainer.recipe))
+    try:
+        state, tensors, weights = _read_checkpoint(trainer, folder)
+    except _DamagedError as error:
+        raise ValueError(f"{folder} is damaged ({error}): {_other_way(trainer, folder)}") from error
     accelerator = trainer.accelerator
-    if len(state["batches"]) != accelerator.num_processes:
-        raise ValueError(
-            f"{folder} is of a run of {len(state['batches'])} processes, this one has {accelerator.num_processes}"
-        )
-    tensors = load_file(folder / TENSORS_FILE)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         trainer.model.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
     else:
         model = accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         _set_optimizer_states(trainer, model, tensors, state["optimizers"])
-        weights: Any = load_file(folder / MODEL_FILE)
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(model, weights[0], options=StateDictOptions(full_state_dict=True))
     for scheduler, saved in zip(trainer.schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(saved)
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
-    own = f"random/{accelerator.process_index}/"
-    _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
     trainer.batches.load_state_dict(state["batches"][accelerator.process_index])
     trainer.unvalidated = state["unvalidated"]
     trainer.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     if trainer.best is not None and accelerator.is_main_process:
         trainer.output_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(trainer.output_dir / "model") as model_folder:
-            shutil.copytree(folder / BEST_FOLDER, model_folder, dirs_exist_ok=True)
+        with atomic_folder(trainer.output_dir / "model") as model_folder:  # anew, and nothing else that lies there
+            trainer.save_model(model_folder, weights[-1])
+    own = f"random/{accelerator.process_index}/"
+    _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
+    trainer.checkpoint = folder
     return int(state["step"])
 
 

@@ -12,8 +12,13 @@ from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.dataset import HistoryDataset
 
 
-def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
-    """Refuse a dataset of other tasks, or of another split: a validation or test task would have been trained on."""
+def check_tasks(family: TaskFamily, dataset: HistoryDataset, split: str | None = None) -> None:
+    """
+    Refuse a dataset of another environment, other tasks or another split; of one split's tasks alone, if it is given.
+
+    Raises:
+        ValueError: naming what differs.
+    """
     metadata = dataset.metadata
     for name, setting in json.loads(json.dumps(family.env_settings)).items():
         if getattr(metadata, name) != setting:
@@ -23,11 +28,18 @@ def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
             )
     wanted = {task.task_id: json.loads(json.dumps(asdict(task))) for task in family.tasks()}
     for task in metadata.tasks:
-        if task != wanted.get(task["task_id"]):
+        splits = {task["split"], wanted.get(task["task_id"], task)["split"]}
+        if task != wanted.get(task["task_id"]) and split in (None, *splits):
             raise ValueError(
                 f"{dataset} holds histories of other tasks or of another split than the recipe's family: "
                 f"it has {task}, the recipe {wanted.get(task['task_id'])}"
             )
+
+
+def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
+    """Refuse a dataset of other tasks, or of another split: a validation or test task would have been trained on."""
+    check_tasks(family, dataset)
+    metadata = dataset.metadata
     try:
         envs = family.make_vec(family.tasks()[:1])
     except gym.error.Error as error:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-COUNTS = (
-    *("max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit"),
-    "logging_steps",
-)
+from ad_hf.settings import check_settings, setting
 
 
 @dataclass
@@ -39,39 +36,33 @@ class TrainingConfig:
         seed: Of the weights, the windows' order and the regularisation.
     """
 
-    max_steps: int = 1000
-    batch_size: int = 64
-    gradient_accumulation_steps: int = 1
-    optimizer: str = "muon"
-    learning_rate: float = 3e-3
-    min_learning_rate_ratio: float = 0.0
-    warmup_ratio: float = 0.1
-    weight_decay: float = 0.01
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.99
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "auto"
+    max_steps: int = setting(1000, least=1)
+    batch_size: int = setting(64, least=1)
+    gradient_accumulation_steps: int = setting(1, least=1)
+    optimizer: str = setting("muon", choices=("adamw", "muon"))
+    learning_rate: float = setting(3e-3, above=0)
+    min_learning_rate_ratio: float = setting(0.0, least=0, most=1)
+    warmup_ratio: float = setting(0.1, least=0, most=1)
+    weight_decay: float = setting(0.01, least=0)
+    adam_beta1: float = setting(0.9, least=0, below=1)
+    adam_beta2: float = setting(0.99, least=0, below=1)
+    max_grad_norm: float = setting(1.0, above=0)
+    mixed_precision: str = setting("auto", choices=("auto", "no", "bf16", "fp16"))
     gradient_checkpointing: bool = False
     torch_compile: bool = False
-    eval_steps: int = 250
-    eval_episodes: int = 50
-    eval_repeats: int = 2
-    save_steps: int | None = None
-    save_total_limit: int = 1
-    logging_steps: int = 10
+    eval_steps: int = setting(250, least=1)
+    eval_episodes: int = setting(50, least=1)
+    eval_repeats: int = setting(2, least=1)
+    save_steps: int | None = setting(None, least=1)
+    save_total_limit: int = setting(1, least=1)
+    logging_steps: int = setting(10, least=1)
     log_with: str | None = None
-    seed: int = 0
+    seed: int = setting(0, least=0, below=2**32)
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        check_settings(self, "training")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"training.batch_size ({self.batch_size}) must be a multiple of training.gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
             )
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"training.optimizer must be adamw or muon, got {self.optimizer!r}")
-        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
-            raise ValueError(f"training.mixed_precision must be auto, no, bf16 or fp16, got {self.mixed_precision!r}")

@@ -12,9 +12,31 @@ from accelerate import Accelerator
 
 from ad_hf.evaluation.plots import plot_training
 from ad_hf.files import atomic_path, write_text
+from ad_hf.settings import parse_json, read_utf8
+from ad_hf.training.saved_state import Number, check_entry
 
 METRICS_FILE, PICTURE = "metrics.jsonl", "training.png"
 CURVE = "validation_curve"  # of metrics, the mean return of each episode: the one that is no number
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """
+    The lines of a `metrics.jsonl`, but for a last one that was not finished.
+
+    Raises:
+        ValueError: naming a line that is none of metrics, and the entry.
+    """
+    lines = []
+    for number, text in enumerate(read_utf8(path).splitlines(keepends=True), start=1):
+        if text.endswith("\n"):
+            where = f"{path}, line {number}"
+            line = parse_json(text, where)
+            expected: dict[str, Any] = dict.fromkeys(line, Number()) | {"step": Number(1, whole=True)}
+            if CURVE in line:
+                expected[CURVE] = [Number()] * (len(line[CURVE]) if isinstance(line[CURVE], list) else 0)
+            check_entry(line, expected, where)
+            lines.append(line)
+    return lines
 
 
 class Metrics:
@@ -36,9 +58,7 @@ class Metrics:
         if not accelerator.is_main_process:
             return
         if done and self._path.is_file():
-            written = self._path.read_text().splitlines(keepends=True)
-            whole = [json.loads(line) for line in written if line.endswith("\n")]
-            self._lines = [line for line in whole if line["step"] <= done]
+            self._lines = [line for line in read_metrics(self._path) if line["step"] <= done]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
         if not done:
             self._picture.unlink(missing_ok=True)

@@ -8,11 +8,22 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ad_hf.files import link_or_copy
-from ad_hf.hub.cards import add_run_files
-from ad_hf.hub.push import make_repository, push_model
+from ad_hf.files import link_or_copy, read_text
+from ad_hf.hub.cards import CARD
+from ad_hf.hub.model_files import (
+    BEST_FOLDER,
+    CHECKPOINT_FILES,
+    CHECKPOINT_FOLDER,
+    Content,
+    checkpoint_files,
+    listed,
+    model_files,
+)
+from ad_hf.hub.push import push_files
 from ad_hf.hub.repositories import HUB_ID
-from ad_hf.training.checkpoints import BEST_FOLDER, STATE_FILE, TENSORS_FILE
+from ad_hf.hub.uploads import make_repository
+
+MADE_OF = ("recipe.yaml", "run.json")  # of a run; results of earlier weights may lie there, too
 
 
 class Publisher:
@@ -46,10 +57,20 @@ class Publisher:
     def push(self, checkpoint: Path, step: int) -> None:
         """Push a checkpoint in the background, unless the one before is still on its way."""
         if self._running is None or self._running.done():
-            # Its own links, since the run may drop the checkpoint meanwhile.
-            folder = Path(tempfile.mkdtemp(prefix=".push-", suffix=".tmp", dir=self._output_dir))
-            shutil.copytree(checkpoint, folder / "checkpoint", copy_function=link_or_copy)
-            self._running = self._executor.submit(self._push, folder, step)
+            self._running = self._executor.submit(self._push, *self._linked(checkpoint), step)
+
+    def _linked(self, checkpoint: Path) -> tuple[Path, dict[str, Content] | Exception]:
+        """A folder of links to a checkpoint's files, since the run may drop it meanwhile, and the files by name."""
+        folder = Path(tempfile.mkdtemp(prefix=".push-", suffix=".tmp", dir=self._output_dir))
+        try:
+            files = checkpoint_files(checkpoint)
+            for number, (name, content) in enumerate(files.items()):
+                if isinstance(content, Path) and content.is_relative_to(checkpoint):
+                    files[name] = folder / str(number)
+                    link_or_copy(content.resolve(), folder / str(number))
+        except Exception as error:  # is told where the push would have been
+            return folder, error
+        return folder, files
 
     def _wait(self) -> None:
         """Wait for what is on its way."""
@@ -66,21 +87,35 @@ class Publisher:
         """Push the model of a run that has come to its end."""
         self._wait()
         try:
-            url = push_model(self._output_dir, self._repo_id, revision=self._branch, commit_message="End of training")
+            model = self._output_dir / "model"
+            files = {**model_files(model), **listed(self._output_dir, MADE_OF)}
+            url = push_files(
+                files,
+                self._repo_id,
+                revision=self._branch,
+                commit_message="End of training",
+                local_card=read_text(model / CARD),
+            )
             self._say(f"pushed: {url}")
         except Exception as error:
             self._say(f"{error}; push it with: ad-hf push model {self._output_dir} {self._repo_id}")
 
-    def _push(self, folder: Path, step: int) -> None:
+    def _push(self, folder: Path, files: dict[str, Content] | Exception, step: int) -> None:
         try:
-            checkpoint, model = folder / "checkpoint", folder / "model"
-            source = checkpoint / BEST_FOLDER if (checkpoint / BEST_FOLDER).is_dir() else checkpoint
-            left_out = shutil.ignore_patterns(BEST_FOLDER, TENSORS_FILE, STATE_FILE)
-            shutil.copytree(source, model, ignore=left_out)
-            add_run_files(model, self._output_dir)
-            message = f"Checkpoint after {step} updates"
-            url = push_model(
-                model, self._repo_id, revision=self._branch, commit_message=message, checkpoint=checkpoint
+            if isinstance(files, Exception):
+                raise files
+            prefix = f"{BEST_FOLDER}/"
+            best = {name.removeprefix(prefix): files[name] for name in files if name.startswith(prefix)}
+            model = best or {name: files[name] for name in files if name not in CHECKPOINT_FILES}
+            url = push_files(
+                {
+                    **model,
+                    **listed(self._output_dir, MADE_OF),
+                    **{f"{CHECKPOINT_FOLDER}/{name}": content for name, content in files.items()},
+                },
+                self._repo_id,
+                revision=self._branch,
+                commit_message=f"Checkpoint after {step} updates",
             )
             self._say(f"pushed the checkpoint of update {step}: {url}")
         except Exception as error:  # whatever the Hub and the network do, the run goes on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -12,50 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
+from accelerate import PartialState
 from accelerate.utils import (
     DistributedType,
-    TorchDynamoPlugin,
     broadcast_object_list,
-    parse_flag_from_env,
     set_seed,
 )
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.files import atomic_folder, remove_leftovers, write_text
+from ad_hf.files import atomic_folder, local_path
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
 from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.mapped import fits_in_memory, map_histories
-from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.transforms import NO_HISTORY
 from ad_hf.histories.validation import COLUMNS
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
-from ad_hf.hub.cards import RESULT_FILES, write_model_card
+from ad_hf.hub.cards import write_model_card
+from ad_hf.hub.models import load_model
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.training.accelerating import make_accelerator, train_on_cpu
 from ad_hf.training.checkpoints import find_checkpoint, gather_weights, load_checkpoint, save_checkpoint
 from ad_hf.training.compatibility import check_family
+from ad_hf.training.divergence import Divergence, TrainingDivergedError
 from ad_hf.training.interruption import Interruption, TrainingInterrupted
-from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.memory import check_batch_fits, keep_freed_memory
 from ad_hf.training.metrics import Metrics
 from ad_hf.training.optimizers import make_optimizers, make_schedulers
-from ad_hf.training.precision import choose_precision
 from ad_hf.training.publishing import Publisher
+from ad_hf.training.run_folder import check_run_folder, prepare_run_folder
+from ad_hf.training.saved_state import OptimizerLayout, learning_rates
 from ad_hf.training.validation import validate
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # no process has all weights of the model that it trains
 LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
-
-
-def train_on_cpu() -> bool:
-    """
-    Whether to tell Accelerate to train on the CPU. Without being told, it takes the processes that torchrun starts on
-    a machine without accelerators for so many runs of one process, all writing to one folder.
-    """
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 class Trainer:
@@ -68,15 +59,16 @@ class Trainer:
         self.family = TaskFamily.from_config(recipe.family)
         check_family(self.family, dataset)
         self.dataset, self.dataset_json = dataset, {**dataset.to_json(), "streaming": streaming}
-        self.accelerator = self._make_accelerator(say)
-        # Every process starts from the same weights; regularisation draws on random numbers of its own in each.
-        set_seed(self.config.seed)
+        self.accelerator = make_accelerator(self.config, output_dir, say)
         settings = asdict(recipe.model)
         implementation = settings.pop("attn_implementation")
         self.model_config = config_from_dataset(dataset, **settings)
         if implementation is not None:
             self.model_config._attn_implementation = implementation
+        # Every process starts from the same weights; regularisation draws on random numbers of its own in each.
+        set_seed(self.config.seed)
         model = ADModel(self.model_config)
+        check_batch_fits(self.config, self.model_config, self.accelerator.num_processes, self.accelerator.device)
         model.rollout_config = recipe.rollout
         self.num_parameters = model.num_parameters()
         if self.config.gradient_checkpointing:
@@ -86,33 +78,28 @@ class Trainer:
         self.batches = self._make_batches(streaming, say)
         optimizers = make_optimizers(model, self.config)
         self.schedulers = make_schedulers(optimizers, self.config)
+        self.layouts = [OptimizerLayout.of(optimizer, model) for optimizer in optimizers]
         self.model, *self.optimizers = self._prepare(model, optimizers)
         self.best: tuple[float, int] | None = None
         self.unvalidated: dict[str, float] | None = None  # metrics of an update whose validation was interrupted
         self.interruption = Interruption()
+        self.divergence = Divergence(self.accelerator)
+        self.checkpoint: Path | None = None  # the newest one of this run
 
-    def _make_accelerator(self, say: Callable[[str], None]) -> Accelerator:
-        precision = self.config.mixed_precision
-        if precision == "auto":
-            # Timed by each process, it could come out differently: the first one's choice is everyone's.
-            precision, why = broadcast_object_list([choose_precision(PartialState(cpu=train_on_cpu()).device)])[0]
-            say(f"training in {precision if precision != 'no' else 'float32'} ({why})")
-        # Accelerate keeps a process's first precision for ever; a second run in it may choose another.
-        AcceleratorState._reset_state()
-        accelerator = Accelerator(
-            cpu=train_on_cpu(),
-            mixed_precision=precision,
-            gradient_accumulation_steps=self.config.gradient_accumulation_steps,
-            log_with=self.config.log_with,
-            project_dir=str(self.output_dir),
-            dynamo_plugin=TorchDynamoPlugin(backend="inductor") if self.config.torch_compile else None,
-        )
-        if self.config.log_with is not None and not accelerator.log_with:
-            raise ValueError(
-                f"training.log_with: {self.config.log_with} is not installed: install it, as with `pip install "
-                "'ad_hf[tensorboard]'` (wandb, trackio), or leave the setting out"
-            )
-        return accelerator
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of an update."""
+        return learning_rates(self.schedulers[0], step - 1)[0]
+
+    def check_loss(self) -> None:
+        """
+        Wait for the device, and see whether all losses so far are finite. Every process must call this.
+
+        Raises:
+            TrainingDivergedError: in every process, if one is not, or its gradient.
+        """
+        step = self.divergence.first()
+        if step is not None:
+            raise TrainingDivergedError("the loss or its gradient is", step, self.learning_rate(step), self.checkpoint)
 
     def _prepare(self, model: ADModel, optimizers: list[torch.optim.Optimizer]) -> Any:
         """Model and optimizers as Accelerate's configuration distributes them."""
@@ -159,9 +146,9 @@ class Trainer:
         say(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {self.dataset}, {where}")
         return WindowBatches(windows, batch_size, rank, processes)
 
-    def update(self, batches: Any) -> torch.Tensor:
-        """One update of the weights; returns this process's part of the mean loss of its windows."""
-        accelerator, losses = self.accelerator, []
+    def update(self, batches: Any, step: int = 0) -> torch.Tensor:
+        """One update of the weights, of a number; returns this process's part of the mean loss of its windows."""
+        accelerator, losses, norm = self.accelerator, [], None
         parts = [next(batches) for _ in range(self.config.gradient_accumulation_steps)]
         # The mean is over the steps of all windows, padding apart, however they are divided.
         steps = [
@@ -175,23 +162,25 @@ class Trainer:
                 loss = loss * (number * len(parts) * accelerator.num_processes / total)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
             losses.append(loss.detach())
         for scheduler in self.schedulers:
             scheduler.step()
-        return torch.stack(losses).mean()
+        loss = torch.stack(losses).mean()
+        self.divergence.note(step, loss, norm)
+        return loss
 
     def save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Save whole weights as a model that `from_pretrained` loads."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         model.save_pretrained(folder, state_dict=weights)
 
-    def _whole_model(self) -> tuple[ADModel | None, dict[str, torch.Tensor]]:
+    def _whole_model(self, step: int) -> tuple[ADModel | None, dict[str, torch.Tensor]]:
         """In the main process, the model with all of its weights; every process must call this."""
-        weights, model = gather_weights(self), None
+        weights, model = gather_weights(self, step), None
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if self.accelerator.distributed_type in SHARDED:
@@ -208,7 +197,7 @@ class Trainer:
         Returns:
             `dict`: the metrics, in the main process; `None` if it was interrupted.
         """
-        model, weights = self._whole_model()
+        model, weights = self._whole_model(step)
         metrics: dict[str, Any] | None = {}
         if model is not None:
             score = float(step)  # without validation tasks the newest model is kept
@@ -227,6 +216,7 @@ class Trainer:
         Train to the end, from after so many updates that are done.
 
         Raises:
+            TrainingDivergedError: if a loss or a weight is not finite.
             TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
         """
         config, accelerator = self.config, self.accelerator
@@ -247,10 +237,11 @@ class Trainer:
             if self.unvalidated is not None:
                 self._finish_step(done, self.unvalidated, metrics)
             for step in range(done + 1, config.max_steps + 1):
-                loss = self.update(batches)
+                loss = self.update(batches, step)
                 bar.update(tokens_per_step)
                 numbers = {}
                 if step % config.logging_steps == 0 or step in (1, config.max_steps):
+                    self.check_loss()
                     loss_value = float(accelerator.reduce(loss, "mean"))
                     numbers = {"loss": loss_value, "learning_rate": self.schedulers[0].get_last_lr()[0]}
                     numbers["tokens_per_second"] = bar.format_dict["rate"] or 0.0
@@ -331,15 +322,18 @@ def train(
 
     Raises:
         FileNotFoundError: for an unknown recipe, dataset or checkpoint.
-        OSError: if a checkpoint cannot be written, with which one is the last good one.
+        OSError: if a checkpoint cannot be written, with which one is the last good one; if files of others are where
+            the model and checkpoints are to be.
+        TrainingDivergedError: if a loss, a gradient or a weight is not finite, with the update; a `ValueError`.
         TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved; a `KeyboardInterrupt`.
         ValueError: if the dataset is of other tasks than the recipe's family, or split otherwise, or malformed; if the
-            checkpoint is of another dataset or recipe.
+            checkpoint is of another dataset or recipe, or damaged; if model or batches do not fit in memory.
     """
     if push_every is not None and (push_to is None or push_every < 1):
         raise ValueError(f"push_every must be at least 1 and needs push_to, got {push_every} and {push_to!r}")
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    output_dir = Path(output_dir)
+    output_dir = local_path(output_dir)
+    check_run_folder(output_dir, resume is not None)
     keep_freed_memory()
     state = PartialState(cpu=train_on_cpu(), timeout=LONGEST_WAIT)
     say = state.on_main_process(say)
@@ -351,7 +345,7 @@ def train(
     done = 0 if checkpoint is None else load_checkpoint(trainer, checkpoint)
     publisher = None
     if accelerator.is_main_process:
-        _prepare_folder(trainer, output_dir)
+        prepare_run_folder(trainer, output_dir)
         publisher = None if push_to is None else Publisher(push_to, output_dir, say)
     if recipe.training.log_with is not None:
         settings = {name: value for name, value in asdict(recipe.training).items() if value is not None}
@@ -370,19 +364,4 @@ def train(
         accelerator.end_training()
     if trainer.best is not None and trainer.family.tasks("validation"):
         say(f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")
-    return ADModel.from_pretrained(output_dir / "model")
-
-
-def _prepare_folder(trainer: Trainer, output_dir: Path) -> None:
-    """Make the folder of a run, and say in it what is trained on what."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(output_dir)
-    for name in RESULT_FILES:  # of the model that was there before
-        (output_dir / name).unlink(missing_ok=True)
-    write_text(output_dir / "recipe.yaml", trainer.recipe.to_yaml())
-    run = {
-        **trainer.family.env_settings,
-        "dataset": trainer.dataset_json,
-        "versions": package_versions((*VERSIONED_PACKAGES, "transformers")),
-    }
-    write_text(output_dir / "run.json", json.dumps(run, indent=2) + "\n")
+    return load_model(output_dir / "model")[0]

@@ -8,7 +8,7 @@ import pytest
 import spaces_room  # noqa: F401  # registers its environment
 from gymnasium import spaces
 
-from ad_hf.envs.making import find_spec
+from ad_hf.envs.making import ChannelsLast, find_spec
 from ad_hf.envs.task_family import FamilyConfig, TaskFamily
 
 TASKS = [{"force_mag": 5.0, "gravity": 3.0}, {"force_mag": -10.0, "gravity": 9.8}]
@@ -53,6 +53,22 @@ def test_an_environment_does_not_share_what_its_attributes_are_set_to():
     first, second = family.make_vec(family.tasks(), num_envs=2).envs
     first.unwrapped.pay[0] = 5.0
     assert second.unwrapped.pay == tasks[0]["pay"] == [1.0]
+
+
+def test_channels_last_turns_frames():
+    class Frames(gym.Env):
+        observation_space, action_space = spaces.Box(0, 255, (3, 8, 9), np.uint8), spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return self.observation_space.sample(), {}
+
+    env = ChannelsLast(Frames())
+    seen, _ = env.reset()
+    assert env.observation_space == spaces.Box(0, 255, (8, 9, 3), np.uint8)
+    assert seen in env.observation_space
+    with pytest.raises(ValueError, match=r"turns frames .*got observations of Box\(\[-4"):
+        ChannelsLast(gym.make("CartPole-v1"))
 
 
 def test_wrappers_are_applied_in_order():

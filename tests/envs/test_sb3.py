@@ -70,6 +70,8 @@ def assert_same_info(info, expected):
     if "terminal_observation" in expected:
         np.testing.assert_array_equal(info["terminal_observation"], expected["terminal_observation"])
     assert set(info) - {"TimeLimit.truncated"} == set(expected) - {"TimeLimit.truncated"}
+    for name in ("r", "l") if "episode" in expected else ():  # as SB3's monitor tells them
+        assert info["episode"][name] == expected["episode"][name]
 
 
 def assert_same_course(run, expected_run):
@@ -93,14 +95,14 @@ def endings(steps):
 
 @pytest.mark.parametrize("algorithm", ["A2C", "DQN"])
 def test_learner_on_cart_poles_runs_as_on_dummy_vec_env(algorithm):
-    expected = learn(algorithm, DummyVecEnv(cart_poles()))
+    expected = learn(algorithm, VecMonitor(DummyVecEnv(cart_poles())))
     assert endings(expected[0]) == {True, False}
     assert_same_course(learn(algorithm, SB3VecEnv(in_sync(cart_poles()))), expected)
 
 
 @pytest.mark.parametrize("algorithm", ["A2C", "DQN"])
 def test_learner_on_dark_rooms_runs_as_on_dummy_vec_env(algorithm):
-    expected = learn(algorithm, DummyVecEnv(dark_rooms()))
+    expected = learn(algorithm, VecMonitor(DummyVecEnv(dark_rooms())))
     assert endings(expected[0]) == {True}
     assert_same_course(learn(algorithm, SB3VecEnv(in_sync(dark_rooms()))), expected)
     assert_same_course(learn(algorithm, SB3VecEnv(native_dark_rooms())), expected)
@@ -118,7 +120,10 @@ def test_other_autoreset_modes_are_refused(autoreset_mode):
 
 
 class Talkative(gym.Env):
-    """Puts numbers, arrays, texts and dicts in its infos, some of them only now and then, by its `number`."""
+    """
+    Puts numbers, arrays, texts and dicts in its infos, some of them only now and then, by its `number`, and under a
+    number as well as under names.
+    """
 
     observation_space = gym.spaces.Box(-10.0, 100.0, (1,), np.float32)
     action_space = gym.spaces.Discrete(2)
@@ -134,6 +139,7 @@ class Talkative(gym.Env):
             "vector": np.full(2, self.number),
             "name": f"room {self.number}",
             "inner": {"depth": self.number, "deeper": {"steps": self.steps}},
+            7: self.number,
         }
         if (self.steps + self.number) % 3 == 0:
             info["rare"] = -self.steps
@@ -179,7 +185,8 @@ def test_infos_are_each_environments_own():
         *expected, expected_infos = dummy.step(np.zeros(3, dtype=np.int64))
         for value, expected_value in zip(returned, expected, strict=True):
             np.testing.assert_array_equal(value, expected_value)
-        for info, expected_info in zip(infos, expected_infos, strict=True):
+        for info, expected_info, done in zip(infos, expected_infos, returned[2], strict=True):
+            assert (info.pop("episode", None) is not None) == done
             assert_same_values({"TimeLimit.truncated": False, **info}, expected_info)
         ended += returned[2].sum()
     assert ended >= 12

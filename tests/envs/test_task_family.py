@@ -1,5 +1,6 @@
 """Task families: tasks, their split, and the vector environments over them."""
 
+import math
 from collections import Counter
 
 import gymnasium as gym
@@ -131,6 +132,38 @@ def test_family_without_an_id_or_with_two_lists_of_tasks_is_refused(config):
 def test_bad_import_path_is_refused_by_setting(setting, path):
     with pytest.raises(ValueError, match=f"family.{setting}.*{path}"):
         TaskFamily.from_config(FamilyConfig(env_id=ROOM, tasks=GOALS, **{setting: path}))
+
+
+@pytest.mark.parametrize("setting", ["stratify_by", "optimal_return", "random_return"])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (math.sqrt, "failed for the keyword arguments .*'goal'.* TypeError"),
+        (lambda **task: task, "returned {.* expected a finite number"),
+        (lambda **task: "3", "returned '3'"),
+        (lambda **task: [[1], [2, 3]], "returned .* expected a finite number"),
+        (lambda **task: np.nan, "returned nan"),
+    ],
+)
+def test_functions_of_tasks_that_give_no_number_are_refused_by_setting(setting, function, message):
+    def call():
+        family = TaskFamily(ROOM, GOALS, num_test_tasks=1, **{setting: function})
+        return family.optimal_returns(family.tasks()), family.random_returns(family.tasks())
+
+    with pytest.raises(ValueError, match=rf"^family\.{setting} {message}"):
+        call()
+
+
+@pytest.mark.parametrize("number", [2, np.int64(2), np.float32(2.0), np.array(2.0)], ids=repr)
+def test_numbers_of_numpy_are_numbers(number):
+    family = TaskFamily(ROOM, GOALS, num_test_tasks=1, stratify_by=lambda **task: number)
+    assert len(family.tasks("test")) == 1
+
+
+def test_native_vectors_of_tasks_with_different_arguments_are_refused():
+    family = TaskFamily(ROOM, [{"goal": [0, 1]}, {"size": 3}], native_vector=True)
+    with pytest.raises(ValueError, match=r"family\.native_vector needs tasks of the same keyword arguments.*'goal'"):
+        family.make_vec(family.tasks())
 
 
 def test_import_paths_are_resolved():
@@ -312,3 +345,24 @@ def test_some_tasks_may_be_left_alone():
 def test_more_training_tasks_than_there_are_or_none_are_refused(number):
     with pytest.raises(ValueError, match="num_train_tasks must be from 1 to 66"):
         TaskFamily(ROOM, GOALS, num_validation_tasks=5, num_test_tasks=10, num_train_tasks=number)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        (
+            [{"goal": [0, 1]}, {"goal": [0, 0]}, {"goal": (0, 1)}],
+            r"family: tasks\[0\] and tasks\[2\] are the same task",
+        ),
+        ([{"goal": [0, 1]}, {"goal": np.array([0.0, 1.0])}], r"tasks\[0\] and tasks\[1\]"),
+        ({"train": [{"goal": [0, 1]}], "test": [{"goal": [0, 0]}, {"goal": [0, 1]}]}, r"train\[0\] and test\[1\] are"),
+        ({"train": [{"goal": [0, 1]}, {"goal": [0, 1]}]}, r"train\[0\] and train\[1\] are the same task"),
+    ],
+)
+def test_equal_tasks_are_refused_by_their_places(tasks, told):
+    with pytest.raises(ValueError, match=told):
+        TaskFamily("ad_hf/DarkRoom-v0", tasks)
+
+
+def test_tasks_of_which_nothing_is_known_may_be_several():
+    assert len(TaskFamily("Foo-v0", [{}, {}]).tasks()) == 2

@@ -14,11 +14,17 @@ def make_curve(num_episodes, steps_per_episode, top):
     return Curve(steps_per_episode * np.arange(1.0, num_episodes + 1), mean, mean - 0.1, mean + 0.1)
 
 
+def timed(ad=40, source=4000, level=2.7, ratio=100.0):
+    steps = {"ad": ad, "source": source, "level": level, "gain_of": "source", "at_start": False, "ratio": ratio}
+    return {"50%": {**steps, "level": level and level - 1}, "90%": steps}
+
+
 def make_report(**entries):
-    steps = {"ad": 40, "source": 4000, "level": 2.7, "ratio": 100.0}
     return {
         "optimal_return": 4.0,
-        "env_steps_to_90": steps,
+        "random_return": 0.1,
+        "learns": {"verdict": "learns", "of": "episodes"},
+        "env_steps_to": timed(),
         "num_test_tasks": 3,
         "num_rollout_seeds": 2,
         "env_id": "ad_hf/DarkRoom-v0",
@@ -38,10 +44,11 @@ def pixels_of(image, colour):
     [
         {},
         {"optimal_return": None},
-        {"env_steps_to_90": {"ad": 40, "source": None, "level": 2.7, "ratio": None}},
-        {"env_steps_to_90": {"ad": None, "source": None, "level": 2.7, "ratio": None}},
+        {"env_steps_to": timed(source=None, ratio=None)},
+        {"env_steps_to": timed(None, None, ratio=None)},
+        {"env_steps_to": timed(None, None, None, None), "random_return": None},
     ],
-    ids=["complete", "no optimum", "source never gets there", "neither gets there"],
+    ids=["complete", "no optimum", "source never gets there", "neither gets there", "no levels"],
 )
 @pytest.mark.parametrize("name", ["curve.png", ".curve.png.1.tmp"])
 def test_draws_both_curves_whatever_is_known_of_them(tmp_path, entries, name):
@@ -55,8 +62,7 @@ def test_draws_both_curves_whatever_is_known_of_them(tmp_path, entries, name):
 
 
 def test_draws_a_models_curve_alone_where_nothing_is_known_of_its_source(tmp_path):
-    steps = {"ad": 40, "source": None, "level": 2.7, "ratio": None}
-    report = make_report(env_steps_to_90=steps, source=None)
+    report = make_report(env_steps_to=timed(source=None, ratio=None), source=None)
     plot_learning_curves(tmp_path / "curve.png", make_curve(20, 4, 3.0), None, report)
 
     with Image.open(tmp_path / "curve.png") as image:
@@ -69,8 +75,8 @@ def test_negative_returns_are_in_the_picture(tmp_path):
     ad, source = make_curve(20, 4, 3.0), make_curve(50, 400, 3.5)
     for curve in (ad, source):
         curve.mean, curve.low, curve.high = curve.mean - 10, curve.low - 10, curve.high - 10
-    steps = {"ad": None, "source": None, "level": -7.0, "ratio": None}
-    plot_learning_curves(tmp_path / "curve.png", ad, source, make_report(optimal_return=None, env_steps_to_90=steps))
+    report = make_report(optimal_return=None, random_return=-9.9, env_steps_to=timed(None, None, -7.0, None))
+    plot_learning_curves(tmp_path / "curve.png", ad, source, report)
 
     with Image.open(tmp_path / "curve.png") as image:
         plot = image.crop((0, image.height // 3, image.width, image.height))  # below the legend

@@ -33,7 +33,7 @@ def made_up(dark_room_family):
     def make(speed, seed):
         progress = np.minimum(1, np.arange(40) / speed)
         noise = np.random.default_rng(seed).normal(scale=0.01, size=(3, len(tasks), 40))
-        return Evaluation(tasks, optimal[:, None] * progress + noise, np.full((3, len(tasks), 40), 4), seed)
+        return Evaluation(tasks, np.abs(optimal[:, None] * progress + noise), np.full((3, len(tasks), 40), 4), seed)
 
     return make
 
@@ -93,14 +93,38 @@ def test_another_table_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="expected the columns agent, split_seed"):
         read_rows(tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="no table of returns"):
+    with pytest.raises(ValueError, match=r"no\.parquet: it is no parquet file, or a damaged one"):
         read_rows(tmp_path / "no.parquet")
 
 
-def test_a_summary_tells_of_levels_shares_regret_and_steps(made_up, dark_room_family):
-    (agent,) = agents_of(rows_of(made_up, dark_room_family, speeds=(10, 10)))
+ROW = {"agent": "AD", "split_seed": 0, "training_seed": None, "rollout": 0, "task_id": 0, "task": "{}", "streams": 1}
+ROW |= {"optimal_return": None, "returns": [1.0, 2.0], "lengths": [4.0, 4.0]}
 
-    found = summarize([agent])["AD"]
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"agent": None}, "column agent has rows without a value"),
+        ({"returns": None}, "column returns has rows without a value"),
+        ({"returns": []}, "one episode or more"),
+        ({"lengths": [4.0]}, "as many lengths as returns"),
+        ({"returns": [1.0, float("nan")]}, "column returns has numbers that are not finite"),
+        ({"returns": [1.0, None]}, "column returns has numbers that are not finite"),
+        ({"task": "{"}, "a task is not JSON"),
+        ({"task": "[]"}, "a task must hold a mapping"),
+        ({"rollout": "first"}, "is no table of returns"),
+    ],
+)
+def test_rows_that_are_no_returns_are_refused(changed, told, tmp_path):
+    pa.parquet.write_table(pa.Table.from_pylist([{**ROW, **changed}]), tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=rf"rows\.parquet.*{told}"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+def test_a_summary_tells_of_levels_shares_regret_and_steps(made_up, dark_room_family):
+    rows = [rows_of(made_up, dark_room_family, speeds=(10, 10)), random_rows(dark_room_family, num_episodes=40)]
+
+    found = summarize(agents_of(pa.concat_tables(rows)))["AD"]
 
     assert (found["num_models"], found["num_rollouts"], found["num_tasks"]) == (2, 3, 3)
     assert found["at"]["1"]["return"] == pytest.approx(0, abs=0.02)
@@ -111,8 +135,12 @@ def test_a_summary_tells_of_levels_shares_regret_and_steps(made_up, dark_room_fa
     assert found["at"]["40"]["iqm"] == pytest.approx(1, abs=0.01)
     # It misses 1, 0.9, ... of the optimum in the first ten of forty episodes.
     assert found["regret"]["of_optimal"] == pytest.approx(5.5 / 40, abs=0.01)
-    # The first five episodes whose mean reaches 0.9 are 0.8, 0.9, 1, 1, 1: the last is the 13th, of four steps.
+    assert found["learns"]["verdict"] == "learns"
+    assert found["learns"]["difference"] == pytest.approx(found["optimal_return"], rel=0.01)
+    # The first five episodes whose mean reaches 0.9 and more of the optimum end with the 13th, of four steps.
+    assert found["steps_to"]["90%"]["gain_of"] == "optimum"
     assert found["steps_to"]["90%"]["env_steps"] == 52
+    assert found["steps_to"]["50%"]["env_steps"] < 52
 
 
 def test_steps_are_compared_with_the_sources_which_counts_all_of_its_streams(made_up, dark_room_family, tmp_path):
@@ -132,11 +160,13 @@ def test_steps_are_compared_with_the_sources_which_counts_all_of_its_streams(mad
 
     np.testing.assert_array_equal(agents["source"].env_steps, curves.env_steps)
     np.testing.assert_array_equal(agents["source"].returns[0][0], curves.returns)
-    steps = summarize(agents.values())["AD"]["steps_to"]["50%"]
-    if steps["source"] is None:
-        assert steps["ratio"] is None
-    else:
-        assert steps["ratio"] == steps["source"] / steps["env_steps"]
+    curves.returns[..., 20:] = 2.0  # it gets better than random play, and later than AD
+    rows = [rows_of(made_up, dark_room_family), source_rows(curves, dark_room_family), random_rows(dark_room_family)]
+    for comparable in (True, False):
+        found = summarize(agents_of(pa.concat_tables(rows)), comparable)
+        for share, steps in found["AD"]["steps_to"].items():
+            assert steps["level"] == found["source"]["steps_to"][share]["level"]
+            assert steps["ratio"] == (steps["source"] / steps["env_steps"] if comparable else None)
 
 
 def test_histories_of_another_split_are_refused(dark_room_family, tmp_path):
@@ -184,5 +214,6 @@ def test_an_evaluation_is_a_dataset_with_a_card_pictures_and_a_summary(made_up, 
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| AD", "| ED", "| random"]
     assert "steps_to" in found["agents"]["ED"]
     assert "steps_to" not in found["agents"]["random"]
-    assert table.endswith(" | - |")
+    assert [line.split(" | ")[4].split(":")[0] for line in table.splitlines()[2:]] == ["yes", "yes", "-"]
+    assert table.endswith(" | - | - |")
     assert "AD: " in evaluation_summary(found, [folder / "evaluation.json"])

@@ -252,24 +252,30 @@ def test_report_holds_what_it_promises(tmp_path, evaluation, dark_room_family, r
         assert report["versions"][package]
 
 
-def test_report_times_both_curves_to_90_percent_of_the_final_level(
+def test_report_times_both_curves_to_shares_of_the_sources_gain(
     tmp_path, evaluation, dark_room_family, room_histories
 ):
-    report = write_report(tmp_path, evaluation, dark_room_family, room_histories, {})
-
     source = source_curves(room_histories)
+    source.returns[..., -10:] += 2.0  # it gets better than random play
+    report = write_report(tmp_path, evaluation, dark_room_family, room_histories, {}, source)
+
     curves = {
         "ad": bootstrap_curve(evaluation.returns, 4.0 * np.arange(1, 26)),
         "source": bootstrap_curve(source.returns, source.env_steps),
     }
-    steps = report["env_steps_to_90"]
-    assert steps["level"] == pytest.approx(0.9 * report["test_return_final"])
+    random = np.mean([task["random"] for task in report["tasks"]])
+    assert report["random_return"] == pytest.approx(random)
+    assert 0 < random < report["source_return_final"]
+    assert report["random_episodes"] == 3 * 2 * 10  # tasks, rollouts, episodes
+    assert list(report["env_steps_to"]) == ["50%", "90%"]
+    for share, steps in zip((0.5, 0.9), report["env_steps_to"].values()):
+        assert steps["gain_of"] == "source"
+        assert steps["level"] == pytest.approx(random + share * (report["source_return_final"] - random))
+        for name, curve in curves.items():
+            assert steps[name] == steps_to_level(curve, steps["level"])
     for name, curve in curves.items():
-        assert steps[name] == steps_to_level(curve, steps["level"])
         np.testing.assert_allclose(report["curves"][name]["mean"], curve.mean, atol=1e-4)
         np.testing.assert_allclose(report["curves"][name]["env_steps"], curve.env_steps)
-    assert steps["ad"] is not None
-    assert steps["ratio"] == (None if steps["source"] is None else steps["source"] / steps["ad"])
 
 
 def test_report_without_histories_is_of_the_model_alone(tmp_path, evaluation, dark_room_family, room_histories):
@@ -283,8 +289,10 @@ def test_report_without_histories_is_of_the_model_alone(tmp_path, evaluation, da
         assert with_source[name] is not None
     assert report["curves"]["source"] is None
     assert report["curves"]["ad"] == with_source["curves"]["ad"]
-    assert report["env_steps_to_90"] == {**with_source["env_steps_to_90"], "source": None, "ratio": None}
-    for name in ("test_return_final", "test_return_first", "optimal_return"):
+    assert {steps["gain_of"] for steps in report["env_steps_to"].values()} == {"optimum"}
+    for steps in report["env_steps_to"].values():
+        assert steps["source"] is steps["ratio"] is None
+    for name in ("test_return_final", "test_return_first", "optimal_return", "learns", "random_return"):
         assert report[name] == with_source[name]
     for task, other in zip(report["tasks"], with_source["tasks"], strict=True):
         assert task == {**other, "source": None}
@@ -326,12 +334,3 @@ def test_report_of_fewer_than_ten_episodes_names_those_it_has(tmp_path, evaluati
 
     assert report["final_episodes"] == [1, 4]
     assert report["test_return_final"] == pytest.approx(short.returns.mean())
-
-
-def test_report_of_negative_returns_asks_for_a_level_that_was_reached(
-    tmp_path, evaluation, dark_room_family, room_histories
-):
-    negative = Evaluation(evaluation.tasks, evaluation.returns - 10.0, evaluation.lengths, seed=0)
-    report = write_report(tmp_path, negative, dark_room_family, room_histories, {})
-
-    assert report["env_steps_to_90"]["level"] <= report["test_return_final"]

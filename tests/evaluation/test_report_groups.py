@@ -7,7 +7,6 @@ import ad_hf
 from ad_hf.envs.adversarial_bandit import draw_arm_means, optimal_return, random_return
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import Evaluation, evaluate
-from ad_hf.evaluation.metrics import bootstrap_curve
 from ad_hf.evaluation.report import normalized_return, source_curves, write_report
 
 KINDS = ("even", "odd")
@@ -77,8 +76,13 @@ def test_report_has_curves_by_step_where_a_history_is_one_episode(tmp_path, eval
     for name, rewards in (("ad", evaluation.step_rewards), ("source", source_curves(pulls).step_rewards)):
         np.testing.assert_allclose(report["curves"][name]["mean"], rewards.mean(axis=(0, 1)), atol=1e-4)
         np.testing.assert_array_equal(report["curves"][name]["env_steps"], steps)
-    final = bootstrap_curve(evaluation.step_rewards, steps).mean[-10:].mean()
-    assert report["env_steps_to_90"]["level"] == pytest.approx(0.9 * final)
+    end = source_curves(pulls).step_rewards[..., -3:].mean()  # the last tenth
+    random = report["random_return"] / 30
+    for share, entry in zip((0.5, 0.9), report["env_steps_to"].values()):
+        assert entry["level"] == pytest.approx(random + share * (end - random))
+    assert report["learns"]["of"] == "steps"
+    assert (report["learns"]["first"], report["learns"]["last"]) == ([1, 3], [28, 30])
+    assert report["learns"]["verdict"] == "does not learn"  # its weights are random
     assert report["test_return_final"] == pytest.approx(evaluation.returns.mean())
 
 

@@ -96,10 +96,12 @@ def write_dataset(
     for index, table in enumerate(tables):
         name = f"{split}-{index:05d}-of-{len(tables):05d}.parquet"
         write_shard(config / name, table, row_groups or of_histories(3), **settings)
+    columns = [table["task_id"] for table in tables if "task_id" in table.schema.names]
+    tasks = sorted({task for column in columns for task in column.to_pylist() if task is not None} or {0})
     metadata = HistoryMetadata(
         env_id="test/Histories-v0",
         env_kwargs={},
-        tasks=[{"task_id": 0, "kwargs": {}, "split": split}],
+        tasks=[{"task_id": task, "kwargs": {}, "split": split} for task in tasks],
         observation_space=space_to_json(observation_space),
         action_space=space_to_json(action_space),
         source={"algorithm": "A2C", "n_envs": 1, "total_timesteps": 100, "hyperparameters": {}},

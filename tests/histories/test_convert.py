@@ -585,7 +585,7 @@ MALFORMED = {
     "no ends": ({"terminals": None, "timeouts": None}, "no array says where episodes end"),
     "a reward that is not a number": ({"rewards": np.r_[0, np.nan, np.zeros(38)]}, "array rewards: nan at step 1"),
     "ends that are neither": ({"terminals": np.full(40, 2)}, "array terminals: 2 at step 0, expected 0 or 1"),
-    "pickles": ({"states": np.array([{}] * 40)}, "array states cannot be read, pickled objects never are"),
+    "pickles": ({"states": np.array([{}] * 40)}, "array states cannot be read: it holds pickled objects"),
     "text": ({"actions": np.array(["left"] * 40)}, "array actions: elements of type <U4"),
     "negative numbers": ({"actions": np.full(40, -1)}, "action_space cannot be inferred from int64 .* -1 to 4"),
     "not finite": ({"states": np.full((40, 2), np.inf)}, "array states: expected finite numbers"),

@@ -166,10 +166,122 @@ def test_metadata_of_another_schema_is_refused(version, expected):
         HistoryMetadata.from_json(json.dumps(data))
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"version": 1}', "3"])
-def test_json_that_is_no_metadata_is_refused(text):
-    with pytest.raises(ValueError, match="schema version None"):
-        HistoryMetadata.from_json(text)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", "has schema version None"),
+        ('{"version": 1}', "has schema version None"),
+        ("[]", "must hold a mapping"),
+        ("3", "must hold a mapping"),
+        ("", "is not JSON"),
+        ("[" * 10**5, "nests too deep"),
+        ('{"env_id": "\\ud800"}', "is not JSON: 'utf-8' codec can't encode"),
+        ('{"schema_version": ' + "9" * 5000 + "}", "is not JSON"),
+    ],
+)
+def test_json_that_is_no_metadata_is_refused(text, told):
+    with pytest.raises(ValueError, match=rf"^dir/metadata\.json {told}"):
+        HistoryMetadata.from_json(text, "dir/metadata.json")
+
+
+TASK = {"task_id": 0, "kwargs": {}, "split": "train"}
+STATISTICS = {"histories": 1, "steps": 9, "episodes": 1, "bytes": 99, "return_first": None, "return_last": 1.0}
+BOX = {"type": "Box", "shape": [2], "low": [None], "high": [1.0, 2.0], "dtype": "float32"}
+WRONG = [
+    ("env_id", 3, "env_id must be text"),
+    ("env_id", None, "env_id must be text"),
+    ("env_id", "", "env_id must be the id of an environment"),
+    ("env_kwargs", [["size", 3]], "env_kwargs must be a mapping"),
+    ("tasks", {}, "tasks must be a list"),
+    ("tasks", [], "tasks must hold one task at least"),
+    ("tasks", [TASK, 0], r"tasks\[1\] must be a mapping, got 0"),
+    ("tasks", [{**TASK, "task_id": [0]}], r"tasks\[0\]\.task_id must be a whole number"),
+    ("tasks", [{**TASK, "task_id": True}], r"tasks\[0\]\.task_id must be a whole number"),
+    ("tasks", [{**TASK, "task_id": -1}], r"tasks\[0\]\.task_id must be from 0 to 2147483647, got -1"),
+    ("tasks", [{**TASK, "task_id": 2**31}], r"tasks\[0\]\.task_id must be from 0"),
+    ("tasks", [TASK, TASK], "tasks must have different task_id, got 2 of the number 0"),
+    ("tasks", [{**TASK, "kwargs": None}], r"tasks\[0\]\.kwargs must be a mapping"),
+    ("tasks", [{**TASK, "split": ["train"]}], r"tasks\[0\]\.split must be one of train, validation, test"),
+    ("tasks", [{"task_id": 0, "kwargs": {}}], r"tasks\[0\]\.split is missing"),
+    ("source", None, "source must be a mapping, got None"),
+    ("source", {"n_envs": 1}, "source.algorithm is missing"),
+    ("source", {"algorithm": "A2C", "n_envs": 0}, "source.n_envs must be from 1"),
+    ("source", {"algorithm": "A2C", "n_envs": 2.5}, "source.n_envs must be a whole number"),
+    ("source", {"algorithm": "A2C", "hyperparameters": 3}, "source.hyperparameters must be a mapping"),
+    ("source", {"algorithm": "A2C", "independent_streams": "no"}, "source.independent_streams must be true or false"),
+    ("seeds", 0, "seeds must be a list"),
+    ("seeds", ["0"], r"seeds\[0\] must be a whole number"),
+    ("wrappers", [3], r"wrappers\[0\] must be a mapping"),
+    ("attributes", "length", "attributes must be a list"),
+    ("statistics", [], "statistics must be a mapping"),
+    ("statistics", {"train": {}}, "statistics.train.histories is missing"),
+    ("statistics", {"train": {**STATISTICS, "steps": "9"}}, "statistics.train.steps must be a whole number"),
+    (
+        "statistics",
+        {"train": {**STATISTICS, "return_last": float("nan")}},
+        "statistics.train.return_last must be a finite number",
+    ),
+    (
+        "statistics",
+        {"train": {**STATISTICS, "observation_mean": "0"}},
+        "statistics.train.observation_mean must be a list",
+    ),
+    (
+        "statistics",
+        {"train": {**STATISTICS, "observation_std": [1, float("inf")]}},
+        r"statistics.train.observation_std\[1\] must be",
+    ),
+    (
+        "statistics",
+        {"train": {**STATISTICS, "observation_std": [1.0]}},
+        "statistics.train.observation_std must have a",
+    ),
+    ("fingerprint", 3, "fingerprint must be text"),
+    ("versions", [], "versions must be a mapping"),
+    ("versions", {"numpy": 2}, "versions.numpy must be text"),
+    ("failures", {"task_id": 0}, "failures must be a list"),
+    ("failures", [{"task_id": 0, "seed": 0}], r"failures\[0\]\.error is missing"),
+    ("progress", [], "progress must be a mapping"),
+    ("progress", {"columns": ["a", "b"], "rows": [[1]]}, r"progress\.rows\[0\] must have 2 elements"),
+    ("progress", {"columns": ["a", "b"], "rows": [[1, "x"]]}, r"progress\.rows: \[0\]\[1\] must be a whole number"),
+    ("extra", 3, "extra is no entry"),
+    ("action_space", None, "action_space must be a space"),
+    ("action_space", {"type": ["Box"]}, "action_space must be a space"),
+    ("action_space", {"type": "Text"}, "action_space must be a space"),
+    ("action_space", {"type": "Discrete"}, "action_space: n is missing"),
+    ("action_space", {"type": "Discrete", "n": 10**30}, "action_space: n must be from 1 to"),
+    ("action_space", {"type": "Discrete", "n": 2**40}, "action_space: n must be from 1 to"),
+    ("action_space", {"type": "Discrete", "n": 5.0}, "action_space: n must be a whole number"),
+    ("action_space", {"type": "MultiDiscrete", "nvec": []}, "action_space: nvec must have 1 to"),
+    ("action_space", {"type": "MultiDiscrete", "nvec": [3, 0]}, r"action_space: nvec\[1\] must be from 1"),
+    ("action_space", {"type": "MultiBinary", "n": 10**9}, "action_space: n must be from 1"),
+    ("observation_space", {**BOX, "shape": [10**5, 10**5]}, "observation_space: shape must have at most"),
+    ("observation_space", {**BOX, "shape": [1] * 40}, "observation_space: shape must have at most"),
+    ("observation_space", {**BOX, "shape": [-1]}, r"observation_space: shape\[0\] must be from 1"),
+    ("observation_space", {**BOX, "shape": [3]}, "observation_space: high must have 1 number or 3"),
+    ("observation_space", {**BOX, "dtype": "object"}, "observation_space: dtype must be one of"),
+    ("observation_space", {**BOX, "low": [3.0]}, "observation_space: .* is no space: Box all low values"),
+    ("observation_space", {**BOX, "low": [float("nan")]}, r"observation_space: low\[0\] must be a finite number"),
+    ("observation_space", {**BOX, "dtype": "uint8"}, "observation_space: .* is no space"),
+]
+
+
+@pytest.mark.parametrize(("entry", "value", "told"), WRONG, ids=lambda value: str(value)[:30])
+def test_an_entry_of_another_kind_is_refused_by_its_name(entry, value, told):
+    data = {**asdict(make_metadata()), entry: value}
+    with pytest.raises(ValueError, match=f"^dir/metadata.json: {told}"):
+        HistoryMetadata.from_json(json.dumps(data), "dir/metadata.json")
+
+
+def test_metadata_may_lack_what_older_versions_did_not_write():
+    data = json.loads(make_metadata().to_json())
+    for name in ("wrappers", "attributes", "statistics", "fingerprint", "versions", "failures", "progress"):
+        del data[name]
+    data["source"] = {"algorithm": "human", "of_others": 3}
+    data["observation_space"] = BOX
+    assert HistoryMetadata.from_json(json.dumps(data)).source == data["source"]
+    nobody_finished = {"columns": ["task_id", "seed", "return_last"], "rows": [[0, 0, float("nan")]]}
+    assert HistoryMetadata.from_json(json.dumps({**data, "progress": nobody_finished})).progress["rows"]
 
 
 def test_missing_dataset_is_told_how_to_collect_one(tmp_path):

@@ -19,7 +19,13 @@ from history_files import (
 )
 
 from ad_hf.histories.schema import read_metadata
-from ad_hf.histories.statistics import content_fingerprint, describe_shards, normalization, split_statistics
+from ad_hf.histories.statistics import (
+    _moments,
+    content_fingerprint,
+    describe_shards,
+    normalization,
+    split_statistics,
+)
 
 
 def slow_statistics(files):
@@ -188,3 +194,17 @@ def test_only_vectors_are_normalised_and_only_the_training_split_says_how(tmp_pa
     grid = make_table([20, 30], width=2)
     write_shard(tmp_path / "grid.parquet", grid, of_histories(1))
     assert list(normalization([tmp_path / "grid.parquet"], spaces.MultiDiscrete([50, 50]))) == ["reward_scale"]
+
+
+@pytest.mark.parametrize(
+    ("values", "std"),
+    [
+        (1.7e9 + np.arange(30.0), 8.655),
+        ((1.7e9 + 0 * np.arange(30.0)), 1.0),
+        (np.full(30, 0.1, np.float32) * (1 + np.arange(30, dtype=np.float32) % 2 * np.float32(1e-7)), 1.0),
+        (np.arange(30), 8.655),
+    ],
+    ids=["a clock", "a clock that stands", "rounding of float32", "integers"],
+)
+def test_what_varies_far_from_zero_has_its_deviation(values, std):
+    assert _moments(values[:, None])[1] == [pytest.approx(std, abs=1e-3)]

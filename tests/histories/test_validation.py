@@ -265,7 +265,7 @@ def with_metadata(good, folder, text):
     [
         (lambda data: "{not json", "is not JSON"),
         (lambda data: "", "is not JSON"),
-        (lambda data: "[1, 2]", "schema version None"),
+        (lambda data: "[1, 2]", "must hold a mapping"),
         (lambda data: json.dumps({**data, "schema_version": 99}), "schema version 99.*install a newer one"),
         (lambda data: json.dumps({**data, "colour": "red"}), "colour"),
         (lambda data: json.dumps({name: data[name] for name in data if name != "tasks"}), "tasks"),

@@ -21,6 +21,7 @@ from ad_hf.hub.cards import (
     write_dataset_card,
     write_model_card,
 )
+from ad_hf.hub.model_files import model_files
 from ad_hf.pipeline import evaluate_recipe
 
 DATA = {
@@ -167,7 +168,9 @@ def test_a_dataset_card_that_is_written_again_keeps_what_people_wrote(dataset):
     path = write_dataset_card(dataset)
     first = path.read_text()
     assert write_dataset_card(dataset).read_text() == first
-    edited = first.replace("---\n", "---\nlicense: mit\n", 1).replace(BEGIN, f"Mine.\n\n{BEGIN}") + "\nMine, too.\n"
+    edited = (
+        first.replace("license: apache-2.0\n", "license: mit\n").replace(BEGIN, f"Mine.\n\n{BEGIN}") + "\nMine, too.\n"
+    )
     path.write_text(edited.replace("## Limits", "## Nonsense"))
     card = DatasetCard(write_dataset_card(dataset).read_text())
     assert card.data.license == "mit"
@@ -214,7 +217,7 @@ def test_a_model_card_without_a_report_says_so(tiny_run, tiny_recipe):
     card = ModelCard((tiny_run / "model" / "README.md").read_text())
     assert "has not been evaluated" in card.text
     assert card.data.eval_results is None
-    assert card.data.library_name == "ad_hf"
+    assert card.data.library_name == "ad-hf"
     assert card.data.datasets is None  # a local folder is none of the Hub
     assert "ad_hf/DarkRoom-v0" in card.data.tags
     assert (tiny_run / "model" / "recipe.yaml").read_text() == tiny_recipe.to_yaml()
@@ -234,7 +237,7 @@ def test_a_model_card_tells_kinds_of_tasks_apart(evaluated_run, tmp_path):
     text = (run / "model" / "README.md").read_text()
     assert "| on the 2 tasks of kind `even`; with random play as 0 and the source as 1: 0.88 | 3.50 |" in text
     assert "| on the 2 tasks of kind `odd` | 3.50 |" in text
-    assert "parallel environments counted" not in text
+    assert "each stream counted by itself" in text
 
 
 def test_a_model_card_with_a_report_says_what_it_says(evaluated_run):
@@ -265,7 +268,8 @@ def test_a_model_card_of_a_rollout_without_histories_speaks_of_no_source(tiny_ru
     assert result.metric_value.startswith(f"{report['test_return_final']:.2f} +/- ")
     assert result.dataset_revision is None
     assert f"| in the first episode | {report['test_return_first']:.2f} |" in card.text
-    assert f"It takes {report['env_steps_to_90']['ad']:,} environment steps to reach" in card.text
+    assert f"| random actions | {report['random_return']:.2f} |" in card.text
+    assert "50% of the optimum's gain over random play" in card.text
     for words in ("the source", "A2C learners", "that it was distilled from"):
         assert words not in card.text
     assert "None" not in card.text.partition("<details>")[0]
@@ -284,7 +288,7 @@ def test_the_example_on_a_model_card_runs(evaluated_run, capsys):
 def test_a_model_card_that_is_written_again_keeps_what_people_wrote(evaluated_run, tmp_path):
     run = Path(shutil.copytree(evaluated_run, tmp_path / "run"))
     path = write_model_card(run)
-    path.write_text(path.read_text().replace("---\n", "---\nlicense: mit\n", 1) + "\nMine.\n")
+    path.write_text(path.read_text().replace("license: apache-2.0\n", "license: mit\n") + "\nMine.\n")
     card = ModelCard(write_model_card(run).read_text())
     assert card.data.license == "mit"
     assert card.text.rstrip().endswith(f"{END}\n\nMine.")
@@ -294,7 +298,29 @@ def test_a_model_card_that_is_written_again_keeps_what_people_wrote(evaluated_ru
 def test_a_model_without_a_run_has_a_card(tiny_run, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((tiny_run / "model" / name).read_bytes())
-    card = ModelCard(model_card(tmp_path, "someone/something"))
+    card = ModelCard(model_card(model_files(tmp_path), "someone/something"))
     assert 'AutoModel.from_pretrained("someone/something", trust_remote_code=True' in card.text
     assert "None" not in card.text
     assert card.data.model_name == "Algorithm Distillation"
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value"),
+    [
+        ("run.json", "dataset", 3),
+        ("run.json", "versions", []),
+        ("report.json", "test_return_final", "high"),
+        ("report.json", "test_return_final_interval", []),
+        ("report.json", "tasks", {"0": None}),
+        ("config.json", None, [1]),
+    ],
+)
+def test_files_of_another_structure_are_named_where_a_card_is_made_of_them(
+    name, entry, value, evaluated_run, tmp_path
+):
+    files = {path.name: path for path in (evaluated_run / "model").iterdir()}
+    changed = {**json.loads(files[name].read_text()), entry: value} if entry else value
+    files[name] = tmp_path / name
+    files[name].write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=re.escape(name)):
+        model_card(files, "someone/something")

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import RepoCard
 
+from ad_hf.histories.schema import read_metadata
+from ad_hf.histories.statistics import describe_shards
+
 BEGIN, END = "<!-- ad_hf writes", "<!-- Here ends what ad_hf writes. -->"
 
 
@@ -60,7 +63,7 @@ def another_family(tiny_histories, tmp_path):
     folder = shutil.copytree(tiny_histories, tmp_path / "larger")
     metadata = json.loads((folder / "default" / "metadata.json").read_text())
     metadata["env_kwargs"]["size"] = 4
-    metadata["fingerprint"] = "another"
+    metadata["fingerprint"] = ""  # that of the shards is of smaller rooms
     (folder / "default" / "metadata.json").write_text(json.dumps(metadata))
     return folder
 
@@ -236,6 +239,10 @@ def test_stale_shards_go_and_the_files_of_others_stay(hub, ad_hf_with_hub, histo
     whole.unlink()
     for index, rows in enumerate((table.slice(0, 8), table.slice(8))):
         pq.write_table(rows, whole.with_name(f"train-0000{index}-of-00002.parquet"))
+    metadata = read_metadata(histories)
+    described = metadata.to_json()
+    describe_shards(metadata, histories / "default")
+    (histories / "default" / "metadata.json").write_text(metadata.to_json())
     ad_hf_with_hub("push", "dataset", histories, "local/shards")
     ad_hf_with_hub("push", "dataset", another_family, "local/shards", "--config_name", "large")
     hub.commit("dataset", "local/shards", {"notes.txt": b"mine", "other/data.parquet": b"theirs"})
@@ -244,6 +251,7 @@ def test_stale_shards_go_and_the_files_of_others_stay(hub, ad_hf_with_hub, histo
     for path in histories.glob("default/train-*"):
         path.unlink()
     whole.write_bytes(content)
+    (histories / "default" / "metadata.json").write_text(described)
     ad_hf_with_hub("push", "dataset", histories, "local/shards")
     found = shards_in(hub, "local/shards")
     assert {path: data for path, data in found.items() if path.startswith("default/")} == shards_of(histories)

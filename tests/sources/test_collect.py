@@ -296,8 +296,8 @@ def test_run_killed_before_its_card_is_finished_by_the_next(collected, tmp_path)
     assert (folder / "README.md").read_text() == card
 
 
-def test_failure_of_a_learner_reaches_the_caller(tmp_path):
-    with pytest.raises(RuntimeError, match="no such device"):
+def test_learner_that_cannot_be_made_is_refused_by_its_setting(tmp_path):
+    with pytest.raises(ValueError, match=r"^source\.hyperparameters\.device: with 'no such device', A2C"):
         collect_to(tmp_path, num_workers=1, hyperparameters={"device": "no such device"})
     with pytest.raises(FileNotFoundError, match="ad-hf collect"):
         read_metadata(tmp_path)

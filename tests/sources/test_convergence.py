@@ -93,10 +93,15 @@ def test_tasks_side_by_side_converge_each_by_itself():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"window": 0}, {"patience": 0}, {"tolerance": -1}, {"min_timesteps": -1}], ids=str
+    "setting",
+    [
+        *({"window": 0}, {"window": "a"}, {"window": 2.5}, {"window": True}, {"patience": 0}, {"tolerance": -1}),
+        *({"tolerance": float("nan")}, {"min_timesteps": -1}, {"return_threshold": "a"}, {"return_threshold": np.inf}),
+    ],
+    ids=str,
 )
 def test_numbers_out_of_their_range_are_refused_by_name(setting):
-    with pytest.raises(ValueError, match=f"until_converged.{next(iter(setting))} must be at least"):
+    with pytest.raises(ValueError, match=rf"^source\.until_converged\.{next(iter(setting))} must be a"):
         convergence_settings(setting)
     with pytest.raises(ValueError, match="until_converged takes no 'windows': expected window, tolerance"):
         convergence_settings({"windows": 3})

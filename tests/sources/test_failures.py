@@ -19,7 +19,7 @@ SMALL = {"algorithm": "TabularQ", "n_envs": 2, "total_timesteps": 60, "num_worke
 
 def make_family(faults, num_test_tasks=0, env_id="faulty:Faulty-v0", **kwargs):
     tasks = [
-        {"goal": 1 + index % 3, **({"fault": fault, **kwargs} if fault else {})} for index, fault in enumerate(faults)
+        {"goal": 1 + index, **({"fault": fault, **kwargs} if fault else {})} for index, fault in enumerate(faults)
     ]
     return TaskFamily(env_id, tasks, num_test_tasks=num_test_tasks)
 
@@ -129,7 +129,11 @@ def test_folder_that_lacks_tasks_and_its_work_is_refused(tmp_path):
     family = make_family([None, "step"])
     with pytest.raises(CollectionError):
         collect(family, **SMALL, output_dir=tmp_path)
-    (tmp_path / ".incomplete" / "default" / "collection.json").unlink()
+    settings = tmp_path / ".incomplete" / "default" / "collection.json"
+    settings.write_text("{")
+    with pytest.raises(ValueError, match=r"collection\.json is not JSON"):
+        collect(family, **SMALL, output_dir=tmp_path)
+    settings.unlink()
     with pytest.raises(ValueError, match="lacks 1 tasks that failed"):
         collect(family, **SMALL, output_dir=tmp_path)
 
@@ -149,9 +153,11 @@ def test_command_line_tells_failed_tasks_from_wrong_settings(tmp_path, capsys):
 
 
 def test_error_shows_some_failures_and_survives_pickling():
-    failures = [TaskFailure(index, {"goal": index}, 0, "ValueError: x", "a\nb") for index in range(15)]
+    failures = [TaskFailure(index, {"goal": index}, 0, f"ValueError: x{index % 12}", "a\nb") for index in range(15)]
     error = pickle.loads(pickle.dumps(CollectionError(failures, None, "15 failed")))
     assert error.failures == failures
     lines = str(error).splitlines()
-    assert lines[:4] == ["15 failed", "task 0 {'goal': 0}, seed 0: ValueError: x", "    a", "    b"]
-    assert lines[-1] == "... and 5 more"
+    alike = "... and 1 more that failed alike"
+    assert lines[:5] == ["15 failed", "task 0 {'goal': 0}, seed 0: ValueError: x0", "    a", "    b", alike]
+    assert len(lines) == 1 + 10 * 3 + 3 + 1
+    assert lines[-1] == "... and 2 more"

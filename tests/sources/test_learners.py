@@ -64,6 +64,9 @@ def test_environment_and_seed_are_no_hyperparameters(name):
         (spaces.MultiBinary(3), ActorCriticPolicy),
         (spaces.Box(-1.0, 1.0, (3,), np.float32), ActorCriticPolicy),
         (spaces.Box(0, 255, (40, 40, 3), np.uint8), ActorCriticCnnPolicy),
+        (spaces.Box(0, 1, (10, 10, 4), np.float32), ActorCriticPolicy),
+        (spaces.Box(0, 1, (10, 10, 4), np.bool_), ActorCriticPolicy),
+        (spaces.Box(0, 3, (10, 10, 4), np.uint8), ActorCriticPolicy),
         (spaces.Dict({"cell": spaces.Discrete(3), "bit": spaces.MultiBinary(1)}), MultiInputActorCriticPolicy),
     ],
     ids=str,
@@ -101,6 +104,17 @@ def test_classes_may_be_given_by_import_path():
     assert type(learner.q_net.q_net[1]) is nn.ELU
     assert type(learner.policy.optimizer) is torch.optim.SGD
     assert hyperparameters["policy_kwargs"]["activation_fn"] == "torch.nn.ELU"  # as the metadata will say it
+
+
+def test_lists_of_a_number_and_its_unit_are_tuples():
+    given = {"train_freq": [1, "episode"], "learning_starts": 5, "buffer_size": 50}
+    envs = DummyVecEnv([lambda: gym.wrappers.TimeLimit(Still(spaces.Discrete(3)), 4)])
+    learner = make_learner("DQN", envs, 0, given)
+    learner.learn(10)
+    assert learner.train_freq.unit.value == "episode"
+    assert given["train_freq"] == [1, "episode"]  # as the metadata will say it
+    with pytest.raises(ValueError, match=r"train_freq must be of type int or tuple, got \[1, 2\]"):
+        check_hyperparameters("DQN", {"train_freq": [1, 2]})
 
 
 @pytest.mark.parametrize("path", ["torch.nn.Relu", "torch.nn.functional.relu", "nothing.Here", "ReLU", ""])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from importlib import import_module
 
 import gymnasium as gym
@@ -214,6 +215,17 @@ def test_noise_does_not_depend_on_the_seed_of_a_model(trained):
     assert (first != second).mean() > 0.1
 
 
+def test_a_model_that_is_unpickled_is_an_expert_where_it_is_trusted(trained, tmp_path):
+    model = {"algorithm": "A2C", "path": str(trained / "{task_id}.zip")}
+    settings = {"algorithm": "NoisedPolicy", "n_envs": 2, "total_timesteps": 200, "num_workers": 1}
+    collect = partial(ad_hf.collect, make_family("dark_room"), hyperparameters={"expert": model}, **settings)
+    with pytest.raises(ValueError, match=r"unpickled.*--trust_remote_code"):
+        collect(output_dir=tmp_path / "untrusted")
+    assert not (tmp_path / "untrusted").exists()
+    collect(output_dir=tmp_path / "trusted", trust_remote_code=True)
+    assert (tmp_path / "trusted" / "default" / "metadata.json").is_file()
+
+
 def test_a_saved_learner_goes_on_with_its_expert(tmp_path):
     family = make_family("dark_room")
     envs = SB3VecEnv(family.make_vec(family.tasks()))
@@ -302,4 +314,5 @@ def test_a_model_of_synthetic_histories_says_so(synthetic, tiny_recipe_file, tmp
     assert "learners did" not in card
     assert report["source"]["algorithm"] == "NoisedPolicy"
     assert report["dataset"]["source"] == "NoisedPolicy"
-    assert report["env_steps_to_90"]["ratio"] is None  # how fast noise goes down is a setting
+    # How fast noise goes down is a setting.
+    assert all(steps["ratio"] is None for steps in report["env_steps_to"].values())

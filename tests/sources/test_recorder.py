@@ -3,7 +3,8 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import DictInfoToList
 
 import ad_hf.envs  # noqa: F401  registers the environments
 from ad_hf.envs.sb3 import SB3VecEnv
@@ -63,6 +64,10 @@ def assert_recorded(recorded, envs):
         finals = np.array([seen[-1] for seen, _ in episodes])
         np.testing.assert_array_equal(recorded.final_observations[stream], finals)
         assert recorded.final_observations[stream].dtype == recorded.observations.dtype
+
+
+def ended_episodes(envs):
+    return [steps for env in envs.envs for _, steps in env.episodes if steps and (steps[-1][2] or steps[-1][3])]
 
 
 def step_randomly(recorder, rng, num_steps):
@@ -156,14 +161,96 @@ def test_other_autoreset_modes_are_refused(autoreset_mode):
         ("A2C", "CartPole-v1", {"n_steps": 4}),
         ("PPO", "ad_hf/DarkRoom-v0", {"n_steps": 16, "batch_size": 48, "n_epochs": 1}),
         ("DQN", "CartPole-v1", {"learning_starts": 20, "train_freq": 4, "buffer_size": 200}),
+        ("TabularQ", "ad_hf/DarkRoom-v0", {}),
         ("SAC", "Pendulum-v1", {"learning_starts": 30, "train_freq": 16, "policy_kwargs": {"net_arch": [8]}}),
     ],
 )
 def test_on_and_off_policy_learners_are_recorded_alike(algorithm, env_id, hyperparameters):
     envs, announced = make_envs(env_id), []
     recorder = HistoryRecorder(envs, num_steps=60, on_step=announced.append)
-    make_learner(algorithm, SB3VecEnv(recorder), 1, hyperparameters).learn(180)
+    learner = make_learner(algorithm, SB3VecEnv(recorder), 1, hyperparameters)
+    learner.learn(180)
     recorded = recorder.recorded()
+    known = list(learner.ep_info_buffer)  # to SB3's log and to callbacks
+    returns = sorted(sum(step[1] for step in steps) for steps in ended_episodes(envs))
+    assert sorted(episode["r"] for episode in known) == pytest.approx(returns)
+    assert sorted(episode["l"] for episode in known) == sorted(map(len, ended_episodes(envs)))
     assert recorded.rewards.shape[1] >= 60
     assert sum(announced) == recorded.rewards.size
     assert_recorded(recorded, envs)
+
+
+class Changed(VectorWrapper):
+    """Changes what the environments return."""
+
+    def __init__(self, envs, reset=None, step=None):
+        super().__init__(envs)
+        self.of_reset, self.of_step = reset or (lambda returned: returned), step or (lambda returned: returned)
+
+    def reset(self, **kwargs):
+        return self.of_reset(self.env.reset(**kwargs))
+
+    def step(self, actions):
+        return self.of_step(self.env.step(actions))
+
+
+def with_value(place, value):
+    return lambda returned: (*returned[:place], value, *returned[place + 1 :])
+
+
+def without_final(returned):
+    returned[4].pop("final_obs", None)
+    return returned
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (DictInfoToList, r"step 0: .*returned infos as a list of 3 values"),
+        (lambda envs: Changed(envs, reset=lambda returned: returned[0]), "step 0: the reset of .* returned a ndarray"),
+        (lambda envs: Changed(envs, reset=with_value(1, None)), "step 0: .*returned infos as a NoneType"),
+        (lambda envs: Changed(envs, step=lambda returned: returned[:4]), r"step 0: .* returned a tuple of 4 values"),
+        (lambda envs: Changed(envs, step=with_value(4, None)), "step 0: .*returned infos as a NoneType"),
+        (lambda envs: Changed(envs, step=with_value(1, [1.0])), r"step 0: .* returned rewards of shape \(1,\)"),
+        (lambda envs: Changed(envs, step=with_value(1, ["a"] * 3)), "step 0: .* returned rewards .*a number for each"),
+        (
+            lambda envs: Changed(envs, step=with_value(2, np.zeros((3, 1)))),
+            "step 0: .* returned terminations of shape",
+        ),
+        (lambda envs: Changed(envs, step=with_value(3, None)), "step 0: .* returned truncations of shape"),
+        (lambda envs: Changed(envs, step=without_final), "step 5: .* without their last observations"),
+    ],
+)
+def test_other_forms_than_gymnasiums_are_refused_by_the_step(change, message, bridge):
+    envs = change(make_envs("ad_hf/DarkRoom-v0"))
+
+    def run():
+        recorder = SB3VecEnv(envs) if bridge else HistoryRecorder(envs, num_steps=9)
+        recorder.reset()
+        for _ in range(9):
+            recorder.step(np.zeros(NUM_ENVS, dtype=int))
+
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+@pytest.mark.parametrize("rewards", [[1, 2, 3], [np.array(1.0)] * 3, np.ones(3, dtype=bool)], ids=str)
+def test_rewards_are_numbers_of_any_kind(rewards):
+    recorder = HistoryRecorder(Changed(make_envs("ad_hf/DarkRoom-v0"), step=with_value(1, rewards)), num_steps=9)
+    recorder.reset()
+    recorder.step(np.zeros(NUM_ENVS, dtype=int))
+    assert recorder.recorded().rewards[:, 0].tolist() == np.array(rewards, dtype=float).tolist()
+
+
+def test_what_environments_raise_and_actions_that_are_no_numbers_tell_their_step():
+    def fails(returned):
+        raise KeyError("lost")
+
+    recorder = HistoryRecorder(Changed(make_envs("Pendulum-v1"), step=fails), num_steps=9)
+    recorder.reset()
+    with pytest.raises(KeyError) as caught:
+        recorder.step(np.zeros((NUM_ENVS, 1)))
+    assert caught.value.__notes__ == ["(in step 0)"]
+    with pytest.raises(ValueError, match=r"the source gave the actions .*nan.* at step 0, expected finite numbers"):
+        recorder.step(np.full((NUM_ENVS, 1), np.nan))

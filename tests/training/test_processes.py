@@ -113,6 +113,24 @@ def test_two_processes_that_were_asked_to_end_go_on(tiny_recipe_file, tiny_histo
     assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [PLAIN, SHARDED], ids=["DDP", "FSDP"])
+def test_two_processes_that_diverge_end_together(tiny_recipe_file, tiny_histories, tmp_path, script):
+    settings = ["--training.learning_rate", "1e37", "--training.warmup_ratio", "1.0", "--training.optimizer", "adamw"]
+    settings += ["--training.logging_steps", "100", "--training.save_steps", "2"]
+    done = subprocess.run(
+        command(script, tiny_recipe_file, tiny_histories, tmp_path / "run", *settings),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("training diverged: the loss or its gradient is not finite at update 3") == 2
+    assert list_checkpoints(tmp_path / "run") == [tmp_path / "run" / "checkpoint-2"]
+
+
 def test_each_window_is_seen_once_an_epoch_whatever_the_number_of_processes(tiny_histories):
     rows, metadata = load_histories(tiny_histories, "train")
     windows = HistoryWindows(rows, *metadata.spaces, context_length=24, seed=3)

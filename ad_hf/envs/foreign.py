@@ -1,0 +1,151 @@
+"""
+Environments that somebody else describes: of what comes along with a dataset, a model or a run, names are data.
+
+A name is one of the table below, letter by letter, and an environment one that is registered already. Nothing is
+imported in order to find out. What is refused needs `trust_remote_code`, which is for the user to give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from ad_hf.settings import shown
+
+_WORLDS = {
+    "adversarial_bandit": ("optimal_return", "random_return"),
+    "dark_key_to_door": ("optimal_return", "path_length"),
+    "dark_room": ("goal_distance", "optimal_return"),
+    "watermaze": ("optimal_return", "platform_distance"),
+}
+TASK_FUNCTIONS = frozenset(
+    {f"ad_hf.envs.{module}.{name}" for module, names in _WORLDS.items() for name in names}
+    | {"gymnasium.envs.toy_text.frozen_lake.generate_random_map"}
+)
+# Those of gymnasium's that neither write files nor take functions or modules.
+WRAPPERS = frozenset(
+    f"gymnasium.wrappers.{name}"
+    for name in (
+        *("ClipAction", "ClipReward", "DelayObservation", "DiscretizeAction", "DiscretizeObservation"),
+        *("DtypeObservation", "FilterObservation", "FlattenObservation", "FrameStackObservation"),
+        *("GrayscaleObservation", "MaxAndSkipObservation", "NormalizeObservation", "NormalizeReward"),
+        *("RescaleAction", "RescaleObservation", "ReshapeObservation", "ResizeObservation", "StickyAction"),
+        *("TimeAwareObservation", "TimeLimit"),
+    )
+) | {"ad_hf.envs.making.ChannelsLast"}
+# Environments whose keyword arguments name what is imported and called.
+COMPATIBILITY = re.compile(r"GymV\d+Environment")
+# Keyword arguments that may name files, such as MuJoCo's `xml_file`.
+FILES = re.compile(r"(^|_)(file|files|filename|path|paths|dir|folder|url|uri|rom|roms)($|_)|xml", re.IGNORECASE)
+
+
+def _refuse(origin: str, what: str) -> None:
+    raise ValueError(
+        f"{origin} comes with {what}: if you trust where it is from, allow it with trust_remote_code=True "
+        "(--trust_remote_code)"
+    )
+
+
+def check_env_id(env_id: Any, origin: str) -> None:
+    """
+    Refuse an environment id that comes along and is not registered yet, or that could import something.
+
+    Args:
+        env_id (`str`):
+            The id.
+        origin (`str`):
+            What it comes along with, for errors.
+
+    Raises:
+        ValueError: naming the id, and the way out.
+    """
+    if not isinstance(env_id, str):
+        raise ValueError(f"{origin}: family.env_id must be text, got {shown(env_id)}")
+    if ":" in env_id or env_id not in gym.registry:
+        _refuse(
+            origin,
+            f"the environment {shown(env_id)}, which is not registered: import the package that registers it first, "
+            "and",
+        )
+    if COMPATIBILITY.match(env_id.rpartition("/")[2]):
+        _refuse(origin, f"the environment {env_id}, which imports what its keyword arguments name")
+
+
+def _check_kwargs(kwargs: Any, origin: str, where: str) -> None:
+    """Refuse keyword arguments of environments and wrappers that name files."""
+    for index, value in enumerate(kwargs if isinstance(kwargs, list) else ()):
+        _check_kwargs(value, origin, f"{where}[{index}]")
+    for name, value in kwargs.items() if isinstance(kwargs, Mapping) else ():
+        if FILES.search(str(name)):
+            _refuse(origin, f"{where}.{name} = {shown(value)}, which may name a file")
+        _check_kwargs(value, origin, f"{where}.{name}")
+
+
+def _check_name(name: Any, table: frozenset[str], origin: str, where: str) -> None:
+    if name is not None and not (isinstance(name, str) and name in table):
+        _refuse(origin, f"{where} = {shown(name)}, which is not one of the known names")
+
+
+def _ways(family: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What describes tasks: the family itself, and each of its splits."""
+    yield where, family
+    splits = family.get("splits")
+    for split, way in splits.items() if isinstance(splits, Mapping) else ():
+        if isinstance(way, Mapping):
+            yield f"{where}.splits.{split}", way
+
+
+def check_family_section(family: Mapping[str, Any], origin: str) -> None:
+    """
+    Refuse the section `family` of a recipe that comes along, if it could do more than make known environments.
+
+    Args:
+        family (`Mapping`):
+            The section, as it stands in the file.
+        origin (`str`):
+            What it comes along with, for errors.
+
+    Raises:
+        ValueError: naming the setting, what it is, and the way out.
+    """
+    check_env_id(family.get("env_id"), origin)
+    for setting in ("stratify_by", "optimal_return", "random_return"):
+        _check_name(family.get(setting), TASK_FUNCTIONS, origin, f"family.{setting}")
+    wrappers = family.get("wrappers")
+    for index, wrapper in enumerate(wrappers if isinstance(wrappers, list) else ()):
+        where = f"family.wrappers[{index}]"
+        entry = wrapper if isinstance(wrapper, Mapping) else {"name": wrapper}
+        _check_name(entry.get("name"), WRAPPERS, origin, where)
+        _check_kwargs(entry.get("kwargs"), origin, where)
+    attributes = family.get("attributes")
+    for name in attributes if isinstance(attributes, list) else ():
+        if not str(name).isidentifier() or str(name).startswith("_"):
+            _refuse(origin, f"the attribute {shown(name)} of environments, which is not a public one")
+    _check_kwargs(family.get("env_kwargs"), origin, "family.env_kwargs")
+    for where, way in _ways(family, "family"):
+        tasks = way.get("tasks")
+        for index, task in enumerate(tasks if isinstance(tasks, list) else ()):
+            _check_kwargs(task, origin, f"{where}.tasks[{index}]")
+        _check_kwargs(way.get("grid"), origin, f"{where}.grid")
+        values = way["random"].get("values") if isinstance(way.get("random"), Mapping) else None
+        _check_kwargs(values, origin, f"{where}.random.values")
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, Mapping) and "function" in value:
+                _check_name(value["function"], TASK_FUNCTIONS, origin, f"{where}.random.values.{name}.function")
+
+
+def check_kwargs(kwargs: Mapping[str, Any], origin: str) -> None:
+    """
+    Refuse keyword arguments of environments that come along and may name files; see [`check_family_section`].
+
+    Args:
+        kwargs (`Mapping`):
+            The keyword arguments, by what to call them in an error.
+        origin (`str`):
+            What they come along with.
+    """
+    for where, given in kwargs.items():
+        _check_kwargs(given, origin, where)

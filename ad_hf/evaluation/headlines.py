@@ -1,0 +1,355 @@
+"""
+What is said first of an evaluation: whether a model learns in its context, and in how many steps.
+
+Learning is a test: the last ten episodes against the first, with an interval over tasks and rollouts. Steps are
+counted to shares of what the *source* gains over random play, the same levels for the model and for the source.
+Reports, evaluations, pictures, tables and cards say nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ad_hf.evaluation.metrics import FINAL_EPISODES, Curve, bootstrap_means, interval, mean_of, steps_to_level
+from ad_hf.histories.schema import is_synthetic
+
+LEARNS, STAYS, WORSENS = "learns", "does not learn", "gets worse"
+SHARES = (0.5, 0.9)  # of the source's gain, that steps are counted to
+FEWEST_RUNS = 4  # of a test: with fewer, all are above zero by chance too often
+OF_RETURN, OF_GAIN = "return", "gain over random play"
+
+
+def compared_points(count: int, of: str = "episodes") -> tuple[slice, slice] | None:
+    """
+    The points of a curve that are compared: the first episode and the last ten, or as many as come after the first;
+    the first and the last tenth of the steps of an only episode. `None` for a single point.
+    """
+    if count < 2:
+        return None
+    if of == "steps":
+        width = max(1, count // 10)
+        return slice(0, width), slice(count - width, count)
+    return slice(0, 1), slice(max(1, count - FINAL_EPISODES), count)
+
+
+def learning_of(blocks: Sequence[np.ndarray], of: str = "episodes") -> dict[str, Any]:
+    """
+    Whether returns get better within a context.
+
+    Args:
+        blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks, num_points)`):
+            Return of each episode, or reward of each step, as of [`~ad_hf.evaluation.metrics.bootstrap_means`].
+        of (`str`, *optional*, defaults to `"episodes"`):
+            Or `"steps"`, of a single episode.
+
+    Returns:
+        `dict`: `difference` of the `last` points from the `first` with its 95% `interval`, and the `verdict`:
+        `"learns"` if the interval is above zero, `"gets worse"` if it is below, else `"does not learn"`; `None` for
+        fewer than four runs, or a single point.
+    """
+    points = compared_points(blocks[0].shape[3], of)
+    if points is None:
+        return untested(of)
+    first, last = points
+    gains = [block[..., last].mean(axis=3) - block[..., first].mean(axis=3) for block in blocks]
+    runs = sum(gain.size for gain in gains)
+    # Where all returns are equal, what is left of their means is rounding.
+    exact = 1e-9 * max(float(np.abs(block).max()) for block in blocks)
+    low, high = interval(bootstrap_means(gains))
+    bounds = None if runs < 2 else (float(low), float(high))
+    return _tested(of, points, float(mean_of(gains)), bounds, runs, exact)
+
+
+def learning_of_curve(curve: Curve, runs: int, of: str = "episodes") -> dict[str, Any]:
+    """
+    The test of [`learning_of`] where nothing but a curve with its band was kept: the interval reaches from the
+    lower bound of the last points less the upper bound of the first to the opposite, and is `conservative`, too wide.
+    """
+    points = compared_points(len(curve.mean), of)
+    if points is None:
+        return untested(of)
+    first, last = points
+    bounds = [
+        float(high[last].mean() - low[first].mean())
+        for high, low in ((curve.low, curve.high), (curve.high, curve.low))
+    ]
+    difference = float(curve.mean[last].mean() - curve.mean[first].mean())
+    return {**_tested(of, points, difference, (bounds[0], bounds[1]), runs), "conservative": True}
+
+
+def untested(of: str) -> dict[str, Any]:
+    """What there is of the test where nothing can be compared."""
+    return _tested(of, None, None, None, 0)
+
+
+def _tested(
+    of: str,
+    points: tuple[slice, slice] | None,
+    difference: float | None,
+    bounds: tuple[float, float] | None,
+    runs: int,
+    exact: float = 0.0,
+) -> dict[str, Any]:
+    verdict = None
+    if bounds is not None and runs >= FEWEST_RUNS:
+        low, high = bounds
+        verdict = LEARNS if low > exact else WORSENS if high < -exact else STAYS
+    first, last = (None, None) if points is None else ([each.start + 1, each.stop] for each in points)
+    return {
+        "verdict": verdict,
+        "difference": difference,
+        "interval": None if bounds is None else list(bounds),
+        "of": of,
+        "first": first,
+        "last": last,
+    }
+
+
+@dataclass
+class Gain:
+    """
+    What there is to gain over random play, of whose shares steps are counted to.
+
+    Attributes:
+        of (`str`):
+            Whose: `"source"` or `"optimum"`.
+        random, end (`float`, *optional*):
+            Return of random play and of whoever gains, or rewards of steps; `None` where there is no gain.
+    """
+
+    of: str
+    random: float | None
+    end: float | None
+
+    @classmethod
+    def of_source(cls, blocks: Sequence[np.ndarray], random: Sequence[np.ndarray]) -> Gain:
+        """
+        The gain of a source, none unless its interval is above zero.
+
+        Args:
+            blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_streams, num_tasks)`):
+                What it ends at.
+            random (`Sequence[np.ndarray]` of shapes `(num_tasks,)`):
+                What random play gets in these tasks.
+        """
+        gains = [block - own for block, own in zip(blocks, random)]
+        low, _ = interval(bootstrap_means(gains))
+        if low <= 0:
+            return cls("source", None, None)
+        return cls("source", float(np.concatenate(random).mean()), float(mean_of(blocks)))
+
+    @classmethod
+    def of_optimum(cls, optimal: np.ndarray | None, random: np.ndarray | None) -> Gain | None:
+        """The gain of always doing the best that is possible, if that and random play are known."""
+        if optimal is None or random is None or optimal.mean() <= random.mean():
+            return None
+        return cls("optimum", float(random.mean()), float(optimal.mean()))
+
+    def level(self, share: float) -> float | None:
+        """The return at a share of the gain."""
+        if self.random is None or self.end is None:
+            return None
+        return self.random + share * (self.end - self.random)
+
+
+def is_comparable(source: Mapping[str, Any]) -> bool:
+    """
+    Whether steps of a source can be compared with a model's.
+
+    How fast a synthetic source gets better is a setting; and where it is not known whether streams learn from each
+    other, it is not known how many steps were taken.
+    """
+    counted = source.get("independent_streams") is not None or source.get("n_envs", 1) == 1
+    return counted and not is_synthetic(source["algorithm"])
+
+
+def steps_to_shares(
+    own: Curve, source: Curve | None, gain: Gain | None, verdict: str | None, comparable: bool, name: str
+) -> dict[str, dict[str, Any]]:
+    """
+    Environment steps to 50% and 90% of a gain.
+
+    Args:
+        own, source ([`~ad_hf.evaluation.metrics.Curve`]):
+            Of a model, and of its source, if that is known.
+        gain ([`Gain`], *optional*):
+            What the levels are shares of.
+        verdict (`str`, *optional*):
+            Whether the model learns: of one that does not, no ratio is told.
+        comparable (`bool`):
+            As of [`is_comparable`].
+        name (`str`):
+            Under which the model's steps are.
+
+    Returns:
+        `dict`: by share the `level`, of whose gain it is (`gain_of`), the steps of the model and of the `source`,
+        `None` where the level is not reached, whether the model is there `at_start`, in its first episode, and the
+        `ratio` of the source's steps to the model's. There is none where either begins at 50% of the gain or above:
+        what was known before was not learnt in these steps.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    lowest = None if gain is None else gain.level(min(SHARES))
+    begins_there = lowest is not None and any(curve.mean[0] >= lowest for curve in (own, source) if curve is not None)
+    for share in SHARES:
+        level = None if gain is None else gain.level(share)
+        steps: dict[str, int | None] = dict.fromkeys((name, "source"))
+        for who, curve in ((name, own), ("source", source)):
+            if curve is not None and level is not None:
+                steps[who] = steps_to_level(curve, level)
+        both, ratio = (steps[name], steps["source"]), None
+        if comparable and verdict == LEARNS and not begins_there and both[0] and both[1]:
+            ratio = both[1] / both[0]
+        found[f"{share:.0%}"] = {
+            "level": level,
+            "gain_of": None if gain is None else gain.of,
+            **steps,
+            "at_start": level is not None and bool(own.mean[0] >= level),
+            "ratio": ratio,
+        }
+    return found
+
+
+def share_of_optimum(
+    value: float, optimal: float | None, random: float | None, negative: bool
+) -> tuple[float | None, str | None]:
+    """
+    A return as a share of the optimum, and of what that is: of the best possible return, or, where returns can be
+    negative and such a share means nothing, (return - random) / (optimum - random).
+    """
+    floor = random if negative else 0.0
+    if optimal is None or floor is None or optimal <= floor:
+        return None, None
+    return (value - floor) / (optimal - floor), OF_GAIN if negative else OF_RETURN
+
+
+# What is said of these, in words.
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with some significant digits."""
+    return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+
+
+def learns_cell(learns: Mapping[str, Any]) -> str:
+    """The test of learning in a table: yes or no, and the difference."""
+    if learns["difference"] is None:
+        return "-"
+    words = {
+        LEARNS: "yes",
+        STAYS: "no",
+        WORSENS: "gets worse",
+    }.get(learns["verdict"], "not tested")
+    bounds = learns["interval"]
+    interval = "" if bounds is None else f" ({number(bounds[0])} to {number(bounds[1])})"
+    return f"{words}: {number(learns['difference'])}{interval}"
+
+
+def steps_cell(steps: Mapping[str, Any] | None, name: str) -> str:
+    """Steps to a share of a gain in a table: of a model, of its source, and how many times more the source took."""
+    if steps is None or steps["level"] is None:
+        return "-"
+    own = "from its first episode" if steps["at_start"] else _steps(steps[name])
+    if "source" not in steps or steps["gain_of"] != "source":
+        return own
+    ratio = ""
+    if steps["ratio"] is not None:
+        ratio = f" ({'slower: ' if steps['ratio'] < 1 else ''}{number(steps['ratio'], 2)} times)"
+    return f"{own} / {_steps(steps['source'])}{ratio}"
+
+
+def _steps(count: int | None) -> str:
+    return "not reached" if count is None else f"{count:,}"
+
+
+def verdict_words(learns: Mapping[str, Any]) -> str:
+    """Whether a model learns."""
+    where = "within its episode" if learns["of"] == "steps" else "in its context"
+    if learns["verdict"] not in (LEARNS, STAYS, WORSENS):
+        return f"too little was played to tell whether it learns {where}"
+    return f"{learns['verdict']} {where}"
+
+
+def evidence_words(learns: Mapping[str, Any]) -> str | None:
+    """The difference on which a verdict rests."""
+    if learns["difference"] is None:
+        return None
+    (start, stop), (begin, end) = learns["first"], learns["last"]
+    one = "step" if learns["of"] == "steps" else "episode"
+    last = f"{one}s {begin:d} to {end:d}" if end > begin else f"{one} {end:d}"
+    first = "the first" if start == stop else f"{start:d} to {stop:d}"
+    words = f"reward of {last} minus {first}, beyond random play: " if one == "step" else f"{last} minus {first}: "
+    words += f"{learns['difference']:+.3g}"
+    if learns["interval"] is not None:
+        low, high = learns["interval"]
+        interval_words = "interval of at least 95%:" if learns.get("conservative") else "95% interval"
+        words += f" ({interval_words} {low:.3g} to {high:.3g})"
+    return words
+
+
+def ratio_words(ratio: float) -> str:
+    """How many times more or fewer steps than its source a model takes."""
+    if 0.95 < ratio < 1.05:
+        return "as many steps as its source"
+    times = max(ratio, 1 / ratio)
+    return f"{times:{'.0f' if times >= 10 else '.1f'}} times {'fewer' if ratio > 1 else 'more'} steps than its source"
+
+
+def _whose(steps: Mapping[str, Any]) -> str:
+    if steps["gain_of"] == "optimum":
+        return "the optimum's"
+    return "its source's" if "source" in steps else "its own"
+
+
+def pace_words(share: str, steps: Mapping[str, Any], name: str) -> str | None:
+    """When a model reaches a share of a gain; nothing where there is none."""
+    if steps["level"] is None:
+        return None
+    whose = f"{share} of {_whose(steps)} gain over random play"
+    if steps["at_start"]:
+        return f"{whose} from its first episode on"
+    if steps[name] is None:
+        return f"{whose} not reached"
+    if steps["ratio"] is not None:
+        return f"{whose} after {steps[name]:,} steps, {ratio_words(steps['ratio'])} ({steps['source']:,})"
+    return f"{whose} after {steps[name]:,} steps"
+
+
+def pace_lines(steps: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """What is said of all shares; of a source that is no better than random play, that."""
+    if all(entry["gain_of"] == "source" and entry["level"] is None for entry in steps.values()):
+        return ["no steps are counted: the source's end is not above random play"]
+    words = [pace_words(share, steps[share], name) for share in (f"{share:.0%}" for share in SHARES)]
+    return [line for line in words if line is not None]
+
+
+def headline(learns: Mapping[str, Any], steps: Mapping[str, Any], name: str) -> str:
+    """A line for a title: whether a model learns, and how fast to the highest share that is reached."""
+    words = verdict_words(learns)
+    if all(entry["level"] is None for entry in steps.values()):
+        return words
+    reached = [share for share, entry in steps.items() if entry[name] is not None or entry["at_start"]]
+    whose = f"{_whose(next(iter(steps.values())))} gain"
+    if not reached:
+        return f"{words}; {next(iter(steps))} of {whose} not reached"
+    share, entry = reached[-1], steps[reached[-1]]
+    begins = [each for each in reached if steps[each]["at_start"]]
+    if begins:
+        words += f"; {begins[-1]} of {whose} from its first episode on"
+    if share not in begins:
+        words += f", {share}" if begins else f"; {share} of {whose}"
+        words += f" after {entry[name]:,} steps" if entry["ratio"] is None else f" in {ratio_words(entry['ratio'])}"
+    return words + "".join(f", {other} not reached" for other in steps if other not in reached)
+
+
+def streams_words(source: Mapping[str, Any] | None) -> str:
+    """Of which streams of a source the steps are counted."""
+    if source is None:
+        return "of each environment"
+    independent = source.get("independent_streams")
+    if independent is None and source.get("n_envs", 1) > 1:
+        return "all streams counted: whether they learn together is not known"
+    return "each stream counted by itself" if independent else "all streams that learn together counted"

@@ -1,0 +1,84 @@
+"""
+What cards are rendered with: names, settings and recipes are other people's, and none may end what it stands in.
+
+Whatever a template puts out is plain text, unless one of the filters makes code of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+
+class Written(str):
+    """Markdown that is put out as it is."""
+
+
+def _line(value: Any) -> str:
+    """A value on a single line; what is no text, as JSON."""
+    content = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else " " for char in content)
+
+
+def text(value: Any) -> Written:
+    """A value as plain text, wherever it stands: in a paragraph, a heading, a link or a table."""
+    escaped = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _line(value))
+    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # At the beginning of a line, a heading or the element of a list.
+    return Written(re.sub(r"^(\s*(?:#*|\d*))([#+.)-](?=\s)|#$)", r"\1\\\2", escaped))
+
+
+def _ticks(content: str, least: int) -> str:
+    """More backticks than stand in a row anywhere in a text."""
+    return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", content))])
+
+
+def code(value: Any, in_table: bool = False) -> Written:
+    """A value as code within a line; in a table, its bars have to be escaped."""
+    content = _line(value) or " "
+    ticks = _ticks(content, 1)
+    padding = " " if "`" in (content[0], content[-1]) else ""
+    shown = content.replace("|", "\\|") if in_table else content
+    return Written(f"{ticks}{padding}{shown}{padding}{ticks}")
+
+
+def fence(value: str, language: str = "") -> Written:
+    """A text as a block of code."""
+    content, ticks = value.strip("\n"), _ticks(value, 3)
+    return Written(f"{ticks}{language}\n{content}\n{ticks}")
+
+
+def python(value: Any) -> Written:
+    """A value that JSON can hold as a literal of Python, on a single line."""
+    if isinstance(value, dict):
+        return Written("{" + ", ".join(f"{python(name)}: {python(each)}" for name, each in value.items()) + "}")
+    if isinstance(value, (list, tuple)):
+        return Written("[" + ", ".join(map(python, value)) + "]")
+    if isinstance(value, float) and not math.isfinite(value):
+        return Written(f'float("{value}")')
+    literal = repr(value).replace("<!--", "\\x3c!--")  # with which the lines around our text begin
+    return Written(f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal)
+
+
+def _shown(value: Any) -> Any:
+    """What is put out for the value of an expression: text, unless a filter has made something of it."""
+    is_plain = isinstance(value, (str, dict, list, tuple)) and not isinstance(value, Written)
+    return text(value) if is_plain else value
+
+
+def card_environment(folder: Any) -> Environment:
+    """The Jinja environment for the templates of a folder."""
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters |= {"code": code, "fence": fence, "python": python, "safe": Written, "shell": shlex.quote}
+    return environment

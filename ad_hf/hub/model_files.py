@@ -1,0 +1,161 @@
+"""What of a model's folder goes to the Hub: files by their names, the package's own code, results of these weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ad_hf.files import leaves_folder
+from ad_hf.settings import read_json
+
+if TYPE_CHECKING:
+    from ad_hf.model.modeling_ad import ADModel
+
+Content = Path | bytes  # of a file in a repository: a file's, or these bytes
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # the latter of weights in parts
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
+# What a run leaves beside its model, and a model's repository shows.
+REPORT_FILE, EVALUATION_FILE = "report.json", "evaluation.json"
+REPORT_FILES = (REPORT_FILE, "learning_curve.png", "replay.gif", "replay.mp4")  # the Hub shows the last by itself
+RESULT_FILES = (*REPORT_FILES, EVALUATION_FILE)
+RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
+CHECKPOINT_FOLDER = "checkpoint"  # of a model's repository, in which its run's newest checkpoint is
+CHECKPOINT_FILES = TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
+BEST_FOLDER = "best"  # of a checkpoint: the model that did best so far
+MODEL_FILES = (CONFIG_FILE, "rollout_config.json", WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
+# Of all that may lie in a repository, what is downloaded of it in order to be pushed again.
+PUSHED_AGAIN = (*MODEL_FILES, "README.md", *RUN_FILES)
+# Entries of a configuration, its own or a backbone's, that have a reader of it load somebody's code.
+CODE_ENTRIES = {"auto_map", "custom_pipelines"}
+AUTO_MAP = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad.ADModel"}
+
+
+def model_folder(folder: str | Path) -> Path:
+    """
+    The folder of a model, given itself or that of its run.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    for candidate in (Path(folder), Path(folder) / "model"):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    raise FileNotFoundError(f"{folder} holds no model: expected config.json and model.safetensors in it")
+
+
+def is_pickle(path: str) -> bool:
+    """Whether a path is that of a file that may run code when it is loaded, by its name."""
+    return Path(path).suffix.lower() in PICKLES
+
+
+def _refuse_pickles(folder: Path, names: Iterable[str]) -> None:
+    pickles = [name for name in names if is_pickle(name)]
+    if pickles:
+        raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
+
+
+def listed(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """
+    Those files of a folder that are there, of some names.
+
+    Raises:
+        ValueError: for a link to something outside of the folder.
+    """
+    found = {name: folder / name for name in names if (folder / name).is_file()}
+    for path in found.values():
+        if leaves_folder(path, folder):
+            raise ValueError(f"{path} is a link out of its folder, to {path.resolve()}: put the file itself there")
+    return found
+
+
+def model_files(folder: Path) -> dict[str, Content]:
+    """
+    What of a model's folder is pushed, by its names there.
+
+    The code is the package's own, whatever lies in the folder, and so is what the configuration says of it.
+
+    Raises:
+        FileNotFoundError: if there is no model.
+        ValueError: for a configuration of another model, a link out of the folder, and files that run code when they
+            are loaded.
+    """
+    names = sorted(path.name for path in model_folder(folder).iterdir())
+    _refuse_pickles(folder, names)
+    weights = [name for name in names if WEIGHTS.fullmatch(name)]
+    files: dict[str, Content] = {**listed(folder, [CONFIG_FILE, "rollout_config.json", *weights])}
+    given = read_json(folder / CONFIG_FILE)
+    if given.get("model_type") != "ad":
+        raise ValueError(
+            f"{folder / CONFIG_FILE}: model_type must be 'ad', got {given.get('model_type')!r}: push models of other "
+            "kinds with their own push_to_hub"
+        )
+    own = {**_without_code(given), "auto_map": AUTO_MAP}
+    if own != given:
+        files[CONFIG_FILE] = (json.dumps(own, indent=2) + "\n").encode()
+    code = sorted((Path(__file__).parent.parent / "model").glob("*_ad.py"))
+    return {**files, **{path.name: path for path in code}}
+
+
+def _without_code(value: Any) -> Any:
+    """A configuration without what names code elsewhere."""
+    if isinstance(value, list):
+        return [_without_code(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kernels = {name for name, each in value.items() if name.endswith("_implementation") and "/" in json.dumps(each)}
+    return {name: _without_code(each) for name, each in value.items() if name not in CODE_ENTRIES | kernels}
+
+
+def checkpoint_files(folder: Path) -> dict[str, Content]:
+    """What of a checkpoint is pushed, by its names there: see [`model_files`]. DeepSpeed's have pickles in them."""
+    _refuse_pickles(folder, (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))))
+    files: dict[str, Content] = {**model_files(folder), **listed(folder, CHECKPOINT_FILES)}
+    if (folder / BEST_FOLDER).is_dir():
+        files |= {f"{BEST_FOLDER}/{name}": content for name, content in model_files(folder / BEST_FOLDER).items()}
+    return files
+
+
+def run_files(model: Path) -> dict[str, Path]:
+    """Recipe, data and results of a model's run, from its folder or, with precedence, from that of the run."""
+    found = listed(model, RUN_FILES)
+    return {**found, **listed(model.parent, RUN_FILES)} if model.name == "model" else found
+
+
+def weights_digest(model: ADModel) -> str:
+    """A digest of a model's weights, with which results say whose they are."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def own_results(files: Mapping[str, Path], digest: Callable[[], str]) -> dict[str, Path]:
+    """
+    What there is of a model's run, without results that say of themselves that they are of other weights.
+
+    Args:
+        files (`Mapping[str, Path]`):
+            Of [`run_files`].
+        digest (`Callable[[], str]`):
+            The [`weights_digest`] of the model, where it is asked for: reports of earlier versions have none.
+    """
+    left_out: set[str] = set()
+    for name, dependent in ((REPORT_FILE, REPORT_FILES), (EVALUATION_FILE, [EVALUATION_FILE])):
+        claimed = read_json(files[name]).get("weights_digest") if name in files else None
+        if claimed is not None and claimed != digest():
+            warnings.warn(
+                f"{files[name]} is of other weights than the model's: its results are left out", stacklevel=2
+            )
+            left_out.update(dependent)
+    return {name: path for name, path in files.items() if name not in left_out}
