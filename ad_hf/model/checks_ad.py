@@ -46,6 +46,8 @@ def check_fits(size: int, what: str, available: int | None = None) -> None:
 
 def as_array(values: Any, name: str) -> np.ndarray:
     """Values as an array; a `ValueError` with their name for a ragged sequence."""
+    if type(values) is np.ndarray:
+        return values
     try:
         return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     except (TypeError, ValueError) as error:
@@ -170,7 +172,7 @@ def as_flags(values: Any, num_envs: int, name: str, numbers: bool = False) -> to
             f"{name} must have shape ({num_envs},), one truth value for each environment, got {flags.dtype} of shape "
             f"{flags.shape}"
         )
-    return torch.from_numpy(flags.astype(bool))
+    return torch.from_numpy(flags.astype(bool, copy=False))
 
 
 __all__ = [
