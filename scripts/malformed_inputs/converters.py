@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from malformed_inputs.common import DROP, Input, Place, accepted, edit_bytes, refused
+from malformed_inputs.common import DROP, Input, Place, accepted, command, edit_bytes, refused
 
 AREA = "converters"
 NAN = float("nan")
