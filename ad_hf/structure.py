@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -75,13 +75,18 @@ def _check(values: Sequence[Any], kind: Any, where: Where) -> None:
 
 def _check_entries(values: Sequence[dict[str, Any]], kind: Any, where: Where) -> None:
     """The entries of objects that a `TypedDict` describes."""
-    for name, hint in get_type_hints(kind, include_extras=True).items():
+    for name, hint in _hints(kind).items():
         inner = [value[name] for value in values if name in value]
         is_required = get_origin(hint) is not NotRequired  # `__required_keys__` does not see into postponed hints
         if is_required and len(inner) < len(values):
             index = next(index for index, value in enumerate(values) if name not in value)
             raise ValueError(f"{_joined(where(index), name)} is missing, there are {shown(list(values[index]))}")
         _check(inner, hint if is_required else get_args(hint)[0], partial(_entry, values, name, where))
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _entry(values: Sequence[dict[str, Any]], name: str, where: Where, index: int) -> str:

@@ -85,7 +85,9 @@ def mended(report: dict[str, Any], recipe: str) -> dict[str, Any]:
     for name, group in report["groups"].items():
         if name == "all" and measured:
             group["random"] = report["random_return"]
-            values = {key: np.array([group[key]]) for key in ("return", "random", "source")}
+            values: dict[str, np.ndarray | None] = {
+                key: np.array([group[key]]) for key in ("return", "random", "source")
+            }
             group["normalized"] = normalized_return(values)
     return report
 

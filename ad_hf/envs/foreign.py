@@ -35,7 +35,7 @@ WRAPPERS = frozenset(
         *("RescaleAction", "RescaleObservation", "ReshapeObservation", "ResizeObservation", "StickyAction"),
         *("TimeAwareObservation", "TimeLimit"),
     )
-)
+) | {"ad_hf.envs.making.ChannelsLast"}
 # Environments whose keyword arguments name what is imported and called.
 COMPATIBILITY = re.compile(r"GymV\d+Environment")
 # Keyword arguments that may name files, such as MuJoCo's `xml_file`.

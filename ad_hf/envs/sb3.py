@@ -64,7 +64,7 @@ class EpisodeReturns:
         """Begin new episodes in all environments."""
         self._returns[:], self._lengths[:] = 0.0, 0
 
-    def add(self, rewards: np.ndarray, ended: np.ndarray) -> list[dict[str, Any]]:
+    def add(self, rewards: np.ndarray, ended: np.ndarray, most: int | None = None) -> list[dict[str, Any]]:
         """
         Add a step's rewards (num_envs,).
 
@@ -73,6 +73,8 @@ class EpisodeReturns:
                 Of the step.
             ended (`np.ndarray` of shape `(number,)`):
                 Environments whose episodes it has ended.
+            most (`int`, *optional*):
+                How many of them to tell of, the last ones; by default all.
 
         Returns:
             `list[dict]`: for each of them `r`, `l` and `t`, as of SB3's `Monitor`: return, length and seconds so far.
@@ -82,7 +84,8 @@ class EpisodeReturns:
         if not ended.size:
             return []
         elapsed = round(time.time() - self._began, 6)
-        pairs = zip(self._returns[ended].tolist(), self._lengths[ended].tolist())
+        told = ended if most is None else ended[-most:]
+        pairs = zip(self._returns[told].tolist(), self._lengths[told].tolist())
         episodes = [{"r": total, "l": length, "t": elapsed} for total, length in pairs]
         self._returns[ended], self._lengths[ended] = 0.0, 0
         return episodes
@@ -141,7 +144,7 @@ class SB3VecEnv(VecEnv):
         observations, rewards, terminations, truncations, vector_infos = returned
         dones = terminations | truncations
         ended = np.flatnonzero(dones)
-        final = final_observations(vector_infos, self.envs, self._steps) if ended.size else None
+        final: Any = final_observations(vector_infos, self.envs, self._steps) if ended.size else None
         self._steps += 1
         for name in ("final_obs", "_final_obs"):
             vector_infos.pop(name, None)

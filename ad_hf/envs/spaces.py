@@ -32,7 +32,7 @@ class _Numbers(TypedDict):
     low: list[float | None]
     high: list[float | None]
     dtype: Literal[
-        *("bool", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        "bool", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
     ]
 
 

@@ -238,7 +238,11 @@ def learns_cell(learns: Mapping[str, Any]) -> str:
     """The test of learning in a table: yes or no, and the difference."""
     if learns["difference"] is None:
         return "-"
-    words = {LEARNS: "yes", STAYS: "no", WORSENS: "gets worse", None: "not tested"}[learns["verdict"]]
+    words = {
+        LEARNS: "yes",
+        STAYS: "no",
+        WORSENS: "gets worse",
+    }.get(learns["verdict"], "not tested")
     bounds = learns["interval"]
     interval = "" if bounds is None else f" ({number(bounds[0])} to {number(bounds[1])})"
     return f"{words}: {number(learns['difference'])}{interval}"
@@ -264,7 +268,7 @@ def _steps(count: int | None) -> str:
 def verdict_words(learns: Mapping[str, Any]) -> str:
     """Whether a model learns."""
     where = "within its episode" if learns["of"] == "steps" else "in its context"
-    if learns["verdict"] is None:
+    if learns["verdict"] not in (LEARNS, STAYS, WORSENS):
         return f"too little was played to tell whether it learns {where}"
     return f"{learns['verdict']} {where}"
 
@@ -274,9 +278,10 @@ def evidence_words(learns: Mapping[str, Any]) -> str | None:
     if learns["difference"] is None:
         return None
     (start, stop), (begin, end) = learns["first"], learns["last"]
-    last = f"{learns['of']} {begin} to {end}" if end > begin else f"{learns['of'].removesuffix('s')} {end}"
-    first = "the first" if start == stop else f"{start} to {stop}"
-    words = f"{last} minus {first}{', beyond random play' if learns['of'] == 'steps' else ''}: "
+    one = "step" if learns["of"] == "steps" else "episode"
+    last = f"{one}s {begin:d} to {end:d}" if end > begin else f"{one} {end:d}"
+    first = "the first" if start == stop else f"{start:d} to {stop:d}"
+    words = f"reward of {last} minus {first}, beyond random play: " if one == "step" else f"{last} minus {first}: "
     words += f"{learns['difference']:+.3g}"
     if learns["interval"] is not None:
         low, high = learns["interval"]
@@ -317,7 +322,7 @@ def pace_lines(steps: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
     """What is said of all shares; of a source that is no better than random play, that."""
     if all(entry["gain_of"] == "source" and entry["level"] is None for entry in steps.values()):
         return ["no steps are counted: the source's end is not above random play"]
-    words = [pace_words(share, entry, name) for share, entry in steps.items()]
+    words = [pace_words(share, steps[share], name) for share in (f"{share:.0%}" for share in SHARES)]
     return [line for line in words if line is not None]
 
 

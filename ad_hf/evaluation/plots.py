@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 INK, AD_COLOUR, SOURCE_COLOUR, OPTIMUM_COLOUR = "#22252b", "#d1495b", "#30638e", "#8d96a0"
 RANDOM = "random actions"
+TITLE_WIDTH = 88  # letters of a title's line
 MOST_LABELS = 6  # of curves in one picture
 
 
@@ -31,7 +33,7 @@ def axes_are_returns(report: dict[str, Any]) -> bool:
 def title_of(report: dict[str, Any]) -> str:
     """What a picture says above its curves: of which tasks, whether the model learns them, and how fast."""
     tasks = f"{report.get('env_id', 'Held-out tasks')}: {report['num_test_tasks']} tasks never seen in training"
-    return f"{tasks}\n{headline(report['learns'], report['env_steps_to'], 'ad')}"
+    return f"{tasks}\n{fill(headline(report['learns'], report['env_steps_to'], 'ad'), TITLE_WIDTH)}"
 
 
 def plot_learning_curves(path: str | Path, ad: Curve, source: Curve | None, report: dict[str, Any]) -> None:

@@ -163,10 +163,10 @@ def _share(by_task: dict[str, np.ndarray | None], returns: list[np.ndarray]) -> 
 
 
 def normalized_return(returns: dict[str, np.ndarray | None]) -> float | None:
-    """(return - random) / (source - random), each the mean over tasks; `None` where they are not known."""
+    """(return - random) / (source - random), each the mean over tasks; `None` where nothing is known to be gained."""
     means = {name: None if values is None else float(values.mean()) for name, values in returns.items()}
     own, random, source = means["return"], means["random"], means["source"]
-    if own is None or random is None or source is None or source == random:
+    if own is None or random is None or source is None or source <= random:
         return None
     return (own - random) / (source - random)
 

@@ -61,8 +61,8 @@ def upgrade_report(
         gain = Gain.of_optimum(None if optimal is None else optimal / steps, known / steps)
     found = {name: value for name, value in report.items() if name != "env_steps_to_90"}
     means = {name: None if values is None else float(values.mean()) for name, values in by_task.items()}
-    values = [each for each in (own.mean, source and source.mean, *by_task.values()) if each is not None]
-    least = min(each.min() for each in values)
+    returns = [curve.mean for curve in (own, source) if curve is not None]
+    least = min(each.min() for each in (*returns, *by_task.values()) if each is not None)
     share, of_what = share_of_optimum(report["test_return_final"], means["optimal"], means["random"], bool(least < 0))
     comparable = report.get("source") is not None and is_comparable(report["source"])
     return found | {

@@ -68,6 +68,10 @@ class Npz:
         """Names of the arrays."""
         return sorted(self._members)
 
+    def paths(self) -> list[str]:
+        """Paths of all arrays: they have no groups."""
+        return self.names()
+
     def __contains__(self, name: str) -> bool:
         return name in self._members
 

@@ -160,7 +160,8 @@ def from_arrays(
             tasks=[asdict(task) for task in family.all_tasks if task.task_id in ids],
             observation_space=space_json(found["observation_space"], "observation_space"),
             action_space=space_json(found["action_space"], "action_space"),
-            source={"algorithm": algorithm, "independent_streams": independent_streams},
+            source={"algorithm": algorithm}
+            | ({} if independent_streams is None else {"independent_streams": independent_streams}),
             seeds=[],
         )
         with split_writers(folder / config_name, shard_transitions) as add:

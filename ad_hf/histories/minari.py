@@ -228,11 +228,10 @@ def _fill(storage: Any, files: Iterable[Path], metadata: HistoryMetadata) -> dic
         for file in files:
             shards[file.name] = []
             for table in read_groups(file, schema.names):
-                for found, wanted in zip(table.schema, schema):
-                    if found.type != wanted.type:
-                        raise ValueError(
-                            f"{file}: column {found.name} is of type {found.type}, expected {wanted.type}"
-                        )
+                for wanted in schema:
+                    found = table.schema.field(wanted.name).type
+                    if found != wanted.type:
+                        raise ValueError(f"{file}: column {wanted.name} is of type {found}, expected {wanted.type}")
                 _add_rows(storage, table, metadata, file.name.partition("-")[0], row, str(file))
                 shards[file.name].append(len(table))
                 row += len(table)
@@ -378,9 +377,8 @@ def _each(found: Iterable[Any], dataset: MinariDataset) -> Iterator[Any]:
 
 def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Episode]:
     """All episodes of a Minari dataset of these observation and action spaces, in order."""
-    shapes = dict.fromkeys(Episode._fields, ()) | {
-        name: space.shape for name, space in zip(("observations", "actions"), both)
-    }
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(Episode._fields, ())
+    shapes |= {name: space.shape or () for name, space in zip(("observations", "actions"), both)}
     found = tqdm(_each(dataset.iterate_episodes(), dataset), "convert from Minari", dataset.total_episodes)
     for number, data in enumerate(found):
         values = {name: np.asarray(getattr(data, name)) for name in Episode._fields}

@@ -21,7 +21,7 @@ from ad_hf.envs.task_family import SPLITS, Task
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, has_frames
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
-from ad_hf.histories.validation import COLUMNS, check_histories
+from ad_hf.histories.validation import COLUMNS
 from ad_hf.histories.writer import (
     SHARD_TRANSITIONS,
     Steps,
@@ -279,9 +279,8 @@ class _HistoryReader:
         table = data.select_columns(["history_id", "task_id", "start_step"])[:]
         self._ends = data.select_columns(["rewards", "terminations", "truncations"])
         self._steps = data.select_columns(list(COLUMNS))
-        self._start_steps = np.asarray(table["start_step"])
         numbers = np.asarray(table["history_id"].combine_chunks().dictionary_encode().indices)
-        order = np.lexsort((self._start_steps, numbers))
+        order = np.lexsort((np.asarray(table["start_step"]), numbers))
         self._histories = np.split(order, np.cumsum(np.bincount(numbers))[:-1])
         self._owners = np.asarray(table["task_id"])[[rows[0] for rows in self._histories]]
 
@@ -303,8 +302,6 @@ class _HistoryReader:
         if len(borders) == 1:
             raise ValueError(f"{self._name}: row {rows[0]} begins a history without a finished episode")
         offsets = np.append(0, np.cumsum(np.asarray(pc.list_value_length(table["rewards"]))))
-        if (self._start_steps[rows] != offsets[:-1]).any():
-            raise ValueError(f"{self._name}: row {rows[0]} begins a history of which pieces are missing or doubled")
         firsts, stops = _longest_runs(borders, num_steps)
         run = -1
         if level is not None:
@@ -319,7 +316,6 @@ class _HistoryReader:
     def _read(self, rows: np.ndarray, steps: slice) -> dict[str, np.ndarray]:
         """Some of the steps of rows that follow each other in a history."""
         table, (observation_space, action_space) = self._steps[rows.tolist()], self._spaces
-        check_histories(table, observation_space, action_space, self._name, int(rows[0]))
         if has_frames(observation_space):
             observations = self._frames(table, rows, steps)
         else:

@@ -212,7 +212,7 @@ def _check_tasks(tasks: list[_Task], name: str) -> None:
         raise ValueError(f"{name}: tasks must have different task_id, got {count} of the number {number}")
 
 
-def _check_statistics(statistics: dict[str, _SplitStatistics], space: dict[str, Any], name: str) -> None:
+def _check_statistics(statistics: dict[str, dict[str, Any]], space: dict[str, Any], name: str) -> None:
     """Refuse statistics of observations that are of another size."""
     for split, found in statistics.items():
         for entry in ("observation_mean", "observation_std"):

@@ -115,33 +115,8 @@ def outside(values: np.ndarray, space: spaces.Space | None = None, is_action: bo
     return np.asarray(~((values >= low) & (values <= high)).reshape(len(values), -1).all(axis=1))
 
 
-def check_histories(
-    table: pa.Table, observation_space: spaces.Space, action_space: spaces.Space, name: str, first_row: int = 0
-) -> None:
-    """
-    Refuse rows that are no learning histories.
-
-    Args:
-        table (`pyarrow.Table`):
-            Rows, with the columns that training reads.
-        observation_space, action_space (`gymnasium.Space`):
-            Spaces of one environment.
-        name (`str`):
-            What to call the table in an error.
-        first_row (`int`, *optional*, defaults to 0):
-            Number of the table's first row.
-
-    Raises:
-        ValueError: with the row's number, its history, and the column: for missing values, lengths that disagree,
-            numbers that are not finite as float32, and elements outside of their space (observations may be beyond
-            the bounds of a Box).
-    """
-    check_columns(table.schema, observation_space, action_space, name)
-    if len(table):
-        _check_values(HistoryRows(name, first_row, table), observation_space, action_space)
-
-
 def _check_values(rows: HistoryRows, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """Refuse rows that have missing values, lengths that disagree, or elements that a model cannot take."""
     table, refuse = rows.table, rows.refuse
     for column in COLUMNS:
         if table[column].null_count:
@@ -183,11 +158,19 @@ def checked_rows(
     histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
 ) -> Iterator[tuple[HistoryRows, np.ndarray]]:
     """
-    Rows in their order, each table with whether its rows (num_rows,) begin a history.
+    Rows that are learning histories, in their order, each table with whether its rows (num_rows,) begin one.
+
+    Args:
+        histories (iterable of [`HistoryRows`]):
+            Tables with the columns that training reads.
+        observation_space, action_space (`gymnasium.Space`):
+            Spaces of one environment.
 
     Raises:
-        ValueError: for what [`check_histories`] refuses, tasks of another split, pieces of a history that are not in
-            order or of several tasks, and histories that come a second time.
+        ValueError: with the row's number, its history, and the column: for columns that are missing or of another
+            type, missing values, lengths that disagree, numbers that are not finite as float32, elements outside of
+            their space (observations may be beyond the bounds of a Box), tasks of another split, pieces of a history
+            that are not in order or of several tasks, and histories that come a second time.
     """
     history, task, steps = None, -1, 0  # of the row before, and the steps of its history so far
     known: set[str] = set()

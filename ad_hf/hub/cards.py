@@ -66,7 +66,9 @@ def _made_of(*files: str) -> Iterator[None]:
     """Name the files that a card is made of where they hold something else than is expected of them."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, UndefinedError, yaml.YAMLError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, UndefinedError, yaml.YAMLError) as error:
+        if any(Path(named).name in str(error) for named in (*files, CARD, "license")):  # what is wrong is told already
+            raise
         raise ValueError(
             f"no card can be made of {', '.join(files)}: what is expected there is missing, or something else is "
             f"({type(error).__name__}: {error})"
@@ -277,7 +279,7 @@ def _model_card(files: Mapping[str, Content], name: str, old: str | None, licens
     run, report, evaluation = (_json_of(files, each) for each in JSON_FILES[1:])
     report = None if report is None else upgrade_report(report)
     evaluation = None if evaluation is None else upgrade_evaluation(evaluation)
-    trained_on = (run or {}).get("dataset")
+    trained_on, recipe = (run or {}).get("dataset"), files.get("recipe.yaml")
     is_on_hub = bool(trained_on and trained_on["revision"] and HUB_ID.fullmatch(trained_on["name"]))
     tasks = [{}] if report is None else _some_tasks(report)
     env_id = (run or {}).get("env_id") or (report or {}).get("env_id")
@@ -314,7 +316,7 @@ def _model_card(files: Mapping[str, Content], name: str, old: str | None, licens
         words={
             each.__name__: each for each in (evidence_words, learns_cell, pace_lines, streams_words, verdict_words)
         },
-        recipe=read_text(files["recipe.yaml"]) if isinstance(files.get("recipe.yaml"), Path) else None,
+        recipe=read_text(recipe) if isinstance(recipe, Path) else None,
         trained_on=trained_on,
         is_on_hub=is_on_hub,
         is_synthetic=is_synthetic(source["algorithm"]),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ad_hf.hub.model_files import MODEL_FILES, model_folder
+from ad_hf.hub.model_files import model_folder
 from ad_hf.hub.repositories import explained, find_repository
-from ad_hf.hub.weights import check_weights
 from ad_hf.model import ADModel
 
 RECIPE_FILE = "recipe.yaml"
@@ -24,16 +23,13 @@ def load_model(name: str | Path, trust_remote_code: bool = False) -> tuple[ADMod
             Whether its configuration may name code, as an attention kernel of the Hub, that is fetched and run.
 
     Raises:
-        FileNotFoundError: if there is no model.
-        ValueError: for weights that are damaged, not those of the model, or not finite; see
-            [`~ad_hf.hub.weights.check_weights`].
+        OSError: if there is no model, or its files are damaged.
+        ValueError: for weights that are not those of the model, or not finite.
     """
     repository = find_repository(name, "model")
     if repository.revision is None:
-        folder = model_folder(name)
-        check_weights(folder, trust_remote_code=trust_remote_code)
-        return ADModel.from_pretrained(folder, trust_remote_code=trust_remote_code), repository.to_json()
-    check_weights(repository.download(MODEL_FILES), trust_remote_code=trust_remote_code)
+        model = ADModel.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+        return model, repository.to_json()
     with explained(f"loading the model {repository}"):
         model = ADModel.from_pretrained(
             repository.name, revision=repository.revision, trust_remote_code=trust_remote_code

@@ -37,15 +37,17 @@ def memory() -> int | None:
         return None
 
 
-def check_fits(size: int, what: str) -> None:
-    """Refuse what takes more bytes than this machine has memory: a `ValueError` that names it and both numbers."""
-    available = memory()
+def check_fits(size: int, what: str, available: int | None = None) -> None:
+    """Refuse what takes more bytes than are available, by default all memory: a `ValueError` with both numbers."""
+    available = memory() if available is None else available
     if available is not None and size > available:
         raise ValueError(f"{what} would take {size:,} bytes, and this machine has {available:,}: make it smaller")
 
 
 def as_array(values: Any, name: str) -> np.ndarray:
     """Values as an array; a `ValueError` with their name for a ragged sequence."""
+    if type(values) is np.ndarray:
+        return values
     try:
         return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     except (TypeError, ValueError) as error:
@@ -170,7 +172,7 @@ def as_flags(values: Any, num_envs: int, name: str, numbers: bool = False) -> to
             f"{name} must have shape ({num_envs},), one truth value for each environment, got {flags.dtype} of shape "
             f"{flags.shape}"
         )
-    return torch.from_numpy(flags.astype(bool))
+    return torch.from_numpy(flags.astype(bool, copy=False))
 
 
 __all__ = [

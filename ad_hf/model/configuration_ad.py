@@ -282,13 +282,15 @@ class ADConfig(PreTrainedConfig):
 
     @property
     def _attn_implementation(self) -> Any:
-        return PreTrainedConfig._attn_implementation.fget(self)
+        return self._attn_implementation_internal
 
     @_attn_implementation.setter
     def _attn_implementation(self, value: Any) -> None:
         # A model fills in the library's default, which takes no account of device and window, in another way.
         self.automatic_attention = value is None
-        PreTrainedConfig._attn_implementation.fset(self, value)
+        PreTrainedConfig._attn_implementation.__set__(self, value)  # type: ignore[attr-defined]
+        if value is not None and isinstance(self.backbone_config, PreTrainedConfig):
+            self.backbone_config._attn_implementation = value
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -343,11 +345,12 @@ class ADConfig(PreTrainedConfig):
         """Part of the strict validation: spaces are known, bounded where actions are continuous."""
         if self.observation_space is None and self.action_space is None:
             return  # transformers compares every configuration with one made without arguments
-        _check_space("observation_space", self.observation_space)
-        _check_space("action_space", self.action_space)
-        if self.observation_space["type"] == "Box":
-            _check_observation_box(self.observation_space)
-        _check_action_space(self.action_space)
+        observation, action = self.observation_space or {}, self.action_space or {}
+        _check_space("observation_space", observation)
+        _check_space("action_space", action)
+        if observation["type"] == "Box":
+            _check_observation_box(observation)
+        _check_action_space(action)
 
     def validate_architecture(self):
         """Part of the strict validation: numbers are in their ranges, and sizes fit together."""

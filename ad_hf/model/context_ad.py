@@ -220,14 +220,8 @@ class ADContext:
                 the model's spaces, naming the environment.
         """
         rows = as_flags(np.ones(self.num_envs, dtype=bool) if active is None else active, self.num_envs, "active")
-        if not isinstance(do_sample, bool | np.bool_ | None):
+        if do_sample is not None and not isinstance(do_sample, (bool, np.bool_)):
             raise ValueError(f"do_sample must be True or False, got {do_sample!r}")
-        weight = self._weight
-        if weight.dtype != self._dtype or weight.device != self._device:
-            raise ValueError(
-                f"the model was moved from {self._dtype} on {self._device} to {weight.dtype} on {weight.device} after "
-                "the context was made: make another with init_context"
-            )
         if self.model.training:  # a context acts without dropout, whoever trains the model meanwhile
             self.model.eval()
             try:
@@ -236,13 +230,22 @@ class ADContext:
                 self.model.train()
         counted = None if bool(rows.all()) else rows
         tokens = self._embed(observations, rewards, episode_starts, rows)
-        if self._tokens is not None:
-            self._make_room(rows)
-            index = torch.nonzero(rows).squeeze(1)
-            self._tokens[index, self.lengths[index]] = tokens[index, 0]
-        hidden_states = self._cache.step(self.model, tokens, counted)
+        try:
+            if self._tokens is not None:
+                self._make_room(rows)
+                index = torch.nonzero(rows).squeeze(1)
+                self._tokens[index, self.lengths[index]] = tokens[index, 0]
+            hidden_states = self._cache.step(self.model, tokens, counted)
+        except RuntimeError as error:  # of types or devices that differ
+            weight = self._weight
+            if (weight.dtype, weight.device) == (self._dtype, self._device):
+                raise
+            raise ValueError(
+                f"the model was moved from {self._dtype} on {self._device} to {weight.dtype} on {weight.device} after "
+                "the context was made: make another with init_context"
+            ) from error
         self.logits = self.model.head(hidden_states[:, 0]).float().cpu()
-        if not bool(self.logits.isfinite().all()):
+        if not np.isfinite(self.logits.numpy()).all():
             self._refuse_logits(rows)
         head = self.model.head
         sample = self.config.do_sample if do_sample is None else do_sample
@@ -303,7 +306,7 @@ class ADContext:
         """A number () that is another one for other weights."""
         digest = hashlib.blake2b(digest_size=7)
         for weight in self.model.parameters():
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return torch.tensor(int.from_bytes(digest.digest()))
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:

@@ -68,7 +68,9 @@ def make_envs(envs: Any, env_kwargs: Any) -> Any:
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         given = "" if env_kwargs is None else f" with env_kwargs {env_kwargs!r}"
-        raise ValueError(f"no environment {envs!r} can be made{given}: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"the environment {envs!r} could not be made{given}: {' '.join(str(error).split())}"
+        ) from error
 
 
 class Environments:

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,9 +33,8 @@ from .spaces_ad import ActionHead, StepEmbedding
 # of some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
 EAGER_CPU_WINDOW = 512
 
-# Arguments that every model's forward pass takes, and what a step of a rollout asks for beside its result.
+# Arguments that every model's forward pass takes.
 TRANSFORMERS_KWARGS = {*TransformersKwargs.__annotations__, "use_cache"}
-NO_OUTPUTS = {"output_hidden_states": False, "output_attentions": False}
 
 # Arguments of from_pretrained that say where files are, not what to make of them.
 NOT_OF_CONFIG = ("state_dict", "dtype", "torch_dtype", "quantization_config", "trust_remote_code")
@@ -238,17 +237,19 @@ class ADModel(ADPreTrainedModel):
         else:
             self.backbone = AutoModel.from_config(config.backbone_config)
             if "inputs_embeds" not in inspect.signature(self.backbone.forward).parameters:
-                raise ValueError(f"backbone_config of type {config.backbone_config.model_type} takes no inputs_embeds")
+                raise ValueError(f"backbone_config of type {self.backbone.config.model_type} takes no inputs_embeds")
         is_mixture = config.action_space["type"] == "Box" and config.action_distribution == "mixture"
         self.head: ActionHead | MixtureHead = MixtureHead(config) if is_mixture else ActionHead(config)
         self.rollout_config = RolloutConfig()
         self.loaded_revision: str | None = None
         self.post_init()
 
-    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
         """Use an attention implementation from now on, whatever the device and the window are."""
-        super().set_attn_implementation(attn_implementation, **kwargs)
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
         self.config.automatic_attention = False
+        if self.backbone is not None:
+            self.backbone.set_attn_implementation(attn_implementation, allow_all_kernels)
 
     def attention_implementation(self, window: int, device: torch.device, output_attentions: bool = False) -> str:
         """Name of the attention implementation for a window of so many steps on a device."""
@@ -272,7 +273,7 @@ class ADModel(ADPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> ADOutput:
         r"""
         Args:
@@ -311,6 +312,8 @@ class ADModel(ADPreTrainedModel):
             name: getattr(self.config, name, False) if value is None else value for name, value in outputs.items()
         }
         try:
+            if any(part.shape[:2] != observations.shape[:2] for part in inputs):
+                raise ValueError("the inputs' shapes disagree")  # where broadcasting would hide it
             hidden_states = self._embedded(*inputs)
             decoded = self._decoded(hidden_states, attention_mask, past_key_values, position_ids, **outputs)
             logits = self.head(decoded[0])
@@ -349,7 +352,9 @@ class ADModel(ADPreTrainedModel):
         position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states (batch, time, width) of embedded steps of that shape; arguments as of `forward`."""
-        return self._decoded(tokens, attention_mask, past_key_values, position_ids, **NO_OUTPUTS)[0]
+        if self.backbone is None and position_ids is None:  # what a step of a rollout takes, with nothing beside it
+            return self._blocks(tokens, past_key_values)
+        return self._decoded(tokens, attention_mask, past_key_values, position_ids, output_attentions=False)[0]
 
     def _decoded(
         self,
@@ -376,16 +381,21 @@ class ADModel(ADPreTrainedModel):
             raise ValueError("position_ids are for backbones: this package's blocks count a row's steps themselves")
         if past_key_values is not None and outputs["output_attentions"]:
             raise ValueError("output_attentions is of whole windows: leave past_key_values out")
-        return self._through_blocks(tokens, past_key_values, return_dict=True, **outputs)
+        return self._captured(tokens, past_key_values, return_dict=True, **outputs)
 
     @capture_outputs
-    def _through_blocks(
+    def _captured(
         self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool, **kwargs: Any
     ) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=self._blocks(tokens, past_key_values, output_attentions))
+
+    def _blocks(
+        self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool = False
+    ) -> torch.Tensor:
         hidden_states, arguments = tokens, self._block_arguments(tokens, past_key_values, output_attentions)
         for block in self.blocks or ():
             hidden_states = block(hidden_states, **arguments, past_key_values=past_key_values)
-        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+        return self.norm(hidden_states)
 
     def keys_and_values(self, tokens: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values (batch, time, heads, head_dim) of every block for embedded steps (batch, time, width)."""
@@ -532,6 +542,7 @@ class ADModel(ADPreTrainedModel):
         lenient = asked or kwargs.get("ignore_mismatched_sizes") or any(value is not None for value in given)
         if path is not None and kwargs.get("gguf_file") is None:
             kwargs.setdefault("use_safetensors", True)  # other files can hold pickles
+        loaded: Any
         if lenient:
             loaded = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         else:
@@ -555,7 +566,7 @@ class ADModel(ADPreTrainedModel):
             held = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *NOT_OF_CONFIG) if name in kwargs}
             kwargs = {name: value for name, value in kwargs.items() if name != "config" and name not in held}
             try:
-                config, kwargs = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
+                config, kwargs = ADConfig.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
             except ValueError as error:
                 raise ValueError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
             kwargs |= held

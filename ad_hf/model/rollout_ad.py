@@ -56,7 +56,7 @@ def _rollout(
     context = model.init_context(envs.num_envs, prompt, rollout_config=config)
     recording = Recording(envs.num_envs, config)
     envs.reset(config.seed)
-    done = recording.done
+    done, steps = recording.done, 0
     while not done.all():
         counted = ~envs.resetting & ~done
         step: dict[str, Any] = {"observations": np.array(envs.observations)} if config.output_steps else {}
@@ -68,8 +68,9 @@ def _rollout(
         step |= {"rewards": envs.rewards, "terminations": terminations, "truncations": truncations}
         recording.add(np.flatnonzero(counted), reached, step)
         done = recording.done
-        if recording.longest == LONG and config.max_steps is None:
-            logger.warning(
+        steps += 1
+        if steps % LONG == 0 and config.max_steps is None and recording.longest >= LONG:
+            logger.warning_once(
                 f"an episode has not ended after {LONG} steps: environments that never end one need max_steps"
             )
         if callback is not None and callback(recording.output) is True:

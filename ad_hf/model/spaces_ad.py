@@ -23,8 +23,7 @@ PATCH = 4
 
 def input_dtype(layer: nn.Module) -> torch.dtype:
     """Type of what a layer takes; one that was quantised dynamically has a method `weight`, and takes float32."""
-    weight: Any = layer.weight
-    return weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
+    return getattr(layer.weight, "dtype", torch.float32)
 
 
 class CategoricalEmbedding(nn.Module):

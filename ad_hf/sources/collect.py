@@ -75,10 +75,10 @@ def _whole(name: str, number: Any, least: int = 1) -> int:
     """A whole number in its range, numpy's as Python's."""
     if not isinstance(number, Integral) or isinstance(number, bool):
         raise ValueError(f"{name} must be a whole number, got {number!r}")
-    if not least <= number <= MOST:
-        limit = f"at least {least}" if number < least else f"at most {MOST}"
-        raise ValueError(f"{name} must be {limit}, got {number}")
-    return int(number)
+    whole = int(number)
+    if not least <= whole <= MOST:
+        raise ValueError(f"{name} must be {f'at least {least}' if whole < least else f'at most {MOST}'}, got {whole}")
+    return whole
 
 
 def _read_seeds(seeds: Any) -> list[int]:

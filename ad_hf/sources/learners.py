@@ -111,8 +111,10 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     if not fits:
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise ValueError(f"source.hyperparameters.{name} must be of type {names}, got {value!r}")
-    number = value[0] if isinstance(value, tuple) and value else value
-    if isinstance(number, Real) and ((name in COUNTS and number < 1) or (name in SHARES and not 0 <= number <= 1)):
+    number: Any = value[0] if isinstance(value, tuple) and value else value
+    if isinstance(number, int | float) and (
+        (name in COUNTS and number < 1) or (name in SHARES and not 0 <= number <= 1)
+    ):
         expected = "at least 1" if name in COUNTS else "from 0 to 1"
         raise ValueError(f"source.hyperparameters.{name} must be {expected}, got {value!r}")
 

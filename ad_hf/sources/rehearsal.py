@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
@@ -86,8 +85,8 @@ def check_spaces(family: TaskFamily, observation_space: spaces.Space, action_spa
     Raises:
         ValueError: with what can be done, such as a wrapper of the environments.
     """
-    from ad_hf.model.configuration_ad import ADConfig  # not at the top: workers, which may import this, need no model
-    from ad_hf.model.modeling_ad import ADModel
+    from ad_hf.model import ADConfig, ADModel  # not at the top: workers, which may import this, need no model
+    from ad_hf.model.checks_ad import check_fits
 
     for name, space in (("observation", observation_space), ("action", action_space)):
         if 0 in (space.shape or ()) or (isinstance(space, spaces.Box) and not space.shape):
@@ -117,32 +116,31 @@ def check_spaces(family: TaskFamily, observation_space: spaces.Space, action_spa
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
         raise ValueError(f"no model can be made for {_environments(family)}: {said(cause)}") from error
-    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
-    if needed > _memory():
-        raise ValueError(
-            f"no model can be made for {_environments(family)}: of observations in {observation_space} and actions in "
-            f"{action_space}, one that is {SMALL_WIDTH} wide takes {_gigabytes(needed)}, this machine has "
-            f"{_gigabytes(_memory())}"
-        )
+    bytes_of_weights = 4 * sum(weight.numel() for weight in model.parameters())
+    check_fits(
+        bytes_of_weights,
+        f"a model for {_environments(family)}, of observations in {_line(observation_space)} and actions in "
+        f"{_line(action_space)}, though only {SMALL_WIDTH} wide,",
+    )
 
 
 def check_memory(source: Source, observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
-    Refuse histories of one learner that do not fit into this machine's memory.
+    Refuse histories of one learner that do not fit into this machine's memory, which a learner keeps while it learns.
 
     Raises:
-        ValueError: with the bytes that they take, and that there are.
+        ValueError: with the memory that they take, and that there is.
     """
+    from ad_hf.model.checks_ad import check_fits
+
     both = (observation_space, action_space)
     step = sum(int(np.prod(space.shape or ())) * storage_dtype(space).itemsize for space in both) + 8 + 2
     streams, steps = source.n_envs * source.tasks_per_job, -(-source.total_timesteps // source.n_envs)
-    needed = streams * (STREAM_BYTES + steps * step)
-    if needed > _memory():
-        raise ValueError(
-            f"source.n_envs and source.total_timesteps: {streams} environments with {steps} steps each take "
-            f"{_gigabytes(needed)} of a learner's memory, this machine has {_gigabytes(_memory())}; got n_envs "
-            f"{source.n_envs} and total_timesteps {source.total_timesteps}"
-        )
+    check_fits(
+        streams * (STREAM_BYTES + steps * step),
+        f"source.n_envs {source.n_envs} and source.total_timesteps {source.total_timesteps}: keeping {streams} "
+        f"histories of {steps} steps",
+    )
 
 
 def rehearse(family: TaskFamily, source: Source, tasks: Sequence[Task]) -> None:
@@ -203,7 +201,7 @@ def _random_numbers_kept() -> Iterator[None]:
 
 def _refuse(family: TaskFamily, name: str, space: spaces.Space, reason: str) -> None:
     wrapper = "" if "family.wrappers" in reason else f", by a gymnasium.{name.capitalize()}Wrapper in family.wrappers"
-    raise ValueError(f"the {name} space of {_environments(family)}, {' '.join(str(space).split())}, {reason}{wrapper}")
+    raise ValueError(f"the {name} space of {_environments(family)}, {_line(space)}, {reason}{wrapper}")
 
 
 def _environments(family: TaskFamily) -> str:
@@ -214,9 +212,5 @@ def _named(family: TaskFamily, task: Task) -> str:
     return f"task {task.task_id} {task.kwargs} of {_environments(family)}"
 
 
-def _memory() -> int:
-    return psutil.virtual_memory().total
-
-
-def _gigabytes(number: int) -> str:
-    return f"{number / 1e9:.4g} GB ({number} bytes)"
+def _line(space: spaces.Space) -> str:
+    return " ".join(str(space).split())

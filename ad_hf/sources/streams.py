@@ -167,7 +167,7 @@ class StreamAlgorithm(BaseAlgorithm):
             self._learn_from(observations, actions, steps)
             self._last_obs = steps.observations
             rewards, dones = steps.rewards, steps.terminations | steps.truncations
-            self.ep_info_buffer.extend(episodes.add(rewards, np.flatnonzero(dones)))
+            self.ep_info_buffer.extend(episodes.add(rewards, np.flatnonzero(dones), self.ep_info_buffer.maxlen))
             callback.update_locals({**locals(), "infos": []})
             if not callback.on_step():
                 break

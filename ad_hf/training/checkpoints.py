@@ -10,7 +10,6 @@ files of its own, pickles, which stay on the machine (`deepspeed/`).
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Iterator
@@ -32,14 +31,21 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ad_hf.files import atomic_folder, copy_files, leaves_folder, local_path, remove_folder
-from ad_hf.hub.model_files import BEST_FOLDER, CHECKPOINT_FOLDER, MODEL_FILES, STATE_FILE, TENSORS_FILE
+from ad_hf.hub.model_files import (
+    BEST_FOLDER,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    MODEL_FILES,
+    STATE_FILE,
+    TENSORS_FILE,
+    WEIGHTS_FILE,
+)
 from ad_hf.hub.repositories import HUB_ID, find_repository
-from ad_hf.hub.weights import check_weights, not_finite, read_tensors
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe
 from ad_hf.settings import read_json
 from ad_hf.training.divergence import TrainingDivergedError
-from ad_hf.training.saved_state import check_entry, check_state, check_tensors
+from ad_hf.training.saved_state import check_entry, check_state, check_tensors, not_finite, read_tensors
 
 if TYPE_CHECKING:
     from ad_hf.training.trainer import Trainer
@@ -104,7 +110,7 @@ def gather_weights(trainer: Trainer, step: int) -> dict[str, torch.Tensor]:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         gathered: Any = get_model_state_dict(model, options=WHOLE)
         weights = {name: weight.contiguous() for name, weight in gathered.items()}
-    wrong = broadcast_object_list([not_finite((weights or {}).items())])[0]
+    wrong = broadcast_object_list([not_finite(weights or {})])[0]
     if wrong is not None:
         raise TrainingDivergedError(f"the weights {wrong} are", step, trainer.learning_rate(step), trainer.checkpoint)
     return weights
@@ -233,14 +239,15 @@ def _damage(path: Path) -> Iterator[None]:
     """Say of which file of a checkpoint an error is."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         text = str(error)
         raise _DamagedError(text if str(path) in text else f"{path}: {text}") from error
 
 
-def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], list[Any]]:
     """
-    State and tensors of a checkpoint, after a look at all that is in it; every process does the same.
+    State, tensors, weights and best weights of a checkpoint, once all of it is known to be whole; every process does
+    the same.
 
     Raises:
         ValueError: if the checkpoint is of another dataset, recipe, or number of processes; or damaged.
@@ -259,14 +266,15 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
     with _damage(folder / TENSORS_FILE):
         tensors = read_tensors(folder / TENSORS_FILE)
         check_tensors(trainer, tensors, state["step"], sharded)
+    weights = []
     for model in [folder] if state["best"] is None else [folder, folder / BEST_FOLDER]:
-        with _damage(model):
+        with _damage(model / WEIGHTS_FILE):
             for path in model.iterdir():
                 if leaves_folder(path, folder):
                     raise ValueError(f"{path} is a link out of the checkpoint")
-            read_json(model / "config.json")
-            check_weights(model, trainer.model_config)
-    return state, tensors
+            read_json(model / CONFIG_FILE)
+            weights.append(ADModel.from_pretrained(model, config=trainer.model_config).state_dict())
+    return state, tensors, weights
 
 
 def _other_way(trainer: Trainer, folder: Path) -> str:
@@ -299,7 +307,7 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
             file and entry, and the newest one that is whole.
     """
     try:
-        state, tensors = _read_checkpoint(trainer, folder)
+        state, tensors, weights = _read_checkpoint(trainer, folder)
     except _DamagedError as error:
         raise ValueError(f"{folder} is damaged ({error}): {_other_way(trainer, folder)}") from error
     accelerator = trainer.accelerator
@@ -308,7 +316,7 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
     else:
         model = accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         _set_optimizer_states(trainer, model, tensors, state["optimizers"])
-        set_model_state_dict(model, _weights(trainer, folder), options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(model, weights[0], options=StateDictOptions(full_state_dict=True))
     for scheduler, saved in zip(trainer.schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(saved)
     if accelerator.scaler is not None:
@@ -319,16 +327,11 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
     if trainer.best is not None and accelerator.is_main_process:
         trainer.output_dir.mkdir(parents=True, exist_ok=True)
         with atomic_folder(trainer.output_dir / "model") as model_folder:  # anew, and nothing else that lies there
-            trainer.save_model(model_folder, _weights(trainer, folder / BEST_FOLDER))
+            trainer.save_model(model_folder, weights[-1])
     own = f"random/{accelerator.process_index}/"
     _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
     trainer.checkpoint = folder
     return int(state["step"])
-
-
-def _weights(trainer: Trainer, folder: Path) -> Any:
-    """Weights that were checked, by their names in the model."""
-    return ADModel.from_pretrained(folder, config=copy.deepcopy(trainer.model_config)).state_dict()
 
 
 def _set_optimizer_states(trainer: Trainer, model: Any, tensors: dict[str, torch.Tensor], groups: list[Any]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from ad_hf.hub.weights import not_finite
 from ad_hf.settings import shown
 
 if TYPE_CHECKING:
@@ -169,6 +170,29 @@ def check_state(trainer: Trainer, state: dict[str, Any], number: int | None, sha
         trainer.batches.check_state_dict(place, rank, step * trainer.config.gradient_accumulation_steps)
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """
+    The tensors of a file of safetensors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a whole one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole file of safetensors: {error}") from error
+
+
+def not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
+    """Name of the first tensor that has a number that is not finite."""
+    found = (name for name, each in tensors.items() if each.is_floating_point() and not each.isfinite().all())
+    return next(found, None)
+
+
 def check_tensors(trainer: Trainer, tensors: dict[str, torch.Tensor], step: int, sharded: bool) -> None:
     """
     Refuse tensors of optimizers and random numbers that are not those of a run after so many updates.
@@ -204,6 +228,6 @@ def check_tensors(trainer: Trainer, tensors: dict[str, torch.Tensor], step: int,
                 torch.Generator().set_state(tensor)
             except RuntimeError as error:
                 raise ValueError(f"{name} is no state of random numbers: {error}") from error
-    wrong = not_finite(tensors.items())
+    wrong = not_finite(tensors)
     if wrong is not None:
         raise ValueError(f"{wrong} has numbers that are not finite")

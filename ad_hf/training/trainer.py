@@ -19,7 +19,6 @@ from accelerate.utils import (
 )
 from tqdm.auto import tqdm
 
-from ad_hf.capacity import check_batch_fits, check_model_fits
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.files import atomic_folder, local_path
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
@@ -38,7 +37,7 @@ from ad_hf.training.checkpoints import find_checkpoint, gather_weights, load_che
 from ad_hf.training.compatibility import check_family
 from ad_hf.training.divergence import Divergence, TrainingDivergedError
 from ad_hf.training.interruption import Interruption, TrainingInterrupted
-from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.memory import check_batch_fits, keep_freed_memory
 from ad_hf.training.metrics import Metrics
 from ad_hf.training.optimizers import make_optimizers, make_schedulers
 from ad_hf.training.publishing import Publisher
@@ -64,12 +63,12 @@ class Trainer:
         settings = asdict(recipe.model)
         implementation = settings.pop("attn_implementation")
         self.model_config = config_from_dataset(dataset, **settings)
-        self._check_sizes()
         if implementation is not None:
             self.model_config._attn_implementation = implementation
         # Every process starts from the same weights; regularisation draws on random numbers of its own in each.
         set_seed(self.config.seed)
         model = ADModel(self.model_config)
+        check_batch_fits(self.config, self.model_config, self.accelerator.num_processes, self.accelerator.device)
         model.rollout_config = recipe.rollout
         self.num_parameters = model.num_parameters()
         if self.config.gradient_checkpointing:
@@ -86,19 +85,6 @@ class Trainer:
         self.interruption = Interruption()
         self.divergence = Divergence(self.accelerator)
         self.checkpoint: Path | None = None  # the newest one of this run
-
-    def _check_sizes(self) -> None:
-        """Refuse a model and batches that do not fit in memory."""
-        config, device = self.config, self.accelerator.device
-        check_model_fits(self.model_config, section="model.")
-        parts = self.accelerator.num_processes * config.gradient_accumulation_steps
-        check_batch_fits(
-            f"a batch of training.batch_size {config.batch_size}, of which {config.batch_size // parts} windows are "
-            f"taken at once,",
-            self.model_config,
-            config.batch_size // parts,
-            device,
-        )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of an update."""

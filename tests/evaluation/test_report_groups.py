@@ -15,12 +15,12 @@ STREAMS = 3
 
 @pytest.fixture(scope="module")
 def bandits():
-    kinds = {"train": ["odd"], "test": KINDS}
+    kinds = {"train": (["odd"], range(4, 8)), "test": (KINDS, range(4))}
     return TaskFamily(
         "ad_hf/AdversarialBandit-v0",
         {
-            split: [{"rewarding": kind, "task_seed": seed} for kind in of_split for seed in range(4)]
-            for split, of_split in kinds.items()
+            split: [{"rewarding": kind, "task_seed": seed} for kind in of_split for seed in seeds]
+            for split, (of_split, seeds) in kinds.items()
         },
         {"num_arms": 5, "max_episode_steps": 30},
         optimal_return=optimal_return,

@@ -236,6 +236,15 @@ def test_an_environment_of_histories_is_not_imported_for_minari(tmp_path, monkey
     assert marker.exists()
 
 
+def test_columns_may_be_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    histories = write_dataset(tmp_path / "histories", [make_table([12])])
+    shard = histories / "default" / SHARD
+    table = pq.read_table(shard)
+    pq.write_table(table.select(table.schema.names[::-1]), shard)
+    assert to_minari(histories, "a-v0").is_dir()
+
+
 def without_finals(table):
     return table.drop_columns(["final_observations"])
 

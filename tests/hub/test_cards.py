@@ -111,9 +111,47 @@ def test_tags_that_are_one_word_stay_one_word():
     assert data["tags"] == ["mine", "b", "c"]
 
 
-def test_metadata_that_is_no_yaml_is_refused_and_not_thrown_away():
+NO_METADATA = {
+    "no YAML": "license: [mit",
+    "a list": "- license",
+    "a number as tags": "tags: 5",
+    "numbers as tags": "tags: [5, a]",
+    "text as configs": "configs: all",
+    "configs without names": "configs: [{data_files: x}]",
+}
+
+
+@pytest.mark.parametrize("name", list(NO_METADATA))
+def test_metadata_that_cannot_be_kept_is_refused_and_not_thrown_away(name):
     with pytest.raises(ValueError, match=r"README\.md"):
-        merge_card("---\nlicense: [mit\n---\n\nMine.\n", DATA, "Written.")
+        merge_card(f"---\n{NO_METADATA[name]}\n---\n\nMine.\n", DATA, "Written.")
+
+
+def test_a_licence_is_that_which_is_given_else_that_which_people_chose():
+    ours = {**DATA, "license": "apache-2.0"}
+    card = merge_card(None, ours, "Written.")
+    assert parse(card)[0]["license"] == "apache-2.0"
+    above = card.replace("---\n", "---\nlicense: mit\n", 1)  # a second line, which YAML has below
+    assert parse(merge_card(above, ours, "Written."))[0]["license"] == "mit"
+    assert parse(merge_card(above, ours, "Written.", "cc0-1.0"))[0]["license"] == "cc0-1.0"
+    with pytest.raises(ValueError, match="license must be a name"):
+        merge_card(card, ours, "Written.", "MIT License\nx: y")
+
+
+WRONG_FILES = {
+    "run.json": ['{"dataset": 5}', '{"dataset": {}}', '{"versions": []}', "[]", "{"],
+    "report.json": ["{}", '{"tasks": 5}', "[]", "\xff"],
+    "evaluation.json": ['{"agents": []}', '{"agent": "AD", "agents": {}}'],
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG_FILES))
+def test_files_that_hold_something_else_are_named(tiny_run, tmp_path, name):
+    files = {"config.json": tiny_run / "model" / "config.json", name: tmp_path / name}
+    for content in WRONG_FILES[name]:
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match=re.escape(name)):
+            model_card(files, "someone/something")
 
 
 def test_configurations_can_be_taken_out_of_a_card():
@@ -201,6 +239,7 @@ def test_a_card_of_imported_histories_needs_no_settings_of_a_source(dataset):
     (dataset / "default" / "metadata.json").write_text(HistoryMetadata.from_json(json.dumps(data)).to_json())
     text = write_dataset_card(dataset).read_text()
     assert re.search(r"^- Source: human$", text, re.MULTILINE)
+    assert DatasetCard(text).data.license == "unknown"
     assert "None" not in text
 
 
@@ -302,3 +341,25 @@ def test_a_model_without_a_run_has_a_card(tiny_run, tmp_path):
     assert 'AutoModel.from_pretrained("someone/something", trust_remote_code=True' in card.text
     assert "None" not in card.text
     assert card.data.model_name == "Algorithm Distillation"
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value"),
+    [
+        ("run.json", "dataset", 3),
+        ("run.json", "versions", []),
+        ("report.json", "test_return_final", "high"),
+        ("report.json", "test_return_final_interval", []),
+        ("report.json", "tasks", {"0": None}),
+        ("config.json", None, [1]),
+    ],
+)
+def test_files_of_another_structure_are_named_where_a_card_is_made_of_them(
+    name, entry, value, evaluated_run, tmp_path
+):
+    files = {path.name: path for path in (evaluated_run / "model").iterdir()}
+    changed = {**json.loads(files[name].read_text()), entry: value} if entry else value
+    files[name] = tmp_path / name
+    files[name].write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=re.escape(name)):
+        model_card(files, "someone/something")

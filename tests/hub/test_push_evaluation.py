@@ -68,7 +68,7 @@ def test_what_people_wrote_stays_and_a_second_push_changes_nothing(hub, ad_hf_wi
 def test_folders_without_an_evaluation_are_refused(hub, ad_hf_with_hub, evaluation):
     (evaluation / "returns.parquet").write_text("no")
     done = ad_hf_with_hub("push", "evaluation", evaluation, "local/returns", check=False)
-    assert "is no table of returns" in done.stderr.splitlines()[-1]
+    assert "returns.parquet: it is no parquet file" in done.stderr.splitlines()[-1]
     (evaluation / "evaluation.json").unlink()
     done = ad_hf_with_hub("push", "evaluation", evaluation, "local/returns", check=False)
     assert "holds no evaluation: expected evaluation.json and returns.parquet" in done.stderr.splitlines()[-1]

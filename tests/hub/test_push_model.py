@@ -275,8 +275,11 @@ def test_no_code_of_the_package_decides_to_trust_code_of_others():
                 if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
                     passed_on = isinstance(node.value, ast.Name) and node.value.id in arguments
                     assert passed_on, f"{path}:{node.value.lineno}"
-        for node in ast.walk(tree):
-            assert not (isinstance(node, ast.Constant) and node.value == "trust_remote_code"), f"{path}:{node.lineno}"
+        for node in ast.walk(tree):  # nor under its name, in a mapping
+            named = node.keys if isinstance(node, ast.Dict) else [getattr(node, "slice", None)]
+            is_set = isinstance(node, ast.Dict) or isinstance(getattr(node, "ctx", None), ast.Store)
+            names = [key.value for key in named if isinstance(key, ast.Constant)] if is_set else []
+            assert "trust_remote_code" not in names, f"{path}:{node.lineno}"
 
 
 WITH_A_BACKBONE = """

@@ -8,6 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ad_hf.histories.schema import read_metadata
+from ad_hf.histories.statistics import describe_shards
+
 SHORT = ["--training.max_steps", "6", "--training.eval_steps", "6"]
 SHARD = "default/train-00000-of-00001.parquet"
 
@@ -29,6 +32,14 @@ def publish(hub, repo, folder, revision="main"):
     """Someone else's push of a dataset."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return hub.commit("dataset", repo, files, revision)
+
+
+def describe(folder):
+    """Have the metadata say of changed shards what there is in them."""
+    metadata = read_metadata(folder)
+    describe_shards(metadata, folder / "default")
+    (folder / "default" / "metadata.json").write_text(metadata.to_json())
+    return folder
 
 
 def refusal(done):
@@ -59,7 +70,7 @@ def other_histories(tiny_histories, tmp_path):
     folder = shutil.copytree(tiny_histories, tmp_path / "others")
     table = pq.read_table(folder / SHARD)
     pq.write_table(table.slice(len(table) // 2), folder / SHARD)
-    return folder
+    return describe(folder)
 
 
 @pytest.fixture
@@ -79,7 +90,7 @@ def rewritten(tiny_histories, tmp_path):
             with pq.ParquetWriter(path, parts[0].schema) as writer:
                 for part in parts:
                     writer.write_table(part)
-        return folder
+        return describe(folder)
 
     return rewrite
 

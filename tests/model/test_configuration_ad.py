@@ -2,14 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GPT2Config, LlamaConfig
 
-from ad_hf.model import ADConfig
+from ad_hf.model import ADConfig, ADModel
 
-# Strict dataclasses wrap what their validators raise in an error of their own.
-ERRORS = (ValueError, StrictDataclassError)
+INF, NAN = float("inf"), float("nan")
+NO_SIZES = [0, -1, 2.5, "5", True, None, NAN]
 
 BOX = {"type": "Box", "shape": [2], "low": [-1.0, 0.0], "high": [1.0, 2.0], "dtype": "float32"}
 UNBOUNDED = {"type": "Box", "shape": [3], "low": [None] * 3, "high": [None] * 3, "dtype": "float32"}
@@ -23,6 +23,9 @@ LLAMA = {
     "intermediate_size": 32,
     "vocab_size": 4,
 }
+
+
+POSITIVE = ("rope_theta", "layer_norm_eps", "initializer_range", "reward_scale")
 
 
 @pytest.mark.parametrize(
@@ -68,14 +71,92 @@ def test_comes_back_from_json_as_it_was(tmp_path, small_settings, settings):
 )
 @pytest.mark.parametrize("name", ["observation_space", "action_space"])
 def test_refuses_what_is_not_a_space_and_names_it(small_settings, name, space):
-    with pytest.raises(ERRORS, match=name):
+    with pytest.raises(ValueError, match=name):
         ADConfig(**{**small_settings, name: space})
 
 
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({**BOX, "shape": [2, 1]}, "one dimension"),
+        *(({"type": kind, "n": n}, "n must be") for kind in ("Discrete", "MultiBinary") for n in NO_SIZES),
+        *(({"type": "MultiDiscrete", "nvec": n}, "nvec must be") for n in ([], 5, "23", None, [[2, 2], [2, 2]])),
+        *(({"type": "MultiDiscrete", "nvec": [2, n]}, "nvec must be") for n in NO_SIZES),
+        *(({**BOX, "shape": [n]}, "shape must be") for n in NO_SIZES),
+        *(({**BOX, "shape": shape}, "shape must be") for shape in (2, "2", None, [[2]])),
+        *(({**BOX, "dtype": dtype}, "dtype must be") for dtype in ("evil", 3, None, "object", "complex64", "str")),
+        *(
+            ({**BOX, bound: values}, "low and high must")
+            for bound in ("low", "high")
+            for values in ([0.0], 0.0, None, "ab", ["a", "b"], [NAN, NAN], [True, False], [0.0] * 3)
+        ),
+        ({**BOX, "low": [2.0, 0.0]}, "must not be above"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+def test_refuses_spaces_that_fit_nothing_and_names_them(small_settings, name, space, message):
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        ADConfig(**{**small_settings, name: space})
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({**IMAGE, "shape": [3, 84, 84]}, r"channels last.*numpy\.moveaxis"),
+        ({**IMAGE, "shape": [4, 16, 16]}, "channels last"),
+        ({**IMAGE, "shape": [8, 8]}, "vector or an image"),
+        ({**IMAGE, "shape": []}, "vector or an image"),
+    ],
+)
+def test_refuses_observations_without_an_embedding(small_settings, space, message):
+    with pytest.raises(ValueError, match=message):
+        ADConfig(**{**small_settings, "observation_space": space})
+
+
+@pytest.mark.parametrize("shape", [[1, 24, 3], [84, 84, 4], [7, 7, 3], [2, 5, 6]])
+def test_takes_images_of_any_size(small_settings, shape):
+    assert ADConfig(**{**small_settings, "observation_space": {**IMAGE, "shape": shape}})
+
+
+def test_takes_the_numbers_of_numpy(small_settings):
+    spaces = {
+        "observation_space": {"type": "MultiDiscrete", "nvec": np.array([9, 9])},
+        "action_space": {
+            "type": "Box",
+            "shape": (np.int64(2),),
+            "low": np.zeros(2),
+            "high": np.ones(2),
+            "dtype": "float32",
+        },
+    }
+    config = ADConfig(**{**small_settings, **spaces, "hidden_size": np.int64(16), "reward_scale": np.float32(0.5)})
+
+    assert json.loads(config.to_json_string())["hidden_size"] == 16
+    assert config.observation_space["nvec"] == [9, 9]
+    assert config.action_space["shape"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"observation_space": {"type": "Discrete", "n": 10**13}}, r"observation_space.* [\d,]+ bytes"),
+        ({"action_space": {"type": "MultiDiscrete", "nvec": [5, 10**13]}}, r"action_space.* bytes"),
+        ({"hidden_size": 10**12}, r"hidden_size.* bytes"),
+        ({"num_hidden_layers": 10**12}, r"num_hidden_layers.* bytes"),
+        ({"backbone_config": {**LLAMA, "num_hidden_layers": 10**12}}, r"num_hidden_layers.* bytes"),
+    ],
+)
+def test_models_that_do_not_fit_into_memory_are_refused(small_settings, settings, message):
+    config = ADConfig(**{**small_settings, **settings})
+    with pytest.raises(ValueError, match=message):
+        ADModel(config)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({**BOX, "shape": [2, 1], "low": [0.0], "high": [1.0]}, "one dimension"),
+        ({**BOX, "low": [-INF, -INF], "high": [INF, INF]}, "finite bounds"),
         ({**BOX, "low": [None, 0.0]}, "finite bounds"),
         ({**BOX, "high": [1.0, None]}, "finite bounds"),
         ({**BOX, "high": [1.0, 0.0]}, "lower bounds below"),
@@ -83,7 +164,7 @@ def test_refuses_what_is_not_a_space_and_names_it(small_settings, name, space):
     ],
 )
 def test_refuses_action_spaces_without_a_head(small_settings, space, message):
-    with pytest.raises(ERRORS, match=message):
+    with pytest.raises(ValueError, match=message):
         ADConfig(**{**small_settings, "action_space": space})
 
 
@@ -99,6 +180,21 @@ def test_refuses_action_spaces_without_a_head(small_settings, space, message):
         ({"num_action_bins": 1}, "num_action_bins"),
         ({"num_action_components": 0}, "num_action_components"),
         ({"action_distribution": "gaussian"}, "action_distribution"),
+        *(({name: value}, name) for name in POSITIVE for value in (0, -1.0, INF, NAN)),
+        *(
+            ({name: value}, name)
+            for name in ("hidden_size", "intermediate_size", "context_length")
+            for value in (0, -16)
+        ),
+        *(({name: NAN}, name) for name in ("dropout", "label_smoothing")),
+        ({"image_channels": [True]}, "image_channels"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"attn_implementation": "nope"}, "attn_implementation must be one of eager.*'nope'"),
+        *(
+            ({"observation_space": UNBOUNDED, name: values}, name)
+            for name in ("observation_mean", "observation_std")
+            for values in (["a", 0.0, 0.0], [None] * 3, [NAN, 1.0, 1.0], [INF, 1.0, 1.0], [True, 1.0, 1.0])
+        ),
         ({"image_channels": []}, "image_channels"),
         ({"image_channels": [8, 0]}, "image_channels"),
         ({"action_space": BOX, "action_distribution": "mixture", "label_smoothing": 0.1}, "label_smoothing"),
@@ -113,7 +209,7 @@ def test_refuses_action_spaces_without_a_head(small_settings, space, message):
     ],
 )
 def test_refuses_numbers_that_do_not_fit_and_names_them(small_settings, settings, message):
-    with pytest.raises(ERRORS, match=message):
+    with pytest.raises(ValueError, match=message):
         ADConfig(**{**small_settings, **settings})
 
 
@@ -133,7 +229,7 @@ def test_refuses_numbers_that_do_not_fit_and_names_them(small_settings, settings
     ],
 )
 def test_refuses_values_of_a_wrong_type_and_names_the_setting(small_settings, name, value):
-    with pytest.raises(ERRORS, match=name):
+    with pytest.raises(ValueError, match=name):
         ADConfig(**{**small_settings, name: value})
 
 
@@ -157,5 +253,11 @@ def test_width_is_the_backbones_whatever_that_calls_it(small_settings):
 
 @pytest.mark.parametrize("backbone", [{"hidden_size": 16}, {"model_type": "no_such_model"}])
 def test_refuses_a_backbone_of_no_known_type(small_settings, backbone):
-    with pytest.raises(ERRORS, match="model_type"):
+    with pytest.raises(ValueError, match="model_type"):
         ADConfig(**{**small_settings, "backbone_config": backbone})
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "clip", "ad", "t5", "bart", "vit"])
+def test_refuses_a_backbone_that_is_no_causal_decoder(small_settings, kind):
+    with pytest.raises(ValueError, match=f"backbone_config must be of a causal decoder.*'{kind}'"):
+        ADConfig(**{**small_settings, "backbone_config": {"model_type": kind}})

@@ -352,3 +352,71 @@ def test_a_context_is_of_one_environment_at_least(make_model):
 def test_a_mask_of_resets_has_a_value_for_each_environment(make_model):
     with pytest.raises(ValueError, match=r"mask must have shape \(3,\)"):
         make_model().init_context(3).reset(np.ones(2, dtype=bool))
+
+
+@pytest.mark.parametrize("num_envs", ["2", 0, -1, True, 2.0, None])
+def test_a_number_of_environments_is_a_whole_number(make_model, num_envs):
+    with pytest.raises(ValueError, match="num_envs must be a whole number"):
+        make_model().init_context(num_envs)
+
+
+def test_contexts_that_do_not_fit_into_memory_are_refused(make_model):
+    with pytest.raises(ValueError, match=r"num_envs=1000000000 and context_length=16 would take [\d,]+ bytes"):
+        make_model().init_context(10**9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"episode_starts": "ab"}, "episode_starts must have shape"),
+        ({"episode_starts": [None, None]}, "episode_starts must have shape"),
+        ({"episode_starts": [2, 0]}, "episode_starts must have shape"),
+        ({"active": [0, 1]}, "active must have shape"),  # numbers of environments, maybe
+        ({"do_sample": "yes"}, "do_sample must be True or False, got 'yes'"),
+        ({"do_sample": 1}, "do_sample must be True or False, got 1"),
+    ],
+)
+def test_arguments_of_a_step_are_checked_by_name(make_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().init_context(2).act(np.zeros(2, dtype=int), **arguments)
+
+
+@pytest.mark.parametrize("mask", [[0, 1], "text", [True], np.array([1.0, 0.0])])
+def test_a_mask_is_of_truth_values(make_model, mask):
+    with pytest.raises(ValueError, match="mask must have shape"):
+        make_model().init_context(2).reset(mask)
+
+
+def test_a_moved_model_needs_another_context(make_model):
+    model = make_model()
+    context = model.init_context(2)
+    model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"moved from torch\.float32 on cpu to torch\.bfloat16"):
+        context.act(np.zeros(2, dtype=int))
+
+
+def test_a_state_is_of_one_models_weights(make_model):
+    state = lived(make_model()).state_dict()
+    with pytest.raises(ValueError, match="a model with other weights"):
+        make_model(weights_seed=1).init_context(3).load_state_dict(state)
+
+    context = make_model().init_context(3)
+    context.load_state_dict({name: part.numpy() for name, part in state.items() if name != "weights"})  # an older one
+
+    assert torch.equal(context.state_dict()["tokens"], state["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {**state, "cache.lengths": torch.tensor([1000, 0, 0])}, r"impossible cache.lengths: \[1000"),
+        (lambda state: {**state, "cache.lengths": torch.tensor([-5, 0, 0])}, "impossible cache.lengths"),
+        (lambda state: {**state, "counters": torch.tensor([-5, 0, 0])}, "impossible counters"),
+        (lambda state: {**state, "seeds": "x"}, "must be a dict of tensors"),
+        (list, "must be a dict of tensors, got list"),
+    ],
+)
+def test_impossible_states_are_refused(make_model, change, message):
+    model = make_model()
+    with pytest.raises(ValueError, match=message):
+        model.init_context(3).load_state_dict(change(lived(model).state_dict()))

@@ -1,11 +1,13 @@
 """Environments of every kind and autoreset mode, which live through the same, and those that are refused."""
 
+import logging
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from rollout_environments import CART_POLE, DARK_ROOM, GOALS, MODES, Counting, cart_poles, dark_rooms
 
 from ad_hf.envs.spaces import space_to_json
@@ -143,15 +145,6 @@ def test_environments_that_do_not_fit_the_model_are_closed_again(make_model, cou
         ([Counting()], None, "envs must be"),
         (Counting(), {"at": 3}, "env_kwargs are for environments that are made from an id"),
         ("CartPole-v1", [], r"env_kwargs must be keyword arguments, or a list .* got \[\]"),
-        ("CartPole-v1", [None], r"env_kwargs must be .* got \[None\]"),
-        ("CartPole-v1", 5, "env_kwargs must be .* got 5"),
-        (
-            "CartPole-v1",
-            {"poles": 3},
-            "no environment 'CartPole-v1' can be made with env_kwargs {'poles': 3}: .*'poles'",
-        ),
-        ("NoSuch-v1", None, "no environment 'NoSuch-v1' can be made: .*NoSuch"),
-        ("no_such_module:Room-v1", None, "no environment .* can be made: .*no_such_module"),
     ],
     ids=str,
 )
@@ -303,3 +296,126 @@ def test_a_model_is_as_it_was_after_environments_have_failed(make_model):
         model.rollout(misbehaving(MODES[0], 3, {"reward": np.nan}), num_episodes=3)
     assert model.training
     assert torch.is_grad_enabled()
+
+
+class Odd(VectorEnv):
+    """Two environments of SAME_STEP mode with episodes of three steps, which return what they are told to."""
+
+    num_envs, steps = 2, 0
+    single_observation_space, single_action_space = spaces.MultiDiscrete([3, 3]), spaces.Discrete(5)
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, reset=None, **returned):
+        self.at_reset, self.returned = reset, returned
+
+    def reset(self, *, seed=None, options=None):
+        return (np.zeros((2, 2), dtype=int), {}) if self.at_reset is None else self.at_reset
+
+    def step(self, actions):
+        self.steps += 1
+        ended = np.full(2, self.steps % 3 == 0)
+        result = {
+            "observations": np.zeros((2, 2), dtype=int),
+            "rewards": np.ones(2),
+            "terminations": ended,
+            "truncations": np.zeros(2, dtype=bool),
+            "infos": {"final_obs": np.ones((2, 2), dtype=int)} if ended.any() else {},
+            **self.returned,
+        }
+        return tuple(value for value in result.values() if value is not Ellipsis)
+
+
+ODD = {
+    "observation_space": {"type": "MultiDiscrete", "nvec": [3, 3]},
+    "action_space": {"type": "Discrete", "n": 5},
+}
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        *(
+            ({name: values}, f"step 1: {name} must have shape .2,., one truth value")
+            for name in ("terminations", "truncations")
+            for values in (None, np.zeros(3, dtype=bool), np.array([0.5, 0.5]), "no", [None, True])
+        ),
+        ({"observations": [[0, 0], [0]]}, "observations must be an array of numbers"),
+        ({"observations": None}, "step 1: observations have shape"),
+        ({"rewards": [1.0, [2.0]]}, "rewards must be an array of numbers"),
+        ({"infos": ...}, "step 1: step must return .*got tuple of 4"),
+        ({"reset": np.zeros((2, 2), dtype=int)}, "step 0: reset must return observations and infos, got ndarray"),
+        (
+            {"infos": {"final_obs": np.full((2, 2), 9)}},
+            r"environment 0, step 3: the observation \[9, 9\] is no",
+        ),
+        ({"infos": {"final_obs": np.zeros(2, dtype=int)}}, "environment 0, step 3: final_obs must have shape"),
+    ],
+)
+def test_what_environments_return_is_checked_by_name(make_model, returned, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**ODD).rollout(Odd(**returned), num_episodes=2)
+
+
+@pytest.mark.parametrize("infos", [{}, None, {"final_obs": None}, {"final_obs": np.array([None, None])}])
+def test_last_observations_may_be_missing_where_no_steps_are_kept(make_model, infos):
+    model = make_model(**ODD)
+    assert (model.rollout(Odd(infos=infos), num_episodes=2).episode_lengths == 3).all()
+    with pytest.raises(ValueError, match=r"step 3: infos hold no final_obs of 2 environments.*output_steps"):
+        model.rollout(Odd(infos=infos), num_episodes=2, output_steps=True)
+
+
+@pytest.mark.parametrize(
+    ("envs", "env_kwargs", "message"),
+    [
+        ("Nope-v0", None, "'Nope-v0' could not be made.*Nope"),
+        ("nosuchmodule:X-v0", None, "'nosuchmodule:X-v0' could not be made.*nosuchmodule"),
+        ("", None, "'' could not be made"),
+        ("CartPole-v1", {"nosuch": 1}, "'CartPole-v1' could not be made.*nosuch"),
+        ("CartPole-v1", [None], "env_kwargs must be"),
+        ("CartPole-v1", [{}, 3], "env_kwargs must be"),
+        ("CartPole-v1", 5, "env_kwargs must be"),
+        ("CartPole-v1", "size", "env_kwargs must be"),
+    ],
+)
+def test_environments_that_cannot_be_made_are_named(make_model, envs, env_kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().rollout(envs, env_kwargs=env_kwargs, num_episodes=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"callback": 3}, "callback must be a function"),
+        ({"rollout_config": {"num_episodes": 1}}, "rollout_config must be a RolloutConfig"),
+        ({"rollout_config": 5}, "rollout_config must be a RolloutConfig"),
+        ({"num_episodes": 10**13}, r"num_episodes=10000000000000 .* [\d,]+ bytes"),
+        ({"seed": 2**63 - 1}, "seed .* num_envs must be at most"),
+    ],
+)
+def test_arguments_of_a_rollout_are_checked_by_name(make_model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**ODD).rollout(Odd(), **arguments)
+
+
+def test_numbers_of_numpy_are_settings_too(make_model):
+    model = make_model(**ODD)
+    plain = model.rollout(Odd(), num_episodes=2, seed=1, temperature=0.5)
+    numpy = model.rollout(Odd(), num_episodes=np.int32(2), seed=np.int64(1), temperature=np.float32(0.5))
+    assert (plain.episode_returns == numpy.episode_returns).all()
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_logits_that_are_not_finite_end_a_rollout(make_model, do_sample):
+    model = make_model(**ODD)
+    model.head.linear.bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match="logits are not finite for environment 0"):
+        model.rollout(Odd(), num_episodes=2, do_sample=do_sample)
+
+
+def test_environments_that_never_end_are_warned_of_once(make_model, caplog, monkeypatch):
+    monkeypatch.setattr("ad_hf.model.rollout_ad.LONG", 50)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    never = Odd(terminations=np.zeros(2, dtype=bool))
+    steps = iter(range(120))
+    make_model(**ODD).rollout(never, num_episodes=1, callback=lambda _: next(steps) == 110)
+    assert sum("has not ended after 50 steps" in record.message for record in caplog.records) == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 
 from ad_hf.model import ADConfig, ADModel
 from ad_hf.model.cache_ad import ADCache
@@ -408,3 +409,136 @@ def test_positions_are_refused_by_blocks_that_count_themselves(make_model, make_
     inputs, _ = make_history(model.config, batch=2, time=4)
     with pytest.raises(ValueError, match="position_ids are for backbones"):
         model(**inputs, position_ids=torch.arange(4).expand(2, 4))
+
+
+@pytest.mark.parametrize("attention", [None, "eager", "sdpa"])
+def test_hidden_states_and_attentions_are_returned_as_by_the_librarys_models(make_model, make_history, attention):
+    model = make_model(**({} if attention is None else {"attn_implementation": attention}))
+    inputs, _ = make_history(model.config, batch=3, time=8)
+    expected = model(**inputs)
+
+    output = model(**inputs, output_hidden_states=True, output_attentions=True)
+
+    torch.testing.assert_close(output.logits, expected.logits)
+    assert [tuple(states.shape) for states in output.hidden_states] == [(3, 8, 16)] * 3
+    torch.testing.assert_close(model.head(output.hidden_states[-1]), output.logits)
+    assert [tuple(weights.shape) for weights in output.attentions] == [(3, 2, 8, 8)] * 2
+    for weights in output.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 8))
+        assert not weights.triu(1).any()
+    as_tuple = model(**inputs, output_hidden_states=True, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    assert len(as_tuple) == 2
+    assert model(**inputs, output_hidden_states=[-1]).hidden_states[:-1] == (None, None)
+    assert expected.hidden_states is expected.attentions is None
+    with pytest.raises(TypeError, match="takes no nope"):
+        model(**inputs, nope=1)
+
+
+def test_a_backbone_returns_hidden_states_and_attentions_too(make_model, make_history):
+    backbone = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 4}
+    model = make_model(backbone_config=backbone, attn_implementation="eager")
+    inputs, _ = make_history(model.config, batch=3, time=8)
+
+    output = model(**inputs, output_hidden_states=True, output_attentions=True)
+
+    torch.testing.assert_close(model.head(output.hidden_states[-1]), output.logits)
+    assert [tuple(weights.shape) for weights in output.attentions] == [(3, 2, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, spaces("vector", "box"), {**spaces("vector", "box"), "action_distribution": "mixture"}]
+)
+def test_losses_of_parts_of_a_batch_add_up(make_model, make_history, settings):
+    model = make_model(**settings)
+    inputs, labels = make_history(model.config, batch=4, time=8)
+    mask = torch.ones(4, 8)
+    if labels.dtype == torch.int64:
+        labels[0, 2:] = -100
+    whole = model(**inputs, labels=labels, attention_mask=mask).loss
+
+    parts = [
+        model(
+            **{name: values[rows] for name, values in inputs.items()},
+            labels=labels[rows],
+            attention_mask=mask[rows],
+            num_items_in_batch=labels.ne(-100).sum(),
+        ).loss
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_a_trainer_trains_and_evaluates_it(make_model, make_history, tmp_path):
+    model = make_model()
+    inputs, labels = make_history(model.config, batch=4, time=8)
+    rows = [{name: values[row] for name, values in {**inputs, "labels": labels}.items()} for row in range(4)]
+    seen = []
+    arguments = {"include_for_metrics": ["inputs"], "report_to": [], "use_cpu": True, "max_steps": 2}
+    trainer = Trainer(
+        model,
+        TrainingArguments(str(tmp_path), gradient_accumulation_steps=2, per_device_train_batch_size=2, **arguments),
+        train_dataset=rows,
+        eval_dataset=rows,
+        compute_metrics=lambda prediction: seen.append(prediction) or {},
+    )
+
+    trainer.train()
+    trainer.evaluate()
+
+    assert trainer.model_accepts_loss_kwargs
+    assert seen[0].predictions.shape == (4, 8, 5)
+    assert (seen[0].inputs == inputs["observations"].numpy()).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_it_can_be_quantised_for_cpus(make_model):
+    model = make_model(**spaces("vector", "discrete"))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+    contexts = [part.init_context(2) for part in (model, quantised)]
+    for context in contexts:
+        context.act(np.zeros((2, 3), dtype=np.float32))
+
+    torch.testing.assert_close(contexts[0].logits, contexts[1].logits, atol=0.1, rtol=0.1)
+
+
+def test_observations_far_from_zero_are_centred_before_they_are_narrowed(make_model):
+    space = {"type": "Box", "shape": [1], "low": [None], "high": [None], "dtype": "float64"}
+    far = make_model(observation_space=space, observation_mean=[1.7e9], observation_std=[30.0]).init_context(5)
+    near = make_model(observation_space=space, observation_mean=[0.0], observation_std=[30.0]).init_context(5)
+    offsets = np.array([[-60.0], [-30.0], [0.0], [30.0], [60.0]])
+
+    far.act(1.7e9 + offsets)
+    near.act(offsets)
+
+    torch.testing.assert_close(far.logits, near.logits)
+    assert len(far.logits[:, 0].unique()) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "observations",
+            lambda values: values.index_fill(1, torch.tensor(2), 7),
+            "observations of row 0, step 2 are no element",
+        ),
+        ("observations", lambda values: -1 - values, "observations of row 0, step 0"),
+        ("previous_actions", lambda values: values + 6, "previous_actions of row 0, step 0"),
+        ("labels", lambda values: values.index_fill(1, torch.tensor(1), 5), "labels of row 0, step 1"),
+        ("labels", lambda values: values.index_fill(1, torch.tensor(1), -5), "labels of row 0, step 1"),
+        *(
+            (name, lambda values: values[:, 1:], rf"{name} must have shape \(3, 8\)")
+            for name in ("previous_actions", "previous_rewards", "episode_starts", "labels")
+        ),
+        ("previous_rewards", lambda values: values[:, :1], r"previous_rewards must have shape \(3, 8\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(make_model, make_history, name, change, message):
+    model = make_model()
+    inputs, labels = make_history(model.config, batch=3, time=8)
+    inputs["labels"] = labels
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs, name: change(inputs[name])})

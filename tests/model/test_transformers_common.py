@@ -130,10 +130,6 @@ VECTORS = {
     "observation_mean": [0.0] * 3,
     "observation_std": [2.0] * 3,
 }
-LLAMA = {
-    **{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4},
-    **{"num_key_value_heads": 1, "intermediate_size": 32, "bos_token_id": None, "eos_token_id": None},
-}
 
 
 def run(case):
@@ -148,7 +144,7 @@ def run(case):
     return bad, result.skipped
 
 
-@pytest.mark.parametrize("settings", [{}, VECTORS, {"backbone_config": LLAMA}], ids=["discrete", "vectors", "llama"])
+@pytest.mark.parametrize("settings", [{}, VECTORS], ids=["discrete", "vectors"])
 def test_the_common_tests_of_models_hold(common, settings):
     modeling, _ = common
 

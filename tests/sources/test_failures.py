@@ -19,7 +19,7 @@ SMALL = {"algorithm": "TabularQ", "n_envs": 2, "total_timesteps": 60, "num_worke
 
 def make_family(faults, num_test_tasks=0, env_id="faulty:Faulty-v0", **kwargs):
     tasks = [
-        {"goal": 1 + index % 3, **({"fault": fault, **kwargs} if fault else {})} for index, fault in enumerate(faults)
+        {"goal": 1 + index, **({"fault": fault, **kwargs} if fault else {})} for index, fault in enumerate(faults)
     ]
     return TaskFamily(env_id, tasks, num_test_tasks=num_test_tasks)
 

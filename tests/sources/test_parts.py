@@ -41,7 +41,7 @@ if __name__ == "__main__":
 def make_tasks(number, faults=None, **kwargs):
     faults = faults or {}
     return [
-        {"goal": 1 + index % 3, **({"fault": faults[index], **kwargs} if index in faults else {})}
+        {"goal": 1 + index, **({"fault": faults[index], **kwargs} if index in faults else {})}
         for index in range(number)
     ]
 

@@ -59,7 +59,7 @@ def make_family(number, faults=None):
     faults = faults or {}
     return TaskFamily(
         "faulty:Faulty-v0",
-        [{"goal": 1 + index % 3, **({"fault": faults[index]} if index in faults else {})} for index in range(number)],
+        [{"goal": 1 + index, **({"fault": faults[index]} if index in faults else {})} for index in range(number)],
         num_test_tasks=1,
     )
 

@@ -44,7 +44,7 @@ def fails(**kwargs):
         ({"env_id": "no_such_module:Room-v0"}, {}, r"family\.env_id .*no_such_module"),
         (room(walls=3), {}, r"^family\.env_kwargs and tasks: .*'walls': 3.*unexpected keyword argument 'walls'"),
         (room(size="3"), {}, r"^family\.env_kwargs and tasks: .*'size': '3'"),
-        (room(size=10**9), {}, r"^no model can be made for .*'size': 1000000000.* takes \d+ GB .*this machine has"),
+        (room(size=10**9), {}, r"^no model can .*'size': 1000000000.* would take [\d,]+ bytes"),
         (
             {"tasks": {"train": [{"goal": [0, 1]}], "test": [{"gaol": [1, 1]}]}},
             {},
@@ -73,13 +73,13 @@ def fails(**kwargs):
         ),
         ({}, {"hyperparameters": [1]}, r"^source\.hyperparameters must hold settings by their names"),
         ({}, {"hyperparameters": {"gamma": {1}}}, r"^source\.hyperparameters: settings are stored as JSON"),
-        ({}, {"n_envs": 10**9}, r"^source\.n_envs and source\.total_timesteps: .* GB \(\d+ bytes\)"),
+        ({}, {"n_envs": 10**9}, r"^source\.n_envs 10{9} .* would take 1,037,000,000,000 bytes"),
         ({}, {"n_envs": 2.5}, r"^source\.n_envs must be a whole number, got 2\.5"),
         ({}, {"n_envs": True}, r"^source\.n_envs must be a whole number, got True"),
         (
             {},
             {"total_timesteps": 10**15},
-            r"^source\.n_envs and source\.total_timesteps: .*total_timesteps 1000000000",
+            r"source\.total_timesteps 10{15}: .* would take [\d,]+ bytes",
         ),
         ({}, {"total_timesteps": 10**30}, r"^source\.total_timesteps must be at most \d+, got 1000000000"),
         ({}, {"seeds": [-1]}, r"^source\.seeds must be at least 0, got -1"),
@@ -105,8 +105,8 @@ UNIT = spaces.Box(-1.0, 1.0, (2,), np.float32)
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
-        (UNIT, spaces.MultiBinary(3), "write a MultiBinary action_space as MultiDiscrete"),
-        (UNIT, spaces.Box(-1, 1, (2, 2), np.float32), "Box action_space must have one dimension"),
+        (UNIT, spaces.MultiBinary(3), "write a MultiBinary space as MultiDiscrete"),
+        (UNIT, spaces.Box(-1, 1, (2, 2), np.float32), "action_space: a Box must have one dimension"),
         (UNIT, spaces.Box(-np.inf, 1, (2,), np.float32), "finite bounds"),
         (UNIT, spaces.Box(0, 10, (1,), np.int64), r"action space .* holds integers.*make it MultiDiscrete.*wrappers"),
         (UNIT, spaces.Discrete(3, start=1), "action space .* starts at 0"),
@@ -119,7 +119,7 @@ UNIT = spaces.Box(-1.0, 1.0, (2,), np.float32)
         (spaces.Text(5), UNIT, "observation space .* fits no model"),
         (spaces.Box(0, 1, (3,), np.float16), UNIT, "dtype must be one of"),
         (spaces.Discrete(10**12), UNIT, "n must be from 1 to"),
-        (spaces.MultiDiscrete([2**31 - 1] * 99), UNIT, r"takes 1\.361e\+04 GB \(\d+ bytes\), this machine has"),
+        (spaces.MultiDiscrete([2**31 - 1] * 99), UNIT, r"would take 13,606,456,394,304 bytes"),
     ],
     ids=str,
 )

@@ -87,9 +87,9 @@ def command(recipe, histories, run, *settings):
             ["--training.batch_size", "10000000000", "--training.gradient_accumulation_steps", "2"],
             "of which 5000000000",
         ),
-        (["--model.hidden_size", "1000000000000"], "a model of model.hidden_size 1000000000000"),
-        (["--model.num_hidden_layers", "1000000000"], "model.num_hidden_layers 1000000000"),
-        (["--model.intermediate_size", "1000000000000"], "GB are free"),
+        (["--model.hidden_size", "1000000000000"], "hidden_size and intermediate_size would take"),
+        (["--model.num_hidden_layers", "1000000000"], "a model with this num_hidden_layers"),
+        (["--model.intermediate_size", "1000000000000"], "bytes, and this machine has"),
     ],
     ids=str,
 )
