@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from malformed_inputs.common import DROP, Input, Place, accepted, edit_bytes, refused
+from malformed_inputs.common import DROP, Input, Place, accepted, command, edit_bytes, refused
 
 AREA = "converters"
 NAN = float("nan")
@@ -203,6 +203,26 @@ def _values(name: str, expected: Any) -> Callable[[Place, Any], str | None]:
     return check
 
 
+def _opened(place: Place) -> Callable[[], Any]:
+    """What training makes of converted histories: rows, and a configuration."""
+    import ad_hf
+
+    box = place.base / "box"
+    return lambda: (len(ad_hf.load_histories(box, "train")[0]), ad_hf.config_from_dataset(box, hidden_size=16))
+
+
+def _of_known_tasks(place: Place) -> list[Any]:
+    """Histories of the recipe's own tasks, as arrays, to show beside a model."""
+    for index in np.ndindex(3, 3):
+        seen = np.tile([[1, 1], [0, 1]], (6, 1))
+        changes = {"observations": seen, "dones": np.arange(T) % 6 == 5, "goal": np.array(index)}
+        _npz(place, f"rooms/{index[0]}-{index[1]}.npz", **changes)
+    argv = ["convert", "from-arrays", place.folder / "rooms", place.folder / "rooms_h", "--recipe"]
+    if command([*argv, place.base / "tiny.yaml"]):
+        raise RuntimeError("they cannot be converted")
+    return place.rollout(None, "--dataset", place.folder / "rooms_h")
+
+
 def _empty() -> Any:
     import h5py
 
@@ -339,6 +359,8 @@ def _honest() -> Iterator[Input]:
         _hdf5(lambda file, place: [file.move(name, f"run 1/{name}") for name in list(GOOD)]),
     )
     yield accepted(AREA, "HDF5: a goal as an attribute", _hdf5(lambda file, place: file.attrs.update(goal=[1, 2])))
+    yield accepted(AREA, "from-arrays: what it has written is read", _opened)
+    yield accepted(AREA, "from-arrays: what it has written is shown beside a model", _of_known_tasks)
     yield accepted(
         AREA,
         "from-arrays: actions on the bounds of their Box",
