@@ -4,9 +4,10 @@ import os
 import subprocess
 import tempfile
 
-# Before anything imports the Hugging Face libraries: no test reaches for the network.
+# Before anything imports torch or the Hugging Face libraries: no test reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are so small that threads wait for one another
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="ad_hf_tests_")
 
 import pytest

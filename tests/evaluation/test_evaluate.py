@@ -70,7 +70,7 @@ def test_rollouts_begin_with_the_prompts_of_their_environments(dark_room_family,
 def test_native_and_single_environments_give_the_same_result(dark_room_family, dark_room_model):
     single = TaskFamily(
         dark_room_family.env_id,
-        [task.kwargs for task in dark_room_family.tasks("test")] + [{"goal": [0, 0]}],
+        [task.kwargs for task in (*dark_room_family.tasks("test"), dark_room_family.tasks("train")[0])],
         dark_room_family.env_kwargs,
         num_test_tasks=3,
     )

@@ -315,7 +315,9 @@ def test_code_in_a_repository_is_never_run_by_the_command_line(
     references = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "local/evil--modeling_ad.ADModel"}
     config["backbone_config"]["auto_map"] = references
     hub.commit("model", "local/backbone", {**evil, "config.json": json.dumps(config).encode()})
-    ad_hf_with_hub(*rollout, "local/backbone")
+    done = ad_hf_with_hub(*rollout, "local/backbone", check=False)
+    assert done.returncode == 2
+    assert "backbone_config.auto_map" in done.stderr.splitlines()[-1]
     assert not marker.exists()
 
 

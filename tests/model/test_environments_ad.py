@@ -367,10 +367,10 @@ def test_last_observations_may_be_missing_where_no_steps_are_kept(make_model, in
 @pytest.mark.parametrize(
     ("envs", "env_kwargs", "message"),
     [
-        ("Nope-v0", None, "no environment 'Nope-v0' can be made: .*Nope"),
-        ("nosuchmodule:X-v0", None, "no environment 'nosuchmodule:X-v0' can be made: .*nosuchmodule"),
-        ("", None, "no environment '' can be made"),
-        ("CartPole-v1", {"nosuch": 1}, "no environment 'CartPole-v1' can be made with env_kwargs .*nosuch"),
+        ("Nope-v0", None, "the environment 'Nope-v0' could not be made: .*Nope"),
+        ("nosuchmodule:X-v0", None, "the environment 'nosuchmodule:X-v0' could not be made: .*nosuchmodule"),
+        ("", None, "the environment '' could not be made"),
+        ("CartPole-v1", {"nosuch": 1}, "the environment 'CartPole-v1' could not be made with env_kwargs .*nosuch"),
         ("CartPole-v1", [None], "env_kwargs must be"),
         ("CartPole-v1", [{}, 3], "env_kwargs must be"),
         ("CartPole-v1", 5, "env_kwargs must be"),
