@@ -178,8 +178,8 @@ def test_a_dataset_whose_spaces_do_not_fit_the_recipe_is_refused(capsys, tiny_hi
     )
 
 
-def test_a_model_whose_spaces_do_not_fit_the_recipe_is_refused(capsys, tiny_run, tiny_histories, tmp_path):
-    arguments = ["--model", tiny_run / "model", "--dataset", tiny_histories, "--output_dir", tmp_path]
+def test_a_model_whose_spaces_do_not_fit_the_recipe_is_refused(capsys, tiny_run, tmp_path):
+    arguments = ["--model", tiny_run / "model", "--output_dir", tmp_path]
     assert "observation_space" in fails(capsys, "rollout", "--recipe", "dark_room", *arguments)
 
 

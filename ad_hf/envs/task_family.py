@@ -216,6 +216,8 @@ class TaskFamily:
                 f"family.attributes: neither a task nor env_kwargs has a value for {', '.join(sorted(unset))}"
             )
         _check_distinct(tasks if isinstance(tasks, Mapping) else {"tasks": tasks})
+        if report_by is not None and not any(report_by in kwargs for each in lists for kwargs in each):
+            raise ValueError(f"family.report_by: no task has the keyword argument {report_by!r}")
         self._optimal_return, self._random_return = optimal_return, random_return
         sizes = {"train": num_train_tasks, "validation": num_validation_tasks, "test": num_test_tasks}
         if isinstance(tasks, Mapping):

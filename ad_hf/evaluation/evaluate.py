@@ -145,6 +145,8 @@ def evaluate(
     tasks = family.tasks(split)
     if not tasks:
         raise ValueError(f"the family has no {split} tasks to evaluate on")
+    if not isinstance(num_seeds, (int, np.integer)) or num_seeds < 1:
+        raise ValueError(f"num_seeds must be a whole number, at least 1, got {num_seeds!r}")
     envs = family.make_vec(tasks, num_envs=len(tasks) * num_seeds)
     total = None if config.num_episodes is None else envs.num_envs * config.num_episodes
     with closing(envs), EpisodeProgress(f"rollout on {split} tasks", total, progress) as show:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from ad_hf.envs.spaces import MOST_CATEGORIES
 from ad_hf.histories.array_files import Hdf5, Npz, open_arrays, reading
 from ad_hf.histories.validation import outside
 from ad_hf.histories.writer import Steps, to_storage
@@ -334,6 +335,11 @@ class SpaceGuess:
         if self._seen is None:
             raise ValueError("there are no elements to infer a space from")
         low, high = self._seen
+        if self._dtype.kind != "f" and high.max() > MOST_CATEGORIES - 1:
+            raise ValueError(
+                f"the {self.what} cannot be inferred from whole numbers up to {high.max()}, as many categories fit no "
+                "model: give it as JSON"
+            )
         kind, shape = self._dtype.kind, high.shape
         if self._dtype == np.uint8 and len(shape) == 3:
             return spaces.Box(0, 255, shape, np.uint8)

@@ -65,7 +65,11 @@ class StepLabels:
         rows, stops = np.repeat(task_ids, lengths), len(observations)
         for task_id in np.unique(rows):
             chosen = rows == task_id
-            found = np.asarray(self._function(observations[chosen], **self._kwargs[int(task_id)]))
+            kwargs = self._kwargs[int(task_id)]
+            try:
+                found = np.asarray(self._function(observations[chosen], **kwargs))
+            except Exception as error:  # a function may raise anything
+                raise ValueError(f"data.labels: {self.path} failed for the task {kwargs}: {error}") from error
             if found.shape != labels[chosen].shape or outside(found, self._space, is_action=True).any():
                 raise ValueError(
                     f"{self.path} gave {found.dtype} of shape {found.shape} for {int(chosen.sum())} of {stops} steps, "

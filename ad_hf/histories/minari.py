@@ -403,7 +403,8 @@ def _restored_rows(dataset: MinariDataset, features: Features, metadata: History
     """The rows that a dataset of ours was made of, one by one."""
     both = zip(_read_notes(dataset), _read_episodes(dataset, *metadata.spaces))
     for row, pairs in groupby(both, lambda pair: pair[0]["row"]):
-        (note, *_), episodes = zip(*pairs)
+        (note, *_), found = zip(*pairs)
+        episodes = [_checked(episode, note["row"], True, f"{dataset.id}, row") for episode in found]
         steps = join_episodes(episodes, *metadata.spaces, f"{dataset.id}, row {row}")
         table = history_rows(steps, features, 0, 0, len(steps.rewards))
         yield with_columns(table, **{name: note[name] for name in ROW_COLUMNS})

@@ -37,6 +37,11 @@ from ad_hf.settings import read_json
 DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # of a repository that is pushed again
 
 
+def _card_of(folder: Path) -> str | None:
+    """The text of a folder's card, if it has one; a `ValueError` for a link to something outside of the folder."""
+    return read_text(listed(folder, [CARD]).get(CARD, folder / CARD))
+
+
 def push_dataset(
     dataset: str | Path,
     repo_id: str,
@@ -102,7 +107,7 @@ def push_dataset(
         files |= {f"{target}/{file}": path for file, path in listed(folder / name, names_there).items()}
     configs = [dataset_config(folder / name, metadata[target], target) for target, name in chosen.items()]
     # The folder's own card may speak of configurations that are not pushed.
-    local_card = read_text(folder / CARD)
+    local_card = _card_of(folder)
     first_card = None if local_card is None else without_configs(local_card)
 
     def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
@@ -187,7 +192,7 @@ def push_model(
         if checkpoint is not None:
             inner = checkpoint_files(Path(checkpoint))
             files |= {f"{CHECKPOINT_FOLDER}/{name}": content for name, content in inner.items()}
-        card = None if beside is None else read_text(beside / CARD)
+        card = None if beside is None else _card_of(beside)
         return push_files(files, repo_id, private, revision, token, commit_message or "Push a model", card, license)
 
 
@@ -264,7 +269,7 @@ def push_evaluation(
         raise FileNotFoundError(f"{folder} holds no evaluation: expected {SUMMARY_FILE} and {ROWS_FILE} in it")
     read_rows(folder / ROWS_FILE)
     summary, files = read_json(folder / SUMMARY_FILE), listed(folder, EVALUATION_FILES)
-    local_card = read_text(folder / CARD)
+    local_card = _card_of(folder)
 
     def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
         return evaluation_card(folder, full_id, summary, local_card if old is None else old, license)

@@ -103,6 +103,8 @@ def as_elements(
     expected = (num_envs, *element_shape(space))
     if array.shape != expected or array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numbers of shape {expected}, got {array.dtype} of shape {array.shape}")
+    if not array.dtype.isnative:  # which torch does not take
+        array = array.astype(array.dtype.newbyteorder("="))
     wrong = wrong_elements(array, space)
     if wrong.any():
         if (wrong & rows).any():

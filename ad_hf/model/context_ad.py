@@ -316,8 +316,11 @@ class ADContext:
         Raises:
             ValueError: for a state of another model's context, or of another number of environments or length.
         """
-        if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor | np.ndarray) for x in state.values()):
+        if not isinstance(state, Mapping):
             raise ValueError(f"a context's state must be a dict of tensors, got {type(state).__name__}")
+        for name, part in state.items():
+            if not isinstance(part, torch.Tensor | np.ndarray):
+                raise ValueError(f"a context's state must be a dict of tensors, got {type(part).__name__} as {name}")
         state = {name: torch.as_tensor(part) for name, part in state.items()}
         expected = self.state_dict()
         digest = expected.pop("weights")

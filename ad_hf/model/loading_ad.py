@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,13 +41,21 @@ def check_trusted(config: ADConfig, path: Any = None) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from printing a table of weights, as an error tells what is wrong with them."""
-    logger = logging.getLogger("transformers.modeling_utils")
+    logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(level)
+
+
+def check_files(path: Any) -> None:
+    """Refuse a local folder in which a file of the model is a pipe, which would be waited for, or the like."""
+    for pattern in ("*.json", "*.safetensors"):
+        for file in Path(str(path)).glob(pattern):
+            if file.exists() and not file.is_file():
+                raise OSError(f"{file} is not a regular file")
 
 
 @contextmanager
@@ -66,6 +75,14 @@ def damage_named(path: Any, hub: dict[str, Any]) -> Iterator[None]:
                     pass
             except Exception as damage:
                 raise OSError(f"{file} is damaged: {damage}; get it again") from error
+        for file in folder.glob("*.safetensors.index.json"):
+            try:
+                parts = json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()
+                missing = sorted({str(part) for part in parts if not (folder / part).is_file()})
+            except Exception as damage:
+                raise OSError(f"{file} is damaged: it must hold a weight_map of tensors to files") from damage
+            if missing:
+                raise OSError(f"{file} names {', '.join(missing[:NAMED])}, which is not there") from error
         raise
 
 
@@ -89,4 +106,4 @@ def check_loaded(path: Any, model: PreTrainedModel, info: dict[str, Any]) -> Non
             raise ValueError(f"the weights in {path} are not all finite: {name} holds NaN or infinities")
 
 
-__all__ = ["check_loaded", "check_memory", "check_trusted", "damage_named", "quiet"]
+__all__ = ["check_files", "check_loaded", "check_memory", "check_trusted", "damage_named", "quiet"]

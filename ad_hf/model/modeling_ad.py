@@ -23,7 +23,7 @@ from .cache_ad import ADCache
 from .checks_ad import fault_of_inputs
 from .configuration_ad import ADConfig
 from .context_ad import ADContext, Prompt
-from .loading_ad import check_loaded, check_memory, check_trusted, damage_named, quiet
+from .loading_ad import check_files, check_loaded, check_memory, check_trusted, damage_named, quiet
 from .mixture_ad import MixtureHead
 from .rollout_ad import RolloutOutput, rollout
 from .rollout_config_ad import RolloutConfig
@@ -533,6 +533,7 @@ class ADModel(ADPreTrainedModel):
             OSError: for files that are not there, or damaged.
         """
         path = pretrained_model_name_or_path
+        check_files(path)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         kwargs = cls._with_config(path, hub, kwargs)
         check_trusted(kwargs["config"], path)

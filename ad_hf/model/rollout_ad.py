@@ -80,7 +80,10 @@ def _rollout(
 
 def render(envs: Any) -> np.ndarray:
     """Pictures (num_envs, height, width, 3) of environments, which must render to arrays."""
-    frames = envs.render()
+    try:
+        frames = envs.render()
+    except NotImplementedError:
+        frames = None
     if frames is None or any(frame is None for frame in frames):
         raise ValueError(
             "output_frames needs environments that render to arrays: make them with render_mode='rgb_array'"

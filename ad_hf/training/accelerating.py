@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import TorchDynamoPlugin, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import LoggerType, TorchDynamoPlugin, broadcast_object_list, parse_flag_from_env
 
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.precision import choose_precision
@@ -29,6 +29,9 @@ def make_accelerator(config: TrainingConfig, output_dir: Path, say: Callable[[st
         # Timed by each process, it could come out differently: the first one's choice is everyone's.
         precision, why = broadcast_object_list([choose_precision(PartialState(cpu=train_on_cpu()).device)])[0]
         say(f"training in {precision if precision != 'no' else 'float32'} ({why})")
+    trackers = [str(kind.value) for kind in LoggerType]
+    if config.log_with is not None and config.log_with not in trackers:
+        raise ValueError(f"training.log_with must be one of {', '.join(trackers)}, got {config.log_with!r}")
     # Accelerate keeps a process's first precision for ever; a second run in it may choose another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(

@@ -21,6 +21,7 @@ OPTIMIZER_TENSORS: dict[type, dict[str, bool]] = {
     torch.optim.AdamW: {"step": False, "exp_avg": True, "exp_avg_sq": True},
     torch.optim.Muon: {"momentum_buffer": True},
 }
+LOGGED = ("loss", "learning_rate", "tokens_per_second")  # metrics of an update, if it has any
 NOT_NEGATIVE = ("/step", "/exp_avg_sq")
 
 
@@ -157,7 +158,9 @@ def check_state(trainer: Trainer, state: dict[str, Any], number: int | None, sha
     best, unvalidated = state.get("best"), state.get("unvalidated")
     expected: dict[str, Any] = {
         "best": None if best is None else [Number(), Number(1, step, whole=True)],
-        "unvalidated": {name: Number() for name in unvalidated} if isinstance(unvalidated, dict) else None,
+        "unvalidated": dict.fromkeys(LOGGED if unvalidated else (), Number())
+        if isinstance(unvalidated, dict)
+        else None,
         "batches": [{}] * trainer.accelerator.num_processes,
         "optimizers": [] if sharded else groups,
         "schedulers": schedulers,
