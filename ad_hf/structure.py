@@ -40,11 +40,16 @@ def check_structure(value: Any, kind: Any, name: str) -> None:
         raise ValueError(f"{name}: {error}") from error
 
 
+@cache  # of few hints, for each of many entries
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind), get_args(kind)
+
+
 def _check(values: Sequence[Any], kind: Any, where: Where) -> None:
     """Check all values of one entry at once: there may be 100,000 tasks, and a call for each would be slow."""
-    origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any or not values:
         return
+    origin, arguments = _parts(kind)
     if origin in (Union, UnionType):
         (kind,) = (argument for argument in arguments if argument is not NoneType)
         given = [index for index, value in enumerate(values) if value is not None]
@@ -75,18 +80,22 @@ def _check(values: Sequence[Any], kind: Any, where: Where) -> None:
 
 def _check_entries(values: Sequence[dict[str, Any]], kind: Any, where: Where) -> None:
     """The entries of objects that a `TypedDict` describes."""
-    for name, hint in _hints(kind).items():
+    for name, hint, is_required in _entries_of(kind):
         inner = [value[name] for value in values if name in value]
-        is_required = get_origin(hint) is not NotRequired  # `__required_keys__` does not see into postponed hints
         if is_required and len(inner) < len(values):
             index = next(index for index, value in enumerate(values) if name not in value)
             raise ValueError(f"{_joined(where(index), name)} is missing, there are {shown(list(values[index]))}")
-        _check(inner, hint if is_required else get_args(hint)[0], partial(_entry, values, name, where))
+        _check(inner, hint, partial(_entry, values, name, where))
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+def _entries_of(kind: Any) -> list[tuple[str, Any, bool]]:
+    """The names of a `TypedDict`, their hints, and whether each is required."""
+    entries = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        is_required = get_origin(hint) is not NotRequired  # `__required_keys__` does not see into postponed hints
+        entries.append((name, hint if is_required else get_args(hint)[0], is_required))
+    return entries
 
 
 def _entry(values: Sequence[dict[str, Any]], name: str, where: Where, index: int) -> str:

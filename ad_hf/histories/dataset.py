@@ -66,7 +66,8 @@ class HistoryDataset:
             return dataset
         repository = find_repository(dataset)
         ending = f"/{METADATA_FILE}"
-        names = [path.removesuffix(ending) for path in repository.files() if path.endswith(ending)]
+        paths = repository.files() if repository.is_remote else repository.sizes(f"*{ending}")
+        names = [path.removesuffix(ending) for path in paths if path.endswith(ending)]
         names = [name for name in names if "/" not in name and not name.startswith(".")]
         if not names:
             raise FileNotFoundError(
