@@ -49,7 +49,7 @@ def code(value: Any, in_table: bool = False) -> Written:
 
 def fence(value: str, language: str = "") -> Written:
     """A text as a block of code."""
-    content, ticks = value.strip("\n"), _ticks(value, 3)
+    content, ticks = re.sub(r"\r\n?", "\n", value).strip("\n"), _ticks(value, 3)
     return Written(f"{ticks}{language}\n{content}\n{ticks}")
 
 

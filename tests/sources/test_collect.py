@@ -43,10 +43,11 @@ COLLECTION = {
 }
 STEPS = 310  # of each stream
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from ad_hf import TaskFamily, collect
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs of a shell's background ignore
     family, collection = json.loads(sys.argv[1])
     collect(TaskFamily(**family), output_dir=sys.argv[2], **collection)
 """
