@@ -25,7 +25,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 benchmark: $(READY)
-	$(BIN)/python scripts/benchmark.py all
+	$(BIN)/python scripts/benchmarks/speed.py all
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

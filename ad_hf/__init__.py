@@ -19,18 +19,18 @@ if current_process().name != WORKER_NAME:
     import ad_hf.model  # noqa: F401 - registers the model
 
 if TYPE_CHECKING:
+    from ad_hf.collection.collect import collect
+    from ad_hf.collection.failures import CollectionError
     from ad_hf.envs.task_family import Task, TaskFamily
     from ad_hf.evaluation.evaluate import Evaluation, evaluate
+    from ad_hf.formats.merge import merge_datasets
     from ad_hf.histories.dataset import config_from_dataset, load_histories
-    from ad_hf.histories.merge import merge_datasets
     from ad_hf.hub.push import push_dataset, push_model
     from ad_hf.model.configuration_ad import ADConfig
     from ad_hf.model.modeling_ad import ADModel, ADOutput
     from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
     from ad_hf.pipeline import quickstart
     from ad_hf.recipe import Recipe, load_recipe
-    from ad_hf.sources.collect import collect
-    from ad_hf.sources.failures import CollectionError
     from ad_hf.training.interruption import TrainingInterrupted
     from ad_hf.training.trainer import train
 
@@ -38,7 +38,7 @@ _MODULES = {
     "ADConfig": "ad_hf.model.configuration_ad",
     "ADModel": "ad_hf.model.modeling_ad",
     "ADOutput": "ad_hf.model.modeling_ad",
-    "CollectionError": "ad_hf.sources.failures",
+    "CollectionError": "ad_hf.collection.failures",
     "Evaluation": "ad_hf.evaluation.evaluate",
     "Recipe": "ad_hf.recipe",
     "RolloutConfig": "ad_hf.model.rollout_ad",
@@ -46,12 +46,12 @@ _MODULES = {
     "Task": "ad_hf.envs.task_family",
     "TaskFamily": "ad_hf.envs.task_family",
     "TrainingInterrupted": "ad_hf.training.interruption",
-    "collect": "ad_hf.sources.collect",
+    "collect": "ad_hf.collection.collect",
     "config_from_dataset": "ad_hf.histories.dataset",
     "evaluate": "ad_hf.evaluation.evaluate",
     "load_histories": "ad_hf.histories.dataset",
     "load_recipe": "ad_hf.recipe",
-    "merge_datasets": "ad_hf.histories.merge",
+    "merge_datasets": "ad_hf.formats.merge",
     "push_dataset": "ad_hf.hub.push",
     "push_model": "ad_hf.hub.push",
     "quickstart": "ad_hf.pipeline",

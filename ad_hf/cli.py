@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ad_hf.collection.failures import CollectionError
 from ad_hf.settings import parse_json, shown
-from ad_hf.sources.failures import CollectionError
 from ad_hf.training.interruption import TrainingInterrupted
 
 if TYPE_CHECKING:
@@ -265,9 +265,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from ad_hf import pipeline
+    from ad_hf.collection.publishing import is_published
     from ad_hf.recipe import load_recipe
     from ad_hf.recipe_list import recipe_table
-    from ad_hf.sources.publishing import is_published
 
     disable_progress_bar()  # of loading a model's weights, which takes no time
     if arguments.verb == "push":
@@ -383,7 +383,7 @@ def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
 
 def merge(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     """Merge datasets."""
-    from ad_hf.histories.merge import merge_datasets
+    from ad_hf.formats.merge import merge_datasets
 
     refuse(unknown)
     folder = merge_datasets(
@@ -395,7 +395,7 @@ def merge(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
 def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     """Convert histories in one of the directions."""
     from ad_hf.envs.task_family import TaskFamily
-    from ad_hf.histories.convert import from_arrays, from_minari, to_minari
+    from ad_hf.formats.convert import from_arrays, from_minari, to_minari
 
     refuse(unknown)
     others = ("verb", "direction", "help", "debug")

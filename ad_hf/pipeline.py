@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from ad_hf.collection.collect import collect
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
 from ad_hf.evaluation.headlines import OF_RETURN, evidence_words, is_comparable, pace_lines, verdict_words
@@ -23,14 +24,13 @@ from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
 from ad_hf.evaluation.report import source_curves, write_report
 from ad_hf.evaluation.results import write_evaluation
 from ad_hf.evaluation.video import check_formats
-from ad_hf.files import local_path, writable_folder, write_text
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.hub.cards import write_model_card
+from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.model_files import weights_digest
 from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
-from ad_hf.sources.collect import collect
+from ad_hf.storage.files import local_path, writable_folder, write_text
 from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.run_folder import check_run_folder
 from ad_hf.training.trainer import train

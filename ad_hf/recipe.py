@@ -14,73 +14,12 @@ import docstring_parser
 
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.task_family import FamilyConfig
-from ad_hf.files import local_path
+from ad_hf.histories.selection import DataConfig
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.settings import check_settings, dump_yaml, make_section, parse_yaml, read_yaml, setting, shown
+from ad_hf.sources.config import SourceConfig
+from ad_hf.storage.files import local_path
 from ad_hf.training.config import TrainingConfig
-
-
-@dataclass
-class SourceConfig:
-    """The `source` section: how each task is learnt.
-
-    Args:
-        algorithm: Any Stable-Baselines3 or sb3-contrib algorithm.
-        n_envs: Parallel environments of a learner; each gives one history.
-        total_timesteps: Transitions per task and seed, over all environments.
-        hyperparameters: Arguments of the algorithm.
-        seeds: Each task is learnt once with each of them.
-        tasks_per_job: Tasks that one learner learns side by side, of those algorithms that can.
-        until_converged: Learn until returns have stopped to improve, from `total_timesteps` at most: settings of
-            `StopWhenConverged` (window, tolerance, patience, return_threshold, min_timesteps); `{}` for its defaults.
-        callbacks: Stable-Baselines3 callbacks of each learner: import paths, or `{name: import path, kwargs: {...}}`.
-            `{task_id}` and `{seed}` in arguments that are text are filled in.
-    """
-
-    algorithm: str = "A2C"
-    n_envs: int = setting(50, least=1)
-    total_timesteps: int = setting(100_000, least=1)
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0])
-    tasks_per_job: int = setting(1, least=1)
-    until_converged: dict[str, Any] | None = None
-    callbacks: list[str | dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        check_settings(self, "source")
-        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**32:
-            raise ValueError(f"source.seeds must hold whole numbers from 0 to 2**32 - 1, got {shown(self.seeds)}")
-
-
-@dataclass
-class DataConfig:
-    """The `data` section: which steps of the histories are trained on.
-
-    Args:
-        keep_every_episode: Keep only every k-th episode of each history, and the last.
-        max_episodes: Before that, cut each history after so many episodes.
-        last_episodes: Then drop all but so many of its last ones: expert distillation.
-        min_improvement: Leave out histories whose mean return rose by less, from the first ten episodes to the last.
-        labels: Import path of a function of observations and an environment's keyword arguments that returns the
-            actions to learn, instead of those that were taken, such as ad_hf.envs.dark_room.optimal_actions.
-        buffer_megabytes: Of a streamed dataset, histories that are mixed at a time; twice as much is held.
-        num_workers: Of a streamed dataset, processes that read and decode beside each training process.
-        keep_in_memory: Of one that is not streamed, whether each process reads it into memory, or all share
-            memory-mapped files in the cache of datasets; by default the first if it takes less than a quarter of the
-            free memory.
-    """
-
-    keep_every_episode: int = setting(1, least=1)
-    max_episodes: int | None = setting(None, least=1)
-    last_episodes: int | None = setting(None, least=1)
-    min_improvement: float | None = None
-    labels: str | None = None
-    buffer_megabytes: int = setting(32, least=1)
-    num_workers: int = setting(0, least=0)
-    keep_in_memory: bool | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self, "data")
 
 
 @dataclass

@@ -24,17 +24,17 @@ from typing import Any
 
 import pyarrow as pa
 from scipy import stats
+from studies.attention import attention_of, plot_attention, plot_paths, record_episodes
+from studies.study import FULL, Cell, NotFinishedError, Study, StudyRunner, cells, load_study, source_settings
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.agent_plots import plot_study
 from ad_hf.evaluation.headlines import number
-from ad_hf.evaluation.inside import attention_of, plot_attention, plot_paths, record_episodes
 from ad_hf.evaluation.protocol import PICTURES, RANDOM, ROWS_FILE, SUMMARY_FILE, agents_of, random_rows, read_rows
 from ad_hf.evaluation.results import agents_table, write_evaluation
-from ad_hf.files import atomic_path, write_text
 from ad_hf.model import ADModel
-from ad_hf.study import FULL, Cell, NotFinishedError, Study, StudyRunner, cells, load_study, source_settings
+from ad_hf.storage.files import atomic_path, write_text
 
 STUDIES = Path(__file__).resolve().parent / "studies"
 LOOKS = ("paths.png", "attention.png")

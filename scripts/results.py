@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.curves import Curve
 from ad_hf.evaluation.evaluate import play_at_random
 from ad_hf.evaluation.headlines import SHARES, learns_cell, number, steps_cell
-from ad_hf.evaluation.metrics import Curve
 from ad_hf.evaluation.plots import plot_learning_curves
 from ad_hf.evaluation.report import normalized_return
 from ad_hf.evaluation.upgrades import upgrade_report
-from ad_hf.files import atomic_path, write_text
+from ad_hf.storage.files import atomic_path, write_text
 
 HEAD = (
     "| recipe | first episode | last episodes (95% interval) | learns: last - first (95% interval) | random actions | "

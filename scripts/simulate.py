@@ -24,13 +24,13 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from ad_hf.collection.jobs import PROGRESS_KEY, Job, Outcome
+from ad_hf.collection.layout import ShardLayout
+from ad_hf.collection.work_folder import WorkFolder
+from ad_hf.collection.workers import run_jobs
 from ad_hf.envs.task_family import Task
-from ad_hf.files import write_text
-from ad_hf.folders import Folder
-from ad_hf.sources.jobs import PROGRESS_KEY, Job, Outcome
-from ad_hf.sources.layout import ShardLayout
-from ad_hf.sources.work_folder import WorkFolder
-from ad_hf.sources.workers import run_jobs
+from ad_hf.storage.files import write_text
+from ad_hf.storage.folders import Folder
 
 COLUMNS = {"start_step": [0], "observations": [b"0"]}  # the least that shards are made of
 

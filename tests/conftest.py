@@ -11,9 +11,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are so small that thread
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="ad_hf_tests_")
 
 import pytest
+import torch
 import yaml
 
 import ad_hf
+from ad_hf.envs.dark_room import goal_distance, optimal_return
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.model import ADConfig, ADModel
 from ad_hf.recipe import Recipe, load_recipe
 
 TINY = {
@@ -97,3 +101,35 @@ def disk(tmp_path):
     yield folder, mount
     while os.path.ismount(folder):
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def dark_room_family():
+    """3 x 3 cells, episodes of 4 steps, 9 goals of which 3 are for testing."""
+    return TaskFamily(
+        "ad_hf/DarkRoom-v0",
+        tasks=[{"goal": [x, y]} for x in range(3) for y in range(3)],
+        env_kwargs={"size": 3, "max_episode_steps": 4},
+        num_validation_tasks=2,
+        num_test_tasks=3,
+        stratify_by=goal_distance,
+        optimal_return=optimal_return,
+        native_vector=True,
+    )
+
+
+@pytest.fixture
+def dark_room_model():
+    """A small model with random weights."""
+    torch.manual_seed(0)
+    return ADModel(
+        ADConfig(
+            observation_space={"type": "MultiDiscrete", "nvec": [3, 3]},
+            action_space={"type": "Discrete", "n": 5},
+            hidden_size=16,
+            num_hidden_layers=1,
+            intermediate_size=32,
+            context_length=12,
+            initializer_range=0.2,
+        )
+    )

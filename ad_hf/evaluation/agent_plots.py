@@ -18,8 +18,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from ad_hf.evaluation.plots import AD_COLOUR, INK, OPTIMUM_COLOUR, SOURCE_COLOUR
 
 if TYPE_CHECKING:
+    from studies.study import Study
+
     from ad_hf.evaluation.protocol import AgentReturns
-    from ad_hf.study import Study
 
 COLOURS = {"AD": AD_COLOUR, "source": SOURCE_COLOUR, "ED": "#edae49", "RL2": "#3d8b5f", "random": OPTIMUM_COLOUR}
 MOST_BANDS = 6  # agents whose bands can be told apart
@@ -161,7 +162,7 @@ def plot_study(path: str | Path, study: Study, agents: Sequence[AgentReturns]) -
     Args:
         path (`str` or `Path`):
             The file to write, whatever its suffix.
-        study ([`~ad_hf.study.Study`]):
+        study ([`~studies.study.Study`]):
             The study.
         agents (`Sequence[AgentReturns]`):
             Its variants, and maybe others, which are not drawn.

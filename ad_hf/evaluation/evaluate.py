@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.evaluation.metrics import FINAL_EPISODES
+from ad_hf.evaluation.curves import FINAL_EPISODES
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.prompt_ad import Prompt
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ad_hf.evaluation.metrics import FINAL_EPISODES, Curve, bootstrap_means, interval, mean_of, steps_to_level
+from ad_hf.evaluation.curves import FINAL_EPISODES, Curve, bootstrap_means, interval, mean_of, steps_to_level
 from ad_hf.histories.schema import is_synthetic
 
 LEARNS, STAYS, WORSENS = "learns", "does not learn", "gets worse"
@@ -42,7 +42,7 @@ def learning_of(blocks: Sequence[np.ndarray], of: str = "episodes") -> dict[str,
 
     Args:
         blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks, num_points)`):
-            Return of each episode, or reward of each step, as of [`~ad_hf.evaluation.metrics.bootstrap_means`].
+            Return of each episode, or reward of each step, as of [`~ad_hf.evaluation.curves.bootstrap_means`].
         of (`str`, *optional*, defaults to `"episodes"`):
             Or `"steps"`, of a single episode.
 
@@ -174,7 +174,7 @@ def steps_to_shares(
     Environment steps to 50% and 90% of a gain.
 
     Args:
-        own, source ([`~ad_hf.evaluation.metrics.Curve`]):
+        own, source ([`~ad_hf.evaluation.curves.Curve`]):
             Of a model, and of its source, if that is known.
         gain ([`Gain`], *optional*):
             What the levels are shares of.

@@ -17,7 +17,7 @@ from ad_hf.evaluation.headlines import LEARNS, headline, streams_words
 from ad_hf.histories.schema import source_label
 
 if TYPE_CHECKING:
-    from ad_hf.evaluation.metrics import Curve
+    from ad_hf.evaluation.curves import Curve
 
 INK, AD_COLOUR, SOURCE_COLOUR, OPTIMUM_COLOUR = "#22252b", "#d1495b", "#30638e", "#8d96a0"
 RANDOM = "random actions"

@@ -18,9 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import Evaluation, play_at_random
-from ad_hf.evaluation.headlines import OF_GAIN, OF_RETURN, Gain, learning_of, steps_to_shares
-from ad_hf.evaluation.metrics import (
+from ad_hf.evaluation.curves import (
     FINAL_EPISODES,
     Curve,
     bootstrap_curve,
@@ -30,10 +28,12 @@ from ad_hf.evaluation.metrics import (
     mean_of,
     regret,
 )
+from ad_hf.evaluation.evaluate import Evaluation, play_at_random
+from ad_hf.evaluation.headlines import OF_GAIN, OF_RETURN, Gain, learning_of, steps_to_shares
 from ad_hf.evaluation.report import SourceCurves
-from ad_hf.files import atomic_path
-from ad_hf.parquet import read_table
 from ad_hf.settings import parse_json
+from ad_hf.storage.files import atomic_path
+from ad_hf.storage.parquet import read_table
 
 SCHEMA = pa.schema(
     [

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.evaluation.curves import FINAL_EPISODES, Curve, bootstrap_curve
 from ad_hf.evaluation.evaluate import RANDOM_EPISODES, Evaluation, play_at_random
 from ad_hf.evaluation.headlines import (
     Gain,
@@ -20,10 +21,9 @@ from ad_hf.evaluation.headlines import (
     steps_to_shares,
     untested,
 )
-from ad_hf.evaluation.metrics import FINAL_EPISODES, Curve, bootstrap_curve
-from ad_hf.files import atomic_path, local_path, write_text
 from ad_hf.histories.dataset import HistoryDataset, load_histories
 from ad_hf.histories.schema import package_versions
+from ad_hf.storage.files import atomic_path, local_path, write_text
 
 VERSIONED_PACKAGES = (
     *("ad_hf", "accelerate", "datasets", "gymnasium", "huggingface_hub", "numpy", "stable_baselines3", "torch"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ad_hf.evaluation.card import evaluation_card
 from ad_hf.evaluation.headlines import (
     OF_GAIN,
     SHARES,
@@ -32,9 +33,9 @@ from ad_hf.evaluation.protocol import (
     summarize,
     write_rows,
 )
-from ad_hf.files import atomic_path, local_path, write_text
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
-from ad_hf.hub.cards import CARD, evaluation_card
+from ad_hf.storage.cards import CARD
+from ad_hf.storage.files import atomic_path, local_path, write_text
 
 
 def write_evaluation(output_dir: str | Path, rows: pa.Table, details: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ad_hf.evaluation.curves import Curve
 from ad_hf.evaluation.headlines import (
     OF_RETURN,
     Gain,
@@ -16,7 +17,6 @@ from ad_hf.evaluation.headlines import (
     steps_to_shares,
     untested,
 )
-from ad_hf.evaluation.metrics import Curve
 
 
 def upgrade_report(

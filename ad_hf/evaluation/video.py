@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ad_hf.files import atomic_path
+from ad_hf.storage.files import atomic_path
 
 FORMATS = ("gif", "mp4")
 LAST_PICTURE_MILLISECONDS = 1000  # shown for longer, so that the end is seen before it begins anew

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from ad_hf.histories.validation import COLUMNS
+from ad_hf.histories.checks import COLUMNS
 
 ENDS = ("terminations", "truncations")
 DESCRIBED = ("history_id", "start_step", "rewards", *ENDS)  # columns whose statistics say something here

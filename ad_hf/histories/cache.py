@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from filelock import FileLock
 
-from ad_hf.files import atomic_folder
+from ad_hf.storage.files import atomic_folder
 
 
 def cached_folder(

@@ -16,13 +16,13 @@ from datasets import Dataset, NamedSplit
 
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.histories.cache import cached_folder
+from ad_hf.histories.checks import COLUMNS, HistoryRows, checked_rows
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
 from ad_hf.histories.shards import check_complete, check_footers
 from ad_hf.histories.statistics import content_fingerprint, normalization, split_statistics
-from ad_hf.histories.validation import COLUMNS, HistoryRows, checked_rows
-from ad_hf.hub.repositories import Repository, find_repository
 from ad_hf.model.configuration_ad import ADConfig
-from ad_hf.parquet import parquet_errors, read_footer, read_schema
+from ad_hf.storage.parquet import parquet_errors, read_footer, read_schema
+from ad_hf.storage.repositories import Repository, find_repository
 
 NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
 ROWS_VERSION, ROWS_FILE = 1, "rows.arrow"
@@ -35,7 +35,7 @@ class HistoryDataset:
     One configuration of a learning-history dataset, in a folder or on the Hub.
 
     Attributes:
-        repository ([`~ad_hf.hub.repositories.Repository`]):
+        repository ([`~ad_hf.storage.repositories.Repository`]):
             Where it is.
         config_name (`str`):
             The configuration.

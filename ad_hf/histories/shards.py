@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ad_hf.histories.blocks import RowGroup, read_row_groups
+from ad_hf.histories.checks import check_columns
 from ad_hf.histories.schema import HistoryMetadata
-from ad_hf.histories.validation import check_columns
 
 
 def check_complete(names: Collection[str], split: str, where: str) -> None:

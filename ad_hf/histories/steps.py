@@ -12,10 +12,10 @@ from datasets import Dataset
 from gymnasium import spaces
 
 from ad_hf.envs.spaces import storage_dtype
+from ad_hf.histories.checks import COLUMNS, HistoryRows, check_columns, checked_rows
 from ad_hf.histories.frames import FramePieces, PieceNames, has_frames
 from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.transforms import Selection, improvements, keep_episodes
-from ad_hf.histories.validation import COLUMNS, HistoryRows, check_columns, checked_rows
 
 
 class FlatHistories(NamedTuple):

@@ -26,14 +26,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ad_hf.envs.spaces import storage_dtype
 from ad_hf.histories.blocks import Block, blocks_of_shard, read_row_groups
+from ad_hf.histories.checks import COLUMNS, DOUBLE, HistoryRows
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.steps import history_hashes
 from ad_hf.histories.transforms import NO_HISTORY
-from ad_hf.histories.validation import COLUMNS, DOUBLE, HistoryRows
 from ad_hf.histories.windows import HistoryWindows, make_batch, share_of_batch
-from ad_hf.hub.repositories import HubError, retried
+from ad_hf.storage.repositories import HubError, retried
 
 BLOCK_BYTES = 1 << 18  # compressed; a request each: less would cost more latency, more would mix fewer tasks
 READERS = 4  # blocks that are read side by side over HTTP, which hides that latency

@@ -18,12 +18,13 @@ from datasets import Features
 from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_to_json, storage_dtype
-from ad_hf.files import atomic_folder, local_path, write_text
+from ad_hf.histories.card import dataset_card, dataset_config
+from ad_hf.histories.checks import outside
 from ad_hf.histories.schema import METADATA_FILE, ROW_GROUP_BYTES, HistoryMetadata, history_table, row_groups
 from ad_hf.histories.statistics import describe_shards
-from ad_hf.histories.validation import outside
-from ad_hf.hub.cards import CARD, dataset_card, dataset_config
 from ad_hf.settings import dump_yaml
+from ad_hf.storage.cards import CARD
+from ad_hf.storage.files import atomic_folder, local_path, write_text
 
 RECIPE_FILE = "recipe.yaml"
 SHARD_TRANSITIONS = 1_000_000
@@ -69,7 +70,7 @@ def to_storage(values: np.ndarray, space: spaces.Space, name: str, is_action: bo
         `np.ndarray` of shape `(num_elements, *space.shape)`
 
     Raises:
-        ValueError: for elements of another size, and those that [`~ad_hf.histories.validation.outside`] finds.
+        ValueError: for elements of another size, and those that [`~ad_hf.histories.checks.outside`] finds.
     """
     shape, dtype = space.shape or (), storage_dtype(space)
     if int(np.prod(values.shape[1:])) != int(np.prod(shape)):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ad_hf.files import leaves_folder
 from ad_hf.settings import read_json
+from ad_hf.storage.files import leaves_folder
 
 if TYPE_CHECKING:
     from ad_hf.model.modeling_ad import ADModel

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ad_hf.hub.model_files import model_folder
-from ad_hf.hub.repositories import explained, find_repository
 from ad_hf.model import ADModel
+from ad_hf.storage.repositories import explained, find_repository
 
 RECIPE_FILE = "recipe.yaml"
 

@@ -8,11 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ad_hf.evaluation.card import evaluation_card
 from ad_hf.evaluation.protocol import EVALUATION_FILES, ROWS_FILE, SUMMARY_FILE, read_rows
-from ad_hf.files import read_text
+from ad_hf.histories.card import dataset_card, dataset_config
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
-from ad_hf.hub.cards import CARD, dataset_card, dataset_config, evaluation_card, model_card, without_configs
+from ad_hf.hub.model_card import model_card
 from ad_hf.hub.model_files import (
     CHECKPOINT_FOLDER,
     PUSHED_AGAIN,
@@ -29,10 +30,12 @@ from ad_hf.hub.model_files import (
     weights_digest,
 )
 from ad_hf.hub.models import load_model
-from ad_hf.hub.repositories import find_repository
 from ad_hf.hub.uploads import Upload, push_upload
 from ad_hf.model import ADModel
 from ad_hf.settings import read_json
+from ad_hf.storage.cards import CARD, without_configs
+from ad_hf.storage.files import read_text
+from ad_hf.storage.repositories import find_repository
 
 DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # of a repository that is pushed again
 

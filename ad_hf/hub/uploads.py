@@ -18,10 +18,10 @@ from huggingface_hub import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from ad_hf.files import read_text
-from ad_hf.hub.cards import CARD
 from ad_hf.hub.model_files import Content
-from ad_hf.hub.repositories import HubError, retried
+from ad_hf.storage.cards import CARD
+from ad_hf.storage.files import read_text
+from ad_hf.storage.repositories import HubError, retried
 
 ATTEMPTS = 8
 

@@ -30,7 +30,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ad_hf.files import atomic_folder, copy_files, leaves_folder, local_path, remove_folder
 from ad_hf.hub.model_files import (
     BEST_FOLDER,
     CHECKPOINT_FOLDER,
@@ -40,10 +39,11 @@ from ad_hf.hub.model_files import (
     TENSORS_FILE,
     WEIGHTS_FILE,
 )
-from ad_hf.hub.repositories import HUB_ID, find_repository
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe
 from ad_hf.settings import read_json
+from ad_hf.storage.files import atomic_folder, copy_files, leaves_folder, local_path, remove_folder
+from ad_hf.storage.repositories import HUB_ID, find_repository
 from ad_hf.training.divergence import TrainingDivergedError
 from ad_hf.training.saved_state import check_entry, check_state, check_tensors, not_finite, read_tensors
 

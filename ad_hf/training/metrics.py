@@ -11,8 +11,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from ad_hf.evaluation.plots import plot_training
-from ad_hf.files import atomic_path, write_text
 from ad_hf.settings import parse_json, read_utf8
+from ad_hf.storage.files import atomic_path, write_text
 from ad_hf.training.saved_state import Number, check_entry
 
 METRICS_FILE, PICTURE = "metrics.jsonl", "training.png"

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ad_hf.files import refuse_other, remove_leftovers, write_text
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.hub.model_files import RESULT_FILES
+from ad_hf.storage.files import refuse_other, remove_leftovers, write_text
 from ad_hf.training.checkpoints import STATE_FILE, list_checkpoints
 
 if TYPE_CHECKING:

@@ -20,18 +20,18 @@ from accelerate.utils import (
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.files import atomic_folder, local_path
+from ad_hf.histories.checks import COLUMNS
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
 from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.mapped import fits_in_memory, map_histories
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.transforms import NO_HISTORY
-from ad_hf.histories.validation import COLUMNS
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
-from ad_hf.hub.cards import write_model_card
+from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.models import load_model
 from ad_hf.model import ADModel
 from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.storage.files import atomic_folder, local_path
 from ad_hf.training.accelerating import make_accelerator, train_on_cpu
 from ad_hf.training.checkpoints import find_checkpoint, gather_weights, load_checkpoint, save_checkpoint
 from ad_hf.training.compatibility import check_family
@@ -40,7 +40,7 @@ from ad_hf.training.interruption import Interruption, TrainingInterrupted
 from ad_hf.training.memory import check_batch_fits, keep_freed_memory
 from ad_hf.training.metrics import Metrics
 from ad_hf.training.optimizers import make_optimizers, make_schedulers
-from ad_hf.training.publishing import Publisher
+from ad_hf.training.pushing import Publisher
 from ad_hf.training.run_folder import check_run_folder, prepare_run_folder
 from ad_hf.training.saved_state import OptimizerLayout, learning_rates
 from ad_hf.training.validation import validate

@@ -213,7 +213,7 @@ def _card(change: Callable[[Any], Any]) -> Callable[[Place], Callable[[], Any]]:
     """The card of a dataset of which something is changed."""
 
     def make(place: Place) -> Callable[[], Any]:
-        from ad_hf.hub.cards import write_dataset_card
+        from ad_hf.histories.card import write_dataset_card
 
         folder = place.take("h")
         change(folder)

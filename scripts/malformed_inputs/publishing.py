@@ -54,7 +54,7 @@ def _check_card(text: str) -> str | None:
 
 def _card_of_model(change: Callable[[Path, str], Any], text: str) -> Callable[[Place], Callable[[], Any]]:
     def make(place: Place) -> Callable[[], Any]:
-        from ad_hf.hub.cards import write_model_card
+        from ad_hf.hub.model_card import write_model_card
 
         run = place.take("run")
         change(run, text)
@@ -65,7 +65,7 @@ def _card_of_model(change: Callable[[Path, str], Any], text: str) -> Callable[[P
 
 def _card_of_dataset(path: str, text: Any) -> Callable[[Place], Callable[[], Any]]:
     def make(place: Place) -> Callable[[], Any]:
-        from ad_hf.hub.cards import write_dataset_card
+        from ad_hf.histories.card import write_dataset_card
 
         folder = place.take("h")
         edit_json(folder / METADATA, (path, text))

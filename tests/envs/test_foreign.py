@@ -26,7 +26,7 @@ def test_every_known_name_is_there(name):
         ({"stratify_by": "ad_hf.envs.dark_room.goal_distance "}, "family.stratify_by"),
         ({"stratify_by": "ad_hf.envs.dark_room"}, "family.stratify_by"),
         ({"stratify_by": ["ad_hf.envs.dark_room.goal_distance"]}, "family.stratify_by"),
-        ({"optimal_return": "ad_hf.folders.shutil.rmtree"}, "family.optimal_return"),
+        ({"optimal_return": "ad_hf.storage.folders.shutil.rmtree"}, "family.optimal_return"),
         ({"random_return": "builtins.eval"}, "family.random_return"),
         ({"wrappers": ["gymnasium.wrappers.TimeLimit", "gymnasium.wrappers.RecordVideo"]}, r"family.wrappers\[1\]"),
         ({"wrappers": [{"kwargs": {"name": "x"}, "name": "gymnasium.Env"}]}, r"family.wrappers\[0\]"),

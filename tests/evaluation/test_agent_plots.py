@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from studies.study import Study, Variant
 
 from ad_hf.evaluation.agent_plots import COLOURS, colours, plot_agents, plot_rooms, plot_study, rooms_of
 from ad_hf.evaluation.evaluate import Evaluation
 from ad_hf.evaluation.protocol import agents_of, evaluation_rows
-from ad_hf.study import Study, Variant
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from ad_hf.cli import main
 from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.card import evaluation_card
 from ad_hf.evaluation.evaluate import Evaluation, play_at_random
 from ad_hf.evaluation.headlines import learning_of
 from ad_hf.evaluation.plots import title_of
@@ -16,7 +17,7 @@ from ad_hf.evaluation.protocol import agents_of, evaluation_rows, source_rows
 from ad_hf.evaluation.report import SourceCurves, write_report
 from ad_hf.evaluation.results import evaluation_summary, write_evaluation
 from ad_hf.evaluation.upgrades import upgrade_evaluation, upgrade_report
-from ad_hf.hub.cards import evaluation_card, model_card
+from ad_hf.hub.model_card import model_card
 from ad_hf.pipeline import summary
 
 EPISODES, STEPS, STREAMS = 40, 10, 5  # a source's step on a task is a step of all its streams

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from ad_hf.evaluation.metrics import Curve
+from ad_hf.evaluation.curves import Curve
 from ad_hf.evaluation.plots import AD_COLOUR, OPTIMUM_COLOUR, SOURCE_COLOUR, plot_learning_curves
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 import ad_hf
 from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.curves import Curve, bootstrap_curve, steps_to_level
 from ad_hf.evaluation.evaluate import Evaluation, evaluate
-from ad_hf.evaluation.metrics import Curve, bootstrap_curve, steps_to_level
 from ad_hf.evaluation.report import source_curves, write_report
 
 N_ENVS = 2

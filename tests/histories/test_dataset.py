@@ -7,9 +7,9 @@ from datasets import load_dataset
 from history_files import make_histories, open_dataset, rows_to_table, write_dataset
 
 import ad_hf
-from ad_hf.files import write_text
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.storage.files import write_text
 
 
 def collect(folder, seed, **settings):

@@ -15,12 +15,12 @@ from history_files import ACTIONS, make_table, of_histories, open_dataset, write
 
 import ad_hf
 from ad_hf.evaluation.report import source_curves
+from ad_hf.formats.merge import merge_datasets
+from ad_hf.histories.checks import COLUMNS, outside
 from ad_hf.histories.dataset import check_dataset
 from ad_hf.histories.mapped import map_histories
-from ad_hf.histories.merge import merge_datasets
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.validation import COLUMNS, outside
 from ad_hf.histories.windows import HistoryWindows
 from ad_hf.hub.push import push_dataset
 

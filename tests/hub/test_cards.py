@@ -10,19 +10,12 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
 import ad_hf
+from ad_hf.histories.card import dataset_config, write_dataset_card
 from ad_hf.histories.schema import HistoryMetadata, read_metadata
-from ad_hf.hub.cards import (
-    BEGIN,
-    END,
-    dataset_config,
-    merge_card,
-    model_card,
-    without_configs,
-    write_dataset_card,
-    write_model_card,
-)
+from ad_hf.hub.model_card import model_card, write_model_card
 from ad_hf.hub.model_files import model_files
 from ad_hf.pipeline import evaluate_recipe
+from ad_hf.storage.cards import BEGIN, END, merge_card, without_configs
 
 DATA = {
     "pretty_name": "Ours",

@@ -41,7 +41,7 @@ HOSTILE = {
         f"stratify_by {name}": {"family": {"stratify_by": name, **CALLED}}
         for name in (
             *("os.system", "subprocess.getoutput", "stable_baselines3.common.utils.os.system"),
-            *("ad_hf.files.os.system", "ad_hf.envs.dark_room.np.os.system", "evil_module.labels"),
+            *("ad_hf.storage.files.os.system", "ad_hf.envs.dark_room.np.os.system", "evil_module.labels"),
         )
     },
     "optimal_return": {"family": {"optimal_return": "os.system", **CALLED}},

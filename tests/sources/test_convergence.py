@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
+from ad_hf.collection.collect import collect
+from ad_hf.collection.jobs import Job, Source, learn_job
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import PROGRESS_COLUMNS, read_metadata
 from ad_hf.recipe import load_recipe
-from ad_hf.sources.collect import collect
 from ad_hf.sources.convergence import StopWhenConverged, convergence_settings
-from ad_hf.sources.jobs import Job, Source, learn_job
 from ad_hf.sources.learners import callback_settings
 
 STOP_AFTER = "stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes"

@@ -15,14 +15,14 @@ from stable_baselines3 import A2C
 
 import ad_hf
 from ad_hf.cli import main
+from ad_hf.collection.jobs import Job, Source, learn_job
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.report import source_curves
+from ad_hf.histories.card import write_dataset_card
 from ad_hf.histories.schema import read_metadata
-from ad_hf.hub.cards import write_dataset_card
 from ad_hf.pipeline import evaluate_recipe
 from ad_hf.recipe import load_recipe
-from ad_hf.sources.jobs import Job, Source, learn_job
 from ad_hf.sources.learners import make_learner
 from ad_hf.sources.noised import NoisedPolicy
 from ad_hf.sources.recorder import RecordedSteps

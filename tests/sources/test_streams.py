@@ -8,12 +8,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ad_hf.envs  # noqa: F401  registers the environments
+from ad_hf.collection.collect import collect
+from ad_hf.collection.jobs import Job, Source, learn_job
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import read_metadata
 from ad_hf.sources.bandits import UCB, ThompsonSampling
-from ad_hf.sources.collect import collect
-from ad_hf.sources.jobs import Job, Source, learn_job
 from ad_hf.sources.learners import has_independent_streams, learns_side_by_side
 from ad_hf.sources.recorder import HistoryRecorder
 from ad_hf.sources.streams import state_count, state_numbers

@@ -1,0 +1,517 @@
+"""
+Learning histories as Minari datasets, and back.
+
+A Minari dataset is a list of episodes. What it has no place for (to which history, row and split an episode belongs,
+`metadata.json`, the layout of the shards) goes into the metadata of its episodes and, as one entry `ad_hf`, into that
+of the dataset; with them, the same dataset comes back.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Features
+from gymnasium import spaces
+from tqdm.auto import tqdm
+
+from ad_hf.envs.foreign import check_env_id, check_kwargs
+from ad_hf.envs.making import find_spec
+from ad_hf.envs.spaces import read_space
+from ad_hf.envs.task_family import SPLITS
+from ad_hf.formats.array_files import check_hdf5, reading
+from ad_hf.histories.checks import outside
+from ad_hf.histories.dataset import HistoryDataset, check_dataset
+from ad_hf.histories.episodes import Episode, episodes_of_row, join_episodes, pieces_of_episodes
+from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
+from ad_hf.histories.writer import (
+    SHARD_TRANSITIONS,
+    describe,
+    history_rows,
+    new_dataset,
+    open_shard,
+    space_json,
+    split_writers,
+    with_columns,
+)
+from ad_hf.settings import parse_json, read_json, shown
+from ad_hf.storage.files import atomic_folder, local_path
+from ad_hf.storage.parquet import read_groups
+from ad_hf.structure import check_structure
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
+ENTRY = "ad_hf"  # in the metadata of a Minari dataset
+DATASET_ID = re.compile(r"(?:(?P<namespace>\w[\w/-]*\w)/)?[\w-]+-v\d+")
+SHARD = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
+ROW_COLUMNS = ("history_id", "task_id", "stream", "piece", "start_step")
+
+
+class _Entry(TypedDict):
+    """What [`to_minari`] adds to the metadata of a dataset."""
+
+    config_name: str
+    metadata: dict[str, Any]
+    shards: dict[str, list[Annotated[int, range(1, 2**31)]]]
+    episodes: int
+
+
+class _Metadata(TypedDict):
+    """The structure of Minari's `metadata.json`, as far as it is read."""
+
+    dataset_id: str
+    minari_version: str
+    data_format: Literal["hdf5", "arrow", "parquet"]
+    total_episodes: Annotated[int, range(10**8)]
+    total_steps: Annotated[int, range(10**12)]
+    observation_space: NotRequired[str]
+    action_space: NotRequired[str]
+    env_spec: NotRequired[str | None]
+    algorithm_name: NotRequired[str]
+    ad_hf: NotRequired[_Entry]
+
+
+class _Spec(TypedDict):
+    """An environment in Minari's `metadata.json`: its entry point and wrappers are never used."""
+
+    id: str
+    kwargs: dict[str, Any]
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse numbers of steps, episodes or the like below 1."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def check_environment(env_id: Any, env_kwargs: Any) -> None:
+    """Refuse what cannot be an environment's id and keyword arguments, which may be left out."""
+    if env_id is not None and (not isinstance(env_id, str) or not env_id.strip()):
+        raise ValueError(f"env_id must be the id of an environment, got {shown(env_id)}")
+    if env_kwargs is not None and not isinstance(env_kwargs, dict):
+        raise ValueError(f"env_kwargs must be keyword arguments by name, got {shown(env_kwargs)}")
+
+
+def _minari() -> Any:
+    try:
+        import minari
+        import minari.dataset.minari_storage
+        import minari.namespace
+    except ImportError as error:
+        raise ImportError(f"Minari datasets need the package minari: pip install 'ad_hf[minari]' ({error})") from error
+    return minari
+
+
+def _add_rows(storage: Any, table: pa.Table, metadata: HistoryMetadata, split: str, first_row: int, name: str) -> None:
+    """Append the episodes of some rows to a Minari storage, each with a note of where it belongs."""
+    from minari.data_collector import EpisodeBuffer
+
+    first, buffers, notes = storage.total_episodes, [], []
+    columns = table.select(list(ROW_COLUMNS)).to_pylist()
+    for row, note in enumerate(columns):
+        for episode in episodes_of_row(table, row, metadata, name):
+            # Without infos, not even empty ones, Minari cannot print an episode.
+            buffers.append(EpisodeBuffer(**episode._asdict(), infos={}))
+            notes.append({"split": split, "row": first_row + row, **note})
+    storage.update_episodes(buffers)
+    storage.update_episode_metadata(notes, range(first, first + len(notes)))
+
+
+def _env_spec(metadata: HistoryMetadata, trust_remote_code: bool) -> Any:
+    """What gymnasium knows of the environment, with the keyword arguments that all tasks share."""
+    if metadata.wrappers or metadata.attributes:
+        return None  # which it cannot say all of
+    # The id comes along with the histories: looked up, where `find_spec` would import the module that it may name.
+    known = find_spec(metadata.env_id) if trust_remote_code else gym.registry.get(metadata.env_id)
+    spec = copy.deepcopy(known)
+    if spec is None:
+        return None
+    kwargs = dict(metadata.env_kwargs)
+    # An argument of gymnasium.make, and not of the environment.
+    spec.max_episode_steps = kwargs.pop("max_episode_steps", spec.max_episode_steps)
+    spec.kwargs.update(kwargs)
+    return spec
+
+
+def to_minari(
+    dataset: str | Path | HistoryDataset,
+    dataset_id: str,
+    config_name: str | None = None,
+    split: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    r"""
+    Write learning histories as a Minari dataset that `minari.load_dataset(dataset_id)` reads.
+
+    Histories stand one after another, each with its episodes in order; [`from_minari`] gives them back as they were.
+    The metadata of an episode says its `split`, `task_id`, `history_id`, `stream`, and the `row` with its `piece` and
+    `start_step`. Frames are stored as they are, and not as JPEG.
+
+    Args:
+        dataset (`str` or `Path`):
+            Folder of the histories, or their id on the Hub, with `@revision` if need be.
+        dataset_id (`str`):
+            Id for Minari, such as `"dark_room/a2c-v0"`. It goes where Minari keeps its datasets:
+            `MINARI_DATASETS_PATH`, or `~/.minari/datasets`.
+        config_name (`str`, *optional*):
+            Configuration of the histories; may be left out if there is only one, or one called `default`.
+        split (`str`, *optional*):
+            Only the tasks of one split; by default all.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether an environment id of the histories, such as `"module:Id-v0"`, may import its module, so that the
+            Minari dataset says how to make the environment.
+
+    Returns:
+        `Path`: the folder of the Minari dataset.
+
+    Raises:
+        ImportError: without the package minari.
+        ValueError: for an id that is malformed or taken, an unknown split, and malformed histories.
+    """
+    minari = _minari()
+    match = DATASET_ID.fullmatch(dataset_id)
+    if match is None:
+        raise ValueError(f"{dataset_id!r} is no id of a Minari dataset: expected name-v0, or namespace/name-v0")
+    target = Path(minari.storage.datasets_root_dir.get_dataset_path(dataset_id))
+    if target.exists():
+        raise ValueError(f"{target} exists already: give another id, or delete it with `minari delete {dataset_id}`")
+    opened = HistoryDataset.open(dataset, config_name)
+    metadata = opened.metadata
+    chosen = opened.splits if split is None else [split]
+    check_dataset(opened, chosen)
+    files = [file for name in chosen for file in opened.files(name)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(target) as folder:
+        (folder / "data").mkdir()
+        storage = minari.dataset.minari_storage.MinariStorage.new(
+            folder / "data", *metadata.spaces, env_spec=_env_spec(metadata, trust_remote_code), jpeg_encoding=False
+        )
+        shards = _fill(storage, files, metadata)
+        described = asdict(metadata)
+        described["tasks"] = [task for task in described["tasks"] if task["split"] in chosen]
+        storage.update_metadata(
+            {
+                "dataset_id": dataset_id,
+                "minari_version": minari.__version__,
+                "algorithm_name": metadata.source["algorithm"],
+                "description": f"Learning histories of {metadata.env_id}, converted by ad_hf.",
+                ENTRY: {
+                    "config_name": opened.config_name,
+                    "metadata": described,
+                    "shards": shards,
+                    "episodes": storage.total_episodes,
+                },
+            }
+        )
+    namespace = match["namespace"]
+    if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
+        minari.namespace.create_namespace(namespace)
+    return target
+
+
+def _fill(storage: Any, files: Iterable[Path], metadata: HistoryMetadata) -> dict[str, list[int]]:
+    """Append all episodes of some shards; returns the number of rows of each row group of each shard."""
+    shards: dict[str, list[int]] = {}
+    row, schema = 0, history_features(*metadata.spaces).arrow_schema
+    with tqdm(desc="convert to Minari", unit=" episodes", unit_scale=True) as bar:
+        for file in files:
+            shards[file.name] = []
+            for table in read_groups(file, schema.names):
+                for wanted in schema:
+                    found = table.schema.field(wanted.name).type
+                    if found != wanted.type:
+                        raise ValueError(f"{file}: column {wanted.name} is of type {found}, expected {wanted.type}")
+                _add_rows(storage, table, metadata, file.name.partition("-")[0], row, str(file))
+                shards[file.name].append(len(table))
+                row += len(table)
+                bar.update(storage.total_episodes - bar.n)
+    return shards
+
+
+def _open(source: str | Path | MinariDataset, trust_remote_code: bool) -> MinariDataset:
+    """A Minari dataset by its id, by a folder, or as it is."""
+    minari = _minari()
+    if isinstance(source, minari.MinariDataset):
+        return source
+    for folder in (Path(source), Path(minari.storage.datasets_root_dir.get_dataset_path(str(source)))):
+        if (folder / "data" / "metadata.json").exists():
+            _check_files(folder / "data", trust_remote_code)
+            with reading(str(folder / "data")):
+                return minari.MinariDataset(folder / "data")
+    raise FileNotFoundError(
+        f"there is no Minari dataset {source}, neither as a folder nor as an id in {folder.parent}; fetch one with "
+        f"`minari download {source}`"
+    )
+
+
+def _check_files(folder: Path, trust_remote_code: bool) -> None:
+    """Refuse files of a Minari dataset of another structure, and those from which Minari would run or read others."""
+    path = folder / "metadata.json"
+    metadata = read_json(path)
+    check_structure(metadata, _Metadata, str(path))
+    if metadata.get("env_spec") is not None:
+        check_structure(parse_json(metadata["env_spec"], f"{path}: env_spec"), _Spec, f"{path}: env_spec")
+    for space in ("observation_space", "action_space"):
+        if space in metadata:
+            parse_json(metadata[space], f"{path}: {space}")
+        elif not trust_remote_code:
+            raise ValueError(
+                f"{path} does not say the {space}, which Minari sees by making the environment that the file names, "
+                "whatever that runs: if you trust where it is from, allow it with trust_remote_code=True "
+                "(--trust_remote_code)"
+            )
+    for file in folder.rglob("*"):
+        if not file.is_file() and not file.is_dir():
+            raise ValueError(f"{file} is not a regular file")
+    if metadata["data_format"] == "hdf5":
+        with reading(str(folder / "main_data.hdf5")):
+            check_hdf5(folder / "main_data.hdf5")
+
+
+def from_minari(
+    source: str | Path | MinariDataset,
+    output_dir: str | Path,
+    config_name: str | None = None,
+    episodes_per_history: int | None = None,
+    env_id: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    max_piece_steps: int | None = None,
+    shard_transitions: int = SHARD_TRANSITIONS,
+    trust_remote_code: bool = False,
+) -> Path:
+    r"""
+    Write a Minari dataset as learning histories.
+
+    What [`to_minari`] has written comes back as it was: rows, pieces, shards and `metadata.json`. Any other dataset is
+    taken for what one learner did on one task, the environment as it is: its episodes, in order, are one history, or
+    one of every `episodes_per_history`, of the split `train`. An episode that neither terminated nor was truncated
+    counts as truncated, unless it is the last of its history. Infos, seeds and options of episodes are left out.
+
+    Args:
+        source (`str`, `Path` or `minari.MinariDataset`):
+            Id of a local Minari dataset, its folder, or the dataset, perhaps with some of its episodes alone.
+        output_dir (`str` or `Path`):
+            Folder to write; there must be nothing at it.
+        config_name (`str`, *optional*):
+            Configuration to write: by default the one that it was, or `"default"`.
+        episodes_per_history (`int`, *optional*):
+            Of a dataset that is not ours: episodes of each history; the last may have fewer.
+        env_id (`str`, *optional*), env_kwargs (`dict`, *optional*):
+            Of a dataset that is not ours: its environment, if it does not say, or says another one.
+        max_piece_steps (`int`, *optional*):
+            Of a dataset that is not ours: histories are cut into rows of at most so many steps, as by
+            [`~ad_hf.collect`].
+        shard_transitions (`int`, *optional*, defaults to 1000000):
+            Of a dataset that is not ours: steps per file.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether what the dataset says of its environment may run: Minari makes it where the dataset does not say
+            its spaces, and `recipe.yaml` takes over names that import modules.
+
+    Returns:
+        `Path`: the folder of the histories.
+
+    Raises:
+        FileNotFoundError: if there is no such Minari dataset.
+        ImportError: without the package minari.
+        ValueError: if there is something at `output_dir`, for spaces that histories cannot have, for malformed
+            episodes, and if episodes were added to or taken from a dataset of ours.
+    """
+    check_environment(env_id, env_kwargs)
+    check_counts(episodes_per_history=episodes_per_history, max_piece_steps=max_piece_steps)
+    dataset = _open(source, trust_remote_code)
+    entry = dataset.storage.metadata.get(ENTRY)
+    name = Path(output_dir).name
+    if entry is not None:
+        if not (episodes_per_history is env_id is env_kwargs is max_piece_steps is None):
+            raise ValueError(
+                f"{dataset.id} was written by ad_hf and says which histories it holds, of which environment: "
+                "episodes_per_history, env_id, env_kwargs and max_piece_steps are for other datasets"
+            )
+        config_name = config_name or entry["config_name"]
+        with new_dataset(output_dir, config_name) as folder:
+            metadata = _restore(dataset, entry, folder / config_name)
+            describe(folder, name, config_name, metadata, "", None)
+        return local_path(output_dir)
+    config_name = config_name or "default"
+    if dataset.total_episodes == 0:
+        raise ValueError(f"{dataset.id} has no episodes")
+    metadata = _metadata_of_others(dataset, env_id, env_kwargs, episodes_per_history, trust_remote_code)
+    max_piece_steps = max_piece_steps or default_piece_steps(metadata.spaces[0])
+    with new_dataset(output_dir, config_name) as folder:
+        with split_writers(folder / config_name, shard_transitions) as add:
+            num_steps = 0
+            for rows in _histories_of_others(dataset, metadata, episodes_per_history, max_piece_steps):
+                num_steps += pc.sum(pc.list_value_length(rows["rewards"])).as_py()
+                add("train", rows)
+        if num_steps != dataset.total_steps:
+            raise ValueError(
+                f"{dataset.id} says that it has {dataset.total_steps} steps, total_steps; episodes have {num_steps}"
+            )
+        origin = f"Converted from the Minari dataset `{dataset.id}` by `ad-hf convert`."
+        family = {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": [{}]}
+        describe(folder, name, config_name, metadata, origin, family)
+    return local_path(output_dir)
+
+
+def _each(found: Iterable[Any], dataset: MinariDataset) -> Iterator[Any]:
+    """What there is of each episode, one by one; errors of reading it name the episode."""
+    remaining = iter(found)
+    for number in range(dataset.total_episodes):
+        with reading(f"{dataset.id}, episode {number}"):
+            item = next(remaining, None)
+            if item is None:
+                raise ValueError(f"there are {number}, where its metadata says {dataset.total_episodes}")
+        yield item
+
+
+def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Episode]:
+    """All episodes of a Minari dataset of these observation and action spaces, in order."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(Episode._fields, ())
+    shapes |= {name: space.shape or () for name, space in zip(("observations", "actions"), both)}
+    found = tqdm(_each(dataset.iterate_episodes(), dataset), "convert from Minari", dataset.total_episodes)
+    for number, data in enumerate(found):
+        values = {name: np.asarray(getattr(data, name)) for name in Episode._fields}
+        for name, array in values.items():
+            if array.dtype.kind not in "biuf" or array.shape[1:] != shapes[name] or not array.ndim:
+                raise ValueError(
+                    f"{dataset.id}, episode {number}: {name} are {array.dtype} of shape {array.shape}, expected "
+                    f"numbers of shape (steps{''.join(f', {size}' for size in shapes[name])})"
+                )
+        yield Episode(**values)
+
+
+def _read_notes(dataset: MinariDataset) -> Iterator[dict[str, Any]]:
+    """Where each episode belongs, as [`_add_rows`] has noted it."""
+    for number, note in enumerate(_each(dataset.storage.get_episode_metadata(dataset.episode_indices), dataset)):
+        with reading(f"{dataset.id}, note of episode {number}"):
+            numbers = {name: int(note[name]) for name in ("row", *ROW_COLUMNS[1:])}
+            yield {"history_id": str(note["history_id"]), **numbers}
+
+
+def _restored_rows(dataset: MinariDataset, features: Features, metadata: HistoryMetadata) -> Iterator[pa.Table]:
+    """The rows that a dataset of ours was made of, one by one."""
+    both = zip(_read_notes(dataset), _read_episodes(dataset, *metadata.spaces))
+    for row, pairs in groupby(both, lambda pair: pair[0]["row"]):
+        (note, *_), found = zip(*pairs)
+        episodes = [_checked(episode, note["row"], True, f"{dataset.id}, row") for episode in found]
+        steps = join_episodes(episodes, *metadata.spaces, f"{dataset.id}, row {row}")
+        table = history_rows(steps, features, 0, 0, len(steps.rewards))
+        yield with_columns(table, **{name: note[name] for name in ROW_COLUMNS})
+
+
+def _restore(dataset: MinariDataset, entry: dict[str, Any], folder: Path) -> HistoryMetadata:
+    """Write the shards that a dataset of ours was made of."""
+    if dataset.total_episodes != entry["episodes"]:
+        raise ValueError(
+            f"{dataset.id} was written by ad_hf with {entry['episodes']} episodes and now has "
+            f"{dataset.total_episodes}: histories are whole, so convert them again, or take all of them"
+        )
+    metadata = HistoryMetadata.from_data(entry["metadata"], f"{dataset.id}, {ENTRY}.metadata")
+    features = history_features(*metadata.spaces)
+    rows = _restored_rows(dataset, features, metadata)
+    for shard, sizes in entry["shards"].items():
+        if SHARD.fullmatch(shard) is None:  # it becomes a path, and may be anyone's
+            raise ValueError(f"{dataset.id}: {shard!r} is no name of a shard")
+        with open_shard(folder / shard, features.arrow_schema) as writer:
+            for size in sizes:
+                group = list(islice(rows, size))
+                if len(group) < size:
+                    raise ValueError(f"{dataset.id}: {ENTRY}.shards says more rows than its episodes make, in {shard}")
+                writer.write_table(pa.concat_tables(group).combine_chunks())
+    if next(rows, None) is not None:
+        raise ValueError(f"{dataset.id}: {ENTRY}.shards says fewer rows than its episodes make")
+    return metadata
+
+
+def _metadata_of_others(
+    dataset: MinariDataset,
+    env_id: str | None,
+    env_kwargs: dict[str, Any] | None,
+    episodes_per_history: int | None,
+    trust_remote_code: bool,
+) -> HistoryMetadata:
+    """The metadata of the histories of a Minari dataset that is not ours."""
+    spec = dataset.env_spec
+    origin = f"the Minari dataset {dataset.id}"
+    if env_id is None:
+        if spec is None or not spec.id:
+            raise ValueError(f"{dataset.id} does not say of which environment it is: give env_id")
+        env_id = spec.id
+        if not trust_remote_code and (env_id in gym.registry or ":" in env_id):  # else it is a mere name
+            check_env_id(env_id, origin)
+    if env_kwargs is None:
+        kwargs = spec.kwargs if spec is not None and spec.id == env_id else {}
+        env_kwargs = {name: value for name, value in kwargs.items() if name != "render_mode"}
+        if not trust_remote_code:
+            check_kwargs({"env_kwargs": env_kwargs}, origin)
+    num_episodes = dataset.total_episodes
+    return HistoryMetadata(
+        env_id=env_id,
+        env_kwargs=env_kwargs,
+        tasks=[{"task_id": 0, "kwargs": {}, "split": "train"}],
+        observation_space=_bounded_space(dataset.observation_space, f"{dataset.id}, observations"),
+        action_space=_bounded_space(dataset.action_space, f"{dataset.id}, actions"),
+        source={
+            "algorithm": dataset.storage.metadata.get("algorithm_name", "unknown"),
+            "n_envs": -(-num_episodes // (episodes_per_history or num_episodes)),
+            "total_timesteps": dataset.total_steps,
+            "hyperparameters": {},
+            "converted_from": {"format": "minari", "name": dataset.id, "episodes_per_history": episodes_per_history},
+        },
+        seeds=[],
+    )
+
+
+def _bounded_space(space: spaces.Space, name: str) -> dict[str, Any]:
+    """A space as JSON that will be read again."""
+    data = space_json(space, name)
+    read_space(data, name)
+    return data
+
+
+def _histories_of_others(
+    dataset: MinariDataset, metadata: HistoryMetadata, episodes_per_history: int | None, max_piece_steps: int
+) -> Iterator[pa.Table]:
+    """The rows of each history of a Minari dataset that is not ours."""
+    features, per_history = history_features(*metadata.spaces), episodes_per_history or dataset.total_episodes
+    numbered = enumerate(_read_episodes(dataset, *metadata.spaces))
+    for stream, group in groupby(numbered, lambda pair: pair[0] // per_history):
+        last = min((stream + 1) * per_history, dataset.total_episodes) - 1
+        episodes = (_checked(episode, number, number == last, dataset.id) for number, episode in group)
+        pieces, start = [], 0
+        for piece, part in enumerate(pieces_of_episodes(episodes, max_piece_steps)):
+            steps = join_episodes(part, *metadata.spaces, f"{dataset.id}, history {stream}, from its step {start}")
+            rows = history_rows(steps, features, 0, stream, len(steps.rewards))
+            pieces.append(with_columns(rows, piece=piece, start_step=start))
+            start += len(steps.rewards)
+        yield pa.concat_tables(pieces)
+
+
+def _checked(episode: Episode, number: int, is_last: bool, name: str) -> Episode:
+    """An episode of others, which has to be one; if another follows in its history, it ends with its last step."""
+    length = len(episode.rewards)
+    if length == 0:
+        raise ValueError(f"{name}, episode {number}: it has no steps")
+    for column, values in episode._asdict().items():
+        expected = length + (column == "observations")
+        if len(values) != expected:
+            raise ValueError(f"{name}, episode {number}, {column}: {len(values)} elements, expected {expected}")
+    if outside(episode.rewards).any():
+        raise ValueError(f"{name}, episode {number}, rewards: expected finite numbers")
+    ends = episode.terminations | episode.truncations
+    if ends[:-1].any():
+        raise ValueError(f"{name}, episode {number}: it ends at step {int(np.argmax(ends))}, and goes on")
+    if not ends[-1] and not is_last:
+        return episode._replace(truncations=np.append(episode.truncations[:-1], True))
+    return episode

@@ -1,0 +1,38 @@
+"""Which steps of histories are trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ad_hf.settings import check_settings, setting
+
+
+@dataclass
+class DataConfig:
+    """The `data` section: which steps of the histories are trained on.
+
+    Args:
+        keep_every_episode: Keep only every k-th episode of each history, and the last.
+        max_episodes: Before that, cut each history after so many episodes.
+        last_episodes: Then drop all but so many of its last ones: expert distillation.
+        min_improvement: Leave out histories whose mean return rose by less, from the first ten episodes to the last.
+        labels: Import path of a function of observations and an environment's keyword arguments that returns the
+            actions to learn, instead of those that were taken, such as ad_hf.envs.dark_room.optimal_actions.
+        buffer_megabytes: Of a streamed dataset, histories that are mixed at a time; twice as much is held.
+        num_workers: Of a streamed dataset, processes that read and decode beside each training process.
+        keep_in_memory: Of one that is not streamed, whether each process reads it into memory, or all share
+            memory-mapped files in the cache of datasets; by default the first if it takes less than a quarter of the
+            free memory.
+    """
+
+    keep_every_episode: int = setting(1, least=1)
+    max_episodes: int | None = setting(None, least=1)
+    last_episodes: int | None = setting(None, least=1)
+    min_improvement: float | None = None
+    labels: str | None = None
+    buffer_megabytes: int = setting(32, least=1)
+    num_workers: int = setting(0, least=0)
+    keep_in_memory: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "data")

@@ -1,0 +1,1 @@
+"""Where bytes lie: files and folders, here or elsewhere, repositories on the Hub, and cards."""

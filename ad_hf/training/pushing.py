@@ -1,0 +1,124 @@
+"""A run's newest checkpoint and best model on the Hub, so that a machine that is lost takes nothing with it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from ad_hf.hub.model_files import (
+    BEST_FOLDER,
+    CHECKPOINT_FILES,
+    CHECKPOINT_FOLDER,
+    Content,
+    checkpoint_files,
+    listed,
+    model_files,
+)
+from ad_hf.hub.push import push_files
+from ad_hf.hub.uploads import make_repository
+from ad_hf.storage.cards import CARD
+from ad_hf.storage.files import link_or_copy, read_text
+from ad_hf.storage.repositories import HUB_ID
+
+MADE_OF = ("recipe.yaml", "run.json")  # of a run; results of earlier weights may lie there, too
+
+
+class Publisher:
+    """
+    Pushes checkpoints while training goes on.
+
+    A push that fails is reported and does not end the run; the next one brings what it would have.
+
+    Args:
+        target (`str`):
+            Repository, which is made if need be, as `user/name` or `user/name@branch`.
+        output_dir (`Path`):
+            Folder of the run.
+        say (`Callable[[str], None]`):
+            Prints a line for people.
+
+    Raises:
+        ValueError: if that is no name of a repository.
+        HubError: if the Hub refuses, before anything is trained.
+    """
+
+    def __init__(self, target: str, output_dir: Path, say: Callable[[str], None]) -> None:
+        match = HUB_ID.fullmatch(target)
+        if match is None:
+            raise ValueError(f"push_to must be user/name or user/name@branch, got {target!r}")
+        self._branch, self._output_dir, self._say = match["revision"] or "main", output_dir, say
+        self._repo_id = make_repository(match["repo_id"], "model", self._branch)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="push")
+        self._running: Future[None] | None = None
+
+    def push(self, checkpoint: Path, step: int) -> None:
+        """Push a checkpoint in the background, unless the one before is still on its way."""
+        if self._running is None or self._running.done():
+            self._running = self._executor.submit(self._push, *self._linked(checkpoint), step)
+
+    def _linked(self, checkpoint: Path) -> tuple[Path, dict[str, Content] | Exception]:
+        """A folder of links to a checkpoint's files, since the run may drop it meanwhile, and the files by name."""
+        folder = Path(tempfile.mkdtemp(prefix=".push-", suffix=".tmp", dir=self._output_dir))
+        try:
+            files = checkpoint_files(checkpoint)
+            for number, (name, content) in enumerate(files.items()):
+                if isinstance(content, Path) and content.is_relative_to(checkpoint):
+                    files[name] = folder / str(number)
+                    link_or_copy(content.resolve(), folder / str(number))
+        except Exception as error:  # is told where the push would have been
+            return folder, error
+        return folder, files
+
+    def _wait(self) -> None:
+        """Wait for what is on its way."""
+        if self._running is not None:
+            self._running.result()
+
+    def finish(self, checkpoint: Path, step: int) -> None:
+        """Push a checkpoint of a run that ends before its time, after what is on its way."""
+        self._wait()
+        self.push(checkpoint, step)
+        self._wait()
+
+    def push_end(self) -> None:
+        """Push the model of a run that has come to its end."""
+        self._wait()
+        try:
+            model = self._output_dir / "model"
+            files = {**model_files(model), **listed(self._output_dir, MADE_OF)}
+            url = push_files(
+                files,
+                self._repo_id,
+                revision=self._branch,
+                commit_message="End of training",
+                local_card=read_text(model / CARD),
+            )
+            self._say(f"pushed: {url}")
+        except Exception as error:
+            self._say(f"{error}; push it with: ad-hf push model {self._output_dir} {self._repo_id}")
+
+    def _push(self, folder: Path, files: dict[str, Content] | Exception, step: int) -> None:
+        try:
+            if isinstance(files, Exception):
+                raise files
+            prefix = f"{BEST_FOLDER}/"
+            best = {name.removeprefix(prefix): files[name] for name in files if name.startswith(prefix)}
+            model = best or {name: files[name] for name in files if name not in CHECKPOINT_FILES}
+            url = push_files(
+                {
+                    **model,
+                    **listed(self._output_dir, MADE_OF),
+                    **{f"{CHECKPOINT_FOLDER}/{name}": content for name, content in files.items()},
+                },
+                self._repo_id,
+                revision=self._branch,
+                commit_message=f"Checkpoint after {step} updates",
+            )
+            self._say(f"pushed the checkpoint of update {step}: {url}")
+        except Exception as error:  # whatever the Hub and the network do, the run goes on
+            self._say(f"the checkpoint of update {step} was not pushed: {error}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

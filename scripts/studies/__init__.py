@@ -1,0 +1,1 @@
+"""Studies: what is compared, run cell by cell, and pictures of what a model does."""
