@@ -73,7 +73,7 @@ Count = Annotated[int, _whole()]
 Number0 = Annotated[int, _whole(least=0)]
 Workers = Annotated[int, _whole(most=MOST_WORKERS)]
 Seeds = Annotated[int, _whole(most=MOST_SEEDS)]
-Json = Annotated[Any, Parameter(converter=_read_json, n_tokens=1)]
+Json = Annotated[dict[str, Any] | None, Parameter(converter=_read_json, n_tokens=1, accepts_keys=False)]
 Flag = Annotated[bool, Parameter(show_default=False)]
 Overrides = Annotated[Sequence[str], Parameter(parse=False)]  # dotted options, which the recipe reads
 
@@ -284,7 +284,7 @@ def evaluate(
     from ad_hf.evaluation.protocol import EVALUATION_FILES
     from ad_hf.evaluation.results import evaluation_summary
 
-    datasets: list[Any] = list(dataset or [None])
+    datasets: list[str | None] = list(dataset) if dataset else [None]
     if len(datasets) not in (1, len(model)):
         raise ValueError(f"--dataset: {len(datasets)} for {len(model)} models: give one for all, or one for each")
     models = [
@@ -423,7 +423,7 @@ def from_minari(
     *,
     episodes_per_history: Count | None = None,
     env_id: Name | None = None,
-    env_kwargs: Json | None = None,
+    env_kwargs: Json = None,
     max_piece_steps: Count | None = None,
     config_name: Name | None = None,
     common: Common = COMMON,
@@ -483,13 +483,13 @@ def from_arrays(
     num_validation_tasks: Number0 | None = None,
     num_test_tasks: Number0 | None = None,
     split_seed: Number0 | None = None,
-    observation_space: Json | None = None,
-    action_space: Json | None = None,
+    observation_space: Json = None,
+    action_space: Json = None,
     time_first: Flag = False,
     algorithm: Name | None = None,
     independent_streams: Annotated[bool | None, Parameter(negative="--no-independent_streams")] = None,
     env_id: Name | None = None,
-    env_kwargs: Json | None = None,
+    env_kwargs: Json = None,
     max_piece_steps: Count | None = None,
     config_name: Name | None = None,
     names: ArrayNames = ArrayNames(),
