@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, field, fields
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ import yaml
 MOST_NODES = 1_000_000  # of a YAML file whose aliases are written out
 NAMES: dict[Any, str] = {
     **{dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a whole number"},
-    **{float: "a finite number", NoneType: "null"},
+    **{float: "a finite number", NoneType: "null", Callable: "a function"},
 }
 
 
