@@ -16,7 +16,7 @@ import ad_hf.histories
 # Worker processes of a collection have this name. They need no model, whose modules take most of the time to import.
 WORKER_NAME = "ad_hf worker"
 if current_process().name != WORKER_NAME:
-    import ad_hf.model  # noqa: F401 - registers the model
+    import ad_hf.model.modeling_ad  # noqa: F401 - registers the model
 
 if TYPE_CHECKING:
     from ad_hf.collection.collect import collect

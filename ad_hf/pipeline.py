@@ -28,7 +28,7 @@ from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.model_files import weights_digest
 from ad_hf.hub.models import load_model, run_recipe
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
 from ad_hf.storage.files import local_path, writable_folder, write_text
 from ad_hf.training.compatibility import check_tasks

@@ -16,7 +16,7 @@ from ad_hf.envs.recipes import read_recipe
 from ad_hf.envs.task_family import FamilyConfig
 from ad_hf.histories.selection import DataConfig
 from ad_hf.model.rollout_ad import RolloutConfig
-from ad_hf.settings import check_settings, dump_yaml, make_section, parse_yaml, setting, shown
+from ad_hf.settings import check_settings, descriptions, dump_yaml, make_section, parse_yaml, setting, shown
 from ad_hf.sources.config import SourceConfig
 from ad_hf.training.config import TrainingConfig
 
@@ -100,7 +100,7 @@ def settings_help(sections: Sequence[str]) -> str:
     for section in sections:
         documentation = docstring_parser.parse(SECTIONS[section].__doc__)
         group = parser.add_argument_group(str(documentation.short_description).rstrip("."))
-        texts = {each.arg_name: " ".join(str(each.description).split()) for each in documentation.params}
+        texts = descriptions(SECTIONS[section])
         defaults = SECTIONS[section]()
         for each in fields(SECTIONS[section]):
             text, default = texts[each.name].rstrip("."), json.dumps(getattr(defaults, each.name))

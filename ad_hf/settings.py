@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, field, fields
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import numpy as np
 import yaml
 
@@ -225,7 +227,7 @@ def _matches(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(isinstance(name, str) for name in value)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    return isinstance(value, origin or kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _described(kind: Any) -> str:
@@ -237,7 +239,8 @@ def _described(kind: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if get_origin(kind) is list and arguments[0] is not Any:
         return f"a list, each {_described(arguments[0])}"
-    return NAMES[get_origin(kind) or kind]
+    kind = get_origin(kind) or kind
+    return NAMES.get(kind) or f"a {kind.__name__}"
 
 
 def check_settings(config: Any, section: str) -> None:
@@ -282,6 +285,7 @@ def _is_real(kind: Any) -> bool:
 
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def make_section(declared: type[T], settings: Mapping[str, Any], section: str) -> T:
@@ -300,3 +304,70 @@ def make_section(declared: type[T], settings: Mapping[str, Any], section: str) -
     except ValueError as error:
         message = str(error)
         raise ValueError(message if message.startswith(f"{section}.") else f"{section}.{message}") from error
+
+
+def with_settings(
+    declared: Any, section: str, argument: str = "config"
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """
+    Let a function that takes a dataclass of settings take them as keywords, too.
+
+    `collect(family, SourceConfig("A2C", n_envs=50))` is then also `collect(family, algorithm="A2C", n_envs=50)` and
+    `collect(family, "A2C", n_envs=50)`; keywords beside a dataclass replace its settings in a copy. The function
+    always gets a dataclass, and its signature lists the settings.
+
+    Args:
+        declared (`type`):
+            The dataclass.
+        section (`str`):
+            What its settings are called by in errors, before a dot.
+        argument (`str`, *optional*, defaults to `"config"`):
+            The function's argument that takes the dataclass.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        own = inspect.signature(function)
+
+        @wraps(function)
+        def call(*args: Any, **keywords: Any) -> R:
+            settings = {name: keywords.pop(name) for name in list(keywords) if name not in own.parameters}
+            bound = own.bind_partial(*args, **keywords)
+            config = bound.arguments.get(argument)
+            if not isinstance(config, declared):
+                first = {} if config is None else {fields(declared)[0].name: config}
+                if twice := first.keys() & settings.keys():
+                    raise TypeError(f"{function.__qualname__} got two values for {', '.join(twice)}")
+                config = make_section(declared, first | settings, section)
+            elif settings:
+                values = {each.name: getattr(config, each.name) for each in fields(config)}
+                config = make_section(type(config), values | settings, section)
+            bound.arguments[argument] = config
+            return function(*bound.args, **bound.kwargs)
+
+        kinds, default = _kinds(declared), declared()
+        call.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[
+                *own.parameters.values(),
+                *(
+                    inspect.Parameter(
+                        each.name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=getattr(default, each.name),
+                        annotation=kinds[each.name],
+                    )
+                    for each in fields(declared)
+                ),
+            ]
+        )
+        return call
+
+    return decorate
+
+
+def descriptions(declared: type) -> dict[str, str]:
+    """What the docstrings of a dataclass and of those that it inherits from say of their settings, by name."""
+    return {
+        each.arg_name: " ".join(str(each.description).split())
+        for base in reversed(declared.__mro__)
+        for each in docstring_parser.parse(base.__doc__ or "").params
+    }

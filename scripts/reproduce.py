@@ -33,7 +33,7 @@ from ad_hf.evaluation.agent_plots import plot_study
 from ad_hf.evaluation.headlines import number
 from ad_hf.evaluation.protocol import PICTURES, RANDOM, ROWS_FILE, SUMMARY_FILE, agents_of, random_rows, read_rows
 from ad_hf.evaluation.results import agents_table, write_evaluation
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.storage.files import atomic_path, write_text
 
 STUDIES = Path(__file__).resolve().parent / "studies"

@@ -1,7 +1,9 @@
 """Settings are read as data and checked where they are declared: what is wrong is named, what is right comes back."""
 
+import inspect
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ad_hf.settings import check_settings, dump_yaml, make_section, parse_yaml, read_json, read_yaml, setting
+from ad_hf.settings import (
+    check_settings,
+    descriptions,
+    dump_yaml,
+    make_section,
+    parse_yaml,
+    read_json,
+    read_yaml,
+    setting,
+    with_settings,
+)
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -94,7 +106,14 @@ def test_json_that_is_wrong_is_refused_by_name(tmp_path, text, message):
 
 @dataclass
 class Config:
-    """Settings of all kinds."""
+    """Settings of all kinds.
+
+    Args:
+        count: How often,
+            in all.
+        rate (`float`, *optional*):
+            How fast.
+    """
 
     count: int = setting(1, least=1, most=9)
     rate: float = setting(0.5, above=0, below=1)
@@ -105,6 +124,7 @@ class Config:
     numbers: list[int] = field(default_factory=list)
     entries: list[str | dict[str, Any]] = field(default_factory=list)
     free: dict[str, Any] = field(default_factory=dict)
+    act: str | Callable[..., Any] | None = None
 
     def __post_init__(self):
         check_settings(self, "section")
@@ -136,6 +156,7 @@ class Config:
         ({"entries": [3]}, r"section.entries must be a list, each text or a mapping, got \[3\]"),
         ({"free": [1]}, r"section.free must be a mapping, got \[1\]"),
         ({"free": {1: 2}}, "section.free must be a mapping, got {1: 2}"),
+        ({"act": 3}, "section.act must be text or a function or null, got 3"),
         ({"fre": {}}, "unknown setting section.fre: expected one of count, rate"),
         ({"free": ["x" * 1000]}, r"section.free must be a mapping, got \['x{198}\.\.\."),
     ],
@@ -152,3 +173,54 @@ def test_numbers_of_numpy_and_tuples_become_plain_ones():
         **{"count": 2, "rate": 0.25, "maybe": 3, "bound": 2.0, "numbers": [1, 2]},
     }
     assert type(config.bound) is float
+
+
+class Worker:
+    """Takes its settings as a dataclass or as keywords."""
+
+    @with_settings(Config, "section")
+    def __init__(self, config: Config, *, folder: str = "here"):
+        self.config, self.folder = config, folder
+
+
+def test_functions_that_take_settings_take_them_as_keywords():
+    for worker in (
+        Worker(Config(3, act=len)),
+        Worker(3, act=len),
+        Worker(count=3, act=len, folder="here"),
+        Worker(Config(), act=len, count=3),
+        Worker(config=Config(5, act=len), count=3),
+    ):
+        assert (worker.config, worker.folder) == (Config(count=3, act=len), "here")
+    assert Worker().config == Config()
+    config = Config()
+    Worker(config, count=2)
+    assert config.count == 1
+
+    for call, error, message in (
+        (lambda: Worker(foldr="there"), ValueError, "unknown setting section.foldr: expected one of count"),
+        (lambda: Worker(Config(), cnt=1), ValueError, "unknown setting section.cnt"),
+        (lambda: Worker(count=0), ValueError, "section.count must be a whole number"),
+        (lambda: Worker(Config(), count=0), ValueError, "section.count must be a whole number"),
+        (lambda: Worker({}), ValueError, "section.count must be"),
+        (lambda: Worker(1, count=1), TypeError, "two values for count"),
+        (lambda: Worker(1, 2), TypeError, "too many positional"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+    parameters = inspect.signature(Worker).parameters
+    assert list(parameters)[:4] == ["config", "folder", "count", "rate"]
+    assert (parameters["rate"].default, parameters["numbers"].default) == (0.5, [])
+    assert parameters["rate"].annotation is float
+
+
+def test_docstrings_describe_settings_also_inherited_ones():
+    class Narrower(Config):
+        """Some more.
+
+        Args:
+            rate: How fast now.
+        """
+
+    assert descriptions(Narrower) == {"count": "How often, in all.", "rate": "How fast now."}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,8 @@ class TaskFamily:
             `splits` is there, for too few tasks, for equal tasks, for functions and wrappers that do not exist, for
             attributes that nothing sets, and for wrappers and attributes with `native_vector`.
     """
+
+    __signature__ = signature(FamilyConfig)
 
     def __init__(self, *config: Any, **settings: Any) -> None:
         if config and isinstance(config[0], FamilyConfig):

@@ -22,7 +22,7 @@ from ad_hf.hub.model_files import (
     run_files,
     weights_digest,
 )
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.settings import parse_json, read_json
 from ad_hf.storage.cards import CARD, LICENSE, card_of, merge_card, render_card
 from ad_hf.storage.files import atomic_path, read_text, write_text

@@ -31,7 +31,7 @@ from ad_hf.hub.model_files import (
 )
 from ad_hf.hub.models import load_model
 from ad_hf.hub.uploads import Upload, push_upload
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.settings import read_json
 from ad_hf.storage.cards import CARD, without_configs
 from ad_hf.storage.files import read_text

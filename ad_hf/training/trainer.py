@@ -29,7 +29,7 @@ from ad_hf.histories.transforms import NO_HISTORY
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.models import load_model
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.storage.files import atomic_folder, local_path
 from ad_hf.training.accelerating import make_accelerator, train_on_cpu

@@ -43,7 +43,8 @@ from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import history_features, history_table
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
-from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import load_recipe
 from ad_hf.sources.learners import make_learner
 from ad_hf.storage.folders import Folder

@@ -28,7 +28,7 @@ from ad_hf.evaluation.protocol import ROWS_FILE, evaluation_rows, random_rows, r
 from ad_hf.evaluation.report import source_curves
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.rollouts import load_prompts
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.pipeline import collect_recipe
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.learners import has_independent_streams
