@@ -219,7 +219,7 @@ class TaskFamily:
         stratify_by = family.function("stratify_by")
         if stratify_by is not None:
             order.sort(key=lambda index: self._number(stratify_by, "stratify_by", tasks[index]))
-        splits = {}
+        splits: dict[int, str] = {}
         sizes = {"test": family.num_test_tasks, "validation": family.num_validation_tasks, "train": num_train_tasks}
         for split, size in sizes.items():
             splits |= dict.fromkeys(_spread(order, size, rng), split)
