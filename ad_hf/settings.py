@@ -162,8 +162,8 @@ def setting(
         choices (`tuple[str, ...]`, *optional*):
             What text may be.
     """
-    limits = {"least": least, "above": above, "most": most, "below": below}
-    limits |= {"choices": choices and ", ".join(choices)}
+    limits: dict[str, Any] = {"least": least, "above": above, "most": most, "below": below}
+    limits["choices"] = choices and ", ".join(choices)
     return field(default=default, metadata={name: limit for name, limit in limits.items() if limit is not None})
 
 

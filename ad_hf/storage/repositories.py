@@ -177,7 +177,7 @@ class Repository:
         if not self.is_remote:
             folder = self.download(())
             return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        read = {"repo_type": self.kind, "revision": self.revision}
+        read: Any = {"repo_type": self.kind, "revision": self.revision}
         return sorted(self._retried("reading", lambda: HfApi().list_repo_files(self.name, **read)))
 
     def download(self, patterns: Sequence[str]) -> Path:
@@ -232,7 +232,8 @@ def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
         raise FileNotFoundError(
             f"{name} is neither a folder nor the id of a {kind} on the Hub, such as user/name or user/name@revision"
         )
-    repo_id, read = match["repo_id"], {"repo_type": kind, "revision": match["revision"]}
+    repo_id = match["repo_id"]
+    read: Any = {"repo_type": kind, "revision": match["revision"]}
     what = f"looking for the {kind} {name} (there is no folder of that name)"
     if constants.is_offline_mode():
         with explained(what):
