@@ -124,7 +124,9 @@ def settings_help(sections: Sequence[str]) -> str:
     for section in sections:
         documentation = docstring_parser.parse(SECTIONS[section].__doc__)
         group = parser.add_argument_group(str(documentation.short_description).rstrip("."))
-        texts = {each.arg_name: " ".join(str(each.description).split()) for each in documentation.params}
+        documented = [each.__doc__ or "" for each in SECTIONS[section].__mro__]
+        parameters = [each for text in documented for each in docstring_parser.parse(text).params]
+        texts = {each.arg_name: " ".join(str(each.description).split()) for each in parameters}
         defaults = SECTIONS[section]()
         for each in fields(SECTIONS[section]):
             text, default = texts[each.name].rstrip("."), json.dumps(getattr(defaults, each.name))

@@ -12,20 +12,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import (
-    DistributedType,
-    broadcast_object_list,
-    set_seed,
-)
+from accelerate.utils import DistributedType, set_seed
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.histories.checks import COLUMNS
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
-from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.mapped import fits_in_memory, map_histories
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.transforms import NO_HISTORY
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.models import load_model
@@ -114,36 +106,19 @@ class Trainer:
 
     def _make_batches(self, streaming: bool, say: Callable[[str], None]) -> WindowBatches | StreamedBatches:
         """Batches from memory, from memory-mapped files, or from a stream, for this process."""
-        data, accelerator = self.recipe.data, self.accelerator
+        data, accelerator, dataset = self.recipe.data, self.accelerator, self.dataset
         batch_size = self.config.batch_size // self.config.gradient_accumulation_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
-        subsampling: dict[str, Any] = {
-            "keep_every_episode": data.keep_every_episode,
-            "max_episodes": data.max_episodes,
-            "last_episodes": data.last_episodes,
-            "min_improvement": data.min_improvement,
-            "labels": None if data.labels is None else StepLabels(data.labels, self.dataset.metadata),
-        }
-        settings: dict[str, Any] = {"context_length": self.context_length, **subsampling, "seed": self.config.seed}
+        order = self.context_length, self.config.seed
         if streaming:
-            stream = HistoryStream(self.dataset, "train", **settings, buffer_megabytes=data.buffer_megabytes)
-            say(f"streaming {stream.num_steps:,} steps, {stream.compressed_bytes / 1e6:.1f} MB, from {self.dataset}")
+            stream = HistoryStream(dataset, "train", data, *order, data.buffer_megabytes)
+            say(f"streaming {stream.num_steps:,} steps, {stream.compressed_bytes / 1e6:.1f} MB, from {dataset}")
             return StreamedBatches(stream, batch_size, rank, processes, data.num_workers)
-        in_memory = data.keep_in_memory
-        if in_memory is None:  # how much memory is free changes meanwhile: the first process's choice is everyone's
-            fitting = fits_in_memory(self.dataset, "train", data.keep_every_episode, processes)
-            in_memory = broadcast_object_list([fitting])[0]
-        rows = (
-            self.dataset.load("train", list(COLUMNS))
-            if in_memory
-            else map_histories(self.dataset, "train", **subsampling, say=say)
-        )
-        windows = HistoryWindows(rows, *self.dataset.metadata.spaces, **settings, name=f"{self.dataset}, split train")
-        if not windows.num_histories:
-            raise ValueError(f"{self.dataset}: {NO_HISTORY}")
+        histories = dataset.histories("train", data, bool(data.keep_in_memory))
+        windows = HistoryWindows(histories, *dataset.metadata.spaces, *order)
         windows.warn_of_short_histories()
-        where = "in memory" if in_memory else "memory-mapped"
-        say(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {self.dataset}, {where}")
+        where = "in memory" if data.keep_in_memory else "memory-mapped"
+        say(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {dataset}, {where}")
         return WindowBatches(windows, batch_size, rank, processes)
 
     def update(self, batches: Any, step: int = 0) -> torch.Tensor:
