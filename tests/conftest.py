@@ -17,7 +17,8 @@ import yaml
 import ad_hf
 from ad_hf.envs.dark_room import goal_distance, optimal_return
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe, load_recipe
 
 TINY = {

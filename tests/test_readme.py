@@ -11,7 +11,8 @@ import torch
 
 import ad_hf
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel
 
 ROOT = Path(__file__).parent.parent
 

@@ -85,8 +85,9 @@ def check_spaces(family: TaskFamily, observation_space: spaces.Space, action_spa
     Raises:
         ValueError: with what can be done, such as a wrapper of the environments.
     """
-    from ad_hf.model import ADConfig, ADModel  # not at the top: workers, which may import this, need no model
     from ad_hf.model.checks_ad import check_fits
+    from ad_hf.model.configuration_ad import ADConfig
+    from ad_hf.model.modeling_ad import ADModel  # not at the top: workers, which may import this, need no model
 
     for name, space in (("observation", observation_space), ("action", action_space)):
         if 0 in (space.shape or ()) or (isinstance(space, spaces.Box) and not space.shape):

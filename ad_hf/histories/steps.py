@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import storage_dtype
-from ad_hf.histories.checks import outside
+from ad_hf.envs.spaces import outside, storage_dtype
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.schema import history_features
@@ -370,5 +369,5 @@ def convert_histories(
 def join_histories(parts: Iterable[Histories]) -> Histories:
     """Parts that [`convert_histories`] yields, as one."""
     steps, lengths, hashes, frames = zip(*parts)
-    joined = [each[0] if len(each) == 1 else np.concatenate(each) for each in (steps, lengths, hashes)]
-    return Histories(*joined, frames=None if frames[0] is None else pa.concat_tables(frames))
+    steps, lengths, hashes = (each[0] if len(each) == 1 else np.concatenate(each) for each in (steps, lengths, hashes))
+    return Histories(steps, lengths, hashes, None if frames[0] is None else pa.concat_tables(frames))

@@ -240,24 +240,6 @@ def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     if len(parts) == 1:
         return parts[0]
     time = max(part["labels"].shape[1] for part in parts)
-    masked = any("attention_mask" in part or part["labels"].shape[1] < time for part in parts)
-    padded = []
-    for part in parts:
-        length = part["labels"].shape[1]
-        index = torch.arange(time).clamp(max=length - 1)
-        mask = part.get("attention_mask", torch.ones(part["labels"].shape[:2], dtype=torch.long))
-        whole = {name: tensor[:, index] for name, tensor in part.items()}
-        if masked:
-            whole["attention_mask"] = mask[:, index] * (torch.arange(time) < length)
-        padded.append(whole)
-    return {name: torch.cat([part[name] for part in padded]) for name in padded[0]}
-
-
-def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Batches one after another; shorter ones are padded at the end, by their last step, and masked."""
-    if len(parts) == 1:
-        return parts[0]
-    time = max(part["labels"].shape[1] for part in parts)
     padded = []
     for part in parts:
         length = part["labels"].shape[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ad_hf.hub.model_files import model_folder
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.storage.repositories import explained, find_repository
 
 RECIPE_FILE = "recipe.yaml"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .checks_ad import is_number, read_json
 
@@ -443,5 +443,9 @@ def _checked_backbone(config: Any) -> Any:
         )
     return config
 
+
+if __package__ == "ad_hf.model":  # a copy beside a model is registered by the Auto class that loads it
+    AutoConfig.register(ADConfig.model_type, ADConfig, exist_ok=True)
+    ADConfig.register_for_auto_class()  # so that save_pretrained copies this file and points to it in `auto_map`
 
 __all__ = ["ADConfig"]

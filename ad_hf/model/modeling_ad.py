@@ -577,4 +577,8 @@ class ADModel(ADPreTrainedModel):
         return {**kwargs, "config": config}
 
 
+if __package__ == "ad_hf.model":  # a copy beside a model is registered by the Auto class that loads it
+    AutoModel.register(ADConfig, ADModel, exist_ok=True)
+    ADModel.register_for_auto_class("AutoModel")
+
 __all__ = ["ADModel", "ADOutput", "ADPreTrainedModel"]

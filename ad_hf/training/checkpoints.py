@@ -39,7 +39,7 @@ from ad_hf.hub.model_files import (
     TENSORS_FILE,
     WEIGHTS_FILE,
 )
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe
 from ad_hf.settings import read_json
 from ad_hf.storage.files import atomic_folder, copy_files, leaves_folder, local_path, remove_folder

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.training.config import TrainingConfig
 
 

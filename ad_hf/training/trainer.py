@@ -21,7 +21,7 @@ from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.models import load_model
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.storage.files import atomic_folder, local_path
 from ad_hf.training.accelerating import make_accelerator, train_on_cpu
@@ -48,7 +48,7 @@ class Trainer:
         self, recipe: Recipe, dataset: HistoryDataset, output_dir: Path, say: Callable[[str], None], streaming: bool
     ) -> None:
         self.recipe, self.config, self.output_dir = recipe, recipe.training, output_dir
-        self.family = TaskFamily.from_config(recipe.family)
+        self.family = TaskFamily(recipe.family)
         check_family(self.family, dataset)
         self.dataset, self.dataset_json = dataset, {**dataset.to_json(), "streaming": streaming}
         self.accelerator = make_accelerator(self.config, output_dir, say)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.evaluate import evaluate
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.interruption import Interruption
 from ad_hf.training.metrics import CURVE

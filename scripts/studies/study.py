@@ -28,7 +28,7 @@ from ad_hf.evaluation.protocol import ROWS_FILE, evaluation_rows, random_rows, r
 from ad_hf.evaluation.report import source_curves
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.rollouts import load_prompts
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.pipeline import collect_recipe
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.learners import has_independent_streams
@@ -296,7 +296,7 @@ class StudyRunner:
 
     def _run(self, cell: Cell) -> None:
         folder, recipe = self.folder / cell.folder, cell.recipe
-        family, variant = TaskFamily.from_config(recipe.family), cell.study.variants[cell.variant]
+        family, variant = TaskFamily(recipe.family), cell.study.variants[cell.variant]
         if variant.rl2 is not None:
             evaluation, parameters = self._run_rl2(cell, family, recipe)
         else:
@@ -388,7 +388,7 @@ class StudyRunner:
         tables = []
         for cell in {each.split: each for each in chosen}.values():
             recipe = cell.recipe
-            family = TaskFamily.from_config(recipe.family)
+            family = TaskFamily(recipe.family)
             if cell.study.baselines:
                 curves = source_curves(HistoryDataset.open(self.histories(recipe)))
                 tables.append(source_rows(curves, family, cell.split))

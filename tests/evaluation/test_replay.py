@@ -22,7 +22,8 @@ from ad_hf.evaluation.replay import (
     write_replay,
 )
 from ad_hf.evaluation.video import LAST_PICTURE_MILLISECONDS
-from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 
 STEPS = 4  # of an episode

@@ -10,7 +10,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ad_hf.evaluation.sb3_policy import ADPolicy, RewardInObservation
-from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel
 
 NUM_ENVS, EPISODES = 3, 5
 

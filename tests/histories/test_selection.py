@@ -76,5 +76,5 @@ def test_improvement_is_from_the_first_ten_finished_episodes_to_the_last(histori
 @pytest.mark.parametrize("name", ["keep_every_episode", "max_episodes", "last_episodes"])
 @pytest.mark.parametrize("config", [Selection, DataConfig])
 def test_numbers_below_one_are_refused(config, name):
-    with pytest.raises(ValueError, match=rf"data\.{name} must be .* at least 1, got 0"):
+    with pytest.raises(ValueError, match=rf"data\.{name} must be .*at least 1, got 0"):
         config(**{name: 0})

@@ -8,7 +8,8 @@ import torch
 from context_reference import none_action as _none_action
 
 from ad_hf.envs.spaces import space_from_json
-from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel
 
 SMALL = {
     "observation_space": {"type": "Discrete", "n": 7},

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import torch
 
-from ad_hf.model import ADModel
 from ad_hf.model.context_ad import ADContext
+from ad_hf.model.modeling_ad import ADModel
 
 VECTOR = {"type": "Box", "shape": [3], "low": [-1.0] * 3, "high": [1.0] * 3, "dtype": "float32"}
 IMAGE = {"type": "Box", "shape": [4, 4, 1], "low": [0], "high": [255], "dtype": "uint8"}

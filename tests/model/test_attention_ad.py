@@ -6,8 +6,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ad_hf.model import ADModel
-from ad_hf.model.modeling_ad import EAGER_CPU_WINDOW, rotary_tables
+from ad_hf.model.modeling_ad import EAGER_CPU_WINDOW, ADModel, rotary_tables
 
 
 @pytest.mark.parametrize("window", [1, 2, 33])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, GPT2Config, LlamaConfig
 
-from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel
 
 INF, NAN = float("inf"), float("nan")
 NO_SIZES = [0, -1, 2.5, "5", True, None, NAN]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 
 LLAMA = {
     **{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 4},

@@ -8,8 +8,8 @@ import pytest
 import torch
 from context_reference import BOX
 
-from ad_hf.model import ADModel
 from ad_hf.model.mixture_ad import EDGE
+from ad_hf.model.modeling_ad import ADModel
 
 LOW, HIGH = (np.array(BOX[bound]) for bound in ("low", "high"))
 MIXTURE = {"action_space": BOX, "action_distribution": "mixture", "num_action_components": 3}

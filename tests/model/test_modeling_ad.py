@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from ad_hf.model import ADConfig, ADModel
 from ad_hf.model.cache_ad import ADCache
-from ad_hf.model.modeling_ad import rotary_tables
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel, rotary_tables
 
 OBSERVATIONS = {
     "discrete": {"type": "Discrete", "n": 7},

@@ -9,8 +9,8 @@ from gymnasium.vector import VectorWrapper
 from rollout_environments import CART_POLE, DARK_ROOM, GOALS, MODES, cart_poles, dark_rooms
 
 from ad_hf.envs.spaces import space_to_json
-from ad_hf.model import ADModel
 from ad_hf.model.context_ad import ADContext
+from ad_hf.model.modeling_ad import ADModel
 
 
 class RecordingContext(ADContext):

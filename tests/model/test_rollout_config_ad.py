@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_environments import DARK_ROOM, dark_rooms
 
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_config_ad import DEFAULTS, RolloutConfig
 
 FIXED = {"deadline": None, "derandomize": True, "database": None}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from ad_hf.model import ADModel
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 
 LLAMA = {

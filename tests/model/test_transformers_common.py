@@ -19,7 +19,8 @@ import pytest
 import torch
 import transformers
 
-from ad_hf.model import ADConfig, ADModel
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.modeling_ad import ADModel
 
 pytestmark = pytest.mark.slow
 
