@@ -225,7 +225,7 @@ def test_lines_without_metrics_are_refused(tmp_path):
     for wrong, expected in (
         ("{}", "step is missing"),
         ('{"step": "1"}', "step must be a whole number from 1 to .*, got '1'"),
-        ('{"step": 0}', "step must be a whole number from 1 to .*, got 0"),
+        ('{"step": 0}', "step must be from 1 to .*, got 0"),
         ("[1]", "must hold a mapping"),
         ('{"step": 2, "loss": null}', "loss must be a finite number, got None"),
         ('{"step": 2, "loss": NaN}', "loss must be a finite number, got nan"),
