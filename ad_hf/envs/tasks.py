@@ -27,8 +27,8 @@ T = TypeVar("T")
 class RandomTasks:
     """The setting `random` of a family."""
 
-    num_tasks: int = setting(least=1, most=MOST_TASKS)
     values: dict[str, Any]
+    num_tasks: int = setting(least=1, most=MOST_TASKS)
     seed: int = setting(0, least=0)
 
 
