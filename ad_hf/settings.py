@@ -314,7 +314,8 @@ def with_settings(
 def descriptions(declared: type) -> dict[str, str]:
     """What the docstrings of a dataclass and of those that it inherits from say of their settings, by name."""
     return {
-        each.arg_name: " ".join(str(each.description).split())
+        name: " ".join(str(each.description).split())
         for base in reversed(declared.__mro__)
         for each in docstring_parser.parse(base.__doc__ or "").params
+        for name in each.arg_name.split(", ")
     }

@@ -39,7 +39,7 @@ from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.histories.writer import describe, new_dataset, split_writers
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.recorder import RecordedSteps
-from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.machine import keep_freed_memory
 from ad_hf.training.trainer import Trainer
 
 OBSERVATIONS, ACTIONS = spaces.Box(-np.inf, np.inf, (17,), np.float32), spaces.Discrete(6)
@@ -138,7 +138,8 @@ def train(dataset: Path, mode: str, updates: int) -> dict[str, Any]:
     keep_freed_memory()  # as training does
     opened = HistoryDataset.open(dataset)
     with tempfile.TemporaryDirectory() as output_dir:
-        trainer = Trainer(recipe, opened, Path(output_dir), lambda line: None, mode == "streamed")
+        sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
+        trainer = Trainer(Path(output_dir), opened, *sections, streaming=mode == "streamed")
         trainer.model.train()
         with closing(iter(trainer.batches)) as batches:
             for _ in range(WARM_UP):

@@ -49,9 +49,8 @@ from ad_hf.recipe import load_recipe
 from ad_hf.sources.learners import make_learner
 from ad_hf.storage.folders import Folder
 from ad_hf.training.config import TrainingConfig
-from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.machine import choose_precision, keep_freed_memory, matmul_flops
 from ad_hf.training.optimizers import make_optimizers
-from ad_hf.training.precision import choose_precision, matmul_flops
 
 BATCH, WINDOW = 64, 200
 NATIVE_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {

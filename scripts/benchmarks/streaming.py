@@ -42,9 +42,8 @@ from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.recipe import load_recipe
 from ad_hf.sources.recorder import RecordedSteps
 from ad_hf.training.config import TrainingConfig
-from ad_hf.training.memory import keep_freed_memory
-from ad_hf.training.precision import choose_precision
-from ad_hf.training.trainer import make_optimizers
+from ad_hf.training.machine import choose_precision, keep_freed_memory
+from ad_hf.training.optimizers import make_optimizers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "hub"))
 from local_hub import LocalHub  # the tests' Hub

@@ -256,7 +256,7 @@ def test_a_model_trains_on_frames(collected, tmp_path, streaming):
     training = recipe.training
     training.max_steps, training.batch_size, training.eval_steps, training.eval_episodes = 4, 4, 4, 2
     training.logging_steps, training.mixed_precision = 1, "no"
-    model = ad_hf.train(recipe, collected, tmp_path / "run", streaming=streaming, say=lambda line: None)
+    model = ad_hf.train(recipe, collected, tmp_path / "run", streaming=streaming)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert len({line["loss"] for line in lines}) == 4

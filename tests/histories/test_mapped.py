@@ -122,10 +122,10 @@ def test_steps_are_read_from_a_file_and_not_from_memory(tmp_path, cache):
 
 def test_files_are_written_once_and_used_again(tmp_path, cache):
     folder, said = write(tmp_path / "data"), []
-    map_histories(open_dataset(folder), "train", say=said.append)
+    map_histories(open_dataset(folder), "train")
     (written,) = [path for path in cache.iterdir() if path.is_dir()]
     times = {path: path.stat().st_mtime_ns for path in written.iterdir()}
-    again = map_histories(open_dataset(folder), "train", say=said.append)
+    again = map_histories(open_dataset(folder), "train")
     assert len(said) == 1
     assert str(written.parent) in said[0]
     assert {path: path.stat().st_mtime_ns for path in written.iterdir()} == times
@@ -256,15 +256,16 @@ def test_histories_fit_if_they_take_less_than_a_quarter_of_the_free_memory(tmp_p
     assert not fits_in_memory(dataset, "train", copies=10**9)
 
 
-def test_training_ends_with_the_same_weights(tiny_recipe_file, tiny_histories, tmp_path, cache):
+def test_training_ends_with_the_same_weights(tiny_recipe_file, tiny_histories, tmp_path, cache, caplog):
     """Whether the histories are in memory or not, and says where they are."""
-    weights, said = {}, []
+    weights = {}
+    caplog.set_level("INFO", "ad_hf")
     for kept in ("true", "false", "null"):
         overrides = ["--data.keep_in_memory", kept, "--data.keep_every_episode", "2", "--training.max_steps", "6"]
         recipe = load_recipe(tiny_recipe_file, overrides)
-        ad_hf.train(recipe, tiny_histories, tmp_path / kept, say=said.append)
+        ad_hf.train(recipe, tiny_histories, tmp_path / kept)
         weights[kept] = (tmp_path / kept / "model" / "model.safetensors").read_bytes()
         assert cache.exists() == (kept != "true")
     assert weights["true"] == weights["false"] == weights["null"]
-    where = [line.rpartition(", ")[2] for line in said if " histories of " in line and "steps from" in line]
+    where = [line.rpartition(", ")[2] for line in caplog.messages if " histories of " in line and "steps from" in line]
     assert where == ["in memory", "memory-mapped", "in memory"]
