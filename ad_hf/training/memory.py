@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ad_hf.model.checks_ad import check_fits, element_shape
 from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.embeddings_ad import element_shape
+from ad_hf.model.loading_ad import check_fits
 from ad_hf.training.config import TrainingConfig
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
