@@ -14,6 +14,12 @@ TRUTH = np.dtype(bool)
 STEP = ("observations", "rewards", "terminations", "truncations", "infos")
 
 
+def check_same_step(envs: VectorEnv) -> None:
+    """Refuse environments that do not autoreset in the same step."""
+    if (mode := envs.metadata.get("autoreset_mode")) is not AutoresetMode.SAME_STEP:
+        raise ValueError(f"expected environments with autoreset_mode=AutoresetMode.SAME_STEP, got {mode}")
+
+
 def _parts(returned: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
     """The values that a reset or a step returned, of which the last are infos."""
     if not isinstance(returned, tuple) or len(returned) != len(names):
