@@ -13,6 +13,8 @@ from ad_hf.structure import check_structure
 
 MOST_CATEGORIES, MOST_ELEMENTS = 2**31 - 1, 2**24  # of a space that may be anyone's: 16 million are an array of 64 MB
 MOST_DIMENSIONS = 8
+LARGEST = float(np.finfo(np.float32).max)  # models compute in float32
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # by which an action may be beyond a bound, as a part of the bound
 
 
 class _Categories(TypedDict):
@@ -29,8 +31,8 @@ class _Categoricals(TypedDict):
 
 class _Numbers(TypedDict):
     shape: list[Annotated[int, range(1, MOST_ELEMENTS + 1)]]
-    low: list[float | None]
-    high: list[float | None]
+    low: list[float | bool | None]
+    high: list[float | bool | None]
     dtype: Literal[
         "bool", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
     ]
@@ -75,38 +77,15 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     )
 
 
-def space_from_json(data: dict[str, Any]) -> spaces.Space:
-    """The inverse of [`space_to_json`]."""
-    kind = data.get("type")
-    if kind == "Discrete":
-        return spaces.Discrete(data["n"])
-    if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(data["nvec"])
-    if kind == "MultiBinary":
-        return spaces.MultiBinary(data["n"])
-    if kind == "Box":
-        shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
-        low, high = (
-            np.array([limit if value is None else value for value in data[name]], dtype=dtype)
-            for name, limit in (("low", -np.inf), ("high", np.inf))
-        )
-        low, high = (
-            bound.reshape(shape) if bound.size == np.prod(shape) else np.broadcast_to(bound, shape)
-            for bound in (low, high)
-        )
-        return spaces.Box(low, high, shape=shape, dtype=dtype.type)
-    raise ValueError(f"unknown space {data!r}: expected a type of Discrete, MultiDiscrete, MultiBinary or Box")
-
-
-def read_space(data: Any, name: str) -> spaces.Space:
+def space_from_json(data: Any, name: str = "space") -> spaces.Space:
     """
-    A space of JSON that may be anyone's.
+    The inverse of [`space_to_json`].
 
     Args:
         data:
-            What should be a JSON object as of [`space_to_json`].
-        name (`str`):
-            What to call it in an error.
+            A JSON object as of [`space_to_json`]; it may come from anyone.
+        name (`str`, *optional*, defaults to `"space"`):
+            The name of the space in an error.
 
     Raises:
         ValueError: for anything else, and for spaces that are too large to be made.
@@ -116,29 +95,29 @@ def read_space(data: Any, name: str) -> spaces.Space:
         raise ValueError(
             f"{name} must be a space, an object with a type of {', '.join(STRUCTURES)}, got {shown(data)}"
         )
-    if data.get("dtype") == "bool":  # whose bounds were once written as truth values
-        bounds = {bound: data[bound] for bound in ("low", "high") if isinstance(data.get(bound), list)}
-        numbers = {
-            bound: [+each if type(each) is bool else each for each in limits] for bound, limits in bounds.items()
-        }
-        data = {**data, **numbers}
     check_structure(data, STRUCTURES[kind], name)
-    if kind == "Box":
-        count = math.prod(data["shape"])
-        if count > MOST_ELEMENTS or len(data["shape"]) > MOST_DIMENSIONS:
-            raise ValueError(
-                f"{name}: shape must have at most {MOST_DIMENSIONS} dimensions and {MOST_ELEMENTS:,} elements, got "
-                f"{shown(data['shape'])}"
-            )
-        for bound in ("low", "high"):
-            if len(data[bound]) not in (1, count):
-                raise ValueError(
-                    f"{name}: {bound} must have 1 number or {count}, as shape says, got {len(data[bound])}"
-                )
-    elif kind == "MultiDiscrete" and not 0 < len(data["nvec"]) <= MOST_ELEMENTS:
-        raise ValueError(f"{name}: nvec must have 1 to {MOST_ELEMENTS:,} numbers, got {len(data['nvec'])}")
+    if kind == "Discrete":
+        return spaces.Discrete(data["n"])
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(data["n"])
+    if kind == "MultiDiscrete":
+        if not 0 < len(data["nvec"]) <= MOST_ELEMENTS:
+            raise ValueError(f"{name}: nvec must have 1 to {MOST_ELEMENTS:,} numbers, got {len(data['nvec'])}")
+        return spaces.MultiDiscrete(data["nvec"])
+    shape, dtype, count = tuple(data["shape"]), np.dtype(data["dtype"]), math.prod(data["shape"])
+    if count > MOST_ELEMENTS or len(shape) > MOST_DIMENSIONS:
+        raise ValueError(
+            f"{name}: shape must have at most {MOST_DIMENSIONS} dimensions and {MOST_ELEMENTS:,} elements, got "
+            f"{shown(data['shape'])}"
+        )
+    bounds = []
+    for bound, limit in (("low", -np.inf), ("high", np.inf)):
+        if len(data[bound]) not in (1, count):
+            raise ValueError(f"{name}: {bound} must have 1 number or {count}, as shape says, got {len(data[bound])}")
+        bounds.append([limit if value is None else value for value in data[bound]])
     try:
-        return space_from_json(data)
+        low, high = (np.resize(np.array(bound, dtype), shape) for bound in bounds)
+        return spaces.Box(low, high, shape=shape, dtype=dtype.type)
     except (OverflowError, TypeError, ValueError) as error:  # bounds that the dtype does not hold, or no bounds
         raise ValueError(f"{name}: {shown(data)} is no space: {error}") from error
 
@@ -154,3 +133,57 @@ def storage_dtype(space: spaces.Space) -> np.dtype:
     if space.dtype is None:
         raise TypeError(f"{space} has no dtype: expected a Discrete, MultiDiscrete, MultiBinary or Box space")
     return space.dtype
+
+
+class Elements:
+    """
+    The elements of a space that a model can take.
+
+    Actions are held to the bounds of a Box, as are whole numbers where `is_bounded` says so. Many environments take
+    the bounds of their observations lightly: these, as rewards, need only be finite as float32.
+
+    Args:
+        space (`gymnasium.Space`, *optional*):
+            The space; by default the elements are rewards.
+        is_bounded (`bool`, *optional*, defaults to `False`):
+            Whether elements are held to the bounds of a Box: actions are.
+    """
+
+    def __init__(self, space: spaces.Space | None = None, is_bounded: bool = False) -> None:
+        self.space, self.dtype = space, np.dtype(np.float64) if space is None else storage_dtype(space)
+        low: Any = -LARGEST
+        high: Any = LARGEST
+        if isinstance(space, spaces.Box):
+            if is_bounded:
+                bounds = np.stack([space.low, space.high]).astype(np.float64)
+                sizes = np.abs(np.where(np.isfinite(bounds), bounds, 0.0)).max(axis=0).clip(min=1.0)
+                slack = ROUNDING * sizes if self.dtype.kind == "f" else 0.0
+                low, high = np.maximum(bounds[0] - slack, low), np.minimum(bounds[1] + slack, high)
+        elif space is not None:
+            low, high = 0, np.asarray(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)) - 1
+        self._low, self._high = low, high
+        self._highest_low, self._lowest_high = np.max(low), np.min(high)
+
+    def outside(self, values: np.ndarray) -> np.ndarray:
+        """Which of the values (num_elements, ...) are no such elements, as truth values (num_elements,)."""
+        # Mostly there are none, as the least and the largest number show; NaN is neither.
+        if not values.size or (values.min() >= self._highest_low and values.max() <= self._lowest_high):
+            return np.zeros(len(values), dtype=bool)
+        return np.asarray(~((values >= self._low) & (values <= self._high)).reshape(len(values), -1).all(axis=1))
+
+    def store(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        A copy of values (num_elements, ...) in the dtype that they are stored in, and which of them (num_elements,)
+        are outside of the space or changed by that dtype.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):  # the check below finds what does not fit
+            stored = values.astype(self.dtype)
+        wrong = self.outside(stored)
+        if self.dtype.kind != "f" and values.dtype != self.dtype:
+            wrong |= (stored != values).reshape(len(values), -1).any(axis=1)
+        return stored, wrong
+
+
+def outside(values: np.ndarray, space: spaces.Space | None = None, is_action: bool = False) -> np.ndarray:
+    """Which values (num_elements, ...) a model cannot take, as truth values (num_elements,); see [`Elements`]."""
+    return Elements(space, is_action).outside(values)

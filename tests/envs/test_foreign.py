@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from ad_hf.envs.foreign import TASK_FUNCTIONS, WRAPPERS, check_env_id, check_family_section
+from ad_hf.envs.recipes import recipe_names, recipe_path
 from ad_hf.envs.tasks import import_callable
-from ad_hf.recipe import recipe_names, recipe_path
 
 ROOM = {"env_id": "ad_hf/DarkRoom-v0", "grid": {"goal": {"shape": [3, 3]}}}
 
@@ -45,6 +45,7 @@ def test_every_known_name_is_there(name):
             "family.splits.test.random.values.goal.function",
         ),
         ({"splits": {"train": {"tasks": [{"rom_file": "a"}]}}}, r"family.splits.train.tasks\[0\].rom_file"),
+        ({"splits": {"train": [{"rom_file": "a"}]}}, r"family.splits.train.tasks\[0\].rom_file"),
         ({"attributes": ["_np_random"]}, "_np_random"),
         ({"attributes": ["unwrapped.spec"]}, "unwrapped.spec"),
         ({"env_id": "os:ad_hf/DarkRoom-v0"}, "os:ad_hf/DarkRoom-v0"),

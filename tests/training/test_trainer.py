@@ -7,8 +7,8 @@ import torch
 
 import ad_hf
 from ad_hf.training.config import TrainingConfig
+from ad_hf.training.machine import choose_precision
 from ad_hf.training.optimizers import make_optimizers
-from ad_hf.training.precision import choose_precision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -82,7 +82,7 @@ def test_the_best_model_on_validation_tasks_is_kept(tiny_recipe, tiny_histories,
     model = ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
     scores = [line["validation_return"] for line in metrics(tmp_path / "run") if "validation_return" in line]
     assert len(set(scores)) > 1
-    family = ad_hf.TaskFamily.from_config(tiny_recipe.family)
+    family = ad_hf.TaskFamily(tiny_recipe.family)
     training = tiny_recipe.training
     returns = ad_hf.evaluate(
         model, family, "validation", training.eval_episodes, training.eval_repeats, training.seed
