@@ -27,20 +27,17 @@ def shown(value: Any) -> str:
 
 def check_structure(value: Any, kind: Any, name: str) -> None:
     """
-    Refuse a JSON value of another structure.
+    Refuse a JSON value of another structure, with a `ValueError` that names the entry, its type and its value.
 
     Args:
         value:
             The result of `json.loads`.
         kind:
-            The structure as a type hint: `str`, `int`, `float`, `bool`, `list[...]`, `dict[str, ...]`, a `TypedDict`,
-            a union, `Literal[...]`, `Any`, and `Annotated[int, range(...)]` for whole numbers within bounds. Entries
-            that a `TypedDict` does not name are left as they are. Numbers are finite.
+            The structure as a type hint: `str`, `int`, `float`, `bool`, `list[...]`, `dict[str, ...]`, a `TypedDict`
+            (which may have further entries), a union, `Literal[...]`, `Any`, and `Annotated[int, range(...)]` for
+            whole numbers within bounds. Numbers are finite.
         name (`str`):
             The name of the value in an error, such as the path of its file.
-
-    Raises:
-        ValueError: naming the entry, the type that it must have, and its value.
     """
     if fault := find_fault([value], kind):
         _, path, message = fault
