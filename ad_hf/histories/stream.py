@@ -55,16 +55,6 @@ class Block(NamedTuple):
     first_row: int
     groups: list[RowGroup]
 
-    @property
-    def steps(self) -> int:
-        """Steps of its histories."""
-        return sum(group.steps for group in self.groups)
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of its compressed frames, if observations are such."""
-        return sum(group.frame_bytes for group in self.groups)
-
 
 def blocks_of_shard(path: str, groups: list[RowGroup], target: int) -> list[Block]:
     """Runs of row groups of about `target` compressed bytes, cut where a history begins."""
@@ -164,7 +154,7 @@ class HistoryStream:
         """Refuse a block whose histories were in another, of those that this process has read."""
         if (place := block[:2]) in self._read:
             return
-        firsts = np.flatnonzero(np.asarray(rows.table["start_step"]) == 0)
+        firsts = np.flatnonzero(rows.begins)
         hashes = history_hashes(rows.table["history_id"].take(firsts))
         if (repeated := np.isin(hashes, self._known)).any():
             rows.refuse(int(firsts[np.argmax(repeated)]), "history_id", REPEATED)
@@ -180,10 +170,12 @@ class HistoryStream:
     def _held_bytes(self, block: Block) -> int:
         """About as many bytes as the windows of a block take in memory, after subsampling."""
         dtype = step_dtype(*self._spaces)
-        per_step = dtype.itemsize + dtype["actions"].itemsize
-        if block.frame_bytes:
+        per_step = dtype.itemsize + dtype["actions"].itemsize  # of the step, and of the step before
+        steps = sum(group.steps for group in block.groups)
+        frame_bytes = sum(group.frame_bytes for group in block.groups)
+        if frame_bytes:
             per_step -= dtype["observations"].itemsize
-        return block.steps // self.selection.keep_every_episode * per_step + block.frame_bytes
+        return steps // self.selection.keep_every_episode * per_step + frame_bytes
 
     def groups(self, epoch: int, consumer: int, consumers: int) -> list[list[Block]]:
         """
