@@ -30,6 +30,7 @@ from ad_hf.histories.steps import (
     HistoryRows,
     checked_rows,
     convert_histories,
+    number_on,
     step_dtype,
 )
 from ad_hf.storage.parquet import parquet_errors, read_footer, read_groups, read_schema
@@ -251,7 +252,7 @@ class HistoryDataset:
                 pa.OSFile(str(folder / FRAMES_FILE), "wb") as file,
                 pa.ipc.new_file(file, FRAMES_SCHEMA) as frames_file,
             ):
-                for part in convert_histories(self.checked_rows(split, files), *both, selection, labels):
+                for part in number_on(convert_histories(self.checked_rows(split, files), *both, selection, labels)):
                     part.steps.tofile(steps_file)
                     lengths.append(part.lengths)
                     hashes.append(part.hashes)

@@ -311,7 +311,6 @@ def convert_histories(
             Actions to learn other than those that were taken.
     """
     dtype, framed = step_dtype(observation_space, action_space, labels is not None), has_frames(observation_space)
-    passed = 0  # frames of earlier tables
     for table in _whole_histories(rows):
         steps, of_rows = Steps.of_table(table), row_lengths(table)
         firsts = np.flatnonzero(np.asarray(table["start_step"]) == 0)
@@ -325,15 +324,23 @@ def convert_histories(
             records["labels"] = labels(np.asarray(table["task_id"]), of_rows, steps.observations)[selected]
         frames = None
         if framed:
-            records["observations"] += passed
-            passed += len(selected)
             frames = pa.table([table["observations"], pa.array(of_rows), table["name"]], schema=FRAMES_SCHEMA)
         ids = table["history_id"].take(firsts[lengths > 0])
         yield Histories(records, lengths[lengths > 0], history_hashes(ids), frames)
 
 
+def number_on(parts: Iterable[Histories]) -> Iterator[Histories]:
+    """Parts whose frames are numbered over all parts, and no longer each from 0."""
+    frames = 0
+    for part in parts:
+        if part.frames is not None:
+            part.steps["observations"] += frames
+            frames += pc.sum(part.frames["num_frames"]).as_py()
+        yield part
+
+
 def join_histories(parts: Iterable[Histories]) -> Histories:
-    """Parts that [`convert_histories`] yields, as one."""
-    steps, lengths, hashes, frames = zip(*parts)
+    """Several parts as one."""
+    steps, lengths, hashes, frames = zip(*number_on(parts))
     steps, lengths, hashes = (each[0] if len(each) == 1 else np.concatenate(each) for each in (steps, lengths, hashes))
     return Histories(steps, lengths, hashes, None if frames[0] is None else pa.concat_tables(frames))
