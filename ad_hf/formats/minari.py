@@ -453,7 +453,7 @@ def _metadata_of_others(
         kwargs = spec.kwargs if spec is not None and spec.id == env_id else {}
         env_kwargs = {name: value for name, value in kwargs.items() if name != "render_mode"}
         if not trust_remote_code:
-            check_kwargs({"env_kwargs": env_kwargs}, origin)
+            check_kwargs(env_kwargs, origin, "env_kwargs")
     num_episodes = dataset.total_episodes
     return HistoryMetadata(
         env_id=env_id,
