@@ -395,7 +395,8 @@ def merge(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
 def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
     """Convert histories in one of the directions."""
     from ad_hf.envs.task_family import TaskFamily
-    from ad_hf.formats.convert import from_arrays, from_minari, to_minari
+    from ad_hf.formats.arrays import from_arrays
+    from ad_hf.formats.minari import from_minari, to_minari
 
     refuse(unknown)
     others = ("verb", "direction", "help", "debug")

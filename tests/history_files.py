@@ -7,7 +7,8 @@ from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.schema import HistoryMetadata, history_features, history_table
+from ad_hf.histories.schema import HistoryMetadata, history_features
+from ad_hf.histories.writer import history_table
 from ad_hf.sources.recorder import RecordedSteps
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)  # (history, step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,19 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-import numpy as np
-import pyarrow as pa
 from datasets import Features, List, Value
 from gymnasium import spaces
 
 from ad_hf.envs.spaces import read_space, space_from_json, storage_dtype
-from ad_hf.histories.frames import compress_frames, has_frames
+from ad_hf.histories.frames import has_frames
 from ad_hf.settings import parse_json, read_json, shown
 from ad_hf.structure import check_structure
 
 SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
-ROW_GROUP_BYTES = 16 << 20
 PROGRESS_COLUMNS = ("task_id", "seed", "env_steps", "episodes", "return_first", "return_last", "converged")
 VERSIONED_PACKAGES = ("ad_hf", "datasets", "gymnasium", "numpy", "pyarrow", "stable_baselines3", "torch")
 
@@ -308,103 +304,3 @@ def history_features(observation_space: spaces.Space, action_space: spaces.Space
             "final_observations": _elements_feature(observation_space),
         }
     )
-
-
-def _column(rows: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_list(kind):
-        return _list_column(rows, kind)
-    return pa.array([compress_frames(row) for row in rows] if pa.types.is_binary(kind) else rows, type=kind)
-
-
-def _list_column(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
-    """Arrays (T_i, ...) as one Arrow column of lists, without a Python object per element."""
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
-    lengths = []
-    inner = kind.value_type
-    while pa.types.is_fixed_size_list(inner):
-        lengths.append(inner.list_size)
-        inner = inner.value_type
-    values = pa.array(np.concatenate([np.ravel(array) for array in arrays]), type=inner)
-    for length in reversed(lengths):
-        values = pa.FixedSizeListArray.from_arrays(values, length)
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
-
-
-def _piece_bounds(episode_ends: np.ndarray, num_steps: int, max_piece_steps: int) -> list[tuple[int, int]]:
-    """Steps [start, stop) of each piece: as many whole episodes as fit, at least one."""
-    borders = np.append(np.flatnonzero(episode_ends) + 1, num_steps)
-    bounds, start = [], 0
-    while start < num_steps:
-        fitting = borders[(borders > start) & (borders <= start + max_piece_steps)]
-        stop = int(fitting[-1]) if fitting.size else int(borders[borders > start][0])
-        bounds.append((start, stop))
-        start = stop
-    return bounds
-
-
-def history_table(recorded: Any, features: Features, task_id: int, seed: int, max_piece_steps: int) -> pa.Table:
-    """
-    The rows of one learner's streams.
-
-    Args:
-        recorded ([`~ad_hf.sources.recorder.RecordedSteps`]):
-            Steps, streams first.
-        features (`datasets.Features`):
-            From [`history_features`].
-        task_id, seed (`int`):
-            Of the learner; with the stream they make the history's id.
-        max_piece_steps (`int`):
-            Longer histories are cut, at episode borders, into pieces of at most so many steps.
-    """
-    rows: dict[str, list] = {name: [] for name in features}
-    for stream, finals in enumerate(recorded.final_observations):
-        ends = recorded.terminations[stream] | recorded.truncations[stream]
-        for piece, (start, stop) in enumerate(_piece_bounds(ends, len(ends), max_piece_steps)):
-            episodes_before, episodes_after = int(ends[:start].sum()), int(ends[:stop].sum())
-            if stop == len(ends):  # an unfinished last episode has a final observation, too
-                episodes_after = len(finals)
-            rows["history_id"].append(f"{task_id}-{seed}-{stream}")
-            rows["task_id"].append(task_id)
-            rows["stream"].append(stream)
-            rows["piece"].append(piece)
-            rows["start_step"].append(start)
-            for name in ("observations", "actions", "rewards", "terminations", "truncations"):
-                rows[name].append(getattr(recorded, name)[stream, start:stop])
-            rows["final_observations"].append(finals[episodes_before:episodes_after])
-    schema = features.arrow_schema
-    columns = [_column(rows[column.name], column.type) for column in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def default_piece_steps(observation_space: spaces.Space) -> int:
-    """Steps above which a history is cut into several rows: fewer for frames, of which a row is decoded at a time."""
-    return 100 if has_frames(observation_space) else 10_000
-
-
-def row_groups(table: pa.Table) -> Iterator[pa.Table]:
-    """
-    A table in runs of whole histories, each a row group of a parquet file: of a stream, the least that is read.
-
-    Runs hold up to 16 MiB in memory, and more only if a single history does.
-    """
-    borders = np.append(np.flatnonzero(np.asarray(table["start_step"]) == 0), len(table)).tolist()
-    first = 0  # border at which the next run begins
-    while first + 1 < len(borders):
-        rest = table.slice(borders[first])
-        sizes = _SizesUpTo(rest, [border - borders[first] for border in borders[first + 1 :]])
-        count = max(1, bisect_right(sizes, ROW_GROUP_BYTES))
-        yield rest.slice(0, borders[first + count] - borders[first])
-        first += count
-
-
-class _SizesUpTo(Sequence[int]):
-    """Bytes of a table up to each of some rows, counted when they are asked for: of the few that a search looks at."""
-
-    def __init__(self, table: pa.Table, stops: list[int]) -> None:
-        self.table, self.stops = table, stops
-
-    def __len__(self) -> int:
-        return len(self.stops)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.table.slice(0, self.stops[index]).nbytes

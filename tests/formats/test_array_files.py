@@ -6,7 +6,6 @@ import zipfile
 
 import numpy as np
 import pytest
-
 from ad_hf.formats.convert import from_arrays
 
 h5py = pytest.importorskip("h5py")

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from ad_hf.formats.convert import from_arrays, from_minari, to_minari
 from datasets import load_dataset
 from gymnasium import spaces
 
@@ -15,7 +16,6 @@ import ad_hf
 from ad_hf.cli import ARRAYS, main
 from ad_hf.envs.spaces import space_to_json, storage_dtype
 from ad_hf.formats.arrays import ARRAY_NAMES
-from ad_hf.formats.convert import from_arrays, from_minari, to_minari
 from ad_hf.histories.schema import HistoryMetadata, history_features, history_table, read_metadata
 from ad_hf.histories.windows import HistoryWindows
 from ad_hf.histories.writer import describe, new_dataset, split_writers

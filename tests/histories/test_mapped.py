@@ -19,8 +19,9 @@ from history_files import ACTIONS, make_table, of_histories, of_rows, open_datas
 
 import ad_hf
 from ad_hf.histories.mapped import fits_in_memory, map_histories
-from ad_hf.histories.schema import history_features, history_table
+from ad_hf.histories.schema import history_features
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.writer import history_table
 from ad_hf.recipe import load_recipe
 from ad_hf.sources.recorder import RecordedSteps
 

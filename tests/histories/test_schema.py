@@ -17,10 +17,10 @@ from ad_hf.histories.schema import (
     SCHEMA_VERSION,
     HistoryMetadata,
     history_features,
-    history_table,
     package_versions,
     read_metadata,
 )
+from ad_hf.histories.writer import history_table
 from ad_hf.sources.recorder import HistoryRecorder
 
 
