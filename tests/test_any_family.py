@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ad_hf.formats.convert import from_minari, to_minari
 
 import ad_hf
+from ad_hf.formats.minari import from_minari, to_minari
 from ad_hf.histories.rollouts import from_rollout
 from ad_hf.histories.schema import HistoryMetadata, read_metadata
 from ad_hf.pipeline import collect_recipe, evaluate_recipe
@@ -79,7 +79,7 @@ def collected(tmp_path_factory):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_family_goes_all_the_way(name, collected, tmp_path):
     recipe, histories = collected(name)
-    family = ad_hf.TaskFamily.from_config(recipe.family)
+    family = ad_hf.TaskFamily(recipe.family)
     metadata = read_metadata(histories)
     again = ad_hf.TaskFamily(
         tasks=[task["kwargs"] for task in metadata.tasks],

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from ad_hf import WORKER_NAME
 from ad_hf.collection.jobs import Job, Outcome
 
 RunJob = Callable[[Job, Callable[[int], None]], Outcome]
@@ -81,7 +80,7 @@ class _Worker:
     def __init__(self, run: RunJob) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other_end, run), name=WORKER_NAME)
+        self.process = context.Process(target=_serve, args=(other_end, run))
         self.process.start()
         other_end.close()  # so that the connection ends with the process
         self.job: Job | None = None

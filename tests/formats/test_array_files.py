@@ -6,7 +6,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from ad_hf.formats.convert import from_arrays
+
+from ad_hf.formats.arrays import from_arrays
 
 h5py = pytest.importorskip("h5py")
 

@@ -8,14 +8,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
-from ad_hf.formats.convert import from_arrays, from_minari, to_minari
 from datasets import load_dataset
 from gymnasium import spaces
 
 import ad_hf
 from ad_hf.cli import ARRAYS, main
 from ad_hf.envs.spaces import space_to_json, storage_dtype
-from ad_hf.formats.arrays import ARRAY_NAMES
+from ad_hf.formats.array_files import ARRAY_NAMES
+from ad_hf.formats.arrays import from_arrays
+from ad_hf.formats.minari import from_minari, to_minari
 from ad_hf.histories.schema import HistoryMetadata, history_features, history_table, read_metadata
 from ad_hf.histories.windows import HistoryWindows
 from ad_hf.histories.writer import describe, new_dataset, split_writers

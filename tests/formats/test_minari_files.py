@@ -10,10 +10,10 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ad_hf.formats.convert import from_minari, to_minari
 from history_files import make_table, write_dataset
 
 from ad_hf.cli import main
+from ad_hf.formats.minari import from_minari, to_minari
 from ad_hf.histories.schema import read_metadata
 
 minari = pytest.importorskip("minari")
