@@ -383,29 +383,32 @@ def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Step
     """All episodes of a Minari dataset of these observation and action spaces, in order."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STEPWISE, ())
     shapes |= {name: space.shape or () for name, space in zip(("observations", "actions"), both)}
-    bar = ProgressBar("convert from Minari", dataset.total_episodes, "episodes")
-    for number, episode in enumerate(_each(dataset.iterate_episodes(), dataset)):
-        title = f"{dataset.id}, episode {number}"
-        values = {name: np.asarray(getattr(episode, name)) for name in STEPWISE}
-        length = len(np.atleast_1d(values["rewards"]))
-        for name, array in values.items():
-            expected = (length + (name == "observations"), *shapes[name])
-            if array.dtype.kind not in "biuf" or array.shape != expected or length == 0:
-                raise ValueError(
-                    f"{title}: {name} are {array.dtype} of shape {array.shape}, expected numbers of shape {expected}, "
-                    "of a step or more"
-                )
-        observations = values.pop("observations")
-        rewards = values.pop("rewards").astype(np.float64)
-        flags = {name: values[name].astype(bool) for name in ("terminations", "truncations")}
-        steps = Steps(observations[:-1], values["actions"], rewards, **flags, final_observations=observations[-1:])
-        if outside(rewards).any():
-            raise ValueError(f"{title}, rewards: expected finite numbers")
-        if steps.ends[:-1].any():
-            raise ValueError(f"{title}: it ends at step {int(np.argmax(steps.ends))}, and goes on")
-        yield steps
-        bar.update()
-    bar.close()
+    with ProgressBar("convert from Minari", dataset.total_episodes, "episodes") as bar:
+        for number, episode in enumerate(_each(dataset.iterate_episodes(), dataset)):
+            title = f"{dataset.id}, episode {number}"
+            values = {name: np.asarray(getattr(episode, name)) for name in STEPWISE}
+            length = len(np.atleast_1d(values["rewards"]))
+            for name, array in values.items():
+                expected = (length + (name == "observations"), *shapes[name])
+                if array.dtype.kind not in "biuf" or array.shape != expected or length == 0:
+                    raise ValueError(
+                        f"{title}: {name} are {array.dtype} of shape {array.shape}, expected numbers of shape "
+                        f"{expected}, of a step or more"
+                    )
+            steps = Steps(
+                values["observations"][:-1],
+                values["actions"],
+                values["rewards"].astype(np.float64),
+                values["terminations"].astype(bool),
+                values["truncations"].astype(bool),
+                values["observations"][-1:],
+            )
+            if outside(steps.rewards).any():
+                raise ValueError(f"{title}, rewards: expected finite numbers")
+            if steps.ends[:-1].any():
+                raise ValueError(f"{title}: it ends at step {int(np.argmax(steps.ends))}, and goes on")
+            bar.update()
+            yield steps
 
 
 def _joined(episodes: Sequence[Steps]) -> Steps:

@@ -1,4 +1,4 @@
-"""Writing a learning-history dataset: steps to rows, rows to shards, and what goes beside them; all of it or nothing."""
+"""Writing a learning-history dataset: steps become rows, rows shards, and card and metadata go beside them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 from datasets import Features
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import space_to_json, storage_dtype
+from ad_hf.envs.spaces import Elements, space_to_json
 from ad_hf.envs.task_family import Task
 from ad_hf.histories.card import dataset_card, dataset_config
-from ad_hf.histories.checks import outside
 from ad_hf.histories.frames import compress_frames, has_frames
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, history_features
 from ad_hf.histories.statistics import describe_shards
@@ -97,22 +96,14 @@ def to_storage(steps: Steps, observation_space: spaces.Space, action_space: spac
     """
 
     def stored(column: str, space: spaces.Space) -> np.ndarray:
-        values, shape, dtype = getattr(steps, column), space.shape or (), storage_dtype(space)
+        values, shape, title = getattr(steps, column), space.shape or (), f"{name}, {column}"
         if np.prod(values.shape[1:]) != np.prod(shape):
-            raise ValueError(
-                f"{name}, {column}: elements of shape {values.shape[1:]}, expected {shape}, those of {space}"
-            )
+            raise ValueError(f"{title}: elements of shape {values.shape[1:]}, expected {shape}, those of {space}")
         values = values.reshape(len(values), *shape)
-        with np.errstate(invalid="ignore", over="ignore"):  # what does not fit is refused below
-            elements = values.astype(dtype)
-        wrong = outside(elements, space, column == "actions")
-        if dtype.kind != "f":
-            wrong |= (elements != values).reshape(len(values), -1).any(axis=1)
+        elements, wrong = Elements(space, is_bounded=column == "actions").store(values)
         if wrong.any():
             step = int(np.argmax(wrong))
-            raise ValueError(
-                f"{name}, {column}: {values[step].tolist()} at step {step}, expected an element of {space}"
-            )
+            raise ValueError(f"{title}: {values[step].tolist()} at step {step}, expected an element of {space}")
         return elements
 
     return replace(

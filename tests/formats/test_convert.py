@@ -12,14 +12,14 @@ from datasets import load_dataset
 from gymnasium import spaces
 
 import ad_hf
-from ad_hf.cli import ARRAYS, main
+from ad_hf.cli import ArrayNames, main
 from ad_hf.envs.spaces import space_to_json, storage_dtype
 from ad_hf.formats.array_files import ARRAY_NAMES
 from ad_hf.formats.arrays import from_arrays
 from ad_hf.formats.minari import from_minari, to_minari
-from ad_hf.histories.schema import HistoryMetadata, history_features, history_table, read_metadata
+from ad_hf.histories.schema import HistoryMetadata, history_features, read_metadata
 from ad_hf.histories.windows import HistoryWindows
-from ad_hf.histories.writer import describe, new_dataset, split_writers
+from ad_hf.histories.writer import describe, history_table, new_dataset, write_shards
 from ad_hf.sources.recorder import RecordedSteps
 
 minari = pytest.importorskip("minari")
@@ -84,14 +84,21 @@ def write_histories(folder, both, env_id="unknown/Env-v0", max_piece_steps=15):
         env_id, {"size": 4}, tasks, *map(space_to_json, both), {"algorithm": "A2C", "n_envs": 3}, seeds=[7]
     )
     metadata.source |= {"total_timesteps": 120, "hyperparameters": {"gamma": 0.9}}
-    with new_dataset(folder, "default") as new:
-        with split_writers(new / "default", shard_transitions=120) as add:
-            for task in tasks:
-                recorded = record(both, seed=task["task_id"])
-                table = history_table(recorded, features, task["task_id"], 7, max_piece_steps)
-                for stream in range(3):
-                    rows = [row == stream for row in table["stream"].to_pylist()]
-                    add(task["split"], table.filter(rows))
+    tables = [
+        (
+            task["split"],
+            history_table(record(both, seed=task["task_id"]), features, task["task_id"], 7, max_piece_steps),
+        )
+        for task in tasks
+    ]
+    histories = [
+        (split, table.filter([row == stream for row in table["stream"].to_pylist()]))
+        for split, table in tables
+        for stream in range(3)
+    ]
+    with pytest.MonkeyPatch.context() as patch, new_dataset(folder, "default") as new:
+        patch.setattr("ad_hf.histories.writer.SHARD_TRANSITIONS", 120)
+        write_shards(new / "default", histories)
         describe(new, folder.name, "default", metadata, "", None)
     return folder
 
@@ -200,8 +207,8 @@ def test_an_episode_without_its_last_observation_is_refused_and_nothing_is_left(
     with new_dataset(folder, "default") as new:
         recorded = record(SPACES["cells"])
         recorded.final_observations = [finals[:-1] for finals in recorded.final_observations]
-        with split_writers(new / "default", 1000) as add:
-            add("train", history_table(recorded, history_features(*SPACES["cells"]), 0, 0, 1000))
+        rows = history_table(recorded, history_features(*SPACES["cells"]), 0, 0, 1000)
+        write_shards(new / "default", [("train", rows)])
         tasks = [{"task_id": 0, "kwargs": {}, "split": "train"}]
         source = {"algorithm": "A2C", "n_envs": 3, "total_timesteps": 120, "hyperparameters": {}}
         metadata = HistoryMetadata("E-v0", {}, tasks, *map(space_to_json, SPACES["cells"]), source, [])
@@ -667,4 +674,4 @@ def test_a_missing_package_is_told_with_the_extra_that_has_it(source, tmp_path, 
 
 
 def test_the_command_line_knows_all_arrays():
-    assert set(ARRAYS) == set(ARRAY_NAMES)
+    assert set(vars(ArrayNames())) == set(ARRAY_NAMES)
