@@ -132,10 +132,10 @@ def from_arrays(
         family, assigned, section = _new_family(containers, entries, settings)
 
     def read(title: str) -> Iterator[tuple[Task, ArrayHistory]]:
-        bar = ProgressBar(title, len(containers), "files", iterable=zip(containers, assigned))
-        for container, task in bar:
-            for history in read_histories(container, names, time_first):
-                yield task, history
+        with ProgressBar(title, len(containers), "files") as bar:
+            for container, task in zip(containers, assigned):
+                yield from ((task, history) for history in read_histories(container, names, time_first))
+                bar.update()
 
     with new_dataset(output_dir, config_name) as folder:
         both = _spaces(
@@ -295,13 +295,13 @@ def _new_family(
 
 
 def _spaces(
-    given: Mapping[str, dict[str, Any] | None], family: TaskFamily, histories: Iterable[ArrayHistory]
+    json_spaces: Mapping[str, dict[str, Any] | None], family: TaskFamily, histories: Iterable[ArrayHistory]
 ) -> tuple[spaces.Space, spaces.Space]:
     """Observation and action space: those given as JSON, or else the environment's, or else the smallest."""
-    both = {name: read_space(space, name) for name, space in given.items() if space is not None}
-    if len(both) < len(given):
+    both = {name: read_space(space, name) for name, space in json_spaces.items() if space is not None}
+    if len(both) < len(json_spaces):
         both = {**_spaces_of_environment(family), **both}
-    guesses = {name: SpaceGuess(name) for name in given if name not in both}
+    guesses = {name: SpaceGuess(name) for name in json_spaces if name not in both}
     for history in histories if guesses else ():
         for name, guess in guesses.items():
             for column in COLUMNS[name]:

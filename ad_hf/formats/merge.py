@@ -12,6 +12,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
+
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.task_family import SPLITS, FamilyConfig
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
@@ -19,7 +21,6 @@ from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.writer import RECIPE_FILE, describe, new_dataset
 from ad_hf.settings import make_section, read_yaml, shown
 from ad_hf.storage.files import link_or_copy, local_path
-from ad_hf.storage.parquet import read_table
 
 SAME = ("env_id", "env_kwargs", "wrappers", "attributes", "observation_space", "action_space")  # in all datasets
 NAMED = 5  # histories in an error
@@ -37,7 +38,7 @@ class _Part(NamedTuple):
         opened = HistoryDataset.open(dataset, config_name)
         check_dataset(opened)
         files = {split: opened.files(split) for split in opened.splits}
-        tables = [read_table(shard, ["history_id"]) for shards in files.values() for shard in shards]
+        tables = [pq.read_table(shard, columns=["history_id"]) for shards in files.values() for shard in shards]
         return cls(opened, files, {history for table in tables for history in table["history_id"].to_pylist()})
 
     @property

@@ -482,7 +482,8 @@ def _metadata_of_others(
         env_id=env_id,
         env_kwargs=env_kwargs,
         tasks=[{"task_id": 0, "kwargs": {}, "split": "train"}],
-        **json_spaces,
+        observation_space=json_spaces["observation_space"],
+        action_space=json_spaces["action_space"],
         source={"algorithm": dataset.storage.metadata.get("algorithm_name", "unknown")},
         seeds=[],
     )

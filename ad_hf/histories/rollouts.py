@@ -41,7 +41,7 @@ ORIGIN = (
 
 
 def from_rollout(
-    output: RolloutOutput,
+    output: RolloutOutput | Any,
     tasks: Sequence[Task] | None = None,
     env_id: str = "unknown",
     env_kwargs: dict[str, Any] | None = None,
@@ -132,7 +132,7 @@ def _assign_tasks(tasks: Sequence[Task] | None, num_envs: int) -> list[Task]:
     return list(tasks) * (num_envs // len(tasks))
 
 
-def _steps_of(output: RolloutOutput, env: int) -> Steps:
+def _steps_of(output: Any, env: int) -> Steps:
     """The steps of an environment, without the padding."""
     length = int(output.num_steps[env])
     steps = Steps(*(getattr(output, name)[env, :length] for name in STEPWISE))

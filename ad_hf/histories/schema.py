@@ -66,23 +66,6 @@ class _Progress(TypedDict):
     rows: NotRequired[list[list]]
 
 
-class _Metadata(TypedDict):
-    """The structure of `metadata.json`, but for its spaces; what is not required may be missing in older files."""
-
-    env_id: str
-    env_kwargs: dict[str, Any]
-    tasks: list[_Task]
-    source: _Source
-    seeds: list[int]
-    wrappers: NotRequired[list[_Wrapper]]
-    attributes: NotRequired[list[str]]
-    statistics: NotRequired[dict[str, _SplitStatistics]]
-    fingerprint: NotRequired[str]
-    versions: NotRequired[dict[str, str]]
-    failures: NotRequired[list[_Failure]]
-    progress: NotRequired[_Progress]
-
-
 @dataclass
 class HistoryMetadata:
     """
@@ -123,19 +106,19 @@ class HistoryMetadata:
 
     env_id: str
     env_kwargs: dict[str, Any]
-    tasks: list[dict[str, Any]]
+    tasks: Annotated[list[dict[str, Any]], list[_Task]]
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
-    source: dict[str, Any]
+    source: Annotated[dict[str, Any], _Source]
     seeds: list[int]
-    wrappers: list[dict[str, Any]] = field(default_factory=list)
+    wrappers: Annotated[list[dict[str, Any]], list[_Wrapper]] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
-    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statistics: Annotated[dict[str, dict[str, Any]], dict[str, _SplitStatistics]] = field(default_factory=dict)
     fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=lambda: package_versions(VERSIONED_PACKAGES))
     schema_version: int = SCHEMA_VERSION
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    progress: dict[str, list] = field(default_factory=dict)
+    failures: Annotated[list[dict[str, Any]], list[_Failure]] = field(default_factory=list)
+    progress: Annotated[dict[str, list], _Progress] = field(default_factory=dict)
 
     @property
     def spaces(self) -> tuple[spaces.Space, spaces.Space]:
@@ -178,58 +161,46 @@ class HistoryMetadata:
     @classmethod
     def from_data(cls, data: dict[str, Any], name: str = METADATA_FILE) -> HistoryMetadata:
         """The metadata of the object that a `metadata.json` holds; see [`~HistoryMetadata.from_json`]."""
-        found = data.get("schema_version")
-        if isinstance(found, int) and found > SCHEMA_VERSION:
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            advice = ": install a newer one" if isinstance(version, int) and version > SCHEMA_VERSION else ""
             raise ValueError(
-                f"{name} has schema version {found}, this version of ad_hf reads {SCHEMA_VERSION}: install a newer one"
+                f"{name} has schema version {version}, this version of ad_hf reads {SCHEMA_VERSION}{advice}"
             )
-        if found != SCHEMA_VERSION:
-            raise ValueError(f"{name} has schema version {found}, expected {SCHEMA_VERSION}")
         if unknown := sorted(set(data) - set(cls.__dataclass_fields__)):
             raise ValueError(f"{name}: {unknown[0]} is no entry of the metadata of a learning-history dataset")
-        check_structure(data, _Metadata, name)
+        check_structure(data, cls, name)
         if not data["env_id"].strip():
             raise ValueError(f"{name}: env_id must be the id of an environment, got {data['env_id']!r}")
         for space in ("observation_space", "action_space"):
-            read_space(data.get(space), f"{name}: {space}")
-        _check_tasks(data["tasks"], name)
-        _check_statistics(data.get("statistics", {}), data["observation_space"], name)
-        _check_progress(data.get("progress", {}), name)
-        return cls(**data)
+            read_space(data[space], f"{name}: {space}")
+        metadata = cls(**data)
+        metadata._check(name)
+        return metadata
 
-
-def _check_tasks(tasks: list[_Task], name: str) -> None:
-    """Refuse metadata without tasks, or with two of the same number."""
-    if not tasks:
-        raise ValueError(f"{name}: tasks must hold one task at least, got none")
-    counts = Counter(task["task_id"] for task in tasks)
-    (number, count), *_ = counts.most_common(1)
-    if count > 1:
-        raise ValueError(f"{name}: tasks must have different task_id, got {count} of the number {number}")
-
-
-def _check_statistics(statistics: dict[str, dict[str, Any]], space: dict[str, Any], name: str) -> None:
-    """Refuse statistics of observations that are of another size."""
-    for split, found in statistics.items():
-        for entry in ("observation_mean", "observation_std"):
-            numbers = found.get(entry)
-            if numbers is not None and [len(numbers)] != space.get("shape"):
+    def _check(self, name: str) -> None:
+        """Refuse entries that contradict each other."""
+        counts = Counter(task["task_id"] for task in self.tasks)
+        ((number, count),) = counts.most_common(1) or [(None, 0)]
+        if count != 1:
+            expected = f"have different task_id, got {count} of the number {number}" if count else "hold one at least"
+            raise ValueError(f"{name}: tasks must {expected}")
+        for split, statistics in self.statistics.items():
+            for entry in ("observation_mean", "observation_std"):
+                length = len(statistics.get(entry, ()))
+                if entry in statistics and [length] != self.observation_space.get("shape"):
+                    raise ValueError(
+                        f"{name}: statistics.{split}.{entry} must have a number for each dimension of "
+                        f"{shown(self.observation_space)}, got {length}"
+                    )
+        columns, rows = self.progress.get("columns", []), self.progress.get("rows", [])
+        for index, row in enumerate(rows):
+            if len(row) != len(columns):
                 raise ValueError(
-                    f"{name}: statistics.{split}.{entry} must have a number for each dimension of {shown(space)}, got "
-                    f"{len(numbers)}"
+                    f"{name}: progress.rows[{index}] must have {len(columns)} elements, as progress.columns has, got "
+                    f"{shown(row)}"
                 )
-
-
-def _check_progress(progress: _Progress, name: str) -> None:
-    """Refuse rows that do not say which task and seed they are of, or are not of the columns."""
-    columns, rows = progress.get("columns", []), progress.get("rows", [])
-    if rows and set(map(len, rows)) != {len(columns)}:
-        index = next(index for index, row in enumerate(rows) if len(row) != len(columns))
-        raise ValueError(
-            f"{name}: progress.rows[{index}] must have {len(columns)} elements, as progress.columns has, got "
-            f"{shown(rows[index])}"
-        )
-    check_structure([row[:2] for row in rows], list[list[int]], f"{name}: progress.rows")
+        check_structure([row[:2] for row in rows], list[list[int]], f"{name}: progress.rows")
 
 
 def is_synthetic(algorithm: str) -> bool:

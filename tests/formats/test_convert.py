@@ -593,10 +593,10 @@ MALFORMED = {
     "no ends": ({"terminals": None, "timeouts": None}, "no array says where episodes end"),
     "a reward that is not a number": ({"rewards": np.r_[0, np.nan, np.zeros(38)]}, "array rewards: nan at step 1"),
     "ends that are neither": ({"terminals": np.full(40, 2)}, "array terminals: 2 at step 0, expected 0 or 1"),
-    "pickles": ({"states": np.array([{}] * 40)}, "array states cannot be read: it holds pickled objects"),
+    "pickles": ({"states": np.array([{}] * 40)}, "array states cannot be read: Object arrays cannot"),
     "text": ({"actions": np.array(["left"] * 40)}, "array actions: elements of type <U4"),
     "negative numbers": ({"actions": np.full(40, -1)}, "action_space cannot be inferred from int64 .* -1 to 4"),
-    "not finite": ({"states": np.full((40, 2), np.inf)}, "array states: expected finite numbers"),
+    "not finite": ({"states": np.full((40, 2), np.inf)}, "observations: expected finite numbers"),
     "many dimensions": ({"rewards": np.zeros((40, 2, 2))}, r"array rewards: shape \(40, 2, 2\), expected \(num_steps"),
 }
 
@@ -619,10 +619,10 @@ def test_elements_outside_of_a_space_that_is_given_are_refused(source, tmp_path)
     np.savez(source / "0.npz", **arrays)
     step = int(np.argmax(arrays["actions"] >= 2))
     given = {"observation_space": space_to_json(CELLS), "action_space": {"type": "Discrete", "n": 2}}
-    with pytest.raises(ValueError, match=rf"0.npz, array actions: \d at step {step}, expected .* Discrete\(2\)"):
+    with pytest.raises(ValueError, match=rf"0.npz, actions: \d at step {step}, expected .* Discrete\(2\)"):
         from_arrays(source, tmp_path / "out", env_id="E-v0", **given)
     given["observation_space"] = {"type": "Discrete", "n": 9}
-    with pytest.raises(ValueError, match=r"array states: elements of shape \(2,\), expected \(\)"):
+    with pytest.raises(ValueError, match=r"observations: elements of shape \(2,\), expected \(\)"):
         from_arrays(source, tmp_path / "out", env_id="E-v0", **given)
     assert not list(tmp_path.glob("*out*"))
 
@@ -648,7 +648,7 @@ def test_what_is_no_source_of_arrays_is_told(source, tmp_path, capsys):
         file["rewards"] = [1.0]
     assert "several files are called a" in line()
     (source / "a.h5").unlink()
-    assert "no attribute seed" in line("--task_keys", "seed")
+    assert "seed of the task's keyword arguments cannot be read: there is no such array" in line("--task_keys", "seed")
     (source / "tasks.json").write_text('{"b": {}}')
     assert "by their names (a), got an object of b" in line()
     (source / "tasks.json").write_text("[3]")
