@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 
 from ad_hf.envs.spaces import outside
-from ad_hf.histories.writer import Steps
+from ad_hf.histories.steps import Steps
 
 # The names that each array may have; the first one in a file is taken.
 ARRAY_NAMES = {

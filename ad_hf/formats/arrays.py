@@ -14,12 +14,12 @@ from gymnasium import spaces
 
 from ad_hf.envs.foreign import check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import MOST_CATEGORIES, read_space
+from ad_hf.envs.spaces import MOST_CATEGORIES, space_from_json
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily, comparable
 from ad_hf.formats.array_files import ARRAY_NAMES, ArrayHistory, Container, find_containers, read_histories, reading
 from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.steps import Steps
 from ad_hf.histories.writer import (
-    Steps,
     describe,
     histories_of_tasks,
     new_dataset,
@@ -298,7 +298,7 @@ def _spaces(
     json_spaces: Mapping[str, dict[str, Any] | None], family: TaskFamily, histories: Iterable[ArrayHistory]
 ) -> tuple[spaces.Space, spaces.Space]:
     """Observation and action space: those given as JSON, or else the environment's, or else the smallest."""
-    both = {name: read_space(space, name) for name, space in json_spaces.items() if space is not None}
+    both = {name: space_from_json(space, name) for name, space in json_spaces.items() if space is not None}
     if len(both) < len(json_spaces):
         both = {**_spaces_of_environment(family), **both}
     guesses = {name: SpaceGuess(name) for name in json_spaces if name not in both}

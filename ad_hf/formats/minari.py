@@ -24,16 +24,15 @@ from gymnasium import spaces
 
 from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import outside, read_space
+from ad_hf.envs.spaces import outside, space_from_json
 from ad_hf.envs.task_family import SPLITS, FamilyConfig
 from ad_hf.formats.array_files import check_hdf5, reading
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.frames import decompress_frames, has_frames
 from ad_hf.histories.schema import HistoryMetadata, history_features
+from ad_hf.histories.steps import STEPWISE, Steps
 from ad_hf.histories.writer import (
     KEYS,
-    STEPWISE,
-    Steps,
     describe,
     history_rows,
     new_dataset,
@@ -477,7 +476,7 @@ def _metadata_of_others(
     both = {name: f"{dataset.id}, {name.removesuffix('_space')}s" for name in ("observation_space", "action_space")}
     json_spaces = {name: space_json(getattr(dataset, name), title) for name, title in both.items()}
     for name, title in both.items():
-        read_space(json_spaces[name], title)  # which refuses those that are too large to be read again
+        space_from_json(json_spaces[name], title)  # which refuses those that are too large to be read again
     return HistoryMetadata(
         env_id=env_id,
         env_kwargs=env_kwargs,

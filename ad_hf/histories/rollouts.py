@@ -15,18 +15,14 @@ from datasets import Dataset
 from ad_hf.envs.making import read_wrappers
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import SPLITS, Task
-from ad_hf.histories.checks import COLUMNS
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, has_frames
 from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.steps import COLUMNS, STEPWISE, Steps, column_values, row_lengths
 from ad_hf.histories.writer import (
-    STEPWISE,
-    Steps,
-    column_values,
     describe,
     histories_of_tasks,
     new_dataset,
-    row_lengths,
     to_storage,
     write_shards,
 )
@@ -41,7 +37,7 @@ ORIGIN = (
 
 
 def from_rollout(
-    output: RolloutOutput | Any,
+    output: RolloutOutput,
     tasks: Sequence[Task] | None = None,
     env_id: str = "unknown",
     env_kwargs: dict[str, Any] | None = None,
@@ -89,10 +85,11 @@ def from_rollout(
     """
     if output.observations is None:
         raise ValueError("the rollout's output has no steps to make histories of: roll out with output_steps=True")
-    assigned = _assign_tasks(tasks, len(output.observations))
-    both = space_from_json(output.observation_space), space_from_json(output.action_space)
-    envs = np.flatnonzero(output.num_steps).tolist()
-    lived = ((assigned[env], to_storage(_steps_of(output, env), *both, f"environment {env}")) for env in envs)
+    rollout: Any = output  # with all of its steps
+    assigned = _assign_tasks(tasks, len(rollout.observations))
+    both = space_from_json(rollout.observation_space), space_from_json(rollout.action_space)
+    envs = np.flatnonzero(rollout.num_steps).tolist()
+    lived = ((assigned[env], to_storage(_steps_of(rollout, env), *both, f"environment {env}")) for env in envs)
     histories = list(histories_of_tasks(lived, both, max_piece_steps))
     if output_dir is not None:
         present = {assigned[env].task_id: asdict(assigned[env]) for env in envs}  # a split needs files
@@ -100,8 +97,8 @@ def from_rollout(
             env_id=env_id,
             env_kwargs=env_kwargs or {},
             tasks=[present[task_id] for task_id in sorted(present)],
-            observation_space=output.observation_space,
-            action_space=output.action_space,
+            observation_space=rollout.observation_space,
+            action_space=rollout.action_space,
             source={"algorithm": "ADModel"},
             seeds=[],
             wrappers=read_wrappers(wrappers),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from datasets import Features, List, Value
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import read_space, space_from_json, storage_dtype
+from ad_hf.envs.spaces import space_from_json, storage_dtype
 from ad_hf.histories.frames import has_frames
 from ad_hf.settings import parse_json, read_json, shown
 from ad_hf.structure import check_structure
@@ -173,7 +173,7 @@ class HistoryMetadata:
         if not data["env_id"].strip():
             raise ValueError(f"{name}: env_id must be the id of an environment, got {data['env_id']!r}")
         for space in ("observation_space", "action_space"):
-            read_space(data[space], f"{name}: {space}")
+            space_from_json(data[space], f"{name}: {space}")
         metadata = cls(**data)
         metadata._check(name)
         return metadata

@@ -7,13 +7,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features
 from gymnasium import spaces
@@ -24,6 +23,7 @@ from ad_hf.histories.card import dataset_card, dataset_config
 from ad_hf.histories.frames import compress_frames, has_frames
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, history_features
 from ad_hf.histories.statistics import describe_shards
+from ad_hf.histories.steps import STEPWISE, Steps, row_lengths
 from ad_hf.settings import dump_yaml
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_folder, local_path, write_text
@@ -32,51 +32,6 @@ RECIPE_FILE = "recipe.yaml"
 ROW_GROUP_BYTES = 16 << 20
 SHARD_TRANSITIONS = 1_000_000
 KEYS = ("history_id", "task_id", "stream", "piece", "start_step")  # columns that say which steps a row has
-STEPWISE = ("observations", "actions", "rewards", "terminations", "truncations")
-
-
-def column_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A column of lists as one array (num_elements, ...) of the elements of all rows, from Arrow's own buffers."""
-    values: Any = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).flatten()
-    shape = []
-    while pa.types.is_fixed_size_list(values.type):
-        shape.append(values.type.list_size)
-        values = values.flatten()
-    return values.to_numpy(zero_copy_only=False).reshape(-1, *shape)
-
-
-@dataclass
-class Steps:
-    """
-    What a stream lived through; step t holds what it saw, did and got at that step.
-
-    Attributes:
-        observations, actions (`np.ndarray` of shape `(num_steps, ...)`):
-            In the dtypes that [`~ad_hf.envs.spaces.storage_dtype`] says.
-        rewards, terminations, truncations (`np.ndarray` of shape `(num_steps,)`):
-            As numbers, and as truth values.
-        final_observations (`np.ndarray` of shape `(num_episodes, ...)`):
-            The last observation of each episode, that of an unfinished last episode included.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminations: np.ndarray
-    truncations: np.ndarray
-    final_observations: np.ndarray | None = None
-
-    @classmethod
-    def of_table(cls, table: pa.Table) -> Steps:
-        """The steps of all rows of a table. Of frames, which stay compressed there, their numbers in the table."""
-        columns = [name for name in (*STEPWISE, "final_observations") if name in table.column_names]
-        values = {name: column_values(table[name]) for name in columns if pa.types.is_list(table[name].type)}
-        return cls(**{"observations": np.arange(len(values["rewards"])), **values})
-
-    @property
-    def ends(self) -> np.ndarray:
-        """Whether each step (num_steps,) ended its episode."""
-        return self.terminations | self.truncations
 
 
 def to_storage(steps: Steps, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> Steps:
@@ -138,11 +93,6 @@ def piece_steps(observation_space: spaces.Space, max_piece_steps: int | None = N
     return max_piece_steps
 
 
-def row_lengths(table: pa.Table) -> np.ndarray:
-    """The number of steps of each row (num_rows,)."""
-    return np.asarray(pc.list_value_length(table["rewards"])).astype(np.int64)
-
-
 def _list_column(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
     """Arrays (T_i, ...) as one Arrow column of lists, without a Python object per element."""
     lengths, inner = [], kind.value_type
@@ -188,7 +138,9 @@ def _pieces(
     while start < len(ends):
         later = max(episode + 1, int(np.searchsorted(stops, start + max_piece_steps, side="right")))
         stop = int(stops[later - 1])
-        part = Steps(*(getattr(steps, name)[start:stop] for name in STEPWISE), finals[episode:later])
+        part = Steps(
+            **{name: getattr(steps, name)[start:stop] for name in STEPWISE}, final_observations=finals[episode:later]
+        )
         yield (f"{task_id}-{seed}-{stream}", task_id, stream, piece, start), part
         start, episode, piece = stop, later, piece + 1
 
@@ -209,7 +161,7 @@ def history_table(recorded: Any, features: Features, task_id: int, seed: int, ma
     """
     rows: list[tuple[Sequence[Any], Steps]] = []
     for stream, finals in enumerate(recorded.final_observations):
-        steps = Steps(*(getattr(recorded, name)[stream] for name in STEPWISE), finals)
+        steps = Steps(**{name: getattr(recorded, name)[stream] for name in STEPWISE}, final_observations=finals)
         rows += _pieces(steps, task_id, seed, stream, max_piece_steps)
     return history_rows(rows, features)
 

@@ -85,7 +85,7 @@ HEADERS = {
     "20 GB": ({"shape": (20 * 10**9,)}, "(Unable to allocate|EOF)"),
     "more than there is": ({"shape": (7,)}, "EOF: reading array data, expected 56 bytes got 48"),
     "less than there is": ({"shape": (5,)}, "it holds more than the 40 bytes"),
-    "a negative size": ({"shape": (-6, -1)}, "negative|shape"),
+    "a negative size": ({"shape": (-6, -1)}, "one unknown dimension"),
     "objects": ({"descr": "|O"}, "Object arrays cannot be loaded"),
     "an expression": ({"descr": "__import__('os').system('true')"}, "descr is not a valid dtype"),
 }
