@@ -118,7 +118,8 @@ def from_arrays(
     containers = find_containers(source, names)
     entries = _task_entries(containers, source, tasks, task_keys)
     if tasks is None and not trust_remote_code:
-        check_kwargs({each.name: entry.kwargs for each, entry in zip(containers, entries)}, str(source))
+        for container, entry in zip(containers, entries):
+            check_kwargs(entry.kwargs, str(source), container.name)
     section = None
     if family is not None:
         if env_id is not None or env_kwargs is not None or num_validation_tasks or num_test_tasks or split_seed:

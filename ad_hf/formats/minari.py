@@ -471,7 +471,7 @@ def _metadata_of_others(
         kwargs = spec.kwargs if spec is not None and spec.id == env_id else {}
         env_kwargs = {name: value for name, value in kwargs.items() if name != "render_mode"}
         if not trust_remote_code:
-            check_kwargs({"env_kwargs": env_kwargs}, origin)
+            check_kwargs(env_kwargs, origin, "env_kwargs")
     FamilyConfig(env_id=env_id, env_kwargs=env_kwargs)  # which refuses other types
     both = {name: f"{dataset.id}, {name.removesuffix('_space')}s" for name in ("observation_space", "action_space")}
     json_spaces = {name: space_json(getattr(dataset, name), title) for name, title in both.items()}
