@@ -1,24 +1,20 @@
 """Algorithm Distillation on the Hugging Face stack.
 
-Importing this package registers its environments with gymnasium and its model with transformers' Auto classes; every
-public name below is imported when it is first used.
+Importing this package registers its environments with gymnasium, and its model with transformers' Auto classes as soon
+as those are imported. Every public name below is imported when it is first used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from multiprocessing import current_process
 from typing import TYPE_CHECKING, Any
 
-import ad_hf.envs  # registers the environments
-import ad_hf.histories
+from wrapt import when_imported
 
-# Worker processes of a collection have this name. They need no model, whose modules take most of the time to import.
-WORKER_NAME = "ad_hf worker"
-if current_process().name != WORKER_NAME:
-    import ad_hf.model.modeling_ad  # noqa: F401 - registers the model
+import ad_hf.envs  # noqa: F401 - registers the environments
 
 if TYPE_CHECKING:
+    from ad_hf import histories
     from ad_hf.collection.collect import collect
     from ad_hf.collection.failures import CollectionError
     from ad_hf.envs.task_family import Task, TaskFamily
@@ -29,34 +25,26 @@ if TYPE_CHECKING:
     from ad_hf.model.configuration_ad import ADConfig
     from ad_hf.model.modeling_ad import ADModel, ADOutput
     from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
-    from ad_hf.pipeline import quickstart
+    from ad_hf.pipeline import quickstart, train
     from ad_hf.recipe import Recipe, load_recipe
     from ad_hf.training.interruption import TrainingInterrupted
-    from ad_hf.training.trainer import train
 
-_MODULES = {
-    "ADConfig": "ad_hf.model.configuration_ad",
-    "ADModel": "ad_hf.model.modeling_ad",
-    "ADOutput": "ad_hf.model.modeling_ad",
-    "CollectionError": "ad_hf.collection.failures",
-    "Evaluation": "ad_hf.evaluation.evaluate",
-    "Recipe": "ad_hf.recipe",
-    "RolloutConfig": "ad_hf.model.rollout_ad",
-    "RolloutOutput": "ad_hf.model.rollout_ad",
-    "Task": "ad_hf.envs.task_family",
-    "TaskFamily": "ad_hf.envs.task_family",
-    "TrainingInterrupted": "ad_hf.training.interruption",
-    "collect": "ad_hf.collection.collect",
-    "config_from_dataset": "ad_hf.histories.dataset",
-    "evaluate": "ad_hf.evaluation.evaluate",
-    "load_histories": "ad_hf.histories.dataset",
-    "load_recipe": "ad_hf.recipe",
-    "merge_datasets": "ad_hf.formats.merge",
-    "push_dataset": "ad_hf.hub.push",
-    "push_model": "ad_hf.hub.push",
-    "quickstart": "ad_hf.pipeline",
-    "train": "ad_hf.training.trainer",
+_NAMES = {
+    "ad_hf.collection.collect": ("collect",),
+    "ad_hf.collection.failures": ("CollectionError",),
+    "ad_hf.envs.task_family": ("Task", "TaskFamily"),
+    "ad_hf.evaluation.evaluate": ("Evaluation", "evaluate"),
+    "ad_hf.formats.merge": ("merge_datasets",),
+    "ad_hf.histories.dataset": ("config_from_dataset", "load_histories"),
+    "ad_hf.hub.push": ("push_dataset", "push_model"),
+    "ad_hf.model.configuration_ad": ("ADConfig",),
+    "ad_hf.model.modeling_ad": ("ADModel", "ADOutput"),
+    "ad_hf.model.rollout_ad": ("RolloutConfig", "RolloutOutput"),
+    "ad_hf.pipeline": ("quickstart", "train"),
+    "ad_hf.recipe": ("Recipe", "load_recipe"),
+    "ad_hf.training.interruption": ("TrainingInterrupted",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "ADConfig",
@@ -73,6 +61,7 @@ __all__ = [
     "collect",
     "config_from_dataset",
     "evaluate",
+    "histories",
     "load_histories",
     "load_recipe",
     "merge_datasets",
@@ -84,10 +73,22 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "histories":
+        return import_module("ad_hf.histories")
     if name not in _MODULES:
         raise AttributeError(f"module 'ad_hf' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *__all__})
+
+
+@when_imported("transformers.models.auto.configuration_auto")
+def _register_configuration(_: Any) -> None:
+    import_module("ad_hf.model.configuration_ad")
+
+
+@when_imported("transformers.models.auto.modeling_auto")
+def _register_model(_: Any) -> None:
+    import_module("ad_hf.model.modeling_ad")

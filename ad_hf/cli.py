@@ -1,63 +1,48 @@
-"""The `ad-hf` command."""
+"""The `ad-hf` command: a verb is a function's signature, its help the function's docstring."""
 
 from __future__ import annotations
 
-import argparse
+import logging
 import os
-import re
 import select
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from huggingface_hub.errors import StrictDataclassError
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
-from ad_hf.collection.failures import CollectionError
+from ad_hf.progress import show_messages
 from ad_hf.settings import parse_json, shown
-from ad_hf.training.interruption import TrainingInterrupted
 
-if TYPE_CHECKING:
-    from ad_hf.recipe import Recipe
-
-EPILOG = """\
-examples:
-  ad-hf recipes                                             what there is
-  ad-hf quickstart                                          collect, train and report on Dark Room
+EXAMPLES = """
+Examples:
+  ad-hf recipes
+  ad-hf quickstart
   ad-hf collect --recipe dark_room --output_dir histories
   ad-hf train --recipe dark_room --dataset histories --output_dir runs/dark_room --training.learning_rate 3e-4
   ad-hf rollout --recipe dark_room --model runs/dark_room/model --dataset histories --output_dir runs/dark_room
-  ad-hf rollout --recipe dark_room --model user/ad-dark-room --output_dir seen --video mp4
   ad-hf evaluate --model runs/seed0 runs/seed1 runs/seed2 --dataset histories --output_dir evaluation
-  ad-hf push dataset histories user/dark-room-histories
   ad-hf push model runs/dark_room user/ad-dark-room
-  ad-hf push evaluation evaluation user/dark-room-returns
   ad-hf train --dataset user/dark-room-histories --streaming --output_dir runs/streamed
-  ad-hf merge seed0 seed1 histories                         of one family, with other seeds or other tasks
-  ad-hf convert to-minari histories dark_room/a2c-v0        and from-minari, from-arrays (npz, HDF5)
+  ad-hf merge seed0 seed1 histories
+  ad-hf convert to-minari histories dark_room/a2c-v0
 
-A dataset or a model is a folder, or an id on the Hub, as user/name or user/name@revision. Any setting of a recipe can
-be given as a dotted option; `ad-hf VERB --help` lists those that matter to a verb.
+A dataset or a model is a folder, or an id on the Hub, as user/name or user/name@revision. A dotted option, as
+--training.max_steps 100, overrides a setting of the recipe; ad-hf VERB --help lists the settings that a verb reads.
 
-exit status: 0 if all is well, 2 for settings, names and files that are wrong and for any other error, 3 if some tasks
-could not be learnt (the same command tries them again), 130 if interrupted by Ctrl-C, 143 if training was by SIGTERM.
-An error is one line; --debug shows its traceback
+Exit status: 0 for success, 2 for an error, 3 if some tasks could not be learnt (the same command tries them again),
+130 after Ctrl-C, 143 if SIGTERM ended a training. An error is one line; --debug shows its traceback.\
 """
 
-ARRAYS = (
-    *("observations", "actions", "rewards", "terminations", "truncations", "dones", "next_observations"),
-)  # of histories in npz and HDF5 files
-
 STDOUT = 1  # descriptor of the standard output
-
-TASKS_FAILED = 3  # exit status of a collection that lacks tasks; 2 is that of wrong settings, 130 of an interruption
-
-MOST_WORKERS, MOST_SEEDS = 10_000, 10_000  # above which memory would run out, as of a digit too many
-
-VIDEOS = {"gif": ("gif",), "mp4": ("gif", "mp4")}  # replays to write: the card of a model shows the GIF
-
-TRUST = "let what comes along with a dataset, model or run import and run code (default: it is data)"
-
+TASKS_FAILED = 3  # exit status of a collection that lacks tasks
+MOST = 2**63 - 1
+MOST_WORKERS, MOST_SEEDS = 10_000, 10_000  # memory runs out above, as after a digit too many
+VIDEOS = {"gif": ("gif",), "mp4": ("gif", "mp4")}  # the card of a model shows the GIF
 SECTIONS_OF_VERBS = {
     "quickstart": ("family", "source", "data", "model", "training", "rollout"),
     "collect": ("family", "source"),
@@ -67,363 +52,529 @@ SECTIONS_OF_VERBS = {
 }
 
 
-class _Help(argparse.Action):
-    """Print a verb's own options, then the settings of a recipe that it reads."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        from ad_hf.recipe import settings_help
-
-        parser.print_help()
-        sections = SECTIONS_OF_VERBS.get(self.const)
-        if sections is not None:
-            print("\nSettings of the recipe, each of which can be overridden:\n")
-            print(settings_help(sections))
-        parser.exit()
+def _check_name(_: Any, value: Any) -> None:
+    """Refuse text that is empty, as a shell's unset variable is."""
+    names = value if isinstance(value, list) else [value]
+    if any(name is not None and not name.strip() for name in names):
+        raise ValueError("Expected a name or a folder, got empty text")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of everything but a recipe's dotted settings."""
-    parser = argparse.ArgumentParser(
-        prog="ad-hf",
-        description="Algorithm Distillation on the Hugging Face stack: transformers that learn in context.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"ad_hf {version('ad_hf')}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def add_verb(name: str, text: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=text, description=text, add_help=False, allow_abbrev=False)
-        verb.add_argument("-h", "--help", action=_Help, const=name, nargs=0, help="show this help and the settings")
-        if name == "evaluate":
-            verb.add_argument("--recipe", metavar="NAME|FILE", help="recipe (default: that of each model's run)")
-        elif name in SECTIONS_OF_VERBS:
-            verb.add_argument("--recipe", default="dark_room", metavar="NAME|FILE", help="recipe (default: dark_room)")
-        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if name != "recipes":
-            verb.add_argument("--trust_remote_code", action="store_true", help=TRUST)
-        return verb
-
-    verb = add_verb("quickstart", "Collect, train and report on held-out tasks, in some minutes on a laptop.")
-    verb.add_argument("--output_dir", default="runs/quickstart", help="folder of the run (default: %(default)s)")
-    verb.add_argument(
-        "--num_workers", type=_count(MOST_WORKERS), help="processes that collect (default: one per core)"
-    )
-    verb.add_argument(
-        "--num_seeds", type=_count(MOST_SEEDS), default=3, help="rollouts per test task (default: %(default)s)"
-    )
-    verb.add_argument("--dataset", metavar="DIR|ID", help="histories to take instead of collecting any")
-    verb.add_argument("--config_name", help="configuration of the dataset")
-
-    add_verb("recipes", "List the recipes that come with the package, with their sizes and times.")
-
-    verb = add_verb("collect", "Let a source learn every task, and write its learning histories as a dataset.")
-    verb.add_argument(
-        "--output_dir", default="histories", help="folder of the dataset, or a URL as s3://... (default: %(default)s)"
-    )
-    verb.add_argument(
-        "--num_workers", type=_count(MOST_WORKERS), help="processes that collect (default: one per core)"
-    )
-    verb.add_argument("--executor", choices=["local", "ray"], default="local", help="what runs them (default: local)")
-    verb.add_argument("--address", help="of a Ray cluster (default: start one on this machine)")
-    verb.add_argument("--part", metavar="K/N", default="1/1", help="do every N-th shard only, as one of N such calls")
-
-    verb = add_verb("train", "Train a model on learning histories.")
-    verb.add_argument("--dataset", required=True, metavar="DIR|ID", help="learning histories")
-    verb.add_argument("--config_name", help="configuration of the dataset")
-    verb.add_argument("--streaming", action="store_true", help="read them as they are needed, in bounded memory")
-    verb.add_argument(
-        "--resume", metavar="latest|DIR|ID", help="go on from a checkpoint: the newest, if there is one, or this"
-    )
-    verb.add_argument("--push_to", metavar="REPO[@BRANCH]", help="push the model, and meanwhile checkpoints, there")
-    verb.add_argument("--push_every", type=_count(), metavar="N", help="updates between pushes of checkpoints")
-    verb.add_argument("--output_dir", required=True, help="folder of the run")
-
-    verb = add_verb("rollout", "Let a model learn held-out tasks in its context, and report how it did.")
-    verb.add_argument("--model", required=True, metavar="DIR|ID", help="a model, or the folder of its run")
-    verb.add_argument("--dataset", metavar="DIR|ID", help="histories, to show the source's own curves beside")
-    verb.add_argument("--config_name", help="configuration of the dataset")
-    verb.add_argument("--output_dir", required=True, help="folder of report.json and the pictures")
-    videos = verb.add_mutually_exclusive_group()
-    videos.add_argument(
-        "--video",
-        nargs="?",
-        choices=VIDEOS,
-        const="gif",
-        default="gif",
-        help="replay of the first and last episodes: replay.gif, and with mp4 replay.mp4, too (default: gif)",
-    )
-    videos.add_argument("--no_video", "--no-video", dest="video", action="store_const", const=None, help="no replay")
-    verb.add_argument(
-        "--num_seeds", type=_count(MOST_SEEDS), default=3, help="rollouts per test task (default: %(default)s)"
-    )
-
-    verb = add_verb("evaluate", "Compare trainings, their source and random actions on held-out tasks.")
-    verb.add_argument("--model", required=True, nargs="+", metavar="DIR|ID", help="models, or folders of their runs")
-    verb.add_argument("--dataset", nargs="+", metavar="DIR|ID", help="histories of their source: of all, or of each")
-    verb.add_argument("--output_dir", required=True, help="folder of evaluation.json and the pictures")
-    verb.add_argument(
-        "--num_seeds", type=_count(MOST_SEEDS), default=5, help="rollouts of each per task (default: %(default)s)"
-    )
-
-    verb = add_verb("push", "Put a dataset, a model or an evaluation on the Hub, with its card, in one commit.")
-    verb.add_argument("kind", choices=["dataset", "model", "evaluation"], help="what it is")
-    verb.add_argument("folder", metavar="DIR|ID", help="of it, or of the model's run")
-    verb.add_argument("repo_id", metavar="REPO", help="user/name of the repository, which is made if need be")
-    verb.add_argument("--private", action="store_true", default=None, help="make a new repository a private one")
-    verb.add_argument("--revision", help="branch to push to, which is made if need be (default: main)")
-    verb.add_argument("--config_name", help="of a dataset: push this configuration alone, or the only one as this")
-    verb.add_argument("--license", help="of what is pushed (default: that in its card, else apache-2.0)")
-
-    verb = add_verb("merge", "Join histories of one family, with other seeds or of other tasks, as one dataset.")
-    verb.add_argument("datasets", nargs="+", metavar="DIR|ID", help="two datasets of learning histories, or more")
-    verb.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the dataset to write")
-    verb.add_argument("--config_name", help="configuration of each of them, and of the result")
-
-    verb = add_verb("convert", "Write histories in another format, or those of another format as a dataset.")
-    _add_directions(verb)
-    return parser
+def _read_json(_: Any, tokens: Sequence[Any]) -> Any:
+    return parse_json(tokens[0].value, shown(tokens[0].value), object)
 
 
-def _count(most: int = 2**63 - 1, least: int = 1) -> Callable[[str], int]:
-    """The type of an option that is a whole number."""
-
-    def read(text: str) -> int:
-        if re.fullmatch(r"-?[0-9]{1,19}", text) is None or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, got {text!r}")
-        return int(text)
-
-    return read
+def _whole(least: int = 1, most: int = MOST) -> Parameter:
+    return Parameter(validator=Number(gte=least, lte=most))
 
 
-def _json(text: str) -> Any:
-    """The type of an option that is JSON."""
-    try:
-        return parse_json(text, shown(text), object)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+Name = Annotated[str, Parameter(validator=_check_name)]
+Names = Annotated[list[str], Parameter(validator=_check_name, consume_multiple=True)]
+Count = Annotated[int, _whole()]
+Number0 = Annotated[int, _whole(least=0)]
+Workers = Annotated[int, _whole(most=MOST_WORKERS)]
+Seeds = Annotated[int, _whole(most=MOST_SEEDS)]
+Json = Annotated[dict[str, Any] | None, Parameter(converter=_read_json, n_tokens=1, accepts_keys=False)]
+Flag = Annotated[bool, Parameter(show_default=False)]
+Overrides = Annotated[Sequence[str], Parameter(parse=False)]  # dotted options, which the recipe reads
 
 
-def _add_directions(verb: argparse.ArgumentParser) -> None:
-    """The directions of `convert`; what is given is passed on to the function of that name."""
-    directions = verb.add_subparsers(dest="direction", required=True, metavar="DIRECTION")
+@Parameter(name="*", group="Common options")
+@dataclass(frozen=True)
+class Common:
+    """
+    Options of every verb.
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return directions.add_parser(
-            name, help=text, description=text, allow_abbrev=False, argument_default=argparse.SUPPRESS
-        )
+    Args:
+        trust_remote_code: Let what comes along with a dataset, a model or a run import and run code. By default it is
+            data.
+        quiet: Print results and errors only.
+        verbose: Print messages for developers, too.
+        debug: Show the traceback of an error.
+    """
 
-    to_minari = add("to-minari", "Write histories as a Minari dataset, from which they come back as they are.")
-    to_minari.add_argument("dataset", metavar="DIR|ID", help="learning histories")
-    to_minari.add_argument("dataset_id", metavar="MINARI_ID", help="id for Minari, such as dark_room/a2c-v0")
-    to_minari.add_argument("--split", help="only the tasks of this split (default: all)")
-
-    from_minari = add("from-minari", "Write a Minari dataset, ours or any other, as histories.")
-    from_minari.add_argument("source", metavar="MINARI_ID|DIR", help="a local Minari dataset")
-    from_minari.add_argument("--episodes_per_history", type=_count(), help="of one that is not ours (default: all)")
-
-    from_arrays = add("from-arrays", "Write npz or HDF5 files as histories.")
-    from_arrays.add_argument("source", metavar="FILE|DIR", help="an npz or HDF5 file, or a folder of such files")
-    from_arrays.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose family the tasks are of")
-    from_arrays.add_argument("--tasks", metavar="FILE", help="JSON: each file's or group's task, in order or by name")
-    from_arrays.add_argument("--task_keys", nargs="+", metavar="KEY", help="arrays or attributes that say the task")
-    for number in ("num_validation_tasks", "num_test_tasks", "split_seed"):
-        from_arrays.add_argument(f"--{number}", type=_count(least=0), help="as of a recipe's family (default: 0)")
-    for space in ("observation_space", "action_space"):
-        from_arrays.add_argument(f"--{space}", type=_json, metavar="JSON", help="space (default: inferred)")
-    for array in ARRAYS:
-        from_arrays.add_argument(f"--{array}", metavar="KEY", help=f"name of the array of {array}")
-    from_arrays.add_argument("--time_first", action="store_true", help="arrays are (steps, streams, ...)")
-    from_arrays.add_argument("--algorithm", help="what learnt (default: unknown)")
-    from_arrays.add_argument(
-        "--independent_streams",
-        action=argparse.BooleanOptionalAction,
-        help="each stream of a task learns for itself, or all are of one learner (default: not known)",
-    )
-
-    for direction in (to_minari, from_minari, from_arrays):
-        direction.add_argument("--trust_remote_code", action="store_true", help=TRUST)
-    for direction in (from_minari, from_arrays):
-        direction.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the dataset to write")
-        direction.add_argument("--env_id", help="environment, which gymnasium need not know")
-        direction.add_argument("--env_kwargs", type=_json, metavar="JSON", help="what all tasks share")
-        direction.add_argument("--max_piece_steps", type=_count(), help="cut longer histories into several rows")
-    for direction in (to_minari, from_minari, from_arrays):
-        direction.add_argument("--config_name", help="configuration of the dataset of histories")
-        direction.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    trust_remote_code: Flag = False
+    quiet: Flag = False
+    verbose: Flag = False
+    debug: Flag = False
 
 
-def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Do what a verb says."""
-    if arguments.verb == "convert":
-        convert(arguments, overrides)
-        return
-    if arguments.verb == "merge":
-        merge(arguments, overrides)
-        return
-    # Imported here, so that `ad-hf --help` answers at once.
-    from transformers.utils.logging import disable_progress_bar
+COMMON = Common()
+app = App(
+    name="ad-hf",
+    help="Algorithm Distillation on the Hugging Face stack: transformers that learn in context.",
+    help_format="plaintext",
+    version=lambda: f"ad_hf {version('ad_hf')}",
+    default_parameter=Parameter(name_transform=lambda name: name, negative=()),
+    exit_on_error=False,
+    print_error=False,
+)
+push_app = App(name="push", help="Put a dataset, a model or an evaluation on the Hub, with its card, in one commit.")
+convert_app = App(name="convert", help="Write histories in another format, or those of another format as a dataset.")
+app.command(push_app)
+app.command(convert_app)
 
+
+@app.command
+def quickstart(
+    *,
+    recipe: Name = "dark_room",
+    output_dir: Name = "runs/quickstart",
+    num_workers: Workers | None = None,
+    num_seeds: Seeds = 3,
+    dataset: Name | None = None,
+    config_name: Name | None = None,
+    common: Common = COMMON,
+    overrides: Overrides = (),
+) -> None:
+    """Collect, train and report on held-out tasks, in some minutes on a laptop.
+
+    Args:
+        recipe: Name or file of a recipe.
+        output_dir: Folder of the run.
+        num_workers: Processes that collect; by default one per core.
+        num_seeds: Rollouts per test task.
+        dataset: Histories to take instead of collecting any: a folder or a Hub id.
+        config_name: Configuration of the dataset.
+    """
+    from ad_hf import pipeline
+    from ad_hf.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides)
+    trust = common.trust_remote_code
+    report = pipeline.quickstart(settings, output_dir, num_seeds, num_workers, dataset, config_name, trust)
+    print(pipeline.summary(report, output_dir))
+
+
+@app.command
+def recipes(*, common: Common = COMMON) -> None:
+    """List the recipes that come with the package, with their sizes and times."""
+    from ad_hf.recipe_list import recipe_table
+
+    print(recipe_table())
+
+
+@app.command
+def collect(
+    *,
+    recipe: Name = "dark_room",
+    output_dir: Name = "histories",
+    num_workers: Workers | None = None,
+    executor: Literal["local", "ray"] = "local",
+    address: Name | None = None,
+    part: Name = "1/1",
+    common: Common = COMMON,
+    overrides: Overrides = (),
+) -> None:
+    """Let a source learn every task, and write its learning histories as a dataset.
+
+    Args:
+        recipe: Name or file of a recipe.
+        output_dir: Folder of the dataset, or a URL as s3://...
+        num_workers: Processes that collect; by default one per core.
+        executor: Processes of this machine, or a Ray cluster.
+        address: Address of a Ray cluster; by default Ray starts one on this machine.
+        part: K/N: do every N-th shard only, as one of N such calls.
+    """
     from ad_hf import pipeline
     from ad_hf.collection.publishing import is_published
     from ad_hf.recipe import load_recipe
-    from ad_hf.recipe_list import recipe_table
 
-    disable_progress_bar()  # of loading a model's weights, which takes no time
-    if arguments.verb == "push":
-        push(arguments, overrides)
-        return
-    if arguments.verb == "recipes":
-        refuse(overrides)
-        print(recipe_table())
-        return
-    if arguments.verb == "evaluate":
-        evaluate(arguments, overrides)
-        return
-    recipe = load_recipe(arguments.recipe, overrides)
-    if arguments.verb == "quickstart":
-        pipeline.quickstart(
-            recipe,
-            arguments.output_dir,
-            arguments.num_seeds,
-            arguments.num_workers,
-            arguments.dataset,
-            arguments.config_name,
-            arguments.trust_remote_code,
-        )
-    elif arguments.verb == "collect":
-        settings = {name: getattr(arguments, name) for name in ("executor", "address", "part", "trust_remote_code")}
-        folder = pipeline.collect_recipe(recipe, arguments.output_dir, arguments.num_workers, **settings)
-        if is_published(folder):  # else other parts are missing, as was said
-            print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
-    elif arguments.verb == "train":
-        pipeline.train(
-            recipe,
-            arguments.dataset,
-            arguments.output_dir,
-            arguments.config_name,
-            arguments.streaming,
-            arguments.resume,
-            arguments.push_to,
-            arguments.push_every,
-        )
-        print(f"model: {arguments.output_dir}/model   metrics: {arguments.output_dir}/metrics.jsonl")
-    else:
-        rollout(arguments, recipe)
+    options = {"executor": executor, "address": address, "part": part, "trust_remote_code": common.trust_remote_code}
+    folder = pipeline.collect_recipe(load_recipe(recipe, overrides), output_dir, num_workers, **options)
+    if is_published(folder):  # other parts may be missing, of which a message tells
+        _print_histories(folder)
 
 
-def refuse(unknown: Sequence[str]) -> None:
-    """Refuse options that a verb without settings does not have."""
-    if unknown:
-        raise ValueError(f"unknown options: {' '.join(unknown)}")
+@app.command
+def train(
+    *,
+    dataset: Name,
+    output_dir: Name,
+    recipe: Name = "dark_room",
+    config_name: Name | None = None,
+    streaming: Flag = False,
+    resume: Name | None = None,
+    push_to: Name | None = None,
+    push_every: Count | None = None,
+    common: Common = COMMON,
+    overrides: Overrides = (),
+) -> None:
+    """Train a model on learning histories.
+
+    Args:
+        dataset: Learning histories: a folder or a Hub id.
+        output_dir: Folder of the run.
+        recipe: Name or file of a recipe.
+        config_name: Configuration of the dataset.
+        streaming: Read histories when they are needed, in bounded memory.
+        resume: Go on from a checkpoint: the newest one (latest) if there is any, or this folder or Hub id.
+        push_to: Push the model, and meanwhile checkpoints, to this repository, as user/name or user/name@branch.
+        push_every: Updates between pushes of checkpoints.
+    """
+    from ad_hf import pipeline
+    from ad_hf.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides)
+    pipeline.train(settings, dataset, output_dir, config_name, streaming, resume, push_to, push_every)
+    print(f"model: {output_dir}/model   metrics: {output_dir}/metrics.jsonl")
 
 
-def rollout(arguments: argparse.Namespace, recipe: Recipe) -> None:
-    """Roll a model out and report how it did."""
+@app.command
+def rollout(
+    *,
+    model: Name,
+    output_dir: Name,
+    recipe: Name = "dark_room",
+    dataset: Name | None = None,
+    config_name: Name | None = None,
+    num_seeds: Seeds = 3,
+    video: Literal["gif", "mp4"] = "gif",
+    no_video: Annotated[bool, Parameter(name=("--no_video", "--no-video"), show_default=False)] = False,
+    common: Common = COMMON,
+    overrides: Overrides = (),
+) -> None:
+    """Let a model learn held-out tasks in its context, and report how it did.
+
+    Args:
+        model: A model, or the folder of its run: a folder or a Hub id.
+        output_dir: Folder of the returns, their summary and the pictures.
+        recipe: Name or file of a recipe.
+        dataset: Histories, to show the source's own curves beside the model's.
+        config_name: Configuration of the dataset.
+        num_seeds: Rollouts per test task.
+        video: Replay of the first and last episodes: replay.gif; with mp4 replay.mp4, too.
+        no_video: Write no replay.
+    """
     from ad_hf import pipeline
     from ad_hf.evaluation.video import check_formats
     from ad_hf.hub.models import load_model
+    from ad_hf.recipe import load_recipe
 
-    formats = VIDEOS.get(arguments.video, ())
-    try:
-        check_formats(formats)  # before a model is downloaded
-    except ImportError as error:  # of a package that an extra installs
-        raise ValueError(str(error)) from error
-    model, described = load_model(arguments.model, arguments.trust_remote_code)
+    settings = load_recipe(recipe, overrides)
+    formats = () if no_video else VIDEOS[video]
+    check_formats(formats)  # before a model is downloaded
+    loaded, origin = load_model(model, common.trust_remote_code)
     report = pipeline.evaluate_recipe(
-        recipe,
-        model,
-        arguments.dataset,
-        arguments.output_dir,
-        arguments.num_seeds,
-        {"model": described},
-        arguments.config_name,
-        formats,
+        settings, loaded, dataset, output_dir, num_seeds, {"model": origin}, config_name, formats
     )
-    print(pipeline.summary(report, arguments.output_dir))
+    print(pipeline.summary(report, output_dir))
 
 
-def evaluate(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Evaluate models by the protocol."""
-    from pathlib import Path
+@app.command
+def evaluate(
+    *,
+    model: Names,
+    output_dir: Name,
+    recipe: Name | None = None,
+    dataset: Names | None = None,
+    num_seeds: Seeds = 5,
+    common: Common = COMMON,
+    overrides: Overrides = (),
+) -> None:
+    """Compare trainings, their source and random actions on held-out tasks.
 
+    Args:
+        model: Models, or folders of their runs.
+        output_dir: Folder of evaluation.json and the pictures.
+        recipe: Name or file of a recipe; by default that of each model's run.
+        dataset: Histories of their source: one dataset for all models, or one for each.
+        num_seeds: Rollouts of each model per task.
+    """
     from ad_hf import pipeline
     from ad_hf.evaluation.protocol import EVALUATION_FILES
     from ad_hf.evaluation.results import evaluation_summary
 
-    datasets = arguments.dataset or [None]
-    if len(datasets) not in (1, len(arguments.model)):
-        raise ValueError(
-            f"--dataset: {len(datasets)} for {len(arguments.model)} models: give one for all, or one for each"
-        )
+    datasets: list[str | None] = list(dataset) if dataset else [None]
+    if len(datasets) not in (1, len(model)):
+        raise ValueError(f"--dataset: {len(datasets)} for {len(model)} models: give one for all, or one for each")
     models = [
-        pipeline.EvaluatedModel.load(name, dataset, arguments.recipe, overrides, arguments.trust_remote_code)
-        for name, dataset in zip(arguments.model, datasets * (len(arguments.model) // len(datasets)))
+        pipeline.EvaluatedModel.load(name, histories, recipe, overrides, common.trust_remote_code)
+        for name, histories in zip(model, datasets * (len(model) // len(datasets)))
     ]
-    found = pipeline.evaluate_models(models, arguments.output_dir, arguments.num_seeds)
-    files = [Path(arguments.output_dir) / file for file in EVALUATION_FILES]
-    print(evaluation_summary(found, files))
+    evaluation = pipeline.evaluate_models(models, output_dir, num_seeds)
+    print(evaluation_summary(evaluation, [Path(output_dir) / file for file in EVALUATION_FILES]))
 
 
-def push(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
-    """Push a dataset, a model or an evaluation."""
-    from ad_hf.hub.push import push_dataset, push_evaluation, push_model
+@push_app.command(name="dataset")
+def push_dataset(
+    folder: Name,
+    repo_id: Name,
+    /,
+    *,
+    private: bool | None = None,
+    revision: Name | None = None,
+    license: Name | None = None,
+    config_name: Name | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Push learning histories.
 
-    refuse(unknown)
-    if arguments.kind != "dataset" and arguments.config_name is not None:
-        raise ValueError("--config_name is for datasets: nothing else has configurations")
-    settings = {name: getattr(arguments, name) for name in ("private", "revision", "license")}
-    if arguments.kind == "dataset":
-        url = push_dataset(arguments.folder, arguments.repo_id, **settings, config_name=arguments.config_name)
-    else:
-        push_other = push_model if arguments.kind == "model" else push_evaluation
-        url = push_other(arguments.folder, arguments.repo_id, **settings)
-    print(url)
+    Args:
+        folder: Folder of the dataset.
+        repo_id: Repository, as user/name; it is made if need be.
+        private: Make a new repository a private one.
+        revision: Branch to push to, by default main; it is made if need be.
+        license: License of the data; by default that in its card, else apache-2.0.
+        config_name: Push this configuration alone, or the only one under this name.
+    """
+    from ad_hf.hub import push
+
+    print(
+        push.push_dataset(
+            folder, repo_id, private=private, revision=revision, license=license, config_name=config_name
+        )
+    )
 
 
-def merge(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
-    """Merge datasets."""
+@push_app.command(name="model")
+def push_model(
+    folder: Name,
+    repo_id: Name,
+    /,
+    *,
+    private: bool | None = None,
+    revision: Name | None = None,
+    license: Name | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Push a model.
+
+    Args:
+        folder: Folder of the model, or of its run, or a Hub id.
+        repo_id: Repository, as user/name; it is made if need be.
+        private: Make a new repository a private one.
+        revision: Branch to push to, by default main; it is made if need be.
+        license: License of the model; by default that in its card, else apache-2.0.
+    """
+    from ad_hf.hub import push
+
+    print(push.push_model(folder, repo_id, private=private, revision=revision, license=license))
+
+
+@push_app.command(name="evaluation")
+def push_evaluation(
+    folder: Name,
+    repo_id: Name,
+    /,
+    *,
+    private: bool | None = None,
+    revision: Name | None = None,
+    license: Name | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Push an evaluation: its returns, their summary and the pictures.
+
+    Args:
+        folder: Folder that `ad-hf evaluate` wrote.
+        repo_id: Repository, as user/name; it is made if need be.
+        private: Make a new repository a private one.
+        revision: Branch to push to, by default main; it is made if need be.
+        license: License of the returns; by default that in their card, else apache-2.0.
+    """
+    from ad_hf.hub import push
+
+    print(push.push_evaluation(folder, repo_id, private=private, revision=revision, license=license))
+
+
+@app.command
+def merge(*paths: Name, config_name: Name | None = None, common: Common = COMMON) -> None:
+    """Join histories of one family, with other seeds or of other tasks, as one dataset.
+
+    Args:
+        paths: Two datasets of learning histories or more, and then the folder of the dataset to write.
+        config_name: Configuration of each of them, and of the result.
+    """
     from ad_hf.formats.merge import merge_datasets
 
-    refuse(unknown)
-    folder = merge_datasets(
-        arguments.datasets, arguments.output_dir, arguments.config_name, arguments.trust_remote_code
-    )
-    print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
+    if len(paths) < 3:
+        raise ValueError(f"ad-hf merge takes two datasets or more, and then the folder to write, got {list(paths)}")
+    _print_histories(merge_datasets(paths[:-1], paths[-1], config_name, common.trust_remote_code))
 
 
-def convert(arguments: argparse.Namespace, unknown: Sequence[str]) -> None:
-    """Convert histories in one of the directions."""
+@convert_app.command(name="to-minari")
+def to_minari(
+    dataset: Name,
+    dataset_id: Name,
+    /,
+    *,
+    split: Name | None = None,
+    config_name: Name | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Write histories as a Minari dataset, from which they come back as they are.
+
+    Args:
+        dataset: Learning histories: a folder or a Hub id.
+        dataset_id: Id for Minari, such as dark_room/a2c-v0.
+        split: Only the tasks of this split; by default all.
+        config_name: Configuration of the dataset.
+    """
+    from ad_hf.formats.convert import to_minari as write
+
+    folder = write(dataset, dataset_id, config_name, split, common.trust_remote_code)
+    print(f"Minari dataset: {folder}   load it with minari.load_dataset({dataset_id!r})")
+
+
+@convert_app.command(name="from-minari")
+def from_minari(
+    source: Name,
+    output_dir: Name,
+    /,
+    *,
+    episodes_per_history: Count | None = None,
+    env_id: Name | None = None,
+    env_kwargs: Json = None,
+    max_piece_steps: Count | None = None,
+    config_name: Name | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Write a Minari dataset, ours or any other, as histories.
+
+    Args:
+        source: A local Minari dataset: its id or folder.
+        output_dir: Folder of the dataset to write.
+        episodes_per_history: Episodes of a history, of a dataset that is not ours; by default all.
+        env_id: Environment, which gymnasium need not know.
+        env_kwargs: Keyword arguments that all tasks share, as JSON.
+        max_piece_steps: Cut longer histories into several rows.
+        config_name: Configuration of the dataset to write.
+    """
+    from ad_hf.formats.convert import from_minari as write
+
+    options = {"episodes_per_history": episodes_per_history, "env_id": env_id, "env_kwargs": env_kwargs}
+    options |= {"max_piece_steps": max_piece_steps, "config_name": config_name}
+    _print_import(write, source, output_dir, options, common)
+
+
+@Parameter(name="*", group="Names of the arrays")
+@dataclass(frozen=True)
+class ArrayNames:
+    """
+    Names of the arrays in npz and HDF5 files, where they are other than these.
+
+    Args:
+        observations: Name of the array of observations.
+        actions: Name of the array of actions.
+        rewards: Name of the array of rewards.
+        terminations: Name of the array of terminations.
+        truncations: Name of the array of truncations.
+        dones: Name of the array of dones.
+        next_observations: Name of the array of next observations.
+    """
+
+    observations: Name | None = None
+    actions: Name | None = None
+    rewards: Name | None = None
+    terminations: Name | None = None
+    truncations: Name | None = None
+    dones: Name | None = None
+    next_observations: Name | None = None
+
+
+@convert_app.command(name="from-arrays")
+def from_arrays(
+    source: Name,
+    output_dir: Name,
+    /,
+    *,
+    recipe: Name | None = None,
+    tasks: Name | None = None,
+    task_keys: Names | None = None,
+    num_validation_tasks: Number0 | None = None,
+    num_test_tasks: Number0 | None = None,
+    split_seed: Number0 | None = None,
+    observation_space: Json = None,
+    action_space: Json = None,
+    time_first: Flag = False,
+    algorithm: Name | None = None,
+    independent_streams: Annotated[bool | None, Parameter(negative="--no-independent_streams")] = None,
+    env_id: Name | None = None,
+    env_kwargs: Json = None,
+    max_piece_steps: Count | None = None,
+    config_name: Name | None = None,
+    names: ArrayNames = ArrayNames(),
+    common: Common = COMMON,
+) -> None:
+    """Write npz or HDF5 files as histories.
+
+    Args:
+        source: An npz or HDF5 file, or a folder of such files.
+        output_dir: Folder of the dataset to write.
+        recipe: Recipe whose family the tasks belong to.
+        tasks: JSON file with the task of each file or group, in order or by name.
+        task_keys: Arrays or attributes that say the task.
+        num_validation_tasks: As in a recipe's family; by default 0.
+        num_test_tasks: As in a recipe's family; by default 0.
+        split_seed: As in a recipe's family; by default 0.
+        observation_space: Space as JSON; by default inferred.
+        action_space: Space as JSON; by default inferred.
+        time_first: Arrays are (steps, streams, ...).
+        algorithm: The algorithm that learnt; by default unknown.
+        independent_streams: Each stream of a task learns for itself, or all belong to one learner; by default unknown.
+        env_id: Environment, which gymnasium need not know.
+        env_kwargs: Keyword arguments that all tasks share, as JSON.
+        max_piece_steps: Cut longer histories into several rows.
+        config_name: Configuration of the dataset to write.
+    """
     from ad_hf.envs.task_family import TaskFamily
-    from ad_hf.formats.convert import from_arrays, from_minari, to_minari
+    from ad_hf.formats.convert import from_arrays as write
 
-    refuse(unknown)
-    others = ("verb", "direction", "help", "debug")
-    settings = {name: value for name, value in vars(arguments).items() if name not in others}
-    try:
-        if arguments.direction == "to-minari":
-            folder = to_minari(**settings)
-            print(f"Minari dataset: {folder}   load it with minari.load_dataset({arguments.dataset_id!r})")
-            return
-        if arguments.direction == "from-minari":
-            folder = from_minari(**settings)
-        else:
-            settings["names"] = {array: settings.pop(array) for array in ARRAYS if array in settings}
-            if "recipe" in settings:
-                settings["family"] = TaskFamily.from_recipe(settings.pop("recipe"))
-            folder = from_arrays(**settings)
-    except ImportError as error:  # of a package that an extra installs
-        raise ValueError(str(error)) from error
+    options = {
+        "tasks": tasks,
+        "task_keys": task_keys,
+        "num_validation_tasks": num_validation_tasks,
+        "num_test_tasks": num_test_tasks,
+        "split_seed": split_seed,
+        "observation_space": observation_space,
+        "action_space": action_space,
+        "time_first": time_first,
+        "algorithm": algorithm,
+        "independent_streams": independent_streams,
+        "env_id": env_id,
+        "env_kwargs": env_kwargs,
+        "max_piece_steps": max_piece_steps,
+        "config_name": config_name,
+        "names": {array: name for array, name in vars(names).items() if name is not None},
+        "family": None if recipe is None else TaskFamily.from_recipe(recipe),
+    }
+    _print_import(write, source, output_dir, options, common)
+
+
+def _print_histories(folder: Path | str) -> None:
     print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
+
+
+def _print_import(
+    write: Callable[..., Path], source: str, output_dir: str, options: dict[str, Any], common: Common
+) -> None:
+    """Import histories with the options that are set, and print how to use them."""
+    options = {name: value for name, value in options.items() if value is not None}
+    folder = write(source, output_dir, **options, trust_remote_code=common.trust_remote_code)
+    _print_histories(folder)
     if (folder / "recipe.yaml").is_file():
         print(f"train on them with: ad-hf train --recipe {folder}/recipe.yaml --dataset {folder} --output_dir RUN")
 
 
-def _check_not_blank(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse names and folders that are empty, as those of a shell's unset variables are."""
-    for name, value in vars(arguments).items():
-        if any(isinstance(each, str) and not each.strip() for each in (value if isinstance(value, list) else [value])):
-            parser.error(f"argument {name}: expected a name or folder, got empty text")
+def run(argv: Sequence[str] | None = None) -> None:
+    """Do what a command line says."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    verb, bound, unknown, unparsed = app.parse_known_args(tokens)
+    if "overrides" in unparsed:
+        bound.arguments["overrides"] = unknown
+    elif unknown:
+        raise ValueError(f"unknown options: {' '.join(unknown)}")
+    common = bound.arguments.get("common", COMMON)
+    show_messages(logging.WARNING if common.quiet else logging.DEBUG if common.verbose else logging.INFO)
+    verb(*bound.args, **bound.kwargs)
+    if verb != app.help_print:
+        return
+    if not tokens or tokens[0] in app.help_flags:
+        print(EXAMPLES)
+    elif tokens[0] in SECTIONS_OF_VERBS:
+        from ad_hf.recipe import settings_help
+
+        print("\nSettings of the recipe, each of which a dotted option overrides:\n")
+        print(settings_help(SECTIONS_OF_VERBS[tokens[0]]))
 
 
 def _line(error: BaseException) -> str:
@@ -431,41 +582,45 @@ def _line(error: BaseException) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(str(error).split()))
 
 
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is about settings, names, files or packages, and its text says what to do."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return isinstance(error, (CycloptsError, ImportError, OSError, StrictDataclassError, ValueError))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = make_parser()
-    debug = True  # of errors in this parser, which are ours
     try:
-        arguments, overrides = parser.parse_known_args(argv)
-        _check_not_blank(parser, arguments)
-        debug = arguments.debug
-        run(arguments, overrides)
+        run(argv)
         sys.stdout.flush()
-    except TrainingInterrupted as error:
-        print(f"\nad-hf: {error}", file=sys.stderr)
-        return 128 + error.signal
-    except KeyboardInterrupt:
-        print(
-            "\nad-hf: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr
-        )
-        return 130
-    except CollectionError as error:  # of some tasks, after all others were learnt
-        print(f"ad-hf: {error}", file=sys.stderr)
-        return TASKS_FAILED
+    except KeyboardInterrupt as error:
+        signal = getattr(error, "signal", None)  # of a training that saved a checkpoint first
+        text = error if signal else "interrupted; finished work is kept, and the same command goes on from there"
+        print(f"\nad-hf: {text}", file=sys.stderr)
+        return 128 + signal if signal else 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_output_left():  # as by `| head`
             return 0
-        if debug:
+        if type(error).__name__ == "CollectionError":  # of some tasks, after all others were learnt
+            print(f"ad-hf: {error}", file=sys.stderr)
+            return TASKS_FAILED
+        if "--debug" in (sys.argv if argv is None else argv):
             raise
-        expected = isinstance(error, (ValueError, OSError, StrictDataclassError))  # settings, names, files
-        what = _line(error) if expected else f"{type(error).__name__}: {_line(error)[:500]} (--debug shows where)"
-        print(f"ad-hf: error: {what}", file=sys.stderr)
+        if isinstance(error, CycloptsError):
+            error.verbose = False
+        text = (
+            _line(error)
+            if _is_expected(error)
+            else f"{type(error).__name__}: {_line(error)[:500]} (--debug shows where)"
+        )
+        print(f"ad-hf: error: {text}", file=sys.stderr)
         return 2
     return 0
 
 
 def _is_output_left() -> bool:
-    """Whether nobody reads the output any more; what is left of it then goes nowhere, instead of failing at exit."""
+    """Whether nobody reads the output any more; the rest of it then goes nowhere, instead of failing at exit."""
     poll = select.poll()  # there are no such pipes on Windows
     poll.register(STDOUT, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):

@@ -52,7 +52,7 @@ def collect_recipe(
 ) -> Path | str:
     """Collect the histories that a recipe's `family` and `source` sections describe; see [`~ad_hf.collect`]."""
     return collect(
-        TaskFamily.from_config(recipe.family),
+        TaskFamily(recipe.family),
         **asdict(recipe.source),
         output_dir=output_dir,
         num_workers=num_workers,
@@ -102,7 +102,7 @@ def evaluate_recipe(
     """
     check_formats(replay_formats)
     opened = None if dataset is None else HistoryDataset.open(dataset, config_name)
-    family, output_dir = TaskFamily.from_config(recipe.family), writable_folder(output_dir)
+    family, output_dir = TaskFamily(recipe.family), writable_folder(output_dir)
     if opened is not None:
         check_tasks(family, opened, "test")
     learnt = None if opened is None else source_curves(opened)  # what cannot be read is found out before a rollout
@@ -250,7 +250,7 @@ def evaluate_models(
     output_dir = writable_folder(output_dir)
     _check_different(models)
     tables, start = [], time.perf_counter()
-    families = [TaskFamily.from_config(each.recipe.family) for each in models]
+    families = [TaskFamily(each.recipe.family) for each in models]
     learnt: dict[int, tuple[dict[str, Any], pa.Table]] = {}
     for each, family in zip(models, families):  # histories that cannot be read are found out before a rollout
         split = each.recipe.family.split_seed

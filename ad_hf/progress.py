@@ -1,7 +1,8 @@
-"""Progress bars: drawn in place where people watch, and a plain line now and then where output goes to a file."""
+"""Progress bars and messages, for terminals, notebooks and the logs of jobs."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +30,11 @@ class ProgressBar(tqdm):
             Further arguments of `tqdm`.
     """
 
+    are_hidden = False
+
     def __init__(self, description: str, total: int | None = None, unit: str = "it", **settings: Any) -> None:
         self._watched = sys.stderr.isatty() or "notebook" in tqdm.__module__
+        settings["disable"] = self.are_hidden or settings.get("disable", False)
         if not self._watched:
             settings = {**settings, "mininterval": SECONDS_BETWEEN_LINES, "maxinterval": SECONDS_BETWEEN_LINES}
         super().__init__(desc=description, total=total, unit=f" {unit}", unit_scale=True, **settings)
@@ -59,3 +63,25 @@ class ProgressBar(tqdm):
             self.disable = True
             type(self)._decr_instances(self)  # type: ignore[attr-defined]
         super().close()
+
+
+class _Lines(logging.Handler):
+    """Messages on the standard error, above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def show_messages(level: int) -> None:
+    """
+    Show the messages of this package from a level on, as the command line does; below INFO's, hide progress bars, too.
+
+    Args:
+        level (`int`):
+            Of `logging`, such as `logging.INFO`.
+    """
+    logger = logging.getLogger("ad_hf")
+    logger.handlers = [_Lines()]
+    logger.setLevel(level)
+    logger.propagate = False
+    ProgressBar.are_hidden = level > logging.INFO

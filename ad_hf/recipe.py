@@ -6,28 +6,18 @@ import json
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import docstring_parser
 
 from ad_hf.envs.foreign import check_family_section
+from ad_hf.envs.recipes import read_recipe
 from ad_hf.envs.task_family import FamilyConfig
 from ad_hf.histories.selection import DataConfig
 from ad_hf.model.rollout_ad import RolloutConfig
-from ad_hf.settings import (
-    check_settings,
-    descriptions,
-    dump_yaml,
-    make_section,
-    parse_yaml,
-    read_yaml,
-    setting,
-    shown,
-)
+from ad_hf.settings import check_settings, descriptions, dump_yaml, make_section, parse_yaml, setting, shown
 from ad_hf.sources.config import SourceConfig
-from ad_hf.storage.files import local_path
 from ad_hf.training.config import TrainingConfig
 
 
@@ -102,29 +92,6 @@ SECTIONS: dict[str, Any] = {section.name: section.default_factory for section in
 # one another, to name what was trained, and are not used for anything else.
 FOREIGN_SECTIONS = ("family", "rollout")
 FOREIGN_LABELS = (("training", "seed"), ("data", "last_episodes"), ("data", "labels"))
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(
-        path.name.removesuffix(".yaml") for path in files("ad_hf.recipes").iterdir() if path.name.endswith(".yaml")
-    )
-
-
-def recipe_path(recipe: str | Path) -> Path:
-    """
-    The YAML file of a recipe, given by name or as a file.
-
-    Raises:
-        FileNotFoundError: if there is neither, with the names that exist.
-    """
-    packaged = Path(str(files("ad_hf.recipes"))) / f"{recipe}.yaml"
-    for path in (packaged, local_path(recipe)):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"unknown recipe {str(recipe)!r}: expected one of {', '.join(recipe_names())}, or a YAML file"
-    )
 
 
 def settings_help(sections: Sequence[str]) -> str:
@@ -242,10 +209,8 @@ def _override(sections: dict[str, dict[str, Any]], path: Sequence[str], text: st
 
 def _read_sections(recipe: str | Path) -> dict[str, dict[str, Any]]:
     """A recipe's YAML as it stands; a section of which nothing is set is empty."""
-    sections = read_yaml(recipe_path(recipe))
-    for name, section in sections.items():
+    sections = read_recipe(recipe)
+    for name in sections:
         if name not in SECTIONS:
             raise ValueError(f"recipe {recipe}: unknown section {name}: expected {', '.join(SECTIONS)}")
-        if not isinstance(section, dict | None):
-            raise ValueError(f"recipe {recipe}: section {name} must hold settings, got {shown(section)}")
-    return {name: section or {} for name, section in sections.items()}
+    return sections

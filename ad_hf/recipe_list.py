@@ -6,8 +6,9 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from ad_hf.envs.recipes import recipe_names
 from ad_hf.envs.task_family import SPLITS, TaskFamily
-from ad_hf.recipe import load_recipe, recipe_names
+from ad_hf.recipe import load_recipe
 
 COLUMNS = ("recipe", "environment", "tasks", "source", "steps", "data", "model", "collect", "train", "on")
 
@@ -27,7 +28,7 @@ def minutes(seconds: float | None) -> str:
 def describe(name: str) -> dict[str, str]:
     """A recipe in a few words, by the names of [`COLUMNS`]."""
     recipe, found = load_recipe(name), measured().get(name, {})
-    family, source = TaskFamily.from_config(recipe.family), recipe.source
+    family, source = TaskFamily(recipe.family), recipe.source
     tasks = [len(family.tasks(split)) for split in SPLITS]
     steps = sum(tasks) * len(source.seeds) * source.total_timesteps
     megabytes = found.get("megabytes")

@@ -84,7 +84,7 @@ def paper_table(study: Study, found: dict[str, Any]) -> str:
 
 def look_inside(cell: Cell, runner: StudyRunner, folder: Path) -> None:
     """Draw episodes of a cell's model in some test tasks, and what it attends to in all of them."""
-    recipe, family = cell.recipe, TaskFamily.from_config(cell.recipe.family)
+    recipe, family = cell.recipe, TaskFamily(cell.recipe.family)
     model = ADModel.from_pretrained(runner.folder / cell.folder / "model")
     tasks = family.tasks("test")
     output = record_episodes(model, family, tasks, 10, recipe.rollout)
@@ -127,7 +127,7 @@ def results_written(study: Study, folder: Path) -> tuple[pa.Table, dict[str, Any
     rows = read_rows(folder / ROWS_FILE)
     if RANDOM not in rows["agent"].to_pylist():  # as earlier versions wrote it
         first = {cell.split: cell for cell in cells(study) if cell.split in details["splits"]}
-        families = {split: TaskFamily.from_config(cell.recipe.family) for split, cell in first.items()}
+        families = {split: TaskFamily(cell.recipe.family) for split, cell in first.items()}
         seeds = study.num_rollouts
         rows = pa.concat_tables(
             [rows, *(random_rows(each, num_seeds=seeds, split_seed=split) for split, each in families.items())]

@@ -79,7 +79,7 @@ def collected(tmp_path_factory):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_family_goes_all_the_way(name, collected, tmp_path):
     recipe, histories = collected(name)
-    family = ad_hf.TaskFamily.from_config(recipe.family)
+    family = ad_hf.TaskFamily(recipe.family)
     metadata = read_metadata(histories)
     again = ad_hf.TaskFamily(
         tasks=[task["kwargs"] for task in metadata.tasks],

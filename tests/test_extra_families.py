@@ -72,7 +72,7 @@ def test_minigrid_goes_all_the_way_and_is_seen(four_rooms, tmp_path):
 
 
 def test_rooms_differ_in_the_goal_alone_in_all_episodes(four_rooms):
-    family = ad_hf.TaskFamily.from_config(four_rooms.family)
+    family = ad_hf.TaskFamily(four_rooms.family)
     envs = family.make_vec(family.tasks())
     goals = [task.kwargs["goal_pos"] for task in family.tasks()]
     maps = []
@@ -100,7 +100,7 @@ def test_meta_world_goes_all_the_way(reach, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*Box")
 def test_goals_of_meta_world_are_hidden_and_kept_in_all_episodes(reach):
-    family = ad_hf.TaskFamily.from_config(reach.family)
+    family = ad_hf.TaskFamily(reach.family)
     tasks = family.tasks("train")
     envs, again = family.make_vec(tasks, num_envs=4), family.make_vec(tasks)
     observations = np.stack([envs.reset(seed=seed)[0] for seed in (0, 1)])

@@ -5,8 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
+from ad_hf.envs.recipes import recipe_names, recipe_path
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.recipe import Recipe, load_recipe, recipe_names, recipe_path
+from ad_hf.recipe import Recipe, load_recipe
 
 RECIPE = """
 family:
@@ -156,7 +157,7 @@ def test_recipes_that_come_with_the_package_are_complete(name):
     recipe = load_recipe(name)
     assert recipe_path(name).is_file()
     assert recipe.family.env_id
-    family = TaskFamily.from_config(recipe.family)
+    family = TaskFamily(recipe.family)
     assert len(family.tasks("test")) >= 5
     assert len(family.tasks("validation")) >= 3
 

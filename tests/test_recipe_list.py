@@ -3,8 +3,9 @@
 import pytest
 
 from ad_hf.cli import main
+from ad_hf.envs.recipes import recipe_names
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.recipe import load_recipe, recipe_names
+from ad_hf.recipe import load_recipe
 from ad_hf.recipe_list import COLUMNS, describe, measured, minutes
 
 
@@ -31,7 +32,7 @@ def test_every_packaged_recipe_makes_its_environments_and_fits_its_learner(name)
     from ad_hf.sources.learners import make_learner
 
     recipe = load_recipe(name)
-    family = TaskFamily.from_config(recipe.family)
+    family = TaskFamily(recipe.family)
     for split in ("train", "validation", "test"):
         assert family.tasks(split)
     envs = family.make_vec(family.tasks("train")[:1], num_envs=2, seed=0)

@@ -62,7 +62,7 @@ def _choose_executor(executor: str, address: str | None, num_workers: int | None
 @with_settings(SourceConfig, "source", argument="source")
 def collect(
     family: TaskFamily,
-    source: SourceConfig,
+    source: SourceConfig | None = None,
     *,
     split: str | None = None,
     output_dir: str | Path = "histories",
@@ -128,6 +128,7 @@ def collect(
             or split, numbers out of their range, environments or a learner that cannot be made, spaces that no model
             can be made for, histories that do not fit into memory, and if the folder holds something else.
     """
+    assert source is not None  # with_settings makes one
     check_source(source, trust_remote_code)
     own_part, workers = _read_part(part), _check_count("num_workers", num_workers)
     make_pool = _choose_executor(executor, address, workers)

@@ -120,10 +120,6 @@ def check_spaces(
 def _misfit(name: str, space: spaces.Space) -> str | None:
     """Why no model and source can be made for a space, if so, and a way out."""
     shape = space.shape or ()
-    try:
-        read_space(space_to_json(space), "as JSON")
-    except (TypeError, ValueError) as error:
-        return f"fits no model ({_one_line(error)})"
     if 0 in shape or (isinstance(space, spaces.Box) and not shape):
         return "has no numbers: make it a vector of some"
     if name == "action" and isinstance(space, spaces.Box) and space.dtype.kind != "f":
@@ -131,6 +127,10 @@ def _misfit(name: str, space: spaces.Space) -> str | None:
         return "holds integers, of which sources and models make real numbers: make it MultiDiscrete"
     if name == "observation" and isinstance(space, spaces.Box) and len(shape) == 3 and shape[0] < min(shape[1:]):
         return f"has its channels first, where models take (height, width, channels): {CHANNELS_LAST}"
+    try:
+        read_space(space_to_json(space), "as JSON")
+    except (TypeError, ValueError) as error:
+        return f"fits no model ({_one_line(error)})"
     return None
 
 

@@ -94,6 +94,7 @@ def _ways(family: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[
     yield where, family
     splits = family.get("splits")
     for split, way in splits.items() if isinstance(splits, Mapping) else ():
+        way = {"tasks": way} if isinstance(way, list) else way
         if isinstance(way, Mapping):
             yield f"{where}.splits.{split}", way
 

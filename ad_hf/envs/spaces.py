@@ -13,6 +13,8 @@ from ad_hf.structure import check_structure
 
 MOST_CATEGORIES, MOST_ELEMENTS = 2**31 - 1, 2**24  # of a space that may be anyone's: 16 million are an array of 64 MB
 MOST_DIMENSIONS = 8
+LARGEST = float(np.finfo(np.float32).max)  # models compute in float32
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # by which an action may be beyond a bound, as a part of the bound
 
 
 class _Categories(TypedDict):
@@ -154,3 +156,57 @@ def storage_dtype(space: spaces.Space) -> np.dtype:
     if space.dtype is None:
         raise TypeError(f"{space} has no dtype: expected a Discrete, MultiDiscrete, MultiBinary or Box space")
     return space.dtype
+
+
+class Elements:
+    """
+    The elements of a space that a model can take.
+
+    Actions are held to the bounds of a Box, as are whole numbers where `is_bounded` says so. Many environments take
+    the bounds of their observations lightly: these, as rewards, need only be finite as float32.
+
+    Args:
+        space (`gymnasium.Space`, *optional*):
+            The space; by default the elements are rewards.
+        is_bounded (`bool`, *optional*, defaults to `False`):
+            Whether elements are held to the bounds of a Box: actions are.
+    """
+
+    def __init__(self, space: spaces.Space | None = None, is_bounded: bool = False) -> None:
+        self.space, self.dtype = space, np.dtype(np.float64) if space is None else storage_dtype(space)
+        low: Any = -LARGEST
+        high: Any = LARGEST
+        if isinstance(space, spaces.Box):
+            if is_bounded:
+                bounds = np.stack([space.low, space.high]).astype(np.float64)
+                sizes = np.abs(np.where(np.isfinite(bounds), bounds, 0.0)).max(axis=0).clip(min=1.0)
+                slack = ROUNDING * sizes if self.dtype.kind == "f" else 0.0
+                low, high = np.maximum(bounds[0] - slack, low), np.minimum(bounds[1] + slack, high)
+        elif space is not None:
+            low, high = 0, np.asarray(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)) - 1
+        self._low, self._high = low, high
+        self._highest_low, self._lowest_high = np.max(low), np.min(high)
+
+    def outside(self, values: np.ndarray) -> np.ndarray:
+        """Which of the values (num_elements, ...) are no such elements, as truth values (num_elements,)."""
+        # Mostly there are none, as the least and the largest number show; NaN is neither.
+        if not values.size or (values.min() >= self._highest_low and values.max() <= self._lowest_high):
+            return np.zeros(len(values), dtype=bool)
+        return np.asarray(~((values >= self._low) & (values <= self._high)).reshape(len(values), -1).all(axis=1))
+
+    def store(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        A copy of values (num_elements, ...) in the dtype that they are stored in, and which of them (num_elements,)
+        are outside of the space or changed by that dtype.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):  # the check below finds what does not fit
+            stored = values.astype(self.dtype)
+        wrong = self.outside(stored)
+        if self.dtype.kind != "f" and values.dtype != self.dtype:
+            wrong |= (stored != values).reshape(len(values), -1).any(axis=1)
+        return stored, wrong
+
+
+def outside(values: np.ndarray, space: spaces.Space | None = None, is_action: bool = False) -> np.ndarray:
+    """Which values (num_elements, ...) a model cannot take, as truth values (num_elements,); see [`Elements`]."""
+    return Elements(space, is_action).outside(values)

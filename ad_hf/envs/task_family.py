@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,8 +14,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ad_hf.envs.making import make_env, read_wrappers
+from ad_hf.envs.recipes import read_recipe
 from ad_hf.envs.tasks import WAYS, described_tasks, import_callable
-from ad_hf.settings import check_settings, setting
+from ad_hf.settings import check_settings, make_section, setting
 
 SPLITS = ("train", "validation", "test")
 
@@ -43,35 +46,37 @@ class FamilyConfig:
 
     Args:
         env_id: Gymnasium id of the environment.
-        env_kwargs: Keyword arguments that all tasks share.
         tasks: Keyword arguments of each task. Give one of this, `grid`, `random` and `splits`.
+        env_kwargs: Keyword arguments that all tasks share.
         grid: Tasks as the product over keyword arguments of lists of values; `{shape: [9, 9]}` stands for all index
             tuples of an array of that shape, `{range: [0, 100]}` for the integers from 0 to 99.
         random: Different tasks at random: `{num_tasks: 200, seed: 0, values: {...}}` with each keyword argument's
             `{low, high}` (and `integer`, `log`, `shape`), `{choices}`, or `{function, kwargs}`, an import path of a
             function that is called with a `seed`, too.
-        splits: Instead, tasks of each split by its name, each given by `tasks`, `grid` or `random`.
+        splits: Instead, tasks of each split by its name: a list of them, or one of `tasks`, `grid` and `random`.
         wrappers: Import paths of wrappers of each environment, `{name, kwargs}` or the name alone, innermost first.
             Dict and Tuple observations are flattened after them.
-        attributes: Which keyword arguments are set as attributes of `env.unwrapped`, as they are, instead of passed to
-            its constructor: physics, for instance. What the constructor has derived from them has to be set, too.
+        attributes: Keyword arguments that are set as attributes of `env.unwrapped`, as they are, instead of passed to
+            its constructor: physics, for instance. What the constructor derives from them has to be set, too: for
+            CartPole's `masspole`, `total_mass` and `polemass_length`.
         num_validation_tasks: Tasks on which checkpoints are chosen.
         num_test_tasks: Tasks on which results are reported.
         num_train_tasks: Tasks to train on, drawn from those that are left; all of them by default.
         split_seed: Seed of the split.
-        stratify_by: Import path of a function of a task's keyword arguments that returns a number, such as a goal's
-            distance; each split then covers its whole range evenly.
-        optimal_return: Import path of a function of a task's keyword arguments that returns the best possible return.
-        random_return: Import path of a function of a task's keyword arguments that returns what random play gets.
-        native_vector: Whether the id's own vector entry point takes the tasks' keyword arguments, stacked into arrays.
+        stratify_by: Function of a task's keyword arguments (an import path, or in Python itself) that returns a
+            number, such as a goal's distance; each split then covers its whole range evenly.
+        optimal_return: Function of a task's keyword arguments that returns the best possible return of an episode.
+        random_return: Function of a task's keyword arguments that returns the expected return of random play.
+        native_vector: Whether the id's own vector entry point takes the tasks' keyword arguments, stacked into arrays,
+            and an `autoreset_mode`. If not, environments are made one by one.
         source_observation: Spaces, as JSON, of entries of the environments' infos that the source sees beside the
             observation: `{has_key: {type: Discrete, n: 2}}`.
         report_by: Keyword argument of the tasks by whose values reports group them.
     """
 
     env_id: str = ""
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
     tasks: list[dict[str, Any]] | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] | None = None
     random: dict[str, Any] | None = None
     splits: dict[str, Any] | None = None
@@ -81,15 +86,20 @@ class FamilyConfig:
     num_test_tasks: int = setting(0, least=0)
     num_train_tasks: int | None = setting(None, least=1)
     split_seed: int = setting(0, least=0)
-    stratify_by: str | None = None
-    optimal_return: str | None = None
-    random_return: str | None = None
+    stratify_by: str | Callable | None = None
+    optimal_return: str | Callable | None = None
+    random_return: str | Callable | None = None
     native_vector: bool = False
     source_observation: dict[str, Any] | None = None
     report_by: str | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, "family")
+
+    def function(self, name: str) -> Callable[..., float] | None:
+        """The function that a setting stands for."""
+        value = getattr(self, name)
+        return import_callable(value, f"family.{name}") if isinstance(value, str) else value
 
 
 def comparable(value: Any) -> Any:
@@ -101,32 +111,18 @@ def comparable(value: Any) -> Any:
     return tuple(map(comparable, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _check_distinct(tasks: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-    """Refuse equal tasks, in a list or in two splits: one that is held out might be trained on by another number."""
+def _check_distinct(lists: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """Refuse equal tasks, in a list or in two splits: the model might train on a task of the test split."""
     places: dict[Any, str] = {}
-    for where, listed in tasks.items():
-        for index, kwargs in enumerate(listed):
+    for where, tasks in lists.items():
+        for index, kwargs in enumerate(tasks):
             place = f"{where}[{index}]"
-            # Of tasks without arguments nothing is known, as in data from elsewhere.
+            # Tasks without arguments, as in data from elsewhere, may be different ones.
             if kwargs and places.setdefault(comparable(kwargs), place) != place:
                 raise ValueError(
-                    f"family: {places[comparable(kwargs)]} and {place} are the same task, {kwargs}: each may be there "
-                    "once, since one that is held out must not be trained on"
+                    f"family: {places[comparable(kwargs)]} and {place} are the same task, {kwargs}: give each once, "
+                    "since a task that is held out must not be trained on"
                 )
-
-
-def _given_splits(tasks: Mapping[str, Sequence[dict[str, Any]]], sizes: Mapping[str, int | None]) -> list[Task]:
-    """Tasks whose split is given, numbered in the order of the splits."""
-    if set(tasks) - set(SPLITS) or not tasks.get("train"):
-        raise ValueError(f"splits must be of {', '.join(SPLITS)}, with tasks to train on; got {', '.join(tasks)}")
-    if any(sizes.values()):
-        raise ValueError(f"sizes of splits are for tasks that are to be split, these are given by split: got {sizes}")
-    ordered = [(kwargs, split) for split in SPLITS for kwargs in tasks.get(split, [])]
-    return [Task(index, dict(kwargs), split) for index, (kwargs, split) in enumerate(ordered)]
-
-
-def _import_function(path: str | None, setting: str) -> Callable[..., float] | None:
-    return None if path is None else import_callable(path, f"family.{setting}")
 
 
 def _spread(candidates: list[int], count: int, rng: np.random.Generator) -> list[int]:
@@ -143,147 +139,107 @@ class TaskFamily:
     number (ties at random), and test, then validation tasks are drawn one from each of equally long stretches.
 
     Args:
-        env_id (`str`):
-            Gymnasium id.
-        tasks (`list[dict]`, or a mapping of a split's name to one):
-            Keyword arguments of each task; of the tasks of each split, if they are not to be drawn.
-        env_kwargs (`dict`, *optional*):
-            Keyword arguments that all tasks share.
-        num_validation_tasks, num_test_tasks (`int`, *optional*, defaults to 0):
-            Sizes of the two splits; the other tasks are for training.
-        num_train_tasks (`int`, *optional*):
-            Draw so many of the others and leave the rest alone.
-        split_seed (`int`, *optional*, defaults to 0):
-            Seed of the split.
-        stratify_by, optimal_return, random_return (`Callable`, *optional*):
-            Functions of a task's keyword arguments (with the shared ones): a number to stratify by, the best possible
-            return of an episode, and that of random play.
-        native_vector (`bool`, *optional*, defaults to `False`):
-            Whether the id's vector entry point takes the tasks' keyword arguments, stacked into arrays, and an
-            `autoreset_mode`. If not, environments are made one by one.
-        source_observation (`dict[str, dict]`, *optional*):
-            Spaces as JSON of entries of the infos that the source sees beside the observation: see
-            [`~ad_hf.envs.source_observation.SourceObservation`].
-        report_by (`str`, *optional*):
-            Keyword argument of the tasks by whose values reports group them.
-        wrappers (`Sequence` of `str` or `dict`, *optional*):
-            Import paths of wrappers of each environment, innermost first, as `{"name": ..., "kwargs": {...}}` or the
-            name alone. Dict and Tuple observations are flattened after them, by
-            `gymnasium.wrappers.FlattenObservation`.
-        attributes (`Sequence[str]`, *optional*):
-            Keyword arguments, of tasks or shared, that are set as attributes of `env.unwrapped`, as they are, once it
-            is made, instead of passed to its constructor. What the constructor has derived from them stays as it was
-            and has to be set, too: for CartPole's `masspole`, `total_mass` and `polemass_length`.
+        config ([`FamilyConfig`] or `str`):
+            The family, as in the `family` section of a recipe; or its `env_id`, followed by the other settings of
+            [`FamilyConfig`]: `TaskFamily("FrozenLake-v1", tasks, num_test_tasks=16)`.
+        **settings:
+            Settings of [`FamilyConfig`].
 
     Raises:
-        ValueError: if there are too few tasks for the split, for equal tasks, for wrappers that do not exist or do not
-            take their keyword arguments, for attributes that nothing sets, and for either with `native_vector`.
+        ValueError: naming the setting: for values of a wrong type, unless one of `tasks`, `grid`, `random` and
+            `splits` is there, for too few tasks, for equal tasks, for functions and wrappers that do not exist, for
+            attributes that nothing sets, and for wrappers and attributes with `native_vector`.
     """
 
-    def __init__(
-        self,
-        env_id: str,
-        tasks: Sequence[dict[str, Any]] | Mapping[str, Sequence[dict[str, Any]]],
-        env_kwargs: dict[str, Any] | None = None,
-        num_validation_tasks: int = 0,
-        num_test_tasks: int = 0,
-        split_seed: int = 0,
-        stratify_by: Callable[..., float] | None = None,
-        optimal_return: Callable[..., float] | None = None,
-        native_vector: bool = False,
-        num_train_tasks: int | None = None,
-        random_return: Callable[..., float] | None = None,
-        source_observation: dict[str, dict[str, Any]] | None = None,
-        report_by: str | None = None,
-        wrappers: Sequence[str | dict[str, Any]] = (),
-        attributes: Sequence[str] = (),
-    ) -> None:
-        self.env_id = env_id
-        self.env_kwargs = dict(env_kwargs or {})
-        self.native_vector = native_vector
-        self.source_observation = source_observation
-        self.report_by = report_by
-        self.wrappers, self.attributes = read_wrappers(wrappers), list(attributes)
-        if native_vector and (wrappers or attributes):
+    __signature__ = signature(FamilyConfig)
+
+    def __init__(self, *config: Any, **settings: Any) -> None:
+        if config and isinstance(config[0], FamilyConfig):
+            family = replace(*config, **settings)
+        else:
+            family = FamilyConfig(*config, **settings)
+        self.env_id, self.env_kwargs = family.env_id, dict(family.env_kwargs)
+        self.native_vector, self.source_observation = family.native_vector, family.source_observation
+        self.report_by = family.report_by
+        self.wrappers, self.attributes = read_wrappers(family.wrappers), family.attributes
+        self._optimal_return, self._random_return = map(family.function, ("optimal_return", "random_return"))
+        if self.native_vector and (self.wrappers or self.attributes):
             raise ValueError(
                 "family.wrappers and family.attributes are of single environments, and native_vector makes none: set "
                 "it to false, or leave them out"
             )
-        lists = tasks.values() if isinstance(tasks, Mapping) else [tasks]
-        unset = set(self.attributes) - set(self.env_kwargs).union(*(kwargs for each in lists for kwargs in each))
-        if unset:
+        lists = self._describe(family)
+        names = set().union(*(kwargs for tasks in lists.values() for kwargs in tasks))
+        if unset := set(self.attributes) - names - set(self.env_kwargs):
             raise ValueError(
                 f"family.attributes: neither a task nor env_kwargs has a value for {', '.join(sorted(unset))}"
             )
-        _check_distinct(tasks if isinstance(tasks, Mapping) else {"tasks": tasks})
-        if report_by is not None and not any(report_by in kwargs for each in lists for kwargs in each):
-            raise ValueError(f"family.report_by: no task has the keyword argument {report_by!r}")
-        self._optimal_return, self._random_return = optimal_return, random_return
-        sizes = {"train": num_train_tasks, "validation": num_validation_tasks, "test": num_test_tasks}
-        if isinstance(tasks, Mapping):
-            self.all_tasks = _given_splits(tasks, sizes)
-            return
-        held_out = num_validation_tasks + num_test_tasks
-        if min(num_validation_tasks, num_test_tasks) < 0 or held_out >= len(tasks):
+        if self.report_by is not None and self.report_by not in names:
+            raise ValueError(f"family.report_by: no task has the keyword argument {self.report_by!r}")
+        _check_distinct(lists)
+        if family.splits is None:
+            self.all_tasks = self._split(lists["tasks"], family)
+        else:
+            listed = [(kwargs, split) for split in SPLITS for kwargs in lists.get(split, [])]
+            self.all_tasks = [Task(index, dict(kwargs), split) for index, (kwargs, split) in enumerate(listed)]
+
+    @staticmethod
+    def _describe(family: FamilyConfig) -> dict[str, list[dict[str, Any]]]:
+        """Keyword arguments of all tasks: by their splits where these are set, else under `tasks`."""
+        ways = {name: getattr(family, name) for name in (*WAYS, "splits") if getattr(family, name) is not None}
+        if not family.env_id or len(ways) != 1:
             raise ValueError(
-                f"{num_validation_tasks} validation and {num_test_tasks} test tasks leave none of {len(tasks)} tasks "
-                "to train on: hold out fewer or define more tasks"
+                f"a family needs env_id and one of {', '.join(WAYS)}, splits, got env_id {family.env_id!r} and "
+                f"{' and '.join(ways) or 'none of them'}"
             )
-        sizes["train"] = others = len(tasks) - held_out if num_train_tasks is None else num_train_tasks
-        if not 1 <= others <= len(tasks) - held_out:
+        if family.splits is None:
+            return {"tasks": described_tasks(ways, "family")}
+        lists = {split: described_tasks(way, f"family.splits.{split}") for split, way in family.splits.items()}
+        if set(lists) - set(SPLITS) or not lists.get("train"):
+            raise ValueError(f"splits must be of {', '.join(SPLITS)}, with tasks to train on; got {', '.join(lists)}")
+        if family.num_train_tasks or family.num_validation_tasks or family.num_test_tasks:
+            raise ValueError("family.splits says which tasks each split has: leave out the numbers of tasks")
+        return lists
+
+    def _split(self, tasks: list[dict[str, Any]], family: FamilyConfig) -> list[Task]:
+        """Draw the splits of a list of tasks."""
+        others = len(tasks) - family.num_validation_tasks - family.num_test_tasks
+        if others < 1:
             raise ValueError(
-                f"num_train_tasks must be from 1 to {len(tasks) - held_out}, the tasks that are left, got {others}"
+                f"{family.num_validation_tasks} validation and {family.num_test_tasks} test tasks leave none of "
+                f"{len(tasks)} tasks to train on: hold out fewer or define more tasks"
             )
-        rng = np.random.default_rng(split_seed)
+        num_train_tasks = others if family.num_train_tasks is None else family.num_train_tasks
+        if num_train_tasks > others:
+            raise ValueError(
+                f"num_train_tasks must be from 1 to {others}, the tasks that are left, got {num_train_tasks}"
+            )
+        rng = np.random.default_rng(family.split_seed)
         order = rng.permutation(len(tasks)).tolist()
+        stratify_by = family.function("stratify_by")
         if stratify_by is not None:
             order.sort(key=lambda index: self._number(stratify_by, "stratify_by", tasks[index]))
-        splits = {}
-        for split in ("test", "validation", "train"):
-            for index in _spread(order, sizes[split] or 0, rng):
-                splits[index] = split
+        splits: dict[int, str] = {}
+        sizes = {"test": family.num_test_tasks, "validation": family.num_validation_tasks, "train": num_train_tasks}
+        for split, size in sizes.items():
+            splits |= dict.fromkeys(_spread(order, size, rng), split)
             order = [index for index in order if index not in splits]
-        self.all_tasks = [Task(index, dict(tasks[index]), splits[index]) for index in sorted(splits)]
+        return [Task(index, dict(tasks[index]), splits[index]) for index in sorted(splits)]
 
     @classmethod
-    def from_config(cls, config: FamilyConfig) -> TaskFamily:
-        """The family that a recipe's `family` section describes."""
-        ways = {name: getattr(config, name) for name in (*WAYS, "splits")}
-        given = [name for name, way in ways.items() if way is not None]
-        if not config.env_id or len(given) != 1:
-            raise ValueError(
-                f"a family needs env_id and one of {', '.join(ways)}, got env_id {config.env_id!r} and "
-                f"{' and '.join(given) or 'none of them'}"
-            )
-        tasks: Any
-        if config.splits is not None:
-            tasks = {split: described_tasks(way, f"family.splits.{split}") for split, way in config.splits.items()}
-        else:
-            tasks = described_tasks({name: ways[name] for name in given}, "family")
-        return cls(
-            env_id=config.env_id,
-            tasks=tasks,
-            env_kwargs=config.env_kwargs,
-            num_validation_tasks=config.num_validation_tasks,
-            num_test_tasks=config.num_test_tasks,
-            split_seed=config.split_seed,
-            stratify_by=_import_function(config.stratify_by, "stratify_by"),
-            num_train_tasks=config.num_train_tasks,
-            optimal_return=_import_function(config.optimal_return, "optimal_return"),
-            random_return=_import_function(config.random_return, "random_return"),
-            native_vector=config.native_vector,
-            source_observation=config.source_observation,
-            report_by=config.report_by,
-            wrappers=config.wrappers,
-            attributes=config.attributes,
-        )
+    def from_recipe(cls, recipe: str | Path) -> TaskFamily:
+        """
+        The family of a recipe, given by its name (`"dark_room"`) or as a YAML file; no other section is read.
 
-    @classmethod
-    def from_recipe(cls, recipe: str) -> TaskFamily:
-        """The family of a recipe, given by its name (`"dark_room"`) or as a YAML file."""
-        from ad_hf.recipe import load_recipe
-
-        return cls.from_config(load_recipe(recipe).family)
+        Raises:
+            FileNotFoundError: for an unknown recipe.
+            ValueError: for a recipe without a family, naming the setting.
+        """
+        section = read_recipe(recipe).get("family", {})
+        try:
+            return cls(make_section(FamilyConfig, section, "family"))
+        except ValueError as error:
+            raise ValueError(f"recipe {recipe}: {error}") from error
 
     @property
     def env_settings(self) -> dict[str, Any]:

@@ -35,13 +35,15 @@ def import_callable(path: Any, setting: str) -> Callable[..., Any]:
     return found
 
 
-def described_tasks(given: Mapping[str, Any], setting: str) -> list[dict[str, Any]]:
+def described_tasks(given: Any, setting: str) -> list[dict[str, Any]]:
     """
-    The tasks that one of `tasks`, `grid` and `random` describes.
+    The tasks that one of `tasks`, `grid` and `random` describes, or that are listed.
 
     Raises:
         ValueError: naming the setting, for none or several of them, or anything else; for what each refuses.
     """
+    if isinstance(given, list):
+        given = {"tasks": given}
     if not isinstance(given, Mapping):
         raise ValueError(f"{setting} needs one of {', '.join(WAYS)}, got {shown(given)}")
     ways = {name: given[name] for name in WAYS if given.get(name) is not None}

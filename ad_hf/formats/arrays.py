@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import MOST_CATEGORIES
+from ad_hf.envs.spaces import MOST_CATEGORIES, outside
 from ad_hf.formats.array_files import Hdf5, Npz, open_arrays, reading
-from ad_hf.histories.checks import outside
 from ad_hf.histories.writer import Steps, to_storage
 
 # What each array may be called; the first name that is there is taken.

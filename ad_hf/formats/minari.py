@@ -26,10 +26,9 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import read_space
+from ad_hf.envs.spaces import outside, read_space
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.formats.array_files import check_hdf5, reading
-from ad_hf.histories.checks import outside
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.episodes import Episode, episodes_of_row, join_episodes, pieces_of_episodes
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ad_hf.envs.spaces import storage_dtype
-from ad_hf.histories.checks import outside
+from ad_hf.envs.spaces import outside, storage_dtype
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.schema import HistoryMetadata
 

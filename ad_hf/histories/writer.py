@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 from datasets import Features
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import space_to_json, storage_dtype
+from ad_hf.envs.spaces import Elements, space_to_json
 from ad_hf.histories.card import dataset_card, dataset_config
-from ad_hf.histories.checks import outside
 from ad_hf.histories.schema import METADATA_FILE, ROW_GROUP_BYTES, HistoryMetadata, history_table, row_groups
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.settings import dump_yaml
@@ -70,17 +69,13 @@ def to_storage(values: np.ndarray, space: spaces.Space, name: str, is_action: bo
         `np.ndarray` of shape `(num_elements, *space.shape)`
 
     Raises:
-        ValueError: for elements of another size, and those that [`~ad_hf.histories.checks.outside`] finds.
+        ValueError: for elements of another size, and those that [`~ad_hf.envs.spaces.Elements`] finds.
     """
-    shape, dtype = space.shape or (), storage_dtype(space)
+    shape = space.shape or ()
     if int(np.prod(values.shape[1:])) != int(np.prod(shape)):
         raise ValueError(f"{name}: elements of shape {values.shape[1:]}, expected {shape}, those of {space}")
     values = values.reshape(len(values), *shape)
-    with np.errstate(invalid="ignore", over="ignore"):  # what does not fit is refused below
-        stored = values.astype(dtype)
-    wrong = outside(stored, space, is_action)
-    if dtype.kind != "f":
-        wrong |= (stored != values).reshape(len(values), -1).any(axis=1)
+    stored, wrong = Elements(space, is_action).store(values)
     if wrong.any():
         step = int(np.argmax(wrong))
         raise ValueError(f"{name}: {values[step].tolist()} at step {step}, expected an element of {space}")

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
-from ad_hf.envs.spaces import storage_dtype
+from ad_hf.envs.spaces import Elements, storage_dtype
 from ad_hf.envs.vector import checked_reset, checked_step, final_observations
 
 
@@ -72,9 +71,8 @@ class HistoryRecorder(VectorWrapper):
 
     Raises:
         ValueError: if the environments do not autoreset in the same step; at a reset or step, if they return something
-            else than gymnasium's vector environments do, for observations outside of their space, and for
-            observations, rewards and actions that are not finite. The bounds of real numbers are not checked, which
-            many environments take lightly.
+            else than gymnasium's vector environments do, and for observations, actions and rewards that a model cannot
+            take: see [`~ad_hf.envs.spaces.Elements`].
         Exception: whatever the environments raise, with a note of the step.
     """
 
@@ -87,7 +85,8 @@ class HistoryRecorder(VectorWrapper):
         self._num_steps = 0
         observations, actions = envs.single_observation_space, envs.single_action_space
         self._observation_dtype = storage_dtype(observations)
-        self._least, self._most = _bounds(observations, self._observation_dtype)
+        self._elements = Elements(observations, is_bounded=self._observation_dtype.kind != "f")
+        self._rewards_allowed, self._actions_allowed = Elements(), Elements(actions, is_bounded=True)
         # Time comes first while recording, so that a step is one contiguous write.
         self._observations = self._empty(num_steps, observations.shape, self._observation_dtype)
         self._actions = self._empty(num_steps, actions.shape, storage_dtype(actions))
@@ -129,19 +128,9 @@ class HistoryRecorder(VectorWrapper):
                 f"environment {indices[0]} gave an observation of shape {given.shape[1:]} at step {self._num_steps}, "
                 f"expected an element of {space}"
             )
-        with np.errstate(invalid="ignore"):  # what does not fit is refused below
-            stored = given.astype(self._observation_dtype)
-        if stored.dtype.kind == "f":
-            wrong = ~np.isfinite(stored)
-        else:
-            # Storing changes what is not an integer, or too large or small for the dtype.
-            wrong = stored != given
-            if self._most is not None:
-                wrong |= stored > self._most
-            if self._least is not None:
-                wrong |= stored < self._least
+        stored, wrong = self._elements.store(given)
         if wrong.any():
-            first = int(np.argmax(wrong.reshape(len(wrong), -1).any(axis=1)))
+            first = int(np.argmax(wrong))
             expected = "finite numbers" if stored.dtype.kind == "f" else "an element"
             raise ValueError(
                 f"environment {indices[first]} gave the observation {_shortened(given[first])} at step "
@@ -159,17 +148,17 @@ class HistoryRecorder(VectorWrapper):
     def step(self, actions: np.ndarray):
         """Step the environments and keep what they return."""
         step = self._num_steps
-        if self._actions.dtype.kind == "f" and not np.isfinite(actions).all():
-            given = _shortened(np.asarray(actions))
-            raise ValueError(f"the source gave the actions {given} at step {step}, expected finite numbers")
+        if self._actions_allowed.outside(np.asarray(actions)).any():
+            given, space = _shortened(np.asarray(actions)), self.env.single_action_space
+            raise ValueError(f"the source gave the actions {given} at step {step}, expected elements of {space}")
         try:
             returned = self.env.step(actions)
         except Exception as error:
             error.add_note(f"(in step {step})")
             raise
         observations, rewards, terminations, truncations, infos = checked_step(returned, self.env, step)
-        if not np.isfinite(rewards).all():
-            index = int(np.argmin(np.isfinite(rewards)))
+        if (wrong := self._rewards_allowed.outside(rewards)).any():
+            index = int(np.argmax(wrong))
             raise ValueError(f"environment {index} gave the reward {rewards[index]} at step {step}, expected a number")
         if step == len(self._rewards):
             self._grow()
@@ -213,17 +202,3 @@ class HistoryRecorder(VectorWrapper):
 
 def _shortened(observation: np.ndarray) -> str:
     return np.array2string(observation, threshold=20, separator=", ").replace("\n", "")
-
-
-def _bounds(space: spaces.Space, dtype: np.dtype) -> tuple[Any, Any]:
-    """Least and largest elements of a space of integers; `None` where its dtype holds no others."""
-    if not isinstance(space, spaces.Box):
-        sizes = np.asarray(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2))
-        return None, (sizes - 1).astype(dtype)
-    if dtype.kind not in "iu":
-        return None, None
-    limits = np.iinfo(dtype)
-    return (
-        space.low if (space.low > limits.min).any() else None,
-        space.high if (space.high < limits.max).any() else None,
-    )

@@ -56,7 +56,7 @@ class Trainer:
         self, recipe: Recipe, dataset: HistoryDataset, output_dir: Path, say: Callable[[str], None], streaming: bool
     ) -> None:
         self.recipe, self.config, self.output_dir = recipe, recipe.training, output_dir
-        self.family = TaskFamily.from_config(recipe.family)
+        self.family = TaskFamily(recipe.family)
         check_family(self.family, dataset)
         self.dataset, self.dataset_json = dataset, {**dataset.to_json(), "streaming": streaming}
         self.accelerator = make_accelerator(self.config, output_dir, say)

@@ -142,7 +142,7 @@ def benchmark_executors(num_jobs: int, repeats: int = 3) -> None:
     """
     prepare_process()
     recipe = load_recipe("dark_room")
-    family = TaskFamily.from_config(recipe.family)
+    family = TaskFamily(recipe.family)
     settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
     source, tasks = Source(**settings), family.tasks("train")
     envs = family.make_vec(tasks[:1])
@@ -179,7 +179,7 @@ def benchmark_executors(num_jobs: int, repeats: int = 3) -> None:
 def benchmark_collect(num_jobs: int) -> None:
     """Collection with all cores, against the same learner that neither records nor writes."""
     recipe = load_recipe("dark_room")
-    family = TaskFamily.from_config(recipe.family)
+    family = TaskFamily(recipe.family)
     settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
     source, cores = Source(**settings), available_cores()
     tasks = family.tasks("train")[:num_jobs]
@@ -266,7 +266,7 @@ def benchmark_train(repeats: int = 12) -> None:
 def benchmark_loader(batches: int = 200) -> None:
     """Batches without a model, from a really collected dataset, against what training consumes in the same run."""
     recipe = load_recipe("dark_room")
-    family = TaskFamily.from_config(recipe.family)
+    family = TaskFamily(recipe.family)
     few = TaskFamily(
         family.env_id, [task.kwargs for task in family.tasks("train")[:4]], family.env_kwargs, native_vector=True
     )
@@ -336,7 +336,7 @@ def benchmark_rollout(num_envs: int = 256, episodes: int = 200, single_episodes:
     at every step, and against reading the cache once per step, which is the least that attention needs.
     """
     recipe = load_recipe("dark_room")
-    family = TaskFamily.from_config(recipe.family)
+    family = TaskFamily(recipe.family)
     process, length = psutil.Process(), int(recipe.family.env_kwargs["max_episode_steps"])
     tasks = (family.tasks() * (1 + num_envs // len(family.tasks())))[:num_envs]
     spaces: dict[str, Any] = {

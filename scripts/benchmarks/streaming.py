@@ -289,7 +289,7 @@ def main() -> None:
         if dataset is None:
             recipe = load_recipe("dark_room")
             dataset = ad_hf.collect(
-                ad_hf.TaskFamily.from_config(recipe.family), **asdict(recipe.source), output_dir=folder / "histories"
+                ad_hf.TaskFamily(recipe.family), **asdict(recipe.source), output_dir=folder / "histories"
             )
         multiply(dataset, folder / "ten-times", 10)
         with LocalHub(folder / "hub") as hub:

@@ -304,7 +304,7 @@ def _loaded(text: str | bytes) -> Callable[[Place], Callable[[], Any]]:
             import ad_hf
 
             recipe = ad_hf.load_recipe(place.text(text))
-            ad_hf.TaskFamily.from_config(recipe.family)
+            ad_hf.TaskFamily(recipe.family)
             return recipe
 
         return call

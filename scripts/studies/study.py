@@ -296,7 +296,7 @@ class StudyRunner:
 
     def _run(self, cell: Cell) -> None:
         folder, recipe = self.folder / cell.folder, cell.recipe
-        family, variant = TaskFamily.from_config(recipe.family), cell.study.variants[cell.variant]
+        family, variant = TaskFamily(recipe.family), cell.study.variants[cell.variant]
         if variant.rl2 is not None:
             evaluation, parameters = self._run_rl2(cell, family, recipe)
         else:
@@ -388,7 +388,7 @@ class StudyRunner:
         tables = []
         for cell in {each.split: each for each in chosen}.values():
             recipe = cell.recipe
-            family = TaskFamily.from_config(recipe.family)
+            family = TaskFamily(recipe.family)
             if cell.study.baselines:
                 curves = source_curves(HistoryDataset.open(self.histories(recipe)))
                 tables.append(source_rows(curves, family, cell.split))

@@ -84,7 +84,7 @@ def test_task_that_ends_no_episode_is_named(tmp_path):
 
 
 def test_split_without_any_histories_is_refused(tmp_path):
-    family = TaskFamily("faulty:Faulty-v0", {"train": [{"goal": 1}], "test": [{"goal": 2, "fault": "step"}]})
+    family = TaskFamily("faulty:Faulty-v0", splits={"train": [{"goal": 1}], "test": [{"goal": 2, "fault": "step"}]})
     with pytest.raises(CollectionError, match=r"no dataset is written to .*all tasks of the split 'test' failed"):
         collect(family, **SMALL, output_dir=tmp_path)
     with pytest.raises(FileNotFoundError):

@@ -17,7 +17,7 @@ from ad_hf.histories.schema import read_metadata
 
 ROOM = {
     "env_id": "ad_hf/DarkRoom-v0",
-    "tasks": {"train": [{"goal": [0, 1]}], "test": [{"goal": [1, 1]}]},
+    "splits": {"train": [{"goal": [0, 1]}], "test": [{"goal": [1, 1]}]},
     "env_kwargs": {"size": 3, "max_episode_steps": 6},
     "native_vector": True,
 }
@@ -46,13 +46,13 @@ def fails(**kwargs):
         (room(size="3"), {}, r"^family\.env_kwargs and tasks: .*'size': '3'"),
         (room(size=10**9), {}, r"^no model can .*'size': 1000000000.* would take [\d,]+ bytes"),
         (
-            {"tasks": {"train": [{"goal": [0, 1]}], "test": [{"gaol": [1, 1]}]}},
+            {"splits": {"train": [{"goal": [0, 1]}], "test": [{"gaol": [1, 1]}]}},
             {},
             r"split 'test' can be made.*'gaol'",
         ),
         ({"native_vector": False, "wrappers": ["builtins.id"]}, {}, r"family\.wrappers\[0\]: builtins\.id returned"),
         ({"source_observation": {"door": 5}}, {}, r"family\.source_observation\.door must be a space"),
-        ({"source_observation": ["door"]}, {}, r"family\.source_observation must hold spaces"),
+        ({"source_observation": ["door"]}, {}, r"family\.source_observation must be a mapping"),
         ({"optimal_return": math.sqrt}, {}, r"^family\.optimal_return failed for .*'goal': \[0, 1\]"),
         ({"random_return": fails}, {}, r"^family\.random_return failed for .*KeyError: 'lost'"),
         ({"random_return": dict}, {}, r"^family\.random_return returned .*expected a finite number"),

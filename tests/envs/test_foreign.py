@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from ad_hf.envs.foreign import TASK_FUNCTIONS, WRAPPERS, check_env_id, check_family_section
+from ad_hf.envs.recipes import recipe_names, recipe_path
 from ad_hf.envs.tasks import import_callable
-from ad_hf.recipe import recipe_names, recipe_path
 
 ROOM = {"env_id": "ad_hf/DarkRoom-v0", "grid": {"goal": {"shape": [3, 3]}}}
 

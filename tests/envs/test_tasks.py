@@ -124,11 +124,11 @@ def test_what_is_wrong_with_a_value_is_named(value, named):
 def test_splits_can_be_drawn_from_values_of_their_own():
     low, high = ({"num_tasks": 4, "values": {"g": {"low": g, "high": g + 1}}} for g in (2, 9))
     config = FamilyConfig(env_id="Pendulum-v1", splits={"train": {"random": low}, "test": {"random": high}})
-    family = TaskFamily.from_config(config)
+    family = TaskFamily(config)
     assert [round(np.floor(task.kwargs["g"])) for task in family.tasks()] == [2] * 4 + [9] * 4
     high["num_tasks"] = 0
     with pytest.raises(ValueError, match=r"family\.splits\.test\.random\.num_tasks"):
-        TaskFamily.from_config(config)
+        TaskFamily(config)
 
 
 def test_a_family_of_random_tasks_is_split_as_any_other():
@@ -138,7 +138,7 @@ def test_a_family_of_random_tasks_is_split_as_any_other():
         num_validation_tasks=1,
         num_test_tasks=2,
     )
-    family = TaskFamily.from_config(config)
+    family = TaskFamily(config)
     assert [len(family.tasks(split)) for split in ("train", "validation", "test")] == [7, 1, 2]
     drawn = [task["g"] for task in draw_tasks(config.random)]
     assert [task.kwargs["g"] for task in family.tasks()] == drawn

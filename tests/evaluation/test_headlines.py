@@ -63,8 +63,8 @@ def reported(tmp_path, histories, tasks, own, source, random, optimal, **details
     """A report, a card and an evaluation of a model and a source whose returns in four tasks differ a little."""
     family = TaskFamily(
         "ad_hf/DarkRoom-v0",
-        {"train": [{"goal": [2, 2]}], "test": tasks},
-        {"size": 3},
+        splits={"train": [{"goal": [2, 2]}], "test": tasks},
+        env_kwargs={"size": 3},
         optimal_return=lambda **_: optimal,
         random_return=lambda **_: random,
         native_vector=True,
@@ -203,7 +203,7 @@ def test_random_play_is_bounded_and_seeded(dark_room_family):
 
 @pytest.mark.parametrize("option", [[], ["--independent_streams"], ["--no-independent_streams"]])
 def test_histories_of_arrays_are_compared_with(option, tmp_path, tiny_run, tiny_recipe_file, tiny_recipe):
-    family = TaskFamily.from_config(tiny_recipe.family)
+    family = TaskFamily(tiny_recipe.family)
     (tmp_path / "arrays").mkdir()
     length, rng = 6 * 20, np.random.default_rng(0)
     for task in family.all_tasks:

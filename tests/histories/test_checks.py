@@ -355,7 +355,7 @@ def test_train_refuses_malformed_data_with_one_line(
 
 
 def test_a_model_of_other_spaces_is_not_rolled_out(tiny_recipe):
-    family = ad_hf.TaskFamily.from_config(tiny_recipe.family)
+    family = ad_hf.TaskFamily(tiny_recipe.family)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "context_length": 8}
     rooms = {"type": "MultiDiscrete", "nvec": [3, 3]}
     wrong = {

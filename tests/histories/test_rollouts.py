@@ -307,7 +307,7 @@ def test_a_task_s_histories_are_used_up_before_one_is_used_again(demonstrations)
 
 
 def test_what_a_source_did_last_is_the_prompt(tiny_histories, tiny_recipe):
-    tasks = TaskFamily.from_config(tiny_recipe.family).tasks("test")
+    tasks = TaskFamily(tiny_recipe.family).tasks("test")
     rows, _ = ad_hf.load_histories(tiny_histories, "test")
     for task, prompt in zip(tasks, load_prompts(tiny_histories, tasks, num_steps=20)):
         lasts = [row["observations"][-18:] for row in rows if row["task_id"] == task.task_id]  # episodes of 6 steps

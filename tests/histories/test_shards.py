@@ -14,9 +14,10 @@ from gymnasium import spaces
 from history_files import ACTIONS, make_table, of_histories, open_dataset, write_dataset, write_shard
 
 import ad_hf
+from ad_hf.envs.spaces import outside
 from ad_hf.evaluation.report import source_curves
 from ad_hf.formats.merge import merge_datasets
-from ad_hf.histories.checks import COLUMNS, outside
+from ad_hf.histories.checks import COLUMNS
 from ad_hf.histories.dataset import check_dataset
 from ad_hf.histories.mapped import map_histories
 from ad_hf.histories.statistics import describe_shards

@@ -52,7 +52,7 @@ def test_histories_of_others_are_refused_before_anything_is_played(tiny_recipe, 
 
 
 def test_some_of_the_tasks_are_enough(tiny_recipe, tiny_histories, tmp_path):
-    family = TaskFamily.from_config(tiny_recipe.family)
+    family = TaskFamily(tiny_recipe.family)
 
     def fewer(data):
         data["tasks"] = [of("train", data)[0], *of("test", data)]

@@ -82,7 +82,7 @@ def test_the_best_model_on_validation_tasks_is_kept(tiny_recipe, tiny_histories,
     model = ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
     scores = [line["validation_return"] for line in metrics(tmp_path / "run") if "validation_return" in line]
     assert len(set(scores)) > 1
-    family = ad_hf.TaskFamily.from_config(tiny_recipe.family)
+    family = ad_hf.TaskFamily(tiny_recipe.family)
     training = tiny_recipe.training
     returns = ad_hf.evaluate(
         model, family, "validation", training.eval_episodes, training.eval_repeats, training.seed

@@ -1,0 +1,47 @@
+"""Where recipes are: YAML files with one section per step of a run, of the package or of a user."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ad_hf.settings import read_yaml, shown
+from ad_hf.storage.files import local_path
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    names = (path.name for path in files("ad_hf.recipes").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def recipe_path(recipe: str | Path) -> Path:
+    """
+    The YAML file of a recipe, given by name or as a file.
+
+    Raises:
+        FileNotFoundError: if there is neither, with the names that exist.
+    """
+    packaged = Path(str(files("ad_hf.recipes"))) / f"{recipe}.yaml"
+    for path in (packaged, local_path(recipe)):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"unknown recipe {str(recipe)!r}: expected one of {', '.join(recipe_names())}, or a YAML file"
+    )
+
+
+def read_recipe(recipe: str | Path) -> dict[str, dict[str, Any]]:
+    """
+    The sections of a recipe as they stand in its file; a section without settings is empty.
+
+    Raises:
+        FileNotFoundError: for an unknown recipe.
+        ValueError: for a file that is not YAML, or whose sections are not mappings.
+    """
+    sections = read_yaml(recipe_path(recipe))
+    for name, section in sections.items():
+        if not isinstance(section, dict | None):
+            raise ValueError(f"recipe {recipe}: section {name} must hold settings, got {shown(section)}")
+    return {name: section or {} for name, section in sections.items()}
