@@ -161,7 +161,9 @@ def collect(
     output.prepare_work(metadata, {"shard_transitions": shard_transitions, "max_piece_steps": piece_steps})
     jobs_per_shard = max(1, shard_transitions // (source.total_timesteps * source.tasks_per_job))
     work = WorkFolder(output.work, ShardLayout(tasks, source.seeds, source.tasks_per_job, jobs_per_shard), own_part)
-    run = partial(run_job, family, source, (metadata.observation_space, metadata.action_space), piece_steps, output.work)
+    run = partial(
+        run_job, family, source, (metadata.observation_space, metadata.action_space), piece_steps, output.work
+    )
     try:
         _learn(source, work, partial(make_pool, run))
         output.publish(work, metadata)

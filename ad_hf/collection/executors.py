@@ -30,7 +30,8 @@ class Pool(ABC):
         """Outcomes of the jobs that have ended by now, and whether their worker may have died of another job."""
 
     def copy_stragglers(self, free: int) -> None:
-        """There is no job left for some workers: they may run jobs that take long a second time."""
+        """Run jobs that take long a second time, on workers for which there is no job left."""
+        return  # unless a pool can
 
     @abstractmethod
     def close(self) -> None:

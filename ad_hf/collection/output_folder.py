@@ -114,7 +114,8 @@ class OutputFolder:
     def prepare_work(self, metadata: HistoryMetadata, layout: dict[str, int]) -> None:
         """Make the work folder; refuses to mix two collections in it, naming the setting that differs."""
         work = self.work
-        now = {name: value for name, value in asdict(metadata).items() if name not in ("failures", "progress")} | layout
+        settings = asdict(metadata) | layout
+        now = {name: value for name, value in settings.items() if name not in ("failures", "progress")}
         if not work.is_file(SETTINGS_FILE):
             with self._folder.locked(self._config_name):
                 if not work.is_file(SETTINGS_FILE):
@@ -161,7 +162,9 @@ class OutputFolder:
             self._write_card()
             number = sum(map(work.layout.num_tasks, range(len(work.layout))))
             reason = f"{len(failures)} of {number} tasks and seeds failed; {self.location} holds the others"
-            raise CollectionError(failures, self.location, f"{reason}, and the same call tries again those that failed")
+            raise CollectionError(
+                failures, self.location, f"{reason}, and the same call tries again those that failed"
+            )
 
     def _check_splits(self, work: WorkFolder, failures: list[TaskFailure]) -> None:
         """Refuse a dataset of which a split has lost all of its tasks."""
@@ -217,7 +220,8 @@ class OutputFolder:
 
 def _gather(work: WorkFolder, unfinished: set[int], folder: Folder) -> None:
     """Have all shards of which there is something in a folder, and nothing else."""
-    parts, names = work.find_parts(), {}
+    parts = work.find_parts()
+    names: dict[int, str] = {}
     for split in SPLITS:
         shards = [shard for shard in work.layout.shards(split) if shard not in unfinished or shard in parts]
         names |= {shard: f"{split}-{place:05d}-of-{len(shards):05d}.parquet" for place, shard in enumerate(shards)}

@@ -1,4 +1,4 @@
-"""Refusals of what would fail in every job of a collection, before the first one starts, by the name of its setting."""
+"""Refuses, before the first job, settings that would fail in every job of a collection."""
 
 from __future__ import annotations
 
@@ -95,9 +95,8 @@ def check_spaces(
     from ad_hf.model.configuration_ad import ADConfig
     from ad_hf.model.modeling_ad import ADModel
 
-    both = {"observation": observation_space, "action": action_space}
-    described = {}
-    for name, space in both.items():
+    described: dict[str, Any] = {}
+    for name, space in (("observation", observation_space), ("action", action_space)):
         if reason := _misfit(name, space):
             way_out = "" if reason.endswith(CHANNELS_LAST) else f", by a gymnasium.{name.capitalize()}Wrapper in "
             way_out += "family.wrappers" if way_out else ""

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from ad_hf.collection.ray_executor import run_jobs_on_ray
 
 from ad_hf.cli import main
 from ad_hf.collection.collect import collect
 from ad_hf.collection.failures import CollectionError
 from ad_hf.collection.jobs import Job, Outcome
-from ad_hf.collection.ray_executor import run_jobs_on_ray
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.sources import ray_executor
 

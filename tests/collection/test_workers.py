@@ -4,8 +4,9 @@ import subprocess
 import sys
 from functools import partial
 
-from ad_hf.collection.jobs import Job, Outcome
 from ad_hf.collection.workers import run_jobs
+
+from ad_hf.collection.jobs import Job, Outcome
 from ad_hf.envs.task_family import Task
 
 OWN_PROCESS = """

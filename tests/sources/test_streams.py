@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from ad_hf.sources.streams import state_count, state_numbers
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -16,7 +17,6 @@ from ad_hf.histories.schema import read_metadata
 from ad_hf.sources.bandits import UCB, ThompsonSampling
 from ad_hf.sources.learners import has_independent_streams, learns_side_by_side
 from ad_hf.sources.recorder import HistoryRecorder
-from ad_hf.sources.streams import state_count, state_numbers
 from ad_hf.sources.tabular import TabularQ
 
 LEARNERS = [TabularQ, UCB, ThompsonSampling]
