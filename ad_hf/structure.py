@@ -1,20 +1,28 @@
-"""The structure that JSON of a file must have, declared as type hints; errors say which entry has another."""
+"""The one checker of types: of settings, and of JSON in files whose structure is declared as type hints."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from ad_hf.settings import NAMES, shown
+NAMES: dict[Any, str] = {
+    **{dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a whole number"},
+    **{float: "a finite number", NoneType: "null", Callable: "a function"},
+}
+WHOLE = range(-(2**63), 2**63)  # the integers that the columns of a table hold
+LARGE = 2**1023  # integers from here on overflow a float
 
-WHOLE = range(-(2**63), 2**63)  # what the columns of a table hold
-LARGE = 2**1023  # whole numbers above which are no floating-point numbers
+Fault = tuple[int, str, str]  # index of the value that has it, path to the entry in that value, what is wrong
 
-Where = Callable[[int], str]
+
+def shown(value: Any) -> str:
+    """A value as errors show it: whole, unless it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_structure(value: Any, kind: Any, name: str) -> None:
@@ -23,21 +31,89 @@ def check_structure(value: Any, kind: Any, name: str) -> None:
 
     Args:
         value:
-            What `json.loads` gave.
+            The result of `json.loads`.
         kind:
             The structure as a type hint: `str`, `int`, `float`, `bool`, `list[...]`, `dict[str, ...]`, a `TypedDict`,
-            `... | None`, `Literal[...]`, `Any`, and `Annotated[int, range(...)]` for whole numbers within bounds.
-            Entries that a `TypedDict` does not name are left as they are. Numbers are finite.
+            a union, `Literal[...]`, `Any`, and `Annotated[int, range(...)]` for whole numbers within bounds. Entries
+            that a `TypedDict` does not name are left as they are. Numbers are finite.
         name (`str`):
-            What to call the value in an error, such as the path of its file.
+            The name of the value in an error, such as the path of its file.
 
     Raises:
-        ValueError: naming the entry, what it must be, and what it is.
+        ValueError: naming the entry, the type that it must have, and its value.
     """
-    try:
-        _check([value], kind, lambda index: "")
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    if fault := find_fault([value], kind):
+        _, path, message = fault
+        raise ValueError(f"{name}: {path.removeprefix('.') or 'it'} {message}")
+
+
+def find_fault(values: Sequence[Any], kind: Any) -> Fault | None:
+    """
+    A value that is not of a type, see [`check_structure`], or `None` if all are.
+
+    It checks all values of one entry at once: there may be 100,000 tasks, and a call for each would be slow.
+    """
+    origin, arguments = _parts(kind)
+    if kind is Any or not values:
+        return None
+    if origin in (Union, UnionType):
+        return _find_in_union(values, arguments, kind)
+    types, contains = _scalar(kind)
+    if not (types is None or set(map(type, values)) <= types) or not (contains is None or all(map(contains, values))):
+        for index, value in enumerate(values):
+            if not _fits(value, kind):
+                words = describe(kind)
+                if type(value) is int:  # out of range
+                    words = f"{words} of at most 64 bits" if kind is int else words.removeprefix("a whole number ")
+                return index, "", f"must be {words}, got {shown(value)}"
+    if is_typeddict(kind):
+        return _find_in_entries(values, kind)
+    if origin is list:
+        fault = find_fault(list(chain.from_iterable(values)), arguments[0])
+        return fault and _within(
+            fault, [(index, f"[{place}]") for index, value in enumerate(values) for place in range(len(value))]
+        )
+    if origin is dict:
+        names = [(index, name) for index, value in enumerate(values) for name in value]
+        if any(type(name) is not str for _, name in names):
+            index = next(index for index, name in names if type(name) is not str)
+            return index, "", f"must be a mapping with text as names, got {shown(values[index])}"
+        fault = find_fault(list(chain.from_iterable(map(dict.values, values))), arguments[1])
+        return fault and _within(fault, [(index, f".{name}") for index, name in names])
+    return None
+
+
+def _find_in_union(values: Sequence[Any], arms: tuple[Any, ...], kind: Any) -> Fault | None:
+    """Check each value against the first type of a union that is its own."""
+    chosen = [next((arm for arm in arms if _fits(value, arm)), None) for value in values]
+    if None in chosen:
+        index = chosen.index(None)
+        return index, "", f"must be {describe(kind)}, got {shown(values[index])}"
+    for arm in arms:
+        indices = [index for index, each in enumerate(chosen) if each == arm]
+        if fault := find_fault([values[index] for index in indices], arm):
+            return _within(fault, [(index, "") for index in indices])
+    return None
+
+
+def _find_in_entries(values: Sequence[dict[str, Any]], kind: Any) -> Fault | None:
+    """Check the entries that a `TypedDict` names."""
+    for name, hint, is_required in _entries(kind):
+        entries = [value[name] for value in values if name in value]
+        owners = values if len(entries) == len(values) else None
+        if is_required and owners is None:
+            index = next(index for index, value in enumerate(values) if name not in value)
+            return index, f".{name}", f"is missing, there are {shown(list(values[index]))}"
+        if fault := find_fault(entries, hint):
+            return _within(fault, [(index, f".{name}") for index, value in enumerate(values) if name in value])
+    return None
+
+
+def _within(fault: Fault, owners: Sequence[tuple[int, str]]) -> Fault:
+    """A fault of an inner value as one of the value that holds it."""
+    index, path, message = fault
+    owner, step = owners[index]
+    return owner, step + path, message
 
 
 @cache  # of few hints, for each of many entries
@@ -45,93 +121,51 @@ def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     return get_origin(kind), get_args(kind)
 
 
-def _check(values: Sequence[Any], kind: Any, where: Where) -> None:
-    """Check all values of one entry at once: there may be 100,000 tasks, and a call for each would be slow."""
-    if kind is Any or not values:
-        return
-    origin, arguments = _parts(kind)
-    if origin in (Union, UnionType):
-        (kind,) = (argument for argument in arguments if argument is not NoneType)
-        given = [index for index, value in enumerate(values) if value is not None]
-        _check([values[index] for index in given], kind, lambda index: where(given[index]))
-    elif origin is Literal:
-        _require(values, arguments.__contains__, f"one of {', '.join(arguments)}", where)
-    elif origin is Annotated:
-        bounds = arguments[1]
-        _require(values, lambda value: type(value) is int, NAMES[int], where)
-        _require(values, bounds.__contains__, f"from {bounds[0]} to {bounds[-1]}", where)
-    elif is_typeddict(kind):
-        _require_type(values, dict, where)
-        _check_entries(values, kind, where)
-    elif (origin or kind) is dict:
-        _require_type(values, dict, where)
-        if arguments:
-            owners = [(index, name) for index, value in enumerate(values) for name in value]
-            inner = list(chain.from_iterable(value.values() for value in values))
-            _check(inner, arguments[1], lambda index: _joined(where(owners[index][0]), owners[index][1]))
-    elif (origin or kind) is list:
-        _require_type(values, list, where)
-        if arguments:
-            inner = list(chain.from_iterable(values))
-            _check(inner, arguments[0], lambda index: _element(values, index, where))
-    else:
-        _require_type(values, kind, where)
-
-
-def _check_entries(values: Sequence[dict[str, Any]], kind: Any, where: Where) -> None:
-    """The entries of objects that a `TypedDict` describes."""
-    for name, hint, is_required in _entries_of(kind):
-        inner = [value[name] for value in values if name in value]
-        if is_required and len(inner) < len(values):
-            index = next(index for index, value in enumerate(values) if name not in value)
-            raise ValueError(f"{_joined(where(index), name)} is missing, there are {shown(list(values[index]))}")
-        _check(inner, hint, partial(_entry, values, name, where))
+@cache
+def _entries(kind: Any) -> list[tuple[str, Any, bool]]:
+    """The names of a `TypedDict`, their hints, and whether each is required."""
+    hints = get_type_hints(kind, include_extras=True).items()
+    # `__required_keys__` does not see into postponed hints.
+    return [
+        (name, get_args(hint)[0], False) if get_origin(hint) is NotRequired else (name, hint, True)
+        for name, hint in hints
+    ]
 
 
 @cache
-def _entries_of(kind: Any) -> list[tuple[str, Any, bool]]:
-    """The names of a `TypedDict`, their hints, and whether each is required."""
-    entries = []
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        is_required = get_origin(hint) is not NotRequired  # `__required_keys__` does not see into postponed hints
-        entries.append((name, hint if is_required else get_args(hint)[0], is_required))
-    return entries
-
-
-def _entry(values: Sequence[dict[str, Any]], name: str, where: Where, index: int) -> str:
-    """What to call an entry of the objects, by its number among those of all that have it."""
-    owners = [number for number, value in enumerate(values) if name in value]
-    return _joined(where(owners[index]), name)
-
-
-def _joined(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
-
-
-def _element(values: Sequence[list[Any]], index: int, where: Where) -> str:
-    """What to call an element of the lists, by its number among those of all."""
-    number = 0
-    while index >= len(values[number]):
-        index -= len(values[number])
-        number += 1
-    return f"{where(number)}[{index}]"
-
-
-def _require_type(values: Sequence[Any], kind: type, where: Where) -> None:
-    accepted = {float, int} if kind is float else {kind}
-    if not set(map(type, values)) <= accepted:
-        _require(values, lambda value: type(value) in accepted, NAMES[kind], where)
+def _scalar(kind: Any) -> tuple[set[type] | None, Callable[[Any], bool] | None]:
+    """The classes of a hint's values, and the test that they pass in addition; `None` if there is none."""
+    origin, arguments = _parts(kind)
+    if origin is Literal:
+        return None, arguments.__contains__
+    if origin is Annotated:
+        return {int}, arguments[1].__contains__
+    if (origin or kind) is Callable:
+        return None, callable
     if kind is float:
-        _require(values, _is_finite, NAMES[kind], where)
-    elif kind is int:
-        _require(values, WHOLE.__contains__, f"{NAMES[kind]} of at most 64 bits", where)
+        return {int, float}, _is_finite
+    return {dict if is_typeddict(kind) else origin or kind}, WHOLE.__contains__ if kind is int else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value itself, apart from its entries, is of a type."""
+    types, contains = _scalar(kind)
+    is_one = types is None or (isinstance(value, tuple(types)) and (bool in types or not isinstance(value, bool)))
+    return is_one and (contains is None or bool(contains(value)))
 
 
 def _is_finite(value: float) -> bool:
-    return abs(value) < LARGE if type(value) is int else math.isfinite(value)
+    return abs(value) < LARGE if isinstance(value, int) else math.isfinite(value)
 
 
-def _require(values: Sequence[Any], accepts: Callable[[Any], bool], expected: str, where: Where) -> None:
-    if not all(map(accepts, values)):
-        index = next(index for index, value in enumerate(values) if not accepts(value))
-        raise ValueError(f"{where(index) or 'it'} must be {expected}, got {shown(values[index])}")
+def describe(kind: Any) -> str:
+    """A type hint in words."""
+    origin, arguments = _parts(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(describe, arguments))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is Annotated:
+        return f"a whole number from {arguments[1][0]} to {arguments[1][-1]}"
+    kind = dict if is_typeddict(kind) else origin or kind
+    return NAMES.get(kind) or f"a {kind.__name__}"

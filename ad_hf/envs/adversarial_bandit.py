@@ -6,11 +6,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
-from ad_hf.envs.vector import NativeVectorEnv, of_each
+from ad_hf.envs.vector import NativeVectorEnv, SingleEnv, of_each
 
 ARM_DISTRIBUTIONS = ("odd", "even", "uniform")
+BLOCK = 100  # trials whose luck is drawn at a time
 USUAL = 0.95  # probability that the arms which usually pay more do
 
 
@@ -60,59 +60,26 @@ def random_return(
 
 def expert(observations: np.ndarray, envs: Any) -> np.ndarray:
     """Optimal actions (num_envs,): the best arms; for [`~ad_hf.sources.noised.NoisedPolicy`]."""
-    return of_each(envs, "means", "means").argmax(axis=1)
-
-
-class AdversarialBanditEnv(gym.Env[np.int64, np.int64]):
-    r"""
-    A bandit with arms that pay 1 or 0, each with a probability of its own. There is nothing to see: the only
-    observation is 0.
-
-    `gym.make("ad_hf/AdversarialBandit-v0", max_episode_steps=...)` truncates episodes, after 100 trials unless told
-    otherwise. What each arm would pay at each trial is drawn when an episode starts.
-
-    Args:
-        rewarding (`str`, *optional*, defaults to `"odd"`), task_seed (`int`, *optional*, defaults to 0):
-            The task, that is, the arms' means: see [`draw_arm_means`].
-        num_arms (`int`, *optional*, defaults to 10):
-            Number of arms.
-    """
-
-    metadata = {"render_modes": []}
-
-    def __init__(self, rewarding: str = "odd", task_seed: int = 0, num_arms: int = 10) -> None:
-        self.means = draw_arm_means(rewarding, task_seed, num_arms)
-        self.observation_space = gym.spaces.Discrete(1)
-        self.action_space = gym.spaces.Discrete(num_arms)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode; returns 0 and an empty info."""
-        super().reset(seed=seed)
-        self._luck = np.random.default_rng(self.np_random.integers(2**63))
-        return np.int64(0), {}
-
-    def step(self, action: np.int64):
-        """Pull an arm; episodes never terminate, the time limit truncates them."""
-        return np.int64(0), float(self._luck.random() < self.means[action]), False, False, {}
+    return of_each(envs, "means").argmax(axis=1)
 
 
 class AdversarialBanditVectorEnv(NativeVectorEnv):
     r"""
-    Many bandits in one set of numpy arrays; agrees step by step with [`AdversarialBanditEnv`].
+    Bandits with arms that pay 1 or 0, each with a probability of its own. There is nothing to see: the only
+    observation is 0. What each arm would pay at each trial is drawn when an episode starts.
 
     Args:
         num_envs (`int`, *optional*, defaults to 1):
             Number of bandits.
-        rewarding (`str` or array of shape `(num_envs,)`), task_seed (`int` or array of shape `(num_envs,)`):
-            The task of each bandit, or one for all.
+        rewarding (`str` or array of shape `(num_envs,)`, *optional*, defaults to `"odd"`), task_seed (`int` or array
+        of shape `(num_envs,)`, *optional*, defaults to 0):
+            The task of each bandit, that is, its arms' means, or one for all: see [`draw_arm_means`].
         num_arms (`int`, *optional*, defaults to 10):
             Number of arms, shared by all bandits.
         max_episode_steps (`int`, *optional*, defaults to 100):
             Trials after which an episode is truncated.
-        autoreset_mode (`AutoresetMode` or `str`, *optional*, defaults to `"SameStep"`):
-            Any of gymnasium's modes: see [`~ad_hf.envs.vector.NativeVectorEnv`].
-        render_mode (`None`):
-            There is nothing to see.
+        autoreset_mode:
+            As in [`~ad_hf.envs.vector.NativeVectorEnv`].
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
@@ -124,33 +91,41 @@ class AdversarialBanditVectorEnv(NativeVectorEnv):
         task_seed: Any = 0,
         num_arms: int = 10,
         max_episode_steps: int = 100,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        render_mode: None = None,
+        **vector: Any,
     ) -> None:
         settings = (np.broadcast_to(setting, num_envs).tolist() for setting in (rewarding, task_seed))
         tasks = list(zip(*settings))
         means = {(which, seed): draw_arm_means(which, seed, num_arms) for which, seed in set(tasks)}
         self.means = np.stack([means[task] for task in tasks])
-        super().__init__(
-            num_envs,
-            gym.spaces.Discrete(1),
-            gym.spaces.Discrete(num_arms),
-            max_episode_steps,
-            autoreset_mode,
-            render_mode,
-        )
-        self._luck = np.zeros((num_envs, max_episode_steps))
+        spaces = gym.spaces.Discrete(1), gym.spaces.Discrete(num_arms)
+        super().__init__(num_envs, *spaces, max_episode_steps, **vector)
+        self._episodes: list[np.random.Generator] = [np.random.default_rng(0)] * num_envs
+        self._luck = np.zeros((num_envs, BLOCK))
         self._rows = np.arange(num_envs)
 
     def _start(self, indices: np.ndarray) -> None:
         for index in indices:
-            episode = np.random.default_rng(self._generator(index).integers(2**63))
-            self._luck[index] = episode.random(self.max_episode_steps)
+            self._episodes[index] = np.random.default_rng(self._generator(index).integers(2**63))
+        self._draw(indices)
+
+    def _draw(self, indices: np.ndarray) -> None:
+        """Draw the luck of the next trials."""
+        for index in indices:
+            self._episodes[index].random(out=self._luck[index])
 
     def _move(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # An environment that is about to be reset may be past its last trial.
-        luck = self._luck[self._rows, np.minimum(self._elapsed, self.max_episode_steps - 1)]
+        trials = self._elapsed % BLOCK
+        if not trials.all():
+            self._draw(np.flatnonzero((trials == 0) & (self._elapsed > 0)))
+        luck = self._luck[self._rows, trials]
         return (luck < self.means[self._rows, actions]).astype(np.float64), np.zeros(self.num_envs, dtype=bool)
 
     def _observe(self) -> np.ndarray:
         return np.zeros(self.num_envs, dtype=np.int64)
+
+
+class AdversarialBanditEnv(SingleEnv):
+    """One bandit, with the arguments of [`AdversarialBanditVectorEnv`] for one."""
+
+    vector_class = AdversarialBanditVectorEnv
+    metadata = AdversarialBanditVectorEnv.metadata

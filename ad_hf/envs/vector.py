@@ -10,32 +10,30 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-
-def of_each(envs: Any, native: str, single: str) -> np.ndarray:
-    """
-    An attribute of every environment (num_envs, ...), by its name in native vectors and in single environments.
-
-    Args:
-        envs:
-            A [`NativeVectorEnv`], or a vector with single `envs`: gymnasium's `SyncVectorEnv`, SB3's `DummyVecEnv`.
-        native, single (`str`):
-            The two names.
-    """
-    if isinstance(envs, NativeVectorEnv):
-        return getattr(envs, native)
-    return np.stack([getattr(env.unwrapped, single) for env in envs.envs])
-
-
 TRUTH = np.dtype(bool)
+STEP = ("observations", "rewards", "terminations", "truncations", "infos")
+
+
+def _parts(returned: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
+    """The values that a reset or a step returned, of which the last are infos."""
+    if not isinstance(returned, tuple) or len(returned) != len(names):
+        raise ValueError(f"{what} returned {_form(returned)}, expected {', '.join(names)}")
+    if not isinstance(returned[-1], dict):
+        raise ValueError(
+            f"{what} returned infos as {_form(returned[-1])}, expected gymnasium's dict of arrays: leave out the "
+            "wrapper that changes their form"
+        )
+    return returned
+
+
+def _form(value: Any) -> str:
+    return f"a {type(value).__name__}" + (f" of {len(value)} values" if isinstance(value, tuple | list) else "")
 
 
 def checked_reset(returned: Any, envs: Any, step: int) -> tuple[Any, dict[str, Any]]:
-    """What a vector environment's reset returned: observations and infos, or a `ValueError` that says what it is."""
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        raise ValueError(
-            f"step {step}: the reset of {envs} returned {_form(returned)}, expected observations and infos"
-        )
-    return returned[0], _checked_infos(returned[1], envs, step)
+    """Observations and infos that a vector environment's reset returned; a `ValueError` for anything else."""
+    observations, infos = _parts(returned, ("observations", "infos"), f"step {step}: the reset of {envs}")
+    return observations, infos
 
 
 def checked_step(
@@ -46,7 +44,7 @@ def checked_step(
 
     Args:
         returned:
-            That.
+            The values.
         envs (`gymnasium.vector.VectorEnv`), step (`int`):
             The environments, and the number of the step, for errors.
 
@@ -56,40 +54,29 @@ def checked_step(
     Raises:
         ValueError: for anything else than five values, of numbers for each environment, and a dict of infos.
     """
-    if not isinstance(returned, tuple) or len(returned) != 5:
-        raise ValueError(
-            f"step {step}: {envs} returned {_form(returned)}, expected observations, rewards, terminations, "
-            "truncations and infos"
-        )
-    observations, rewards, terminations, truncations, infos = returned
+    observations, rewards, terminations, truncations, infos = _parts(returned, STEP, f"step {step}: {envs}")
     if type(rewards) is type(terminations) is type(truncations) is np.ndarray and (
         rewards.dtype.kind == "f"
         and terminations.dtype is truncations.dtype is TRUTH
         and rewards.shape == terminations.shape == truncations.shape == (envs.num_envs,)
-        and type(infos) is dict
     ):
-        return returned  # as it is meant to be: what else there is takes longer to look at than some environments do
-    rewards, terminations, truncations = map(np.asarray, (rewards, terminations, truncations))
-    for name, array, kinds in (
-        ("rewards", rewards, "biuf"),
-        ("terminations", terminations, "biu"),
-        ("truncations", truncations, "biu"),
-    ):
-        if array.shape != (envs.num_envs,) or array.dtype.kind not in kinds:
+        return returned  # as it is meant to be: the checks below take longer than some environments
+    arrays = [np.asarray(rewards), np.asarray(terminations), np.asarray(truncations)]
+    for name, array in zip(STEP[1:], arrays):
+        if array.shape != (envs.num_envs,) or array.dtype.kind not in ("biuf" if name == "rewards" else "biu"):
             raise ValueError(
                 f"step {step}: {envs} returned {name} of shape {array.shape} and dtype {array.dtype}, expected a "
                 f"{'number' if name == 'rewards' else 'truth value'} for each of {envs.num_envs} environments"
             )
-    flags = terminations.astype(bool, copy=False), truncations.astype(bool, copy=False)
-    return observations, rewards, *flags, _checked_infos(infos, envs, step)
+    return observations, arrays[0], arrays[1].astype(bool), arrays[2].astype(bool), infos
 
 
 def final_observations(infos: dict[str, Any], envs: Any, step: int) -> Any:
     """
-    What was seen last of the episodes that a step has ended: valid for their environments, of all (num_envs, ...).
+    The last observations of the episodes that a step has ended: (num_envs, ...), valid for their environments.
 
     Raises:
-        ValueError: if the infos lack it.
+        ValueError: if the infos lack them.
     """
     if infos.get("final_obs") is None:
         raise ValueError(
@@ -99,26 +86,13 @@ def final_observations(infos: dict[str, Any], envs: Any, step: int) -> Any:
     return infos["final_obs"]
 
 
-def _checked_infos(infos: Any, envs: Any, step: int) -> dict[str, Any]:
-    if not isinstance(infos, dict):
-        raise ValueError(
-            f"step {step}: {envs} returned infos as {_form(infos)}, expected gymnasium's dict of arrays: leave out "
-            "the wrapper that changes their form"
-        )
-    return infos
-
-
-def _form(value: Any) -> str:
-    return f"a {type(value).__name__}" + (f" of {len(value)} values" if isinstance(value, tuple | list) else "")
-
-
 class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     r"""
     Base of environments whose dynamics are written for many at once, in numpy arrays.
 
-    A subclass says how episodes start (`_start`), what actions do (`_move`), and what is seen (`_observe`,
-    `_information`). Whatever is random is drawn when an episode starts, from the environment's own generator, so that
-    environment i with seed s lives through the same as a single environment with seed s + i.
+    A subclass says how episodes start (`_start`), what actions do (`_move`), and what the agent sees (`_observe`,
+    `_information`). All random numbers come from generators that an environment owns, so that environment i with seed
+    s lives through the same as a single environment with seed s + i.
 
     Args:
         num_envs (`int`):
@@ -127,7 +101,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             Of one environment.
         max_episode_steps (`int`):
             Steps after which an episode is truncated.
-        autoreset_mode (`AutoresetMode` or `str`):
+        autoreset_mode (`AutoresetMode` or `str`, *optional*, defaults to `"SameStep"`):
             Any of gymnasium's modes. In SAME_STEP, `info["final_obs"]` is an array (num_envs, ...) whose rows are
             valid where `info["_final_obs"]` is set.
         render_mode (`str`, *optional*):
@@ -142,8 +116,8 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         observation_space: gym.Space,
         action_space: gym.Space,
         max_episode_steps: int,
-        autoreset_mode: AutoresetMode | str,
-        render_mode: str | None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
     ) -> None:
         if max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
@@ -179,6 +153,10 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _information(self) -> dict[str, np.ndarray]:
         """New arrays (num_envs,) of what a learner may know beside the observations, by name."""
         return {}
+
+    def _frame(self, index: int) -> np.ndarray:
+        """A picture (height, width, 3) of an environment."""
+        raise NotImplementedError
 
     def _generator(self, index: int) -> np.random.Generator:
         """The random numbers of an environment, made when they are first needed."""
@@ -230,13 +208,15 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Returns:
             Observations (num_envs, ...); rewards, terminations and truncations (num_envs,); infos.
         """
-        if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
-            raise RuntimeError("an episode has ended: call reset(options={'reset_mask': ...}) before the next step")
-        resetting = self._ended.copy()  # only NEXT_STEP leaves ended environments for the next step
+        resetting = None
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP and self._ended.any():
+            if self.autoreset_mode is AutoresetMode.DISABLED:
+                raise RuntimeError("an episode has ended: call reset(options={'reset_mask': ...}) first")
+            resetting = self._ended.copy()
         rewards, terminations = self._move(actions)
         self._elapsed += 1
         truncations = self._elapsed >= self.max_episode_steps
-        if resetting.any():
+        if resetting is not None:
             self._restart(resetting)
             rewards[resetting] = 0.0
             terminations[resetting] = truncations[resetting] = False
@@ -250,3 +230,63 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._restart(ended)
         infos |= self._infos(np.ones(self.num_envs, dtype=bool))
         return self._observe(), rewards, terminations, truncations, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """A picture (height, width, 3) of each environment, or `None` without a render mode."""
+        return tuple(map(self._frame, range(self.num_envs))) if self.render_mode == "rgb_array" else None
+
+
+class SingleEnv(gym.Env[Any, np.int64]):
+    r"""
+    One environment of a native vector, without a limit to its episodes: `gym.make` adds that of its id.
+
+    Args:
+        *arguments, **settings:
+            As of its `vector_class`, for a single environment.
+    """
+
+    vector_class: type[Any]
+    metadata = NativeVectorEnv.metadata
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings |= {"max_episode_steps": 2**62, "autoreset_mode": AutoresetMode.DISABLED}
+        self.vector: NativeVectorEnv = self.vector_class(1, *arguments, **settings)
+        self.render_mode = self.vector.render_mode
+        self.observation_space = self.vector.single_observation_space
+        self.action_space = self.vector.single_action_space
+
+    def _information(self) -> dict[str, Any]:
+        return {name: values[0].item() for name, values in self.vector._information().items()}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Start an episode; returns an observation and infos."""
+        super().reset(seed=seed)
+        self.vector._generators[0] = self.np_random
+        self.vector._restart(np.ones(1, dtype=bool))
+        return self.vector._observe()[0], self._information()
+
+    def step(self, action: np.int64):
+        """Act; returns an observation, a reward, whether the episode terminates, `False`, and infos."""
+        rewards, terminations = self.vector._move(np.array([action]))
+        self.vector._elapsed += 1
+        return self.vector._observe()[0], float(rewards[0]), bool(terminations[0]), False, self._information()
+
+    def render(self) -> np.ndarray | None:
+        """A picture (height, width, 3), or `None` without a render mode."""
+        frames = self.vector.render()
+        return None if frames is None else frames[0]
+
+
+def of_each(envs: Any, name: str) -> np.ndarray:
+    """
+    An attribute of every environment (num_envs, ...), by its name in native vectors.
+
+    Args:
+        envs:
+            A [`NativeVectorEnv`], or a vector with single `envs`: gymnasium's `SyncVectorEnv`, SB3's `DummyVecEnv`.
+        name (`str`):
+            The name.
+    """
+    if isinstance(envs, NativeVectorEnv):
+        return getattr(envs, name)
+    return np.concatenate([getattr(env.unwrapped.vector, name) for env in envs.envs])

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ad_hf.envs.vector import NativeVectorEnv
+from ad_hf.envs.vector import NativeVectorEnv, SingleEnv
 from ad_hf.envs.watermaze_view import draw_map, draw_views
 
 # One row per action: steps ahead, steps to the left, turns to the left.
@@ -41,134 +41,41 @@ def optimal_return(*, max_episode_steps: int = 50, **_: Any) -> float:
     return 1.0
 
 
-def _check_platforms(platform: Any, num_envs: int | None = None) -> np.ndarray:
-    platforms = np.asarray(platform)
-    shapes = ((2,),) if num_envs is None else ((2,), (num_envs, 2))
-    if platforms.shape not in shapes or platforms.dtype.kind not in "iuf":
-        expected = " or ".join(str(shape) for shape in shapes)
-        raise ValueError(f"platform must hold numbers (x, y) in shape {expected}, got {platform!r}")
-    platforms = platforms.astype(np.float64)
-    if not (np.hypot(*platforms.T) <= 1.0).all():
-        raise ValueError(f"platform must lie in the pool, x * x + y * y <= 1, got {platforms.tolist()}")
-    return platforms
-
-
-def _frame_space(height: int, width: int) -> gym.spaces.Box:
-    if min(height, width) < 1:
-        raise ValueError(f"height and width must be at least 1, got {height} and {width}")
-    return gym.spaces.Box(0, 255, (height, width, 3), np.uint8)
-
-
-def _swim(positions: np.ndarray, headings: np.ndarray, actions: Any) -> None:
-    """Move agents (number, 2) and turn their headings (number,), in place; they slide along the wall."""
-    ahead, left, turn = ACTIONS[actions].T
-    headings += turn * TURN_ANGLE
-    cosine, sine = np.cos(headings), np.sin(headings)
-    positions[:, 0] += (ahead * cosine - left * sine) * STEP_LENGTH
-    positions[:, 1] += (ahead * sine + left * cosine) * STEP_LENGTH
-    positions *= (SWIMMING_RADIUS / np.maximum(np.hypot(*positions.T), SWIMMING_RADIUS))[:, None]
-
-
-def _on_platform(positions: np.ndarray, platforms: np.ndarray) -> np.ndarray:
-    return np.hypot(*(positions - platforms).T) <= PLATFORM_RADIUS
-
-
-def _draw(view: np.ndarray, platform: np.ndarray, position: np.ndarray, heading: float) -> np.ndarray:
-    """A map beside what the agent sees, enlarged to about the map's size."""
-    scale = max(1, MAP_PIXELS // len(view))
-    view = view.repeat(scale, axis=0).repeat(scale, axis=1)
-    return np.concatenate([draw_map(platform, PLATFORM_RADIUS, position, heading, len(view)), view], axis=1)
-
-
-class WatermazeEnv(gym.Env[np.ndarray, np.int64]):
-    r"""
-    A round pool of radius 1 with landmarks on its wall and a platform that is never seen. The agent starts in the
-    centre, sees a frame (`height`, `width`, 3), and is rewarded with 1 on first reaching the platform.
-
-    Actions are forward, backward, left, right (0.1 each), turn left and turn right (30 degrees each), and both turns
-    while moving forward. At the wall the agent slides along it.
-
-    `gym.make("ad_hf/Watermaze-v0", max_episode_steps=...)` truncates episodes, after 50 steps unless told otherwise.
-    `info["reached"]` says whether the platform was reached, 0 or 1.
-
-    Args:
-        platform (`tuple[float, float]`, *optional*, defaults to `(0.5, 0.5)`):
-            Where the middle of the platform is, (x, y) in the unit disc: the task. Its radius is 0.15.
-        height, width (`int`, *optional*, defaults to 72 and 96):
-            Pixels of a frame.
-        random_heading (`bool`, *optional*, defaults to `True`):
-            Whether episodes start with any heading, so that only the landmarks tell where to go. If not, the agent
-            looks along the x axis at first, and a platform can be found again by a fixed sequence of actions.
-        terminate_on_reach (`bool`, *optional*, defaults to `False`):
-            Whether the platform ends the episode. If not, it goes on, with nothing more to gain, to its time limit.
-        render_mode (`str`, *optional*):
-            `"rgb_array"` or `None`.
-
-    Raises:
-        ValueError: if the platform lies outside the pool, or a frame has no pixels.
-    """
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
-
-    def __init__(
-        self,
-        platform: Any = (0.5, 0.5),
-        height: int = 72,
-        width: int = 96,
-        random_heading: bool = True,
-        terminate_on_reach: bool = False,
-        render_mode: str | None = None,
-    ) -> None:
-        self.platform = _check_platforms(platform)
-        self.observation_space = _frame_space(height, width)
-        self.action_space = gym.spaces.Discrete(len(ACTIONS))
-        self.random_heading, self.terminate_on_reach = random_heading, terminate_on_reach
-        self.render_mode = render_mode
-        self._size = height, width
-        self._position, self._heading = np.zeros((1, 2)), np.zeros(1)
-        self._reached = False
-
-    def _observe(self) -> np.ndarray:
-        return draw_views(self._position, self._heading, *self._size)[0]
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Put the agent in the centre; returns what it sees (height, width, 3) and info."""
-        super().reset(seed=seed)
-        self._position[:] = 0.0
-        self._heading[:] = self.np_random.uniform(-np.pi, np.pi) if self.random_heading else 0.0
-        self._reached = False
-        return self._observe(), {"reached": 0}
-
-    def step(self, action: np.int64):
-        """Move or turn, or both."""
-        _swim(self._position, self._heading, action)
-        first = not self._reached and bool(_on_platform(self._position, self.platform)[0])
-        self._reached |= first
-        terminated = self.terminate_on_reach and self._reached
-        return self._observe(), float(first), terminated, False, {"reached": int(self._reached)}
-
-    def render(self) -> np.ndarray | None:
-        """A map beside what the agent sees, or `None` without a render mode."""
-        if self.render_mode != "rgb_array":
-            return None
-        return _draw(self._observe(), self.platform, self._position[0], self._heading[0])
+def _read_platforms(platform: Any, num_envs: int) -> np.ndarray:
+    """Platforms (num_envs, 2) of an argument that gives one for each pool, or one for all."""
+    given = np.asarray(platform)
+    if given.shape not in ((2,), (num_envs, 2)) or given.dtype.kind not in "iuf":
+        raise ValueError(f"platform must hold numbers (x, y) in shape (2,) or ({num_envs}, 2), got {platform!r}")
+    if not (np.hypot(*given.T) <= 1.0).all():
+        raise ValueError(f"platform must lie in the pool, x * x + y * y <= 1, got {given.tolist()}")
+    return np.broadcast_to(given.astype(np.float64), (num_envs, 2))
 
 
 class WatermazeVectorEnv(NativeVectorEnv):
     r"""
-    Many pools in one set of numpy arrays, each with a platform of its own; agrees step by step with [`WatermazeEnv`].
+    Round pools of radius 1 with landmarks on their walls, each with a platform that is never seen. The agent starts in
+    the centre, sees a frame (`height`, `width`, 3), and is rewarded with 1 on first reaching the platform.
+
+    Actions are forward, backward, left, right (0.1 each), turn left and turn right (30 degrees each), and both turns
+    while moving forward. At the wall the agent slides along it. `info["reached"]` says whether it has reached the
+    platform, 0 or 1.
 
     Args:
         num_envs (`int`, *optional*, defaults to 1):
             Number of pools.
         platform (`np.ndarray` of shape `(num_envs, 2)` or `(2,)`, *optional*, defaults to `(0.5, 0.5)`):
-            Platform of each pool, or one for all.
-        height, width, random_heading, terminate_on_reach, render_mode:
-            As in [`WatermazeEnv`], shared by all pools.
+            Middle of each pool's platform, or of all pools', (x, y) in the unit disc: the task. Its radius is 0.15.
+        height, width (`int`, *optional*, defaults to 72 and 96):
+            Pixels of a frame.
+        random_heading (`bool`, *optional*, defaults to `True`):
+            Whether episodes start with any heading, so that only the landmarks tell where to go. If not, the agent
+            looks along the x axis at first, and a fixed sequence of actions finds a platform again.
+        terminate_on_reach (`bool`, *optional*, defaults to `False`):
+            Whether the platform ends the episode. If not, it goes on, with nothing more to gain, to its time limit.
         max_episode_steps (`int`, *optional*, defaults to 50):
             Steps after which an episode is truncated.
-        autoreset_mode (`AutoresetMode` or `str`, *optional*, defaults to `"SameStep"`):
-            Any of gymnasium's modes: see [`~ad_hf.envs.vector.NativeVectorEnv`].
+        autoreset_mode, render_mode:
+            As in [`~ad_hf.envs.vector.NativeVectorEnv`].
 
     Raises:
         ValueError: if a platform lies outside its pool, or a frame has no pixels.
@@ -183,19 +90,14 @@ class WatermazeVectorEnv(NativeVectorEnv):
         random_heading: bool = True,
         terminate_on_reach: bool = False,
         max_episode_steps: int = 50,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        render_mode: str | None = None,
+        **vector: Any,
     ) -> None:
-        self.platforms = np.broadcast_to(_check_platforms(platform, num_envs), (num_envs, 2))
+        if min(height, width) < 1:
+            raise ValueError(f"height and width must be at least 1, got {height} and {width}")
+        self.platforms = _read_platforms(platform, num_envs)
         self.random_heading, self.terminate_on_reach = random_heading, terminate_on_reach
-        super().__init__(
-            num_envs,
-            _frame_space(height, width),
-            gym.spaces.Discrete(len(ACTIONS)),
-            max_episode_steps,
-            autoreset_mode,
-            render_mode,
-        )
+        spaces = gym.spaces.Box(0, 255, (height, width, 3), np.uint8), gym.spaces.Discrete(len(ACTIONS))
+        super().__init__(num_envs, *spaces, max_episode_steps, **vector)
         self._size = height, width
         self._positions, self._headings = np.zeros((num_envs, 2)), np.zeros(num_envs)
         self._reached = np.zeros(num_envs, dtype=bool)
@@ -212,8 +114,15 @@ class WatermazeVectorEnv(NativeVectorEnv):
         self._started = indices
 
     def _move(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _swim(self._positions, self._headings, actions)
-        first = _on_platform(self._positions, self.platforms) & ~self._reached
+        positions, headings = self._positions, self._headings
+        ahead, left, turn = ACTIONS[actions].T
+        headings += turn * TURN_ANGLE
+        cosine, sine = np.cos(headings), np.sin(headings)
+        positions[:, 0] += (ahead * cosine - left * sine) * STEP_LENGTH
+        positions[:, 1] += (ahead * sine + left * cosine) * STEP_LENGTH
+        # Along the wall the agent slides.
+        positions *= (SWIMMING_RADIUS / np.maximum(np.hypot(*positions.T), SWIMMING_RADIUS))[:, None]
+        first = (np.hypot(*(positions - self.platforms).T) <= PLATFORM_RADIUS) & ~self._reached
         self._reached |= first
         return first.astype(np.float64), self._reached & self.terminate_on_reach
 
@@ -223,7 +132,7 @@ class WatermazeVectorEnv(NativeVectorEnv):
         else:  # only the pools that have just started look different
             frames, started = self._last_frames.copy(), self._started
             frames[started] = draw_views(self._positions[started], self._headings[started], *self._size)
-        # Where episodes end and start in one step, the frames are asked for a second time.
+        # Where episodes end and start in one step, that step observes twice.
         again = self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any()
         self._last_frames = frames if again else None
         return frames
@@ -231,9 +140,18 @@ class WatermazeVectorEnv(NativeVectorEnv):
     def _information(self) -> dict[str, np.ndarray]:
         return {"reached": self._reached.astype(np.int64)}
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        """One map beside what the agent sees per pool, or `None` without a render mode."""
-        if self.render_mode != "rgb_array":
-            return None
-        views = draw_views(self._positions, self._headings, *self._size)
-        return tuple(_draw(*pool) for pool in zip(views, self.platforms, self._positions, self._headings))
+    def _frame(self, index: int) -> np.ndarray:
+        """A map beside what the agent sees, enlarged to about the map's size."""
+        position, heading = self._positions[index], self._headings[index]
+        view = draw_views(position[None], heading[None], *self._size)[0]
+        scale = max(1, MAP_PIXELS // len(view))
+        view = view.repeat(scale, axis=0).repeat(scale, axis=1)
+        return np.concatenate(
+            [draw_map(self.platforms[index], PLATFORM_RADIUS, position, heading, len(view)), view], 1
+        )
+
+
+class WatermazeEnv(SingleEnv):
+    """One pool, with the arguments of [`WatermazeVectorEnv`] for one."""
+
+    vector_class = WatermazeVectorEnv

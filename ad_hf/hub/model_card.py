@@ -17,7 +17,6 @@ from ad_hf.hub.model_files import (
     EVALUATION_FILE,
     REPORT_FILE,
     Content,
-    listed,
     own_results,
     run_files,
     weights_digest,
@@ -25,7 +24,7 @@ from ad_hf.hub.model_files import (
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.settings import parse_json, read_json
 from ad_hf.storage.cards import CARD, LICENSE, card_of, merge_card, render_card
-from ad_hf.storage.files import atomic_path, read_text, write_text
+from ad_hf.storage.files import atomic_path, files_in, read_text, write_text
 from ad_hf.storage.repositories import HUB_ID
 
 JSON_FILES = (CONFIG_FILE, "run.json", REPORT_FILE, EVALUATION_FILE)  # that a model's card is made of
@@ -198,7 +197,7 @@ def write_model_card(run: str | Path) -> Path:
     model = Path(run) / "model"
     files = own_results(run_files(model), lambda: weights_digest(ADModel.from_pretrained(model)))
     card = model / CARD
-    text = model_card({**listed(model, [CONFIG_FILE]), **files}, str(model), read_text(card))
+    text = model_card({**files_in(model, [CONFIG_FILE]), **files}, str(model), read_text(card))
     for name, path in files.items():
         if path.parent != model:
             with atomic_path(model / name) as temporary:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ad_hf.settings import read_json
-from ad_hf.storage.files import leaves_folder
+from ad_hf.storage.files import files_in
 
 if TYPE_CHECKING:
     from ad_hf.model.modeling_ad import ADModel
@@ -64,20 +64,6 @@ def _refuse_pickles(folder: Path, names: Iterable[str]) -> None:
         raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
 
 
-def listed(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """
-    Those files of a folder that are there, of some names.
-
-    Raises:
-        ValueError: for a link to something outside of the folder.
-    """
-    found = {name: folder / name for name in names if (folder / name).is_file()}
-    for path in found.values():
-        if leaves_folder(path, folder):
-            raise ValueError(f"{path} is a link out of its folder, to {path.resolve()}: put the file itself there")
-    return found
-
-
 def model_files(folder: Path) -> dict[str, Content]:
     """
     What of a model's folder is pushed, by its names there.
@@ -92,7 +78,7 @@ def model_files(folder: Path) -> dict[str, Content]:
     names = sorted(path.name for path in model_folder(folder).iterdir())
     _refuse_pickles(folder, names)
     weights = [name for name in names if WEIGHTS.fullmatch(name)]
-    files: dict[str, Content] = {**listed(folder, [CONFIG_FILE, "rollout_config.json", *weights])}
+    files: dict[str, Content] = {**files_in(folder, [CONFIG_FILE, "rollout_config.json", *weights])}
     given = read_json(folder / CONFIG_FILE)
     if given.get("model_type") != "ad":
         raise ValueError(
@@ -119,7 +105,7 @@ def _without_code(value: Any) -> Any:
 def checkpoint_files(folder: Path) -> dict[str, Content]:
     """What of a checkpoint is pushed, by its names there: see [`model_files`]. DeepSpeed's have pickles in them."""
     _refuse_pickles(folder, (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))))
-    files: dict[str, Content] = {**model_files(folder), **listed(folder, CHECKPOINT_FILES)}
+    files: dict[str, Content] = {**model_files(folder), **files_in(folder, CHECKPOINT_FILES)}
     if (folder / BEST_FOLDER).is_dir():
         files |= {f"{BEST_FOLDER}/{name}": content for name, content in model_files(folder / BEST_FOLDER).items()}
     return files
@@ -127,8 +113,8 @@ def checkpoint_files(folder: Path) -> dict[str, Content]:
 
 def run_files(model: Path) -> dict[str, Path]:
     """Recipe, data and results of a model's run, from its folder or, with precedence, from that of the run."""
-    found = listed(model, RUN_FILES)
-    return {**found, **listed(model.parent, RUN_FILES)} if model.name == "model" else found
+    found = files_in(model, RUN_FILES)
+    return {**found, **files_in(model.parent, RUN_FILES)} if model.name == "model" else found
 
 
 def weights_digest(model: ADModel) -> str:

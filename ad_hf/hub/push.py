@@ -22,7 +22,6 @@ from ad_hf.hub.model_files import (
     Content,
     checkpoint_files,
     is_pickle,
-    listed,
     model_files,
     model_folder,
     own_results,
@@ -34,7 +33,7 @@ from ad_hf.hub.uploads import Upload, push_upload
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.settings import read_json
 from ad_hf.storage.cards import CARD, without_configs
-from ad_hf.storage.files import read_text
+from ad_hf.storage.files import files_in, read_text
 from ad_hf.storage.repositories import find_repository
 
 DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # of a repository that is pushed again
@@ -42,7 +41,7 @@ DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # of a repositor
 
 def _card_of(folder: Path) -> str | None:
     """The text of a folder's card, if it has one; a `ValueError` for a link to something outside of the folder."""
-    return read_text(listed(folder, [CARD]).get(CARD, folder / CARD))
+    return read_text(files_in(folder, [CARD]).get(CARD, folder / CARD))
 
 
 def push_dataset(
@@ -107,7 +106,7 @@ def push_dataset(
         metadata[target] = opened.metadata
         shards = [folder / path for split in opened.splits for path in opened.shards(split)]
         names_there = [*(path.name for path in shards), METADATA_FILE]
-        files |= {f"{target}/{file}": path for file, path in listed(folder / name, names_there).items()}
+        files |= {f"{target}/{file}": path for file, path in files_in(folder / name, names_there).items()}
     configs = [dataset_config(folder / name, metadata[target], target) for target, name in chosen.items()]
     # The folder's own card may speak of configurations that are not pushed.
     local_card = _card_of(folder)
@@ -271,7 +270,7 @@ def push_evaluation(
     if not (folder / SUMMARY_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no evaluation: expected {SUMMARY_FILE} and {ROWS_FILE} in it")
     read_rows(folder / ROWS_FILE)
-    summary, files = read_json(folder / SUMMARY_FILE), listed(folder, EVALUATION_FILES)
+    summary, files = read_json(folder / SUMMARY_FILE), files_in(folder, EVALUATION_FILES)
     local_card = _card_of(folder)
 
     def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:

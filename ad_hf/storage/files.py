@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files and folders of this machine that are either whole or not there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
-# Names that the functions below give to what is not finished, and, by their whole names, what earlier versions and
-# pushes of checkpoints leave.
+from ad_hf.settings import read_utf8
+
+# Names of unfinished files and folders below, and, whole, those of earlier versions and of pushed checkpoints.
 LEFTOVER = re.compile(
     r"\..+\.\d+-[0-9a-f]{8}\.(tmp|old)|\.(model|checkpoint-\d+)\.\d+\.(tmp|old)|\.push-[a-z0-9_]{8}\.tmp"
 )
@@ -22,59 +23,74 @@ def _hidden(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.{suffix}")
 
 
-def local_path(path: str | Path) -> Path:
-    """A path of this machine, `~` in it being the user's home as in a shell."""
-    return Path(os.path.expanduser(path))
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """
-    A temporary path beside `path` to write to; on success its content is on disk and takes the place of `path`.
-
-    Args:
-        path (`str` or `Path`):
-            The file to write. Its folder must exist.
-    """
-    path = Path(path)
-    temporary = _hidden(path, "tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder written to disk, where folders can be opened (not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Write a file, or the names in a folder, to disk; Windows cannot open folders."""
+    is_folder = path.is_dir()
+    if not is_folder or os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """The same file under another name; a copy, where the file system has no such links."""
+def local_path(path: str | Path) -> Path:
+    """A path of this machine, where `~` is the user's home as in a shell."""
+    return Path(os.path.expanduser(path))
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to beside `path`, which it replaces on success. The folder of `path` must exist."""
+    path = Path(path)
+    temporary = _hidden(path, "tmp")
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """
+    A temporary folder to fill beside `path`, which it replaces on success with all that is in it.
+
+    Raises:
+        FileExistsError: if a file is there.
+    """
+    path = Path(path)
+    _refuse_file(path)
+    temporary = _hidden(path, "tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in (*temporary.rglob("*"), temporary):
+            _sync(file)
+        old = _hide(path) if path.exists() else None
+        os.replace(temporary, path)
+        _sync(path.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _hide(folder: Path) -> Path:
+    hidden = _hidden(folder, "old")
+    os.replace(folder, hidden)
+    return hidden
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that it is either whole or not there: hidden first, then deleted."""
-    hidden = _hidden(folder, "old")
-    os.replace(folder, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    """Remove a folder that is either whole or not there: hide it, then delete it."""
+    shutil.rmtree(_hide(folder), ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what the functions above leave of a process that was killed in them; nobody else may write there."""
+    """Remove what a killed process left of the functions above; no other process may write there."""
     for path in folder.iterdir():
         if LEFTOVER.fullmatch(path.name):
             if path.is_dir() and not path.is_symlink():
@@ -83,24 +99,35 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file another name; copy it where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _refuse_file(path: Path) -> None:
+    if os.path.lexists(path) and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, where a folder is to be written: move it, or choose another one")
+
+
 def refuse_other(path: str | Path, marker: str) -> None:
     """
-    Refuse to write a folder where something else is, which would be lost.
+    Refuse to overwrite something other than the folder that is to be written.
 
     Args:
         path (`str` or `Path`):
-            The folder that is to be written, and that may be there already.
+            The folder, which may be there already.
         marker (`str`):
             A file that is in every such folder.
 
     Raises:
-        FileExistsError: if a file is there, or a folder that is neither empty nor has the marker in it.
+        FileExistsError: for a file, and for a folder that is neither empty nor has the marker in it.
     """
     path = Path(path)
-    if not path.is_dir():
-        if os.path.lexists(path):
-            raise FileExistsError(f"{path} is a file, where a folder is to be written: move it, or choose another one")
-    elif not (path / marker).is_file() and any(path.iterdir()):
+    _refuse_file(path)
+    if path.is_dir() and not (path / marker).is_file() and any(path.iterdir()):
         raise FileExistsError(f"{path} holds other files and no {marker}: move them, or choose another output folder")
 
 
@@ -108,14 +135,8 @@ def leaves_folder(path: str | Path, root: str | Path) -> bool:
     """
     Whether a path in a folder is a link to something outside of it.
 
-    A snapshot in the Hub's cache is made of links into the `blobs/` of its own repository, or into those that all
+    A snapshot in the Hub's cache consists of links into the `blobs/` of its own repository, or into those that all
     repositories of the cache share, by their hash. These do not count as leaving.
-
-    Args:
-        path (`str` or `Path`):
-            The path.
-        root (`str` or `Path`):
-            The folder.
     """
     real, root = Path(path).resolve(), Path(root).resolve()
     if real.is_relative_to(root):
@@ -127,32 +148,30 @@ def leaves_folder(path: str | Path, root: str | Path) -> bool:
     return not (real.parent == repository / "blobs" or shared)
 
 
-def copy_files(patterns: Iterable[str], source: str | Path, target: str | Path) -> None:
+def files_in(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
     """
-    Copy files by their names, as files, out of a folder that somebody else may have filled.
-
-    Args:
-        patterns (`Iterable[str]`):
-            Names, or patterns of names as `*.safetensors`; what is not there is left out.
-        source, target (`str` or `Path`):
-            Folders, of which the second is made if need be.
+    The files of a folder with some names, or patterns of names as `*.safetensors`; somebody else may have filled it.
 
     Raises:
-        ValueError: for a link that leaves the folder, and for what is no file.
+        ValueError: for a link to something outside of the folder.
     """
-    source, target = Path(source), Path(target)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
-        if leaves_folder(path, source):
+    files = {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()}
+    for path in files.values():
+        if leaves_folder(path, folder):
             raise ValueError(f"{path} is a link out of its folder, to {path.resolve()}: put the file itself there")
-        if not path.is_file():
-            raise ValueError(f"{path} is no file: remove it")
-        shutil.copyfile(path, target / path.name)
+    return files
+
+
+def copy_files(patterns: Iterable[str], source: Path, target: Path) -> None:
+    """Copy files, see [`files_in`], to a folder, which is made if need be."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name, path in files_in(source, patterns).items():
+        shutil.copyfile(path, target / name)
 
 
 def writable_folder(path: str | Path) -> Path:
     """
-    A folder, made if need be, before the work whose results are to be written to it.
+    A folder for results, made if need be, before the work on them starts.
 
     Raises:
         OSError: if it cannot be written to.
@@ -172,41 +191,5 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_text(path: str | Path) -> str | None:
-    """The text of a file, or `None` if there is no such file; one that is not UTF-8 is a `ValueError` by its name."""
-    try:
-        return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-
-
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """
-    A temporary folder beside `path` to fill; on success it takes the place of `path`, and of what was there before.
-
-    Args:
-        path (`str` or `Path`):
-            The folder to write. Its parent must exist.
-
-    Raises:
-        FileExistsError: if a file is there.
-    """
-    path = Path(path)
-    if not path.is_dir() and os.path.lexists(path):
-        raise FileExistsError(f"{path} is a file, where a folder is to be written: move it, or choose another one")
-    temporary, old = _hidden(path, "tmp"), _hidden(path, "old")
-    try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb+") as opened:
-                    os.fsync(opened.fileno())
-        sync_folder(temporary)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """The text of a file, or `None` if there is no such file; see [`~ad_hf.settings.read_utf8`]."""
+    return read_utf8(path) if Path(path).is_file() else None

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 @contextmanager
 def parquet_errors(name: str | Path) -> Iterator[None]:
-    """Whatever goes wrong in reading a parquet file, as a `ValueError` that names it; a missing one stays that."""
+    """Turn errors of reading a parquet file into a `ValueError` that names it; a missing one stays that."""
     try:
         yield
     except FileNotFoundError:
@@ -22,10 +22,15 @@ def parquet_errors(name: str | Path) -> Iterator[None]:
         raise ValueError(f"{name}: it is no parquet file, or a damaged one: {reason}") from error
 
 
-def _open(path: Path, name: str | Path | None) -> pq.ParquetFile:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"{name or path}: expected a parquet file, and it is not a regular file")
-    return pq.ParquetFile(path, page_checksum_verification=True)
+@contextmanager
+def _opened(path: str | Path, name: str | Path | None = None) -> Iterator[pq.ParquetFile]:
+    name = name or path
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait
+        raise ValueError(f"{name}: expected a parquet file, and it is not a regular file")
+    with parquet_errors(name):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    with file:
+        yield file
 
 
 def read_footer(path: str | Path, name: str | Path | None = None) -> pq.FileMetaData:
@@ -36,48 +41,40 @@ def read_footer(path: str | Path, name: str | Path | None = None) -> pq.FileMeta
         path (`str` or `Path`):
             The file.
         name (`str`, *optional*):
-            What to call it in an error; by default its path.
+            Its name in an error; by default its path.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is no parquet file or a damaged one.
     """
-    with parquet_errors(name or path), _open(Path(path), name) as opened:
-        return opened.metadata
+    with _opened(path, name) as file:
+        return file.metadata
 
 
-def read_schema(path: str | Path, name: str | Path | None = None) -> pa.Schema:
-    """The Arrow schema of a parquet file; see [`read_footer`] for arguments and errors."""
-    with parquet_errors(name or path), _open(Path(path), name) as opened:
-        return opened.schema_arrow
+def read_schema(path: str | Path) -> pa.Schema:
+    """The Arrow schema of a parquet file; see [`read_footer`] for errors."""
+    with _opened(path) as file, parquet_errors(path):
+        return file.schema_arrow
 
 
-def read_groups(
-    path: str | Path, columns: Sequence[str] | None = None, name: str | Path | None = None
-) -> Iterator[pa.Table]:
+def read_table(path: str | Path) -> pa.Table:
+    """A parquet file as a whole; see [`read_footer`] for errors."""
+    with _opened(path) as file, parquet_errors(path):
+        return file.read()
+
+
+def read_groups(path: str | Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     """
-    The row groups of a parquet file, one by one, with all or some of its columns. See [`read_footer`] for the rest.
+    The row groups of a parquet file, one by one, with some of its columns; see [`read_footer`] for errors.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is no parquet file, a damaged one, or lacks one of the columns.
+        ValueError: also for a column that is missing.
     """
-    with parquet_errors(name or path):
-        opened = _open(Path(path), name)
-    with opened:
-        there = opened.schema_arrow.names
-        if missing := [column for column in columns or () if column not in there]:
-            raise ValueError(f"{name or path}: column {missing[0]} is missing, there are {', '.join(there)}")
-        for index in range(opened.num_row_groups):
-            with parquet_errors(name or path):  # and not around the yield: what is done with them fails by itself
-                table = opened.read_row_group(index, columns=None if columns is None else list(columns))
+    names = read_schema(path).names
+    if missing := [column for column in columns if column not in names]:
+        raise ValueError(f"{path}: column {missing[0]} is missing, there are {', '.join(names)}")
+    with _opened(path) as file:
+        for index in range(file.num_row_groups):
+            with parquet_errors(path):  # and not around the yield: errors of the caller stay as they are
+                table = file.read_row_group(index, columns)
             yield table
-
-
-def read_table(path: str | Path, columns: Sequence[str] | None = None, name: str | Path | None = None) -> pa.Table:
-    """A parquet file, with all or some of its columns; see [`read_groups`], and [`read_footer`] for the arguments."""
-    groups = list(read_groups(path, columns, name))
-    if groups:
-        return pa.concat_tables(groups)
-    empty = read_schema(path, name).empty_table()
-    return empty if columns is None else empty.select(list(columns))

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,
-    IncompleteSnapshotError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -29,6 +28,8 @@ from huggingface_hub.errors import (
 from ad_hf.storage.files import local_path
 
 HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@]+))?")
+ATTEMPTS, RETRY_SECONDS = 5, 20.0  # how often a call is made at most, and until when
+CACHE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
 
 class HubError(OSError):
@@ -54,51 +55,47 @@ def explained(what: str) -> Iterator[None]:
 
     Args:
         what (`str`):
-            What is being done, such as `"reading the dataset user/name"`.
+            The step in progress, such as `"reading the dataset user/name"`.
     """
     try:
         yield
-    except GatedRepoError as error:
-        raise HubError(f"{what}: access has to be asked for on the repository's page first") from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
-            f"{what}: there is no such repository on {constants.ENDPOINT}, or it is private: check the name, and set "
-            "HF_TOKEN or run `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"{what}: the repository has no such revision") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, IncompleteSnapshotError) as error:
-        offline = constants.is_offline_mode()
-        why = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
-        raise HubError(f"{what}: it is not in the cache, and {why}", transient=not offline) from error
-    except EntryNotFoundError as error:
-        raise HubError(f"{what}: a file is missing in the repository: {_first_line(error)}") from error
-    except (HTTPError, RuntimeError) as error:
-        raise _explanation(what, error) from error
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+    except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:
+        # The client wraps the HTTP error of an upload into a RuntimeError.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        reason = _reason(cause)
+        if reason is None:
             raise
-        raise HubError(
-            f"{what}: the cache cannot be written to ({error}): set HF_HOME to a folder that can be and has room"
-        ) from error
+        raise HubError(f"{what}: {reason[0]}", *reason[1:]) from error
 
 
-def _explanation(what: str, error: BaseException) -> BaseException:
-    """What came of an HTTP request; the client wraps that of an upload into a RuntimeError."""
-    cause = error.__cause__ if isinstance(error, RuntimeError) else error
-    if not isinstance(cause, HTTPError):
-        return error
-    if not isinstance(cause, HfHubHTTPError):
-        text = _first_line(cause) or type(cause).__name__
-        return HubError(f"{what}: the connection to {constants.ENDPOINT} failed: {text}", transient=True)
-    status = cause.response.status_code
-    if status in (401, 403):
-        return HubError(
-            f"{what}: the Hub refused it ({status}): set HF_TOKEN to a token that may do this, or run `hf auth login`",
-            status=status,
-        )
-    transient = status in (408, 429) or status >= 500
-    return HubError(f"{what}: the Hub answered with status {status}: {_first_line(cause)}", transient, status)
+def _reason(error: BaseException) -> tuple[Any, ...] | None:
+    """The message, transience and status of a [`HubError`] for an error of the client; `None` for other errors."""
+    hub = constants.ENDPOINT
+    if isinstance(error, GatedRepoError):
+        return ("access has to be asked for on the repository's page first",)
+    if isinstance(error, RepositoryNotFoundError):
+        missing = f"there is no such repository on {hub}, or it is private"
+        return (f"{missing}: check the name, and set HF_TOKEN or run `hf auth login`",)
+    if isinstance(error, RevisionNotFoundError):
+        return ("the repository has no such revision",)
+    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        offline = constants.is_offline_mode()
+        why = "HF_HUB_OFFLINE is set" if offline else f"{hub} cannot be reached"
+        return f"it is not in the cache, and {why}", not offline
+    if isinstance(error, EntryNotFoundError):
+        return (f"a file is missing in the repository: {_first_line(error)}",)
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            do = "set HF_TOKEN to a token that may do this, or run `hf auth login`"
+            return f"the Hub refused it ({status}): {do}", False, status
+        transient = status in (408, 429) or status >= 500
+        return f"the Hub answered with status {status}: {_first_line(error)}", transient, status
+    if isinstance(error, HTTPError):
+        return f"the connection to {hub} failed: {_first_line(error) or type(error).__name__}", True
+    if isinstance(error, OSError) and error.errno in CACHE_ERRORS:
+        return (f"the cache cannot be written to ({error}): set HF_HOME to a folder that can be and has room",)
+    return None
 
 
 def _first_line(error: BaseException) -> str:
@@ -108,32 +105,28 @@ def _first_line(error: BaseException) -> str:
 T = TypeVar("T")
 
 
-def retried(what: str, call: Callable[[], T], attempts: int = 5, seconds: float = 20.0) -> T:
+def retried(what: str, call: Callable[[], T]) -> T:
     """
-    What a call to the Hub returns, made again, after 1, 2, 4, ... seconds, where that may help.
+    The result of a call to the Hub, made again after 1, 2, 4, ... seconds where that may help.
 
     The Hub's client does so itself for some requests, for 23 seconds, and not for others.
 
     Args:
         what (`str`):
-            What is being done, for errors.
+            The step in progress, for errors.
         call (`Callable`):
             The call.
-        attempts (`int`, *optional*, defaults to 5):
-            How often it is made at most.
-        seconds (`float`, *optional*, defaults to 20.0):
-            After so long it is not made again.
 
     Raises:
-        HubError: if it cannot be done.
+        HubError: if it keeps failing.
     """
     start = time.monotonic()
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         try:
             with explained(what):
                 return call()
         except HubError as error:
-            if not error.transient or attempt == attempts - 1 or time.monotonic() - start > seconds:
+            if not error.transient or attempt == ATTEMPTS - 1 or time.monotonic() - start > RETRY_SECONDS:
                 raise
             warnings.warn(f"{error}; trying again", stacklevel=2)
             time.sleep(min(8.0, 2.0**attempt))
@@ -142,7 +135,7 @@ def retried(what: str, call: Callable[[], T], attempts: int = 5, seconds: float 
 
 @cache
 def _filesystem() -> HfFileSystem:
-    """The one for all threads, with what it has listed: by itself, it makes another one for each."""
+    """The file system of all threads, with its listings; by default each thread makes its own."""
     return HfFileSystem(skip_instance_cache=True)
 
 
@@ -153,7 +146,7 @@ class Repository:
 
     Attributes:
         name (`str`):
-            The folder as it was given, or the repository's id.
+            The folder, or the repository's id.
         kind (`str`):
             `"dataset"` or `"model"`.
         revision (`str`, *optional*):
@@ -163,49 +156,42 @@ class Repository:
     name: str
     kind: str
     revision: str | None = None
-    _files: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
     def to_json(self) -> dict[str, Any]:
-        """What a run's files say about it."""
+        """Its entry in the files of a run."""
         return {"name": self.name, "revision": self.revision}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its files are read over HTTP, rather than from a folder or an offline machine's cache."""
+        return self.revision is not None and not constants.is_offline_mode()
+
+    def _retried(self, step: str, call: Callable[[], T]) -> T:
+        return retried(f"{step} the {self.kind} {self}", call)
 
     def files(self) -> Sequence[str]:
         """Paths of all files in it."""
-        if not self._files:
-            self._files.extend(sorted(self._list_files()))
-        return self._files
-
-    def _list_files(self) -> list[str]:
-        if self.revision is None or constants.is_offline_mode():
+        if not self.is_remote:
             folder = self.download(())
-            return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        return retried(
-            f"reading the {self.kind} {self}",
-            lambda: HfApi().list_repo_files(self.name, repo_type=self.kind, revision=self.revision),
-        )
+            return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        read: Any = {"repo_type": self.kind, "revision": self.revision}
+        return sorted(self._retried("reading", lambda: HfApi().list_repo_files(self.name, **read)))
 
     def download(self, patterns: Sequence[str]) -> Path:
         """
-        A local folder with the files that match some patterns; those of a Hub repository come from the cache, or are
-        downloaded to it.
-
-        Args:
-            patterns (`Sequence[str]`):
-                Such as `"default/train-*.parquet"`.
+        A local folder with the files that match some patterns, such as `"default/train-*.parquet"`; those of a Hub
+        repository come from the cache, or are downloaded to it.
         """
         if self.revision is None:
             return Path(self.name)
-        return Path(
-            retried(
-                f"downloading the {self.kind} {self}",
-                lambda: snapshot_download(
-                    self.name, repo_type=self.kind, revision=self.revision, allow_patterns=list(patterns)
-                ),
-            )
-        )
+        read: Any = {"repo_type": self.kind, "revision": self.revision, "allow_patterns": list(patterns)}
+        return Path(self._retried("downloading", lambda: snapshot_download(self.name, **read)))
+
+    def _remote_path(self, path: str) -> str:
+        return f"{self.kind}s/{self.name}@{self.revision}/{path}"
 
     def open_remote(self, path: str) -> Any:
         """A file of a Hub repository to be read in parts over HTTP: every read is one request, and nothing is kept."""
@@ -213,31 +199,21 @@ class Repository:
 
     def sizes(self, pattern: str) -> dict[str, int]:
         """Sizes in bytes of the files that match a pattern, by their paths, in order."""
-        if self.revision is None or constants.is_offline_mode():
+        if not self.is_remote:
             folder = self.download((pattern,))
             paths = sorted(folder.glob(pattern))
             special = [str(path) for path in paths if path.exists() and not path.is_file()]
-            if special:  # a pipe is waited for, for ever
+            if special:  # reading a pipe would wait
                 raise ValueError(f"{self}: {', '.join(special)} is no regular file: expected a shard")
             return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         root = self._remote_path("")
-        found: Any = retried(
-            f"reading the {self.kind} {self}", lambda: _filesystem().glob(root + pattern, detail=True)
-        )
-        return {path.removeprefix(root): int(found[path]["size"]) for path in sorted(found)}
-
-    def _remote_path(self, path: str) -> str:
-        return f"{self.kind}s/{self.name}@{self.revision}/{path}"
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether its files are read over HTTP, and neither from a folder nor from the cache of an offline machine."""
-        return self.revision is not None and not constants.is_offline_mode()
+        entries: Any = self._retried("reading", lambda: _filesystem().glob(root + pattern, detail=True))
+        return {path.removeprefix(root): int(entries[path]["size"]) for path in sorted(entries)}
 
 
 def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
     """
-    The folder or the repository on the Hub that a name stands for.
+    The folder or the repository on the Hub of a name.
 
     Args:
         name (`str` or `Path`):
@@ -256,14 +232,15 @@ def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
         raise FileNotFoundError(
             f"{name} is neither a folder nor the id of a {kind} on the Hub, such as user/name or user/name@revision"
         )
-    repo_id, revision = match["repo_id"], match["revision"]
+    repo_id = match["repo_id"]
+    read: Any = {"repo_type": kind, "revision": match["revision"]}
     what = f"looking for the {kind} {name} (there is no folder of that name)"
     if constants.is_offline_mode():
         with explained(what):
-            snapshot = snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=[])
+            snapshot = snapshot_download(repo_id, allow_patterns=[], **read)
         return Repository(repo_id, kind, Path(snapshot).name)
-    retried(what, lambda: HfApi().repo_info(repo_id, repo_type=kind, revision=revision))
-    # Notes in the cache which commit the name stands for, so that it is known offline, too. (If the Hub cannot be
-    # reached, it falls back on an older note; that it can be has just been seen.)
-    found = retried(what, lambda: HfApi().resolve_revision(repo_id, repo_type=kind, revision=revision))
-    return Repository(repo_id, kind, found.resolved)
+    retried(what, lambda: HfApi().repo_info(repo_id, **read))
+    # Notes in the cache the commit that the name stands for, for offline use. (It falls back on an older note if the
+    # Hub cannot be reached; that it can be reached was just seen.)
+    commit = retried(what, lambda: HfApi().resolve_revision(repo_id, **read)).resolved
+    return Repository(repo_id, kind, commit)

@@ -14,13 +14,12 @@ from ad_hf.hub.model_files import (
     CHECKPOINT_FOLDER,
     Content,
     checkpoint_files,
-    listed,
     model_files,
 )
 from ad_hf.hub.push import push_files
 from ad_hf.hub.uploads import make_repository
 from ad_hf.storage.cards import CARD
-from ad_hf.storage.files import link_or_copy, read_text
+from ad_hf.storage.files import files_in, link_or_copy, read_text
 from ad_hf.storage.repositories import HUB_ID
 
 MADE_OF = ("recipe.yaml", "run.json")  # of a run; results of earlier weights may lie there, too
@@ -88,7 +87,7 @@ class Publisher:
         self._wait()
         try:
             model = self._output_dir / "model"
-            files = {**model_files(model), **listed(self._output_dir, MADE_OF)}
+            files = {**model_files(model), **files_in(self._output_dir, MADE_OF)}
             url = push_files(
                 files,
                 self._repo_id,
@@ -110,7 +109,7 @@ class Publisher:
             url = push_files(
                 {
                     **model,
-                    **listed(self._output_dir, MADE_OF),
+                    **files_in(self._output_dir, MADE_OF),
                     **{f"{CHECKPOINT_FOLDER}/{name}": content for name, content in files.items()},
                 },
                 self._repo_id,

@@ -17,7 +17,7 @@ def walk(env, target):
     """Walk to a cell; returns the rewards on the way."""
     rewards = []
     while True:
-        position = env.unwrapped._position
+        position = env.unwrapped.vector._positions[0]
         if (position == target).all():
             return rewards
         axis = 0 if position[0] != target[0] else 1
@@ -95,7 +95,7 @@ def test_episodes_last_for_fifty_steps():
 def test_optimal_return_is_reached_from_the_farthest_corner_in_the_longest_task():
     env = gym.make(ENV_ID, size=9, key=(8, 8), door=(0, 0))
     env.reset(seed=0)
-    env.unwrapped._position = np.array([0, 0])
+    env.unwrapped.vector._positions[0] = 0
     rewards = walk(env, (8, 8)) + walk(env, (0, 0))
     assert len(rewards) == 32
     assert sum(rewards) == optimal_return(size=9, max_episode_steps=50) == 2.0

@@ -283,7 +283,7 @@ def test_changing_the_callers_dicts_later_changes_no_task():
     tasks[0]["goal"] = [4, 4]
     env_kwargs["size"] = 2
     assert family.tasks()[0].kwargs == {"goal": [0, 0]}
-    assert gym.make(ROOM, **family.env_kwargs).unwrapped.size == 5
+    assert gym.make(ROOM, **family.env_kwargs).unwrapped.vector.size == 5
 
 
 SPLIT_GOALS = {"train": [{"goal": [0, 0]}, {"goal": [1, 0]}], "test": [{"goal": [2, 2]}]}

@@ -175,7 +175,7 @@ def test_actions_move_the_agent(actions, position):
     env.reset(seed=0)
     for action in actions:
         env.step(action)
-    np.testing.assert_allclose(env._position[0], position, atol=1e-12)
+    np.testing.assert_allclose(env.vector._positions[0], position, atol=1e-12)
 
 
 def test_agent_slides_along_the_wall():

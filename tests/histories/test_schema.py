@@ -205,7 +205,7 @@ WRONG = [
     ("tasks", [{"task_id": 0, "kwargs": {}}], r"tasks\[0\]\.split is missing"),
     ("source", None, "source must be a mapping, got None"),
     ("source", {"n_envs": 1}, "source.algorithm is missing"),
-    ("source", {"algorithm": "A2C", "n_envs": 0}, "source.n_envs must be from 1"),
+    ("source", {"algorithm": "A2C", "n_envs": 0}, "source.n_envs must be a whole number from 1"),
     ("source", {"algorithm": "A2C", "n_envs": 2.5}, "source.n_envs must be a whole number"),
     ("source", {"algorithm": "A2C", "hyperparameters": 3}, "source.hyperparameters must be a mapping"),
     ("source", {"algorithm": "A2C", "independent_streams": "no"}, "source.independent_streams must be true or false"),

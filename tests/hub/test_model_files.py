@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import ad_hf
-from ad_hf.hub.model_files import checkpoint_files, listed, model_files, own_results, run_files, weights_digest
+from ad_hf.hub.model_files import checkpoint_files, model_files, own_results, run_files, weights_digest
+from ad_hf.storage.files import files_in
 
 CODE = {path.name: path for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
 OWN = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad.ADModel"}
@@ -160,8 +161,8 @@ def test_files_of_a_snapshot_in_the_cache_are_its_own(tmp_path):
         each.mkdir(parents=True)
     (blobs / "77").write_text("{}")
     (snapshot / "run.json").symlink_to("../../blobs/77")
-    assert set(listed(snapshot, ["run.json"])) == {"run.json"}
+    assert set(files_in(snapshot, ["run.json"])) == {"run.json"}
     (snapshot / "recipe.yaml").symlink_to("../../../../secret")
     (tmp_path.parent / "secret").write_text("")
     with pytest.raises(ValueError, match=r"recipe\.yaml is a link out"):
-        listed(snapshot, ["recipe.yaml"])
+        files_in(snapshot, ["recipe.yaml"])
