@@ -98,7 +98,8 @@ def test_call_after_a_transient_fault_ends_with_the_bytes_of_an_undisturbed_one(
     family = make_family(faults, cured=str(cured))
     settings = {**SMALL, "seeds": [0, 1], "tasks_per_job": tasks_per_job, "shard_transitions": 120 * tasks_per_job}
     cured.touch()
-    undisturbed = collect(family, **settings, output_dir=tmp_path / "undisturbed")
+    one_worker = settings | {"num_workers": 1}
+    undisturbed = collect(family, **one_worker, output_dir=tmp_path / "undisturbed")
     cured.unlink()
     folder = tmp_path / "histories"
     with pytest.raises(CollectionError, match="6 of 18 tasks and seeds failed") as caught:
@@ -112,13 +113,13 @@ def test_call_after_a_transient_fault_ends_with_the_bytes_of_an_undisturbed_one(
     inodes = {path.stat().st_ino for path in shards}
 
     with pytest.raises(CollectionError) as again:  # nothing has changed
-        collect(family, **settings, output_dir=folder)
+        collect(family, **one_worker, output_dir=folder)
     assert again.value.failures == caught.value.failures
     parts = list((folder / ".incomplete" / "default").glob("part-*"))  # of shards that lack others
     assert bool(parts) == (tasks_per_job > 1)
 
     cured.touch()
-    assert collect(family, **settings, output_dir=folder) == folder
+    assert collect(family, **one_worker, output_dir=folder) == folder
     assert contents(folder) == contents(undisturbed)
     assert not (folder / ".incomplete").exists()
     same = inodes & {path.stat().st_ino for path in (folder / "default").glob("*.parquet")}
