@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tqdm.auto import tqdm
+from accelerate import PartialState
 
 from ad_hf.collection.collect import collect
 from ad_hf.envs.task_family import TaskFamily
@@ -32,8 +33,12 @@ from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
 from ad_hf.storage.files import local_path, writable_folder, write_text
 from ad_hf.training.compatibility import check_tasks
-from ad_hf.training.run_folder import check_run_folder
-from ad_hf.training.trainer import train
+from ad_hf.training.loop import run
+from ad_hf.training.machine import keep_freed_memory, train_on_cpu
+from ad_hf.training.run_folder import check_run_folder, find_checkpoint
+from ad_hf.training.trainer import Trainer
+
+LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
 
 
 def peak_memory_gigabytes() -> float | None:
@@ -54,6 +59,73 @@ def collect_recipe(
     return collect(
         TaskFamily(recipe.family), recipe.source, output_dir=output_dir, num_workers=num_workers, **settings
     )
+
+
+def train(
+    recipe: Recipe | str | Path,
+    dataset: str | Path,
+    output_dir: str | Path,
+    config_name: str | None = None,
+    streaming: bool = False,
+    resume: str | Path | None = None,
+    push_to: str | None = None,
+    push_every: int | None = None,
+) -> ADModel:
+    r"""
+    Train a model on learning histories.
+
+    Writes `recipe.yaml` (complete), `run.json` (which data, at which revision), `metrics.jsonl`, `training.png`,
+    `checkpoint-N/` and `model/`, the model that did best on the validation tasks, into `output_dir`. Start it with
+    `accelerate launch scripts/train.py` to train on several processes.
+
+    SIGTERM and Ctrl-C save a checkpoint first; killed at any other moment, a run loses the updates after its last
+    one. With `resume` it goes on, and ends as it would have, bit for bit on the same machine.
+
+    Args:
+        recipe ([`Recipe`], `str` or `Path`):
+            Settings: a recipe, its name, or a YAML file.
+        dataset (`str` or `Path`):
+            Folder of a dataset that [`collect`] wrote, or its id on the Hub, with `@revision` if need be.
+        output_dir (`str` or `Path`):
+            Folder of the run.
+        config_name (`str`, *optional*):
+            Configuration of the dataset; may be left out if there is only one, or one called `default`.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read the histories as they are needed, in memory that does not grow with the dataset, instead of all.
+        resume (`str` or `Path`, *optional*):
+            `"latest"`, to go on from the newest checkpoint in `output_dir` if there is one, a checkpoint's folder, or
+            a repository that checkpoints were pushed to.
+        push_to (`str`, *optional*):
+            Repository on the Hub, as `user/name` or `user/name@branch`, for the model, and until it is done for its
+            newest checkpoint.
+        push_every (`int`, *optional*):
+            Updates between such pushes, in the background; without, only an interrupted run's checkpoint and the end.
+
+    Returns:
+        [`ADModel`]: the best model.
+
+    Raises:
+        FileNotFoundError: for an unknown recipe, dataset or checkpoint.
+        OSError: if a checkpoint cannot be written, with the last good one; if files of others are in the place of
+            the model and checkpoints.
+        TrainingDivergedError: if a loss, a gradient or a weight is not finite, with the update; a `ValueError`.
+        TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved; a `KeyboardInterrupt`.
+        ValueError: if the dataset is of other tasks than the recipe's family, or split otherwise, or malformed; if the
+            checkpoint is of another dataset or recipe, or damaged; if model or batches do not fit in memory.
+    """
+    if push_every is not None and (push_to is None or push_every < 1):
+        raise ValueError(f"push_every must be at least 1 and needs push_to, got {push_every} and {push_to!r}")
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    output_dir = local_path(output_dir)
+    check_run_folder(output_dir, resume is not None)
+    keep_freed_memory()
+    state = PartialState(cpu=train_on_cpu(), timeout=LONGEST_WAIT)
+    opened = HistoryDataset.open(dataset, config_name)
+    with state.main_process_first():
+        checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+    sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
+    run(Trainer(output_dir, opened, *sections, streaming), recipe.to_yaml(), checkpoint, push_to, push_every)
+    return load_model(output_dir / "model")[0]
 
 
 def evaluate_recipe(
@@ -343,7 +415,6 @@ def quickstart(
     trained = time.perf_counter()
     seconds = {"collect": round(collected - begin, 1), "train": round(trained - collected, 1)}
     report = evaluate_recipe(recipe, model, histories, output_dir, num_seeds, {"seconds": seconds}, config_name)
-    tqdm.write(summary(report, output_dir))
     return report
 
 

@@ -1,4 +1,4 @@
-"""What the packaged recipes are: environments, tasks, sources, sizes, and how long they took."""
+"""The packaged recipes in a table: environments, tasks, sources, sizes, and how long they took."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = ("recipe", "environment", "tasks", "source", "steps", "data", "model",
 
 
 def measured() -> dict[str, dict[str, Any]]:
-    """What was measured when the recipes were run, by recipe: seconds of each part, megabytes, and on what machine."""
+    """Measurements of recipes that were run, by recipe: seconds of each part, megabytes, and the machine."""
     return json.loads((files("ad_hf.recipes") / "measured.json").read_text(encoding="utf-8"))
 
 
@@ -27,23 +27,23 @@ def minutes(seconds: float | None) -> str:
 
 def describe(name: str) -> dict[str, str]:
     """A recipe in a few words, by the names of [`COLUMNS`]."""
-    recipe, found = load_recipe(name), measured().get(name, {})
-    family, source = TaskFamily(recipe.family), recipe.source
+    recipe, figures = load_recipe(name), measured().get(name, {})
+    family, source, model = TaskFamily(recipe.family), recipe.source, recipe.model
     tasks = [len(family.tasks(split)) for split in SPLITS]
     steps = sum(tasks) * len(source.seeds) * source.total_timesteps
-    megabytes = found.get("megabytes")
-    return {
-        "recipe": name,
-        "environment": family.env_id,
-        "tasks": " + ".join(f"{count:,}" for count in tasks),
-        "source": f"{source.algorithm} x {source.n_envs}",
-        "steps": f"{steps / 1e6:.1f} M",
-        "data": "-" if megabytes is None else f"{megabytes:.1f} MB",
-        "model": f"{recipe.model.num_hidden_layers} x {recipe.model.hidden_size}, {recipe.model.context_length} steps",
-        "collect": minutes(found.get("collect_seconds")),
-        "train": minutes(found.get("train_seconds")),
-        "on": found.get("machine", "-"),
-    }
+    cells = (
+        name,
+        family.env_id,
+        " + ".join(f"{count:,}" for count in tasks),
+        f"{source.algorithm} x {source.n_envs}",
+        f"{steps / 1e6:.1f} M",
+        f"{figures['megabytes']:.1f} MB" if "megabytes" in figures else "-",
+        f"{model.num_hidden_layers} x {model.hidden_size}, {model.context_length} steps",
+        minutes(figures.get("collect_seconds")),
+        minutes(figures.get("train_seconds")),
+        figures.get("machine", "-"),
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
 
 
 def recipe_table() -> str:

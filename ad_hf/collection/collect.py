@@ -24,8 +24,8 @@ from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps
 from ad_hf.histories.writer import SHARD_TRANSITIONS
 from ad_hf.progress import ProgressBar
-from ad_hf.settings import with_settings
-from ad_hf.sources.config import SourceConfig, as_json
+from ad_hf.settings import plain, with_settings
+from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.learners import check_source, describe_source
 
 MakePool = Callable[..., Pool]  # of what runs a job, and whom to tell about progress
@@ -143,8 +143,8 @@ def collect(
         spaces = envs.single_observation_space, envs.single_action_space
     observation_space, action_space = check_spaces(family, *spaces)
     metadata = HistoryMetadata(
-        **{name: as_json(value, f"family.{name}") for name, value in family.env_settings.items()},
-        tasks=as_json([asdict(task) for task in tasks], "family.tasks"),
+        **{name: plain(value, f"family.{name}") for name, value in family.env_settings.items()},
+        tasks=plain([asdict(task) for task in tasks], "family.tasks"),
         observation_space=observation_space,
         action_space=action_space,
         source=describe_source(source),

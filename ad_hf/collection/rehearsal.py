@@ -15,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
 from ad_hf.collection.jobs import make_learner_of
-from ad_hf.envs.spaces import read_space, space_to_json, storage_dtype
+from ad_hf.envs.spaces import space_from_json, space_to_json, storage_dtype
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
 from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.recorder import HistoryRecorder
@@ -127,7 +127,7 @@ def _misfit(name: str, space: spaces.Space) -> str | None:
     if name == "observation" and isinstance(space, spaces.Box) and len(shape) == 3 and shape[0] < min(shape[1:]):
         return f"has its channels first, where models take (height, width, channels): {CHANNELS_LAST}"
     try:
-        read_space(space_to_json(space), "as JSON")
+        space_from_json(space_to_json(space), "as JSON")
     except (TypeError, ValueError) as error:
         return f"fits no model ({_one_line(error)})"
     return None

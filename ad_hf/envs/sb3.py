@@ -8,24 +8,24 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 
-from ad_hf.envs.vector import checked_reset, checked_step, final_observations
+from ad_hf.envs.vector import check_same_step
 
 
-class Steps(NamedTuple):
+class VecStep(NamedTuple):
     """
     A step of all environments.
 
     Attributes:
         observations (`np.ndarray` of shape `(num_envs, ...)`):
-            What is seen now, of a new episode where one has ended.
+            Those after the step, of a new episode where one has ended.
         rewards, terminations, truncations (`np.ndarray` of shape `(num_envs,)`):
-            What the step brought.
+            Of the step.
         final_observations (`np.ndarray` of shape `(num_envs, ...)`, *optional*):
-            What was seen last of the episodes that have ended; of no meaning elsewhere.
+            The last observations of the episodes that have ended; of no meaning elsewhere.
     """
 
     observations: Any
@@ -35,26 +35,21 @@ class Steps(NamedTuple):
     final_observations: Any
 
 
-def step_vec_env(envs: VecEnv, actions: np.ndarray) -> Steps:
-    """A step (num_envs, ...) of any `VecEnv` in arrays: of an [`SB3VecEnv`] directly, of others out of their infos."""
+def step_vec_env(envs: VecEnv, actions: np.ndarray) -> VecStep:
+    """A step (num_envs, ...) of any `VecEnv` in arrays: of an [`SB3VecEnv`] without a dict for each environment."""
     if isinstance(envs, SB3VecEnv):
-        return envs.step_arrays(actions)
-    observations, rewards, dones, infos = envs.step(actions)
-    truncations = np.array([bool(info.get("TimeLimit.truncated")) for info in infos]) & dones
+        observations, rewards, terminations, truncations, infos = envs.envs.step(actions)
+        return VecStep(observations, rewards, terminations, truncations, infos.get("final_obs"))
+    observations, rewards, dones, each = envs.step(actions)
+    truncations = np.array([bool(info.get("TimeLimit.truncated")) for info in each]) & dones
     final = np.array(observations)
     for index in np.flatnonzero(dones):
-        final[index] = infos[index]["terminal_observation"]
-    return Steps(observations, rewards, dones & ~truncations, truncations, final)
+        final[index] = each[index]["terminal_observation"]
+    return VecStep(observations, rewards, dones & ~truncations, truncations, final)
 
 
 class EpisodeReturns:
-    """
-    Returns and lengths of the episodes under way, which Stable-Baselines3's log and callbacks read of ended ones.
-
-    Args:
-        num_envs (`int`):
-            Number of environments.
-    """
+    """Returns and lengths of the episodes under way, for Stable-Baselines3's log and callbacks."""
 
     def __init__(self, num_envs: int) -> None:
         self._began = time.time()
@@ -74,7 +69,7 @@ class EpisodeReturns:
             ended (`np.ndarray` of shape `(number,)`):
                 Environments whose episodes it has ended.
             most (`int`, *optional*):
-                How many of them to tell of, the last ones; by default all.
+                How many of them to return, the last ones; by default all.
 
         Returns:
             `list[dict]`: for each of them `r`, `l` and `t`, as of SB3's `Monitor`: return, length and seconds so far.
@@ -83,9 +78,8 @@ class EpisodeReturns:
         self._lengths += 1
         if not ended.size:
             return []
-        elapsed = round(time.time() - self._began, 6)
-        told = ended if most is None else ended[-most:]
-        pairs = zip(self._returns[told].tolist(), self._lengths[told].tolist())
+        elapsed, last = round(time.time() - self._began, 6), ended if most is None else ended[-most:]
+        pairs = zip(self._returns[last].tolist(), self._lengths[last].tolist())
         episodes = [{"r": total, "l": length, "t": elapsed} for total, length in pairs]
         self._returns[ended], self._lengths[ended] = 0.0, 0
         return episodes
@@ -95,10 +89,9 @@ class SB3VecEnv(VecEnv):
     r"""
     A gymnasium `VectorEnv` in SAME_STEP mode as a Stable-Baselines3 `VecEnv`.
 
-    An ended episode's last observation is handed on as `infos[i]["terminal_observation"]`, and
-    `infos[i]["TimeLimit.truncated"]` is set where an episode was cut by a time limit, so that learners bootstrap as
-    they do on `DummyVecEnv`. Its return, length and time are `infos[i]["episode"]`, as of SB3's `Monitor`, unless a
-    wrapper of the environment has told them already.
+    `infos[i]["terminal_observation"]` is an ended episode's last observation, and `infos[i]["TimeLimit.truncated"]` is
+    set where a time limit has cut it, so that learners bootstrap as they do on `DummyVecEnv`. Its return, length and
+    time are `infos[i]["episode"]`, as of SB3's `Monitor`, unless a wrapper of the environment has put them there.
 
     Args:
         envs (`gymnasium.vector.VectorEnv`):
@@ -108,26 +101,20 @@ class SB3VecEnv(VecEnv):
             The task of each environment, for learners that ask for it.
 
     Raises:
-        ValueError: if the environments do not autoreset in the same step; at a reset or step, if they return something
-            else than gymnasium's vector environments do.
+        ValueError: if the environments do not autoreset in the same step.
     """
 
     def __init__(self, envs: VectorEnv, task_ids: Sequence[int] | None = None) -> None:
-        mode = envs.metadata.get("autoreset_mode")
-        if mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(f"expected environments with autoreset_mode=AutoresetMode.SAME_STEP, got {mode}")
-        self.envs = envs
-        self.task_ids = task_ids
-        self.render_mode = envs.render_mode
+        check_same_step(envs)
+        self.envs, self.task_ids, self.render_mode = envs, task_ids, envs.render_mode
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self._actions: np.ndarray | None = None
-        self._episodes, self._steps = EpisodeReturns(envs.num_envs), 0
+        self._episodes = EpisodeReturns(envs.num_envs)
 
     def reset(self) -> Any:
         """Reset all environments with the seeds given to `seed()`; returns observations (num_envs, ...)."""
         # VecEnv.seed() gives environment i the seed + i, as gymnasium's vector environments do from one integer.
-        returned = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
-        observations, infos = checked_reset(returned, self.envs, self._steps)
+        observations, infos = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
         self._episodes.reset()
         self.reset_infos = _split_infos(infos, self.num_envs)
         self._reset_seeds()
@@ -140,33 +127,21 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step all environments; returns observations, rewards (float32), dones and one info per environment."""
-        returned = checked_step(self.envs.step(self._actions), self.envs, self._steps)
-        observations, rewards, terminations, truncations, vector_infos = returned
+        observations, rewards, terminations, truncations, vector_infos = self.envs.step(self._actions)
         dones = terminations | truncations
         ended = np.flatnonzero(dones)
-        final: Any = final_observations(vector_infos, self.envs, self._steps) if ended.size else None
-        self._steps += 1
-        for name in ("final_obs", "_final_obs"):
-            vector_infos.pop(name, None)
+        final: Any = vector_infos.pop("final_obs", None)
         infos = _split_infos(vector_infos, self.num_envs)
         for index, episode in zip(ended.tolist(), self._episodes.add(rewards, ended)):
             # SB3 reports an ended episode's own info; the new episode's goes to reset_infos.
-            final_info = infos[index].pop("final_info", None)
-            if final_info is not None:
+            if (final_info := infos[index].pop("final_info", None)) is not None:
                 self.reset_infos[index], infos[index] = infos[index], final_info
-            told = infos[index].get("episode")
-            if not (isinstance(told, dict) and {"r", "l"} <= told.keys()):
+            monitored = infos[index].get("episode")
+            if not (isinstance(monitored, dict) and {"r", "l"} <= monitored.keys()):
                 infos[index]["episode"] = episode
             infos[index]["terminal_observation"] = final[index]
             infos[index]["TimeLimit.truncated"] = bool(truncations[index] and not terminations[index])
         return observations, rewards.astype(np.float32), dones, infos
-
-    def step_arrays(self, actions: np.ndarray) -> Steps:
-        """Step all environments by actions (num_envs, ...), without a dict for each of them."""
-        returned = checked_step(self.envs.step(actions), self.envs, self._steps)
-        self._steps += 1
-        observations, rewards, terminations, truncations, infos = returned
-        return Steps(observations, rewards, terminations, truncations, infos.get("final_obs"))
 
     def close(self) -> None:
         """Close the environments."""

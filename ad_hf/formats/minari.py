@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import outside, read_space
+from ad_hf.envs.spaces import outside, space_from_json
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.formats.array_files import check_hdf5, reading
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
@@ -453,7 +453,7 @@ def _metadata_of_others(
         kwargs = spec.kwargs if spec is not None and spec.id == env_id else {}
         env_kwargs = {name: value for name, value in kwargs.items() if name != "render_mode"}
         if not trust_remote_code:
-            check_kwargs({"env_kwargs": env_kwargs}, origin)
+            check_kwargs(env_kwargs, origin, "env_kwargs")
     num_episodes = dataset.total_episodes
     return HistoryMetadata(
         env_id=env_id,
@@ -475,7 +475,7 @@ def _metadata_of_others(
 def _bounded_space(space: spaces.Space, name: str) -> dict[str, Any]:
     """A space as JSON that will be read again."""
     data = space_json(space, name)
-    read_space(data, name)
+    space_from_json(data, name)
     return data
 
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ad_hf.settings import check_settings, make_section, setting, shown
+from ad_hf.settings import check_settings, make_section, plain, setting, shown
 
 MOST = (1 << 63) - 1  # of whole numbers in metadata.json
-
-
-def as_json(value: Any, name: str) -> Any:
-    """A value as JSON has it, with lists for tuples and Python's numbers for numpy's; `name` is for errors."""
-    try:
-        return json.loads(json.dumps(value, default=lambda array: array.tolist()))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name}: settings are stored as JSON, which these are not ({error}): use numbers, text, lists and dicts, "
-            f"got {value!r}"
-        ) from error
 
 
 @dataclass
@@ -74,13 +62,13 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            setattr(self, each.name, as_json(getattr(self, each.name), f"source.{each.name}"))
+            setattr(self, each.name, plain(getattr(self, each.name), f"source.{each.name}"))
         check_settings(self, "source")
         if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**32 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
                 f"source.seeds must hold different whole numbers from 0 to 2**32 - 1, got {shown(self.seeds)}"
             )
-        self.convergence()  # which refuses what it does not take
+        self.convergence()  # which refuses other settings
 
     def convergence(self) -> ConvergenceConfig | None:
         """The settings of `until_converged`, if that is set."""

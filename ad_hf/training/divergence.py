@@ -1,4 +1,4 @@
-"""Training that diverged: it ends, and says where, instead of going on without sense."""
+"""Training that diverges: the run ends and says where."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class TrainingDivergedError(ValueError):
 
     Attributes:
         step (`int`):
-            The update in which that was seen first.
+            The first update with such a number.
         checkpoint (`Path`, *optional*):
-            The newest checkpoint, which was written before.
+            The newest checkpoint, written before it.
     """
 
     def __init__(self, what: str, step: int, learning_rate: float, checkpoint: Path | None) -> None:
@@ -30,36 +30,21 @@ class TrainingDivergedError(ValueError):
 
 
 class Divergence:
-    """
-    Notes on the device which update had the first loss or gradient that is not finite, so that no update waits for it.
-
-    Args:
-        accelerator (`Accelerator`):
-            Of the run, whose processes all get the same answer.
-    """
+    """The first update whose loss or gradient is not finite, kept on the device, so that no update waits for it."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._first = torch.full((), torch.inf, device=accelerator.device)
 
     def note(self, step: int, loss: torch.Tensor, gradient_norm: Any) -> None:
-        """
-        Take note of an update.
-
-        Args:
-            step (`int`):
-                Its number.
-            loss (`torch.Tensor` of shape `()`):
-                This process's part of its loss.
-            gradient_norm (`torch.Tensor` of shape `()`, *optional*):
-                Its gradient's norm, if it is known. With float16 it may be infinite: that update is skipped.
-        """
-        # Of a sharded model it is no plain tensor; that its weights are not finite shows in the next loss.
+        """Look at this process's part of an update's loss, and at the gradient's norm, if it is at hand."""
+        # With float16 the norm may be infinite: the scaler skips that update. A sharded model's norm is not a plain
+        # tensor: weights that are not finite show in the next loss.
         if type(gradient_norm) is torch.Tensor and self._accelerator.scaler is None:
             loss = loss + gradient_norm
         self._first = torch.minimum(self._first, torch.where(torch.isfinite(loss), torch.inf, float(step)))
 
     def first(self) -> int | None:
-        """The first update that was not finite in any process. Waits for the device; every process must ask."""
+        """The first such update of any process. Waits for the device; every process must call this."""
         first = float(self._accelerator.gather(self._first).min())
         return None if first == torch.inf else int(first)

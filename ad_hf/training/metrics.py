@@ -1,10 +1,10 @@
-"""What a run says about itself: metrics.jsonl, a picture, and trackers."""
+"""The metrics of a run: metrics.jsonl, a picture, and trackers."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import matplotlib.image
 import numpy as np
@@ -13,10 +13,17 @@ from accelerate import Accelerator
 from ad_hf.evaluation.plots import plot_training
 from ad_hf.settings import parse_json, read_utf8
 from ad_hf.storage.files import atomic_path, write_text
-from ad_hf.training.saved_state import Number, check_entry
+from ad_hf.structure import check_structure
 
 METRICS_FILE, PICTURE = "metrics.jsonl", "training.png"
-CURVE = "validation_curve"  # of metrics, the mean return of each episode: the one that is no number
+CURVE = "validation_curve"  # mean return of each episode: all other metrics are numbers
+
+
+class Line(TypedDict):
+    """A line of `metrics.jsonl`."""
+
+    step: Annotated[int, range(1, 2**63)]
+    validation_curve: NotRequired[list[float]]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -24,30 +31,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     The lines of a `metrics.jsonl`, but for a last one that was not finished.
 
     Raises:
-        ValueError: naming a line that is none of metrics, and the entry.
+        ValueError: for a line that does not hold metrics, with its number and the entry.
     """
     lines = []
     for number, text in enumerate(read_utf8(path).splitlines(keepends=True), start=1):
         if text.endswith("\n"):
             where = f"{path}, line {number}"
             line = parse_json(text, where)
-            expected: dict[str, Any] = dict.fromkeys(line, Number()) | {"step": Number(1, whole=True)}
-            if CURVE in line:
-                expected[CURVE] = [Number()] * (len(line[CURVE]) if isinstance(line[CURVE], list) else 0)
-            check_entry(line, expected, where)
+            check_structure(line, Line, where)
+            check_structure({name: value for name, value in line.items() if name != CURVE}, dict[str, float], where)
             lines.append(line)
     return lines
 
 
 class Metrics:
     """
-    The metrics of a run: the main process keeps them in `metrics.jsonl` and a picture, and gives them to trackers.
+    In the main process the lines of `metrics.jsonl` and a picture of them; in all, those of trackers.
 
     Args:
         output_dir (`Path`):
             Folder of the run.
         accelerator (`Accelerator`):
-            Whose trackers are told, too.
+            Its trackers get the metrics, too.
         done (`int`):
             Updates that are done: lines of later ones, of a run that was interrupted, are dropped.
     """
@@ -65,8 +70,7 @@ class Metrics:
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Keep the metrics of an update, and draw the picture anew after a validation."""
-        numbers = {name: value for name, value in metrics.items() if name != CURVE}
-        self._accelerator.log(numbers, step=step)
+        self._accelerator.log({name: value for name, value in metrics.items() if name != CURVE}, step=step)
         if self._accelerator.is_main_process:
             self._lines.append({"step": step, **metrics})
             with open(self._path, "a") as file:
@@ -77,7 +81,7 @@ class Metrics:
                 self._log_picture(step)
 
     def _log_picture(self, step: int) -> None:
-        """Give the picture to those trackers that take some."""
+        """Give the picture to the trackers that take pictures."""
         pixels = (255 * matplotlib.image.imread(self._picture, format="png")[..., :3]).astype(np.uint8)
         for tracker in self._accelerator.trackers:
             if tracker.name == "tensorboard":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import not_
 from typing import Any
 
 import torch
@@ -23,15 +25,14 @@ def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.
     if config.optimizer == "muon":
         decoder: Any = model.blocks if model.blocks is not None else model.backbone
         muon = [weight for weight in decoder.parameters() if weight.ndim == 2 and id(weight) not in embeddings]
-    chosen = {id(weight) for weight in muon}
-    rest = [weight for weight in model.parameters() if id(weight) not in chosen]
-    decayed = [weight for weight in rest if weight.ndim >= 2 and id(weight) not in embeddings]
-    chosen |= {id(weight) for weight in decayed}
+    by_muon = {id(weight) for weight in muon}
+    rest = [weight for weight in model.parameters() if id(weight) not in by_muon]
+    decays = [weight.ndim >= 2 and id(weight) not in embeddings for weight in rest]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
             [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": [weight for weight in rest if id(weight) not in chosen], "weight_decay": 0.0},
+                {"params": list(compress(rest, decays)), "weight_decay": config.weight_decay},
+                {"params": list(compress(rest, map(not_, decays))), "weight_decay": 0.0},
             ],
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
@@ -48,7 +49,7 @@ def make_schedulers(optimizers: list[torch.optim.Optimizer], config: TrainingCon
     """
     For each optimizer, a linear rise of the learning rate and then a cosine, to be stepped once per update.
 
-    They are not for `Accelerator.prepare`, which would step them once per process.
+    `Accelerator.prepare` must not get them: it would step them once per process.
     """
     return [
         get_scheduler(
@@ -60,3 +61,20 @@ def make_schedulers(optimizers: list[torch.optim.Optimizer], config: TrainingCon
         )
         for optimizer in optimizers
     ]
+
+
+def learning_rate(scheduler: Any, step: int) -> float:
+    """Learning rate of the first group of a scheduler's optimizer after so many updates."""
+    return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step)
+
+
+def set_step(scheduler: Any, step: int) -> None:
+    """Set a scheduler, and the learning rates of its optimizer, to where they are after so many updates."""
+    scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": step - 1, "_step_count": step})
+    scheduler.step()
+
+
+def named_groups(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> list[dict[str, Any]]:
+    """The settings of an optimizer's groups, their weights by name; both as before they are distributed."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return [{**group, "params": [names[id(weight)] for weight in group["params"]]} for group in optimizer.param_groups]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+
+from accelerate.logging import get_logger
 
 from ad_hf.hub.model_files import (
     BEST_FOLDER,
@@ -17,46 +19,57 @@ from ad_hf.hub.model_files import (
     model_files,
 )
 from ad_hf.hub.push import push_files
-from ad_hf.hub.uploads import make_repository
+from ad_hf.hub.uploads import PushConfig, make_repository
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import files_in, link_or_copy, read_text
 from ad_hf.storage.repositories import HUB_ID
 
 MADE_OF = ("recipe.yaml", "run.json")  # of a run; results of earlier weights may lie there, too
 
+logger = get_logger(__name__)
+
 
 class Publisher:
     """
-    Pushes checkpoints while training goes on.
-
-    A push that fails is reported and does not end the run; the next one brings what it would have.
+    Pushes checkpoints while training goes on. A push that fails is logged and does not end the run; the next one
+    brings what it would have.
 
     Args:
         target (`str`):
             Repository, which is made if need be, as `user/name` or `user/name@branch`.
         output_dir (`Path`):
             Folder of the run.
-        say (`Callable[[str], None]`):
-            Prints a line for people.
 
     Raises:
-        ValueError: if that is no name of a repository.
+        ValueError: if that is not the name of a repository.
         HubError: if the Hub refuses, before anything is trained.
     """
 
-    def __init__(self, target: str, output_dir: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, target: str, output_dir: Path) -> None:
         match = HUB_ID.fullmatch(target)
         if match is None:
             raise ValueError(f"push_to must be user/name or user/name@branch, got {target!r}")
-        self._branch, self._output_dir, self._say = match["revision"] or "main", output_dir, say
-        self._repo_id = make_repository(match["repo_id"], "model", self._branch)
+        self._branch, self._output_dir = match["revision"] or "main", output_dir
+        self._repo_id = make_repository(match["repo_id"], "model", PushConfig(revision=self._branch))
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="push")
         self._running: Future[None] | None = None
 
-    def push(self, checkpoint: Path, step: int) -> None:
-        """Push a checkpoint in the background, unless the one before is still on its way."""
+    def push(self, checkpoint: Path, step: int, wait: bool = False) -> None:
+        """
+        Push a checkpoint in the background, unless the one before is still on its way; with `wait`, after that one,
+        and to the end.
+        """
+        if wait:
+            self._wait()
         if self._running is None or self._running.done():
             self._running = self._executor.submit(self._push, *self._linked(checkpoint), step)
+        if wait:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait for a push that is on its way."""
+        if self._running is not None:
+            self._running.result()
 
     def _linked(self, checkpoint: Path) -> tuple[Path, dict[str, Content] | Exception]:
         """A folder of links to a checkpoint's files, since the run may drop it meanwhile, and the files by name."""
@@ -67,37 +80,22 @@ class Publisher:
                 if isinstance(content, Path) and content.is_relative_to(checkpoint):
                     files[name] = folder / str(number)
                     link_or_copy(content.resolve(), folder / str(number))
-        except Exception as error:  # is told where the push would have been
+        except Exception as error:  # _push logs it
             return folder, error
         return folder, files
 
-    def _wait(self) -> None:
-        """Wait for what is on its way."""
-        if self._running is not None:
-            self._running.result()
-
-    def finish(self, checkpoint: Path, step: int) -> None:
-        """Push a checkpoint of a run that ends before its time, after what is on its way."""
-        self._wait()
-        self.push(checkpoint, step)
-        self._wait()
+    def _push_files(self, files: Mapping[str, Content], message: str, local_card: str | None = None) -> str:
+        files = {**files, **files_in(self._output_dir, MADE_OF)}
+        return push_files(files, self._repo_id, revision=self._branch, commit_message=message, local_card=local_card)
 
     def push_end(self) -> None:
         """Push the model of a run that has come to its end."""
         self._wait()
+        model = self._output_dir / "model"
         try:
-            model = self._output_dir / "model"
-            files = {**model_files(model), **files_in(self._output_dir, MADE_OF)}
-            url = push_files(
-                files,
-                self._repo_id,
-                revision=self._branch,
-                commit_message="End of training",
-                local_card=read_text(model / CARD),
-            )
-            self._say(f"pushed: {url}")
+            logger.info(f"pushed: {self._push_files(model_files(model), 'End of training', read_text(model / CARD))}")
         except Exception as error:
-            self._say(f"{error}; push it with: ad-hf push model {self._output_dir} {self._repo_id}")
+            logger.warning(f"{error}; push it with: ad-hf push model {self._output_dir} {self._repo_id}")
 
     def _push(self, folder: Path, files: dict[str, Content] | Exception, step: int) -> None:
         try:
@@ -106,18 +104,10 @@ class Publisher:
             prefix = f"{BEST_FOLDER}/"
             best = {name.removeprefix(prefix): files[name] for name in files if name.startswith(prefix)}
             model = best or {name: files[name] for name in files if name not in CHECKPOINT_FILES}
-            url = push_files(
-                {
-                    **model,
-                    **files_in(self._output_dir, MADE_OF),
-                    **{f"{CHECKPOINT_FOLDER}/{name}": content for name, content in files.items()},
-                },
-                self._repo_id,
-                revision=self._branch,
-                commit_message=f"Checkpoint after {step} updates",
-            )
-            self._say(f"pushed the checkpoint of update {step}: {url}")
+            beside = {f"{CHECKPOINT_FOLDER}/{name}": content for name, content in files.items()}
+            url = self._push_files({**model, **beside}, f"Checkpoint after {step} updates")
+            logger.info(f"pushed the checkpoint of update {step}: {url}")
         except Exception as error:  # whatever the Hub and the network do, the run goes on
-            self._say(f"the checkpoint of update {step} was not pushed: {error}")
+            logger.warning(f"the checkpoint of update {step} was not pushed: {error}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)

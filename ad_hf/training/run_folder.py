@@ -1,43 +1,76 @@
-"""The folder of a run."""
+"""The folder of a run: what it may hold before the run, and its checkpoints."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
-from ad_hf.hub.model_files import RESULT_FILES
-from ad_hf.storage.files import refuse_other, remove_leftovers, write_text
-from ad_hf.training.checkpoints import STATE_FILE, list_checkpoints
-
-if TYPE_CHECKING:
-    from ad_hf.training.trainer import Trainer
+from ad_hf.hub.model_files import CHECKPOINT_FOLDER, RESULT_FILES, STATE_FILE
+from ad_hf.storage.files import local_path, refuse_other, remove_leftovers, write_text
+from ad_hf.storage.repositories import HUB_ID, find_repository
 
 
 def check_run_folder(output_dir: Path, resumed: bool = False) -> None:
     """
-    Refuse a folder for a run in which something else is where its model and checkpoints are to be.
+    Refuse a folder in which something else is in the place of a run's model or checkpoints.
 
     Raises:
         FileExistsError: naming it.
     """
     refuse_other(output_dir / "model", "config.json")
     for path in list_checkpoints(output_dir):
-        if not (resumed and path.is_dir()):  # a damaged one is told from others, if it is to be resumed
+        if not (resumed and path.is_dir()):  # a run that is resumed says which of its checkpoints are damaged
             refuse_other(path, STATE_FILE)
 
 
-def prepare_run_folder(trainer: Trainer, output_dir: Path) -> None:
-    """Make the folder of a run, and say in it what is trained on what."""
+def prepare_run_folder(output_dir: Path, recipe: str, run: dict[str, Any]) -> None:
+    """Make the folder of a run, with its recipe as YAML and, in `run.json`, what it trains on."""
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output_dir)
     for name in RESULT_FILES:  # of the model that was there before
         (output_dir / name).unlink(missing_ok=True)
-    write_text(output_dir / "recipe.yaml", trainer.recipe.to_yaml())
-    run = {
-        **trainer.family.env_settings,
-        "dataset": trainer.dataset_json,
-        "versions": package_versions((*VERSIONED_PACKAGES, "transformers")),
-    }
-    write_text(output_dir / "run.json", json.dumps(run, indent=2) + "\n")
+    write_text(output_dir / "recipe.yaml", recipe)
+    versions = package_versions((*VERSIONED_PACKAGES, "transformers"))
+    write_text(output_dir / "run.json", json.dumps({**run, "versions": versions}, indent=2) + "\n")
+
+
+def checkpoint_step(path: Path) -> int:
+    """The updates in the name of a checkpoint."""
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    paths = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
+    return sorted(paths, key=checkpoint_step)
+
+
+def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
+    """
+    The checkpoint to resume.
+
+    Args:
+        resume (`str` or `Path`):
+            `"latest"`, the newest one of the run if it has any; a folder; or a repository on the Hub that a run's
+            checkpoints are pushed to, as `user/name` or `user/name@branch`.
+        output_dir (`Path`):
+            Folder of the run.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+    """
+    if str(resume) == "latest":
+        return next(reversed(list_checkpoints(output_dir)), None)
+    folder = local_path(resume)
+    if not folder.exists() and HUB_ID.fullmatch(str(resume)):
+        patterns = [f"{CHECKPOINT_FOLDER}/{name}" for name in ("*.json", "*.safetensors")]
+        folder = find_repository(resume, "model").download(patterns) / CHECKPOINT_FOLDER
+    if not (folder / STATE_FILE).is_file():
+        raise FileNotFoundError(
+            f"{resume} is no checkpoint: expected `latest`, a folder with {STATE_FILE} in it, or a repository on the "
+            f"Hub with one in {CHECKPOINT_FOLDER}/"
+        )
+    return folder

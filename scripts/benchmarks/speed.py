@@ -50,9 +50,8 @@ from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.learners import make_learner
 from ad_hf.storage.folders import Folder
 from ad_hf.training.config import TrainingConfig
-from ad_hf.training.memory import keep_freed_memory
+from ad_hf.training.machine import choose_precision, keep_freed_memory, matmul_flops
 from ad_hf.training.optimizers import make_optimizers
-from ad_hf.training.precision import choose_precision, matmul_flops
 
 BATCH, WINDOW = 64, 200
 NATIVE_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -281,9 +280,8 @@ def benchmark_loader(batches: int = 200) -> None:
     with tempfile.TemporaryDirectory() as folder:
         collect(few, recipe.source, output_dir=folder)
         dataset = HistoryDataset.open(folder)
-        rows = dataset.load("train")
         start = time.perf_counter()
-        windows = HistoryWindows(rows, *dataset.metadata.spaces, WINDOW)
+        windows = HistoryWindows(dataset.histories("train"), *dataset.metadata.spaces, WINDOW)
         loading = time.perf_counter() - start
         model = ADModel(ad_hf.config_from_dataset(folder))
     stream = iter(WindowBatches(windows, BATCH))

@@ -29,12 +29,11 @@ from ad_hf.evaluation.report import source_curves
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.rollouts import load_prompts
 from ad_hf.model.modeling_ad import ADModel
-from ad_hf.pipeline import collect_recipe
+from ad_hf.pipeline import collect_recipe, train
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.learners import has_independent_streams
 from ad_hf.storage.files import write_text
 from ad_hf.storage.folders import Folder
-from ad_hf.training.trainer import train
 from studies.rl2 import RL2Config, evaluate_rl2, train_rl2
 
 FULL = "-full"  # what the names of larger settings end in
@@ -328,7 +327,7 @@ class StudyRunner:
                 raise ValueError(f"{cell} takes the model of {variant.model_of}, of which there is none: run it first")
             return ADModel.from_pretrained(other / "model")
         if not _is_trained(folder, recipe.training.max_steps):
-            train(recipe, dataset, folder, resume="latest", say=self.say)
+            train(recipe, dataset, folder, resume="latest")
         return ADModel.from_pretrained(folder / "model")
 
     def _evaluate(

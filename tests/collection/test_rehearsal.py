@@ -64,7 +64,7 @@ REFUSALS = [  # changes of the family, changes of the settings, the message
     ({}, {"algorithm": "DQN", "hyperparameters": {"train_freq": [0, "episode"]}}, r"train_freq must be at least 1"),
     ({}, {"algorithm": "A2C", "tasks_per_job": 2}, r"A2C learns one task at a time: set tasks_per_job to 1, got 2"),
     ({}, {"hyperparameters": [1]}, r"^source\.hyperparameters must be a mapping"),
-    ({}, {"hyperparameters": {"gamma": {1}}}, r"^source\.hyperparameters: settings are stored as JSON"),
+    ({}, {"hyperparameters": {"gamma": {1}}}, r"^source\.hyperparameters must be JSON"),
     ({}, {"n_envs": 10**9}, r"^source\.n_envs 10{9} .* would take 1,037,000,000,000 bytes"),
     ({}, {"n_envs": 2.5}, r"^source\.n_envs must be a whole number"),
     ({}, {"n_envs": True}, r"^source\.n_envs must be a whole number"),

@@ -273,7 +273,8 @@ def test_no_code_of_the_package_decides_to_trust_code_of_others():
             arguments = {argument.arg for argument in [*function.args.args, *function.args.kwonlyargs]}
             for node in ast.walk(function):
                 if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-                    passed_on = isinstance(node.value, ast.Name) and node.value.id in arguments
+                    owner = node.value.value if isinstance(node.value, ast.Attribute) else node.value
+                    passed_on = isinstance(owner, ast.Name) and owner.id in arguments
                     assert passed_on, f"{path}:{node.value.lineno}"
         for node in ast.walk(tree):  # nor under its name, in a mapping
             named = node.keys if isinstance(node, ast.Dict) else [getattr(node, "slice", None)]

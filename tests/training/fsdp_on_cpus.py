@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from ad_hf.cli import main
-from ad_hf.training import accelerating
+from ad_hf.training import machine
 
 
 def sharding_accelerator(**settings):
@@ -32,7 +32,7 @@ def sharding_accelerator(**settings):
     return accelerator
 
 
-accelerating.Accelerator = sharding_accelerator
+machine.Accelerator = sharding_accelerator
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

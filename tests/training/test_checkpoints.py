@@ -42,7 +42,7 @@ def interrupted(tiny_recipe_file, tiny_histories, tmp_path_factory):
 
 
 def train(recipe, dataset, run, **settings):
-    ad_hf.train(recipe, dataset, run, say=lambda line: None, **settings)
+    ad_hf.train(recipe, dataset, run, **settings)
 
 
 def metrics(run):

@@ -59,7 +59,7 @@ def test_a_run_that_diverges_ends_with_its_last_good_checkpoint(
         save_total_limit=9,
     )
     with pytest.raises(TrainingDivergedError, match=r"at update \d, where the learning rate was \d.*e\+3\d") as ended:
-        ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run", say=lambda line: None)
+        ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
     step, kept = ended.value.step, list_checkpoints(tmp_path / "run")
     assert f"at update {step}" in str(ended.value)
     assert "lower training.learning_rate" in str(ended.value)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import ad_hf
-from ad_hf.training import trainer
+from ad_hf.training import loop
 from ad_hf.training.checkpoints import list_checkpoints
 
 
@@ -75,7 +75,7 @@ def test_files_that_may_not_grow(recipe, tiny_histories, tmp_path, whole):
 
 def test_a_folder_that_became_read_only(recipe, tiny_histories, disk, whole, monkeypatch):
     folder, mount = disk
-    save = trainer.save_checkpoint
+    save = loop.save_checkpoint
 
     def lock_and_save(run, step):
         if step == 4:
@@ -83,7 +83,7 @@ def test_a_folder_that_became_read_only(recipe, tiny_histories, disk, whole, mon
         return save(run, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", lock_and_save)
+        patch.setattr(loop, "save_checkpoint", lock_and_save)
         with pytest.raises(OSError, match=r"the last good one is .*checkpoint-2"):
             ad_hf.train(recipe, tiny_histories, folder / "run")
     mount("remount,rw")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import ad_hf
-from ad_hf.training import trainer, validation
+from ad_hf.training import loop
 from ad_hf.training.checkpoints import list_checkpoints
 from ad_hf.training.interruption import Interruption
 from ad_hf.training.trainer import Trainer
@@ -71,8 +71,8 @@ def signalled_at(monkeypatch, owner, name, number, times):
     [
         (signal.SIGTERM, Trainer, "update", 1, 1),
         (signal.SIGINT, Trainer, "update", 9, 9),
-        (signal.SIGINT, validation, "evaluate", 1, 6),
-        (signal.SIGTERM, trainer, "validate", 2, 12),
+        (signal.SIGINT, loop, "evaluate", 1, 6),
+        (signal.SIGTERM, loop, "evaluate", 2, 12),
     ],
     ids=["first update", "ninth update", "first validation", "last validation"],
 )
@@ -96,7 +96,7 @@ def test_a_run_that_is_asked_to_end_goes_on_as_if_it_had_not(
 def test_a_validation_is_not_waited_for(recipe, tiny_histories, tmp_path, monkeypatch):
     """Machines that are taken away give some seconds, a validation can take minutes."""
     recipe.training = replace(recipe.training, eval_episodes=1_000_000)
-    signalled_at(monkeypatch, validation, "evaluate", signal.SIGTERM, 1)
+    signalled_at(monkeypatch, loop, "evaluate", signal.SIGTERM, 1)
     start = time.monotonic()
     with pytest.raises(ad_hf.TrainingInterrupted):
         ad_hf.train(recipe, tiny_histories, tmp_path / "run")

@@ -7,8 +7,8 @@ import torch
 
 import ad_hf
 from ad_hf.training.config import TrainingConfig
+from ad_hf.training.machine import choose_precision
 from ad_hf.training.optimizers import make_optimizers
-from ad_hf.training.precision import choose_precision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

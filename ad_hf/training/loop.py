@@ -1,0 +1,201 @@
+"""The loop of a run: updates, validations, metrics, checkpoints and their pushes."""
+
+from __future__ import annotations
+
+import math
+import signal
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+
+from ad_hf.evaluation.evaluate import evaluate
+from ad_hf.hub.model_card import write_model_card
+from ad_hf.model.modeling_ad import ADModel
+from ad_hf.progress import ProgressBar
+from ad_hf.storage.files import atomic_folder
+from ad_hf.training.checkpoints import load_checkpoint, save_checkpoint
+from ad_hf.training.interruption import Interruption, TrainingInterrupted
+from ad_hf.training.metrics import CURVE, Metrics
+from ad_hf.training.pushing import Publisher
+from ad_hf.training.run_folder import prepare_run_folder
+from ad_hf.training.trainer import Trainer
+
+logger = get_logger(__name__)
+
+
+def run(
+    trainer: Trainer,
+    recipe: str,
+    resume: Path | None = None,
+    push_to: str | None = None,
+    push_every: int | None = None,
+) -> None:
+    """
+    Train to the end, or until a signal. Every process must call this.
+
+    Args:
+        trainer ([`~ad_hf.training.trainer.Trainer`]):
+            What to train.
+        recipe (`str`):
+            The recipe's text, for the folder of the run.
+        resume (`Path`, *optional*):
+            A checkpoint to go on from.
+        push_to (`str`, *optional*), push_every (`int`, *optional*):
+            As of [`~ad_hf.train`].
+
+    Raises:
+        TrainingDivergedError: if a loss or a weight is not finite.
+        TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
+        ValueError: if the checkpoint is of another run, or damaged.
+    """
+    accelerator, config, output_dir = trainer.accelerator, trainer.config, trainer.output_dir
+    done = 0 if resume is None else load_checkpoint(trainer, resume)
+    publisher = None
+    if accelerator.is_main_process:
+        prepare_run_folder(output_dir, recipe, {**trainer.family.env_settings, "dataset": trainer.dataset_json})
+        publisher = None if push_to is None else Publisher(push_to, output_dir)
+    if config.log_with is not None:
+        settings = {name: value for name, value in vars(config).items() if value is not None}
+        accelerator.init_trackers("ad_hf", config=settings)
+    start = f"; going on after {done} updates, from {resume}" if done else ""
+    processes = f"{accelerator.num_processes}"
+    if accelerator.num_processes > 1:
+        processes += f" ({accelerator.distributed_type.value})"
+    logger.info(f"a model of {trainer.num_parameters:,} parameters, processes: {processes}{start}")
+    try:
+        _Loop(trainer, Metrics(output_dir, accelerator, done), publisher, push_every).run(done)
+        if accelerator.is_main_process:
+            write_model_card(output_dir)
+            if publisher is not None:
+                publisher.push_end()
+        accelerator.wait_for_everyone()
+    finally:
+        accelerator.end_training()
+    if trainer.best is not None and trainer.family.tasks("validation"):
+        logger.info(
+            f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates"
+        )
+
+
+class _StoppedError(Exception):
+    """A signal came in the middle of a validation."""
+
+
+class _Loop:
+    def __init__(
+        self, trainer: Trainer, metrics: Metrics, publisher: Publisher | None, push_every: int | None
+    ) -> None:
+        self.trainer, self.config, self.accelerator = trainer, trainer.config, trainer.accelerator
+        self.metrics, self.publisher, self.push_every = metrics, publisher, push_every
+        self.interruption = Interruption()
+
+    def run(self, done: int) -> None:
+        """Train from after so many updates that are done."""
+        trainer, tokens_per_step = self.trainer, self.config.batch_size * self.trainer.context_length
+        trainer.model.train()
+        with (
+            self.interruption,
+            closing(iter(trainer.batches)) as batches,
+            ProgressBar(
+                "train",
+                self.config.max_steps * tokens_per_step,
+                "tokens",
+                initial=done * tokens_per_step,
+                disable=not self.accelerator.is_local_main_process,
+            ) as bar,
+        ):
+            if trainer.unvalidated is not None:
+                self._finish_step(done, trainer.unvalidated)
+            for step in range(done + 1, self.config.max_steps + 1):
+                loss = trainer.update(batches, step)
+                bar.update(tokens_per_step)
+                self._finish_step(step, self._numbers(step, loss, bar))
+                self._save(step)
+
+    def _numbers(self, step: int, loss: torch.Tensor, bar: Any) -> dict[str, float]:
+        """The metrics of an update, if it is time for them."""
+        if step % self.config.logging_steps and step not in (1, self.config.max_steps):
+            return {}
+        trainer = self.trainer
+        trainer.check_loss()
+        mean = float(self.accelerator.reduce(loss, "mean"))
+        bar.set_postfix(step=step, loss=f"{mean:.3f}", validation=trainer.best and f"{trainer.best[0]:.2f}")
+        rate = trainer.schedulers[0].get_last_lr()[0]
+        return {"loss": mean, "learning_rate": rate, "tokens_per_second": bar.format_dict["rate"] or 0.0}
+
+    def _finish_step(self, step: int, numbers: dict[str, Any]) -> None:
+        """Validate, if it is time to, and log; the run that goes on repeats an interrupted validation."""
+        self.trainer.unvalidated = None
+        if step % self.config.eval_steps == 0 or step == self.config.max_steps:
+            validation = self._validate(step)
+            if validation is None:
+                self.trainer.unvalidated = numbers
+                return
+            numbers = numbers | validation
+        if numbers:
+            self.metrics.log(step, numbers)
+
+    def _validate(self, step: int) -> dict[str, Any] | None:
+        """Act on the validation tasks, and keep the model if it is the best so far; `None` if a signal came."""
+        trainer, weights = self.trainer, self.trainer.gather_weights(step)
+        metrics: dict[str, Any] | None = {}
+        if self.accelerator.is_main_process:
+            score = float(step)  # without validation tasks the newest model is kept
+            if trainer.family.tasks("validation"):
+                metrics = self._play(trainer.whole_model(weights))
+                score = metrics["validation_return"] if metrics else -math.inf
+            if metrics is not None and (trainer.best is None or score > trainer.best[0]):
+                trainer.best = (score, step)
+                with atomic_folder(trainer.output_dir / "model") as folder:
+                    trainer.save_model(folder, weights)
+        self.accelerator.wait_for_everyone()
+        return metrics
+
+    def _play(self, model: ADModel) -> dict[str, Any] | None:
+        """Mean return on the validation tasks of the last episodes, of the first, and of each."""
+
+        def stop_if_asked(_: Any) -> None:
+            if self.interruption.signal is not None:
+                raise _StoppedError
+
+        try:
+            evaluation = evaluate(
+                model,
+                self.trainer.family,
+                "validation",
+                num_episodes=self.config.eval_episodes,
+                num_seeds=self.config.eval_repeats,
+                seed=self.config.seed,
+                callback=stop_if_asked,
+            )
+        except _StoppedError:
+            return None
+        curve = evaluation.returns.mean(axis=(0, 1))
+        return {
+            "validation_return": float(evaluation.final_returns.mean()),
+            "validation_return_first": float(curve[0]),
+            CURVE: [round(float(value), 4) for value in curve],
+        }
+
+    def _signal(self) -> signal.Signals | None:
+        """The signal that some process got; all get the same answer, and all must ask."""
+        number = int(self.interruption.signal or 0)
+        if self.accelerator.num_processes > 1:
+            number = int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+        return signal.Signals(number) if number else None
+
+    def _save(self, step: int) -> None:
+        """Save and push a checkpoint, if it is time to, or if a signal ends the run."""
+        asked = self._signal()
+        pushed = bool(self.push_every) and step % (self.push_every or 1) == 0
+        due = step % (self.config.save_steps or self.config.eval_steps) == 0 and step < self.config.max_steps
+        if not (asked or pushed or due):
+            return
+        checkpoint = save_checkpoint(self.trainer, step)
+        if self.publisher is not None and (asked or pushed):
+            self.publisher.push(checkpoint, step, wait=asked is not None)
+        if asked:
+            raise TrainingInterrupted(asked, step, checkpoint)
