@@ -91,8 +91,9 @@ def check_spaces(
     Raises:
         ValueError: naming a way out, such as a wrapper of the environments.
     """
-    from ad_hf.model.checks_ad import check_fits  # not at the top: workers, which may import this, need no model
+    # Not at the top: workers, which may import this, need no model.
     from ad_hf.model.configuration_ad import ADConfig
+    from ad_hf.model.loading_ad import check_fits
     from ad_hf.model.modeling_ad import ADModel
 
     described: dict[str, Any] = {}
@@ -140,7 +141,7 @@ def check_memory(source: SourceConfig, observation_space: spaces.Space, action_s
     Raises:
         ValueError: with the memory that they take, and that there is.
     """
-    from ad_hf.model.checks_ad import check_fits
+    from ad_hf.model.loading_ad import check_fits
 
     both = (observation_space, action_space)
     step = sum(int(np.prod(space.shape or ())) * storage_dtype(space).itemsize for space in both) + 8 + 2
