@@ -21,8 +21,8 @@ from ad_hf.collection.ray_pool import RayPool
 from ad_hf.collection.rehearsal import check_memory, check_spaces, check_splits, first_environments, rehearse
 from ad_hf.collection.work_folder import WorkFolder
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.histories.schema import HistoryMetadata, default_piece_steps
-from ad_hf.histories.writer import SHARD_TRANSITIONS
+from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.writer import SHARD_TRANSITIONS, piece_steps
 from ad_hf.progress import ProgressBar
 from ad_hf.settings import plain, with_settings
 from ad_hf.sources.config import SourceConfig
@@ -133,7 +133,7 @@ def collect(
     own_part, workers = _read_part(part), _check_count("num_workers", num_workers)
     make_pool = _choose_executor(executor, address, workers)
     shard_transitions = _check_count("shard_transitions", shard_transitions) or SHARD_TRANSITIONS
-    piece_steps = _check_count("max_piece_steps", max_piece_steps)
+    max_piece_steps = _check_count("max_piece_steps", max_piece_steps)
     output = OutputFolder(output_dir, config_name)
     tasks = family.tasks(split)
     if not tasks:
@@ -157,12 +157,12 @@ def collect(
         check_memory(source, *spaces)
     check_splits(family, tasks)
     rehearse(family, source, [first_task, tasks[-1]])
-    piece_steps = piece_steps or default_piece_steps(spaces[0])
-    output.prepare_work(metadata, {"shard_transitions": shard_transitions, "max_piece_steps": piece_steps})
+    max_piece_steps = piece_steps(spaces[0], max_piece_steps)
+    output.prepare_work(metadata, {"shard_transitions": shard_transitions, "max_piece_steps": max_piece_steps})
     jobs_per_shard = max(1, shard_transitions // (source.total_timesteps * source.tasks_per_job))
     work = WorkFolder(output.work, ShardLayout(tasks, source.seeds, source.tasks_per_job, jobs_per_shard), own_part)
     run = partial(
-        run_job, family, source, (metadata.observation_space, metadata.action_space), piece_steps, output.work
+        run_job, family, source, (metadata.observation_space, metadata.action_space), max_piece_steps, output.work
     )
     try:
         _learn(source, work, partial(make_pool, run))

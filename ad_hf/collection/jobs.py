@@ -22,7 +22,8 @@ from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.spaces import space_from_json, space_to_json
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.histories.schema import history_features, history_table
+from ad_hf.histories.schema import history_features
+from ad_hf.histories.writer import history_table
 from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.convergence import StopWhenConverged
 from ad_hf.sources.learners import make_callbacks, make_learner
@@ -157,7 +158,7 @@ def learn_job(
         steps = recorded.streams(slice(place, None, tasks))  # stream i is of task i modulo their number
         until = None if convergence is None else convergence.converged_at[place]
         steps = steps if until is None else steps.until(until)
-        if not (steps.terminations.any() or steps.truncations.any()):
+        if not steps.ends.any():
             raise ValueError(
                 f"no episode ended in the {steps.rewards.shape[1]} steps of each environment: give it a time limit, "
                 "such as max_episode_steps in env_kwargs, or the source more total_timesteps"
@@ -169,7 +170,7 @@ def learn_job(
 def progress_row(task_id: int, seed: int, steps: RecordedSteps, converged: bool | None) -> list[Any]:
     """A row of [`~ad_hf.histories.schema.PROGRESS_COLUMNS`]."""
     first, last, episodes = [], [], 0
-    for rewards, ended in zip(steps.rewards, steps.terminations | steps.truncations):
+    for rewards, ended in zip(steps.rewards, steps.ends):
         if ended.any():
             returns = np.diff(np.cumsum(rewards)[ended], prepend=0.0)
             tenth = -(-len(returns) // 10)

@@ -44,7 +44,7 @@ class Steps:
     rewards: np.ndarray
     terminations: np.ndarray
     truncations: np.ndarray
-    final_observations: np.ndarray | None = None
+    final_observations: Any = None
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Steps:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,29 +10,14 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 from ad_hf.envs.spaces import Elements, storage_dtype
 from ad_hf.envs.vector import check_same_step, checked_reset, checked_step, final_observations
+from ad_hf.histories.steps import STEPWISE, Steps
 
-ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations")  # with a value for each step
 
-
-@dataclass
-class RecordedSteps:
+class RecordedSteps(Steps):
     """
-    The histories of the streams of one learner; step t of a stream holds what it saw, did and got at that step.
-
-    Attributes:
-        observations (`np.ndarray` of shape `(num_envs, num_steps, ...)`), actions (`(num_envs, num_steps, ...)`),
-        rewards, terminations, truncations (`(num_envs, num_steps)`):
-            The steps. `observations[:, t]` led to `actions[:, t]`, which brought `rewards[:, t]`.
-        final_observations (`list[np.ndarray]` of shape `(num_episodes, ...)`):
-            Per stream, the last observation of each episode, that of an unfinished last episode included.
+    The histories of the streams of one learner: arrays (num_envs, num_steps, ...), and for each stream the final
+    observations (num_episodes, ...).
     """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminations: np.ndarray
-    truncations: np.ndarray
-    final_observations: list[np.ndarray]
 
     def streams(self, indices: slice) -> RecordedSteps:
         """Some of the streams."""
@@ -43,8 +27,8 @@ class RecordedSteps:
         """The first steps only."""
         if step >= self.rewards.shape[1]:
             return self
-        arrays = {name: getattr(self, name)[:, :step] for name in ARRAYS}
-        ends = arrays["terminations"] | arrays["truncations"]
+        arrays = {name: getattr(self, name)[:, :step] for name in STEPWISE}
+        ends = self.ends[:, :step]
         finals = [of_stream[:episodes] for of_stream, episodes in zip(self.final_observations, ends.sum(axis=1))]
         if step:
             for stream in np.flatnonzero(~ends[:, -1]):  # in the middle of an episode
@@ -84,7 +68,7 @@ class HistoryRecorder(VectorWrapper):
         # Time comes first while recording, so that a step is one contiguous write.
         self._arrays = {
             name: np.empty((max(1, num_steps), envs.num_envs, *(shapes.get(name) or ())), dtypes.get(name, np.bool_))
-            for name in ARRAYS
+            for name in STEPWISE
         }
         self._final_observations: list[list[np.ndarray]] = [[] for _ in range(envs.num_envs)]
         self._last_observations: np.ndarray | None = None
@@ -154,7 +138,7 @@ class HistoryRecorder(VectorWrapper):
             self._arrays = arrays = {
                 name: np.concatenate([array, np.empty_like(array)]) for name, array in arrays.items()
             }
-        for name, values in zip(ARRAYS, (self._last_observations, actions, rewards, terminations, truncations)):
+        for name, values in zip(STEPWISE, (self._last_observations, actions, rewards, terminations, truncations)):
             arrays[name][step] = values
         self._num_steps += 1
         ended = np.flatnonzero(terminations | truncations)

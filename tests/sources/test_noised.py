@@ -21,12 +21,13 @@ from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.report import source_curves
 from ad_hf.histories.card import write_dataset_card
 from ad_hf.histories.schema import read_metadata
+from ad_hf.histories.steps import STEPWISE
 from ad_hf.pipeline import evaluate_recipe
 from ad_hf.recipe import load_recipe
 from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.learners import make_learner
 from ad_hf.sources.noised import NoisedPolicy
-from ad_hf.sources.recorder import ARRAYS, RecordedSteps
+from ad_hf.sources.recorder import RecordedSteps
 
 ROOM = {"env_id": "ad_hf/DarkRoom-v0", "env_kwargs": {"size": 5, "max_episode_steps": 10}}
 ROOM_TASKS = [{"goal": [0, 4]}, {"goal": [3, 2]}, {"goal": [2, 2]}]
@@ -85,7 +86,7 @@ def histories(family, steps=2000, n_envs=10, seed=0, **hyperparameters):
     tasks = tuple(family.tasks())
     source = SourceConfig("NoisedPolicy", n_envs, steps * n_envs, hyperparameters, tasks_per_job=len(tasks))
     of_tasks = [steps for _, steps, _ in learn_job(family, source, Job(tasks, seed))]
-    arrays = {name: np.concatenate(np.stack([getattr(each, name) for each in of_tasks], axis=1)) for name in ARRAYS}
+    arrays = {name: np.concatenate(np.stack([getattr(each, name) for each in of_tasks], axis=1)) for name in STEPWISE}
     return RecordedSteps(**arrays, final_observations=[])
 
 
