@@ -11,6 +11,8 @@ pickles, which stay on the machine (`deepspeed/`).
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -35,7 +37,7 @@ from ad_hf.storage.files import atomic_folder, copy_files, leaves_folder, remove
 from ad_hf.structure import check_structure
 from ad_hf.training.optimizers import set_step
 from ad_hf.training.run_folder import checkpoint_step, find_checkpoint, list_checkpoints
-from ad_hf.training.saved_state import SavedState, Scale, check_state, check_tensors, read_tensors
+from ad_hf.training.saved_state import SavedState, Scale, check_state, check_tensors
 from ad_hf.training.trainer import WHOLE, Trainer
 
 DEEPSPEED_FOLDER = "deepspeed"
@@ -133,13 +135,14 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Whole tensors of the optimizers' states, in the main process; none with DeepSpeed, whose engine keeps them."""
-    tensors = {}
-    for index, optimizer in enumerate([] if trainer.with_deepspeed else trainer.optimizers):
-        state: Any = get_optimizer_state_dict(trainer.plain_model, optimizer.optimizer, options=WHOLE)
-        for weight, values in state.get("state", {}).items():
-            for name, value in values.items():
-                tensors[f"optimizer/{index}/{weight}/{name}"] = value.contiguous()
-    return tensors
+    if trainer.with_deepspeed:
+        return {}
+    states: Any = get_optimizer_state_dict(trainer.plain_model, trainer.plain_optimizers, options=WHOLE)
+    return {
+        f"optimizer/{weight}/{name}": value.contiguous()
+        for weight, values in states.get("state", {}).items()
+        for name, value in values.items()
+    }
 
 
 class _DamagedError(ValueError):
@@ -151,7 +154,7 @@ def _damage(path: Path) -> Iterator[None]:
     """Name the file of a checkpoint that an error is about."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         text = str(error)
         raise _DamagedError(text if str(path) in text else f"{path}: {text}") from error
 
@@ -183,8 +186,9 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
                     raise ValueError(f"{path} is a link out of the checkpoint")
             read_json(model / CONFIG_FILE)
             weights.append(ADModel.from_pretrained(model, config=trainer.model_config).state_dict())
-    with _damage(folder / TENSORS_FILE):
-        tensors = read_tensors(folder / TENSORS_FILE)
+    with _damage(file := folder / TENSORS_FILE):
+        # Earlier versions numbered the optimizers.
+        tensors = {re.sub("^optimizer/[0-9]+/", "optimizer/", name): each for name, each in load_file(file).items()}
         check_tensors(trainer, tensors, weights[0], state["step"])
     return state, tensors, weights
 
@@ -246,12 +250,10 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
 
 def _set_optimizer_tensors(trainer: Trainer, tensors: dict[str, torch.Tensor]) -> None:
     """The optimizers' states from whole tensors. Their settings are those of this run, which are the same."""
-    for index, (optimizer, groups) in enumerate(zip(trainer.optimizers, trainer.groups, strict=True)):
-        state: dict[str, dict[str, torch.Tensor]] = {}
-        prefix = f"optimizer/{index}/"
-        for name, tensor in tensors.items():
-            if name.startswith(prefix):
-                weight, _, kind = name.removeprefix(prefix).rpartition("/")
-                state.setdefault(weight, {})[kind] = tensor
-        whole: Any = {"state": state, "param_groups": groups}
-        set_optimizer_state_dict(trainer.plain_model, optimizer.optimizer, optim_state_dict=whole, options=FROM_WHOLE)
+    states: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, weight, kind = name.split("/")
+            states[weight][kind] = tensor
+    whole: Any = {"state": states, "param_groups": trainer.groups}
+    set_optimizer_state_dict(trainer.plain_model, trainer.plain_optimizers, optim_state_dict=whole, options=FROM_WHOLE)

@@ -87,7 +87,7 @@ class Trainer:
         self.batches = self._make_batches(data, streaming)
         optimizers = make_optimizers(plain, training)
         self.schedulers = make_schedulers(optimizers, training)
-        self.groups = [named_groups(optimizer, plain) for optimizer in optimizers]
+        self.groups = named_groups(optimizers, plain)
         self.with_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.model, *self.optimizers = self._prepare(plain, optimizers)
         self.divergence = Divergence(self.accelerator)
@@ -187,6 +187,11 @@ class Trainer:
     def plain_model(self) -> ADModel:
         """The model without what distributes or compiles it; its weights may be sharded."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def plain_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers without what distributes them."""
+        return [optimizer.optimizer for optimizer in self.optimizers]
 
     def gather_weights(self, step: int) -> dict[str, torch.Tensor]:
         """

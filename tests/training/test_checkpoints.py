@@ -156,7 +156,7 @@ def test_a_checkpoint_is_a_model_beside_the_state_of_its_training_without_a_pick
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
     tensors = load_file(checkpoint / "training.safetensors")
     momenta = {name for name in tensors if name.endswith(("/exp_avg", "/momentum_buffer"))}
-    assert {name.split("/")[2] for name in momenta} == set(weights)
+    assert {name.split("/")[1] for name in momenta} == set(weights)
 
 
 def test_another_dataset_is_refused(interrupted, tiny_recipe_file, tiny_histories, tmp_path):
