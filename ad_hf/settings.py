@@ -215,6 +215,22 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def plain(value: Any, name: str, allow_nan: bool = True) -> Any:
+    """
+    A value as JSON would give it back: lists for tuples and arrays, Python's numbers for numpy's.
+
+    Raises:
+        ValueError: with its name, for values that are not JSON.
+    """
+    try:
+        return json.loads(json.dumps(value, allow_nan=allow_nan, default=lambda array: array.tolist()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be JSON, to be stored as such: use {'' if allow_nan else 'finite '}numbers, text, lists and "
+            f"dicts, got {shown(value)} ({error})"
+        ) from error
+
+
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -8,6 +8,9 @@ from gymnasium import spaces
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata, history_features, history_table
+from ad_hf.histories.selection import Selection
+from ad_hf.histories.steps import HistoryRows, checked_rows, convert_histories, join_histories
+from ad_hf.histories.windows import HistoryWindows
 from ad_hf.sources.recorder import RecordedSteps
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)  # (history, step)
@@ -114,6 +117,20 @@ def write_dataset(
 def rows_to_table(rows, observation_space=OBSERVATIONS, action_space=ACTIONS):
     """Rows as a table with the columns' types of a learning-history dataset."""
     return pa.Table.from_pylist(rows, schema=history_features(observation_space, action_space).arrow_schema)
+
+
+def windows_of_table(table, context_length, both=(OBSERVATIONS, ACTIONS), seed=0, **selection):
+    """Windows of histories that are not in a file."""
+    rows = checked_rows([HistoryRows("the table", 0, table)], *both)
+    histories = join_histories(convert_histories(rows, *both, Selection(**selection)))
+    return HistoryWindows(histories, *both, context_length, seed)
+
+
+def windows_of_folder(folder, context_length, seed=0, in_memory=False, **selection):
+    """Windows of the split `train` of a dataset."""
+    dataset = open_dataset(folder)
+    histories = dataset.histories("train", Selection(**selection), in_memory)
+    return HistoryWindows(histories, *dataset.metadata.spaces, context_length, seed)
 
 
 def open_dataset(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from ad_hf.collection.workers import available_cores, run_jobs
 from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps
 from ad_hf.histories.writer import SHARD_TRANSITIONS
+from ad_hf.settings import plain
 from ad_hf.sources.convergence import convergence_settings
 from ad_hf.sources.learners import callback_settings, check_hyperparameters, learns_side_by_side
 from ad_hf.storage.files import local_path
@@ -44,25 +44,14 @@ Execute = Callable[..., Iterator[Outcome]]  # of jobs, with what to do with each
 MOST = (1 << 63) - 1  # of whole numbers in metadata.json
 
 
-def _plain(value: Any, what: str) -> Any:
-    """A value as JSON has it: lists for tuples, Python's numbers for numpy's."""
-    try:
-        return json.loads(json.dumps(value, default=lambda array: array.tolist()))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{what}: settings are stored as JSON, which these are not ({error}): use numbers, text, lists and dicts, "
-            f"got {value!r}"
-        ) from error
-
-
 def _describe(
     family: TaskFamily, tasks: Sequence[Task], source: Source, seeds: Sequence[int], both: tuple[spaces.Space, ...]
 ) -> HistoryMetadata:
-    settings = {name: _plain(value, f"family.{name}") for name, value in family.env_settings.items()}
+    settings = {name: plain(value, f"family.{name}") for name, value in family.env_settings.items()}
     observation_space, action_space = describe_spaces(family, *both)
     described = HistoryMetadata(
         **settings,
-        tasks=_plain([asdict(task) for task in tasks], "family.tasks"),
+        tasks=plain([asdict(task) for task in tasks], "family.tasks"),
         observation_space=observation_space,
         action_space=action_space,
         source=source.to_json(),
@@ -204,7 +193,7 @@ def collect(
             or split, numbers out of their range, environments or a learner that cannot be made, spaces that no model
             can be made for, histories that do not fit into memory, and if the folder holds something else.
     """
-    hyperparameters = _plain(hyperparameters or {}, "source.hyperparameters")
+    hyperparameters = plain(hyperparameters or {}, "source.hyperparameters")
     check_hyperparameters(algorithm, hyperparameters)
     if isinstance(hyperparameters.get("expert"), dict) and not trust_remote_code:
         raise ValueError(
@@ -228,7 +217,7 @@ def collect(
         hyperparameters,
         tasks_per_job,
         None if until_converged is None else convergence_settings(until_converged),
-        callback_settings(_plain(callbacks, "source.callbacks")),
+        callback_settings(plain(callbacks, "source.callbacks")),
     )
     output, location = open_folder(output_dir), str(output_dir) if is_url(output_dir) else local_path(output_dir)
     check_names(output, config_name)

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
 from ad_hf.collection.jobs import Source, make_learner_of
-from ad_hf.envs.spaces import read_space, space_to_json, storage_dtype
+from ad_hf.envs.spaces import space_from_json, space_to_json, storage_dtype
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
 from ad_hf.sources.recorder import HistoryRecorder
 
@@ -72,7 +72,7 @@ def describe_spaces(
     for name, space in (("observation", observation_space), ("action", action_space)):
         try:
             described.append(space_to_json(space))
-            read_space(described[-1], "as JSON")
+            space_from_json(described[-1], "as JSON")
         except (TypeError, ValueError) as error:
             _refuse(family, name, space, f"fits no model ({' '.join(str(error).split())})")
     return described

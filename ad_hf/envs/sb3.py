@@ -12,10 +12,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 
-from ad_hf.envs.vector import checked_reset, checked_step, final_observations
 
-
-class Steps(NamedTuple):
+class VecStep(NamedTuple):
     """
     A step of all environments.
 
@@ -35,7 +33,7 @@ class Steps(NamedTuple):
     final_observations: Any
 
 
-def step_vec_env(envs: VecEnv, actions: np.ndarray) -> Steps:
+def step_vec_env(envs: VecEnv, actions: np.ndarray) -> VecStep:
     """A step (num_envs, ...) of any `VecEnv` in arrays: of an [`SB3VecEnv`] directly, of others out of their infos."""
     if isinstance(envs, SB3VecEnv):
         return envs.step_arrays(actions)
@@ -44,7 +42,7 @@ def step_vec_env(envs: VecEnv, actions: np.ndarray) -> Steps:
     final = np.array(observations)
     for index in np.flatnonzero(dones):
         final[index] = infos[index]["terminal_observation"]
-    return Steps(observations, rewards, dones & ~truncations, truncations, final)
+    return VecStep(observations, rewards, dones & ~truncations, truncations, final)
 
 
 class EpisodeReturns:
@@ -108,8 +106,7 @@ class SB3VecEnv(VecEnv):
             The task of each environment, for learners that ask for it.
 
     Raises:
-        ValueError: if the environments do not autoreset in the same step; at a reset or step, if they return something
-            else than gymnasium's vector environments do.
+        ValueError: if the environments do not autoreset in the same step.
     """
 
     def __init__(self, envs: VectorEnv, task_ids: Sequence[int] | None = None) -> None:
@@ -121,13 +118,12 @@ class SB3VecEnv(VecEnv):
         self.render_mode = envs.render_mode
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self._actions: np.ndarray | None = None
-        self._episodes, self._steps = EpisodeReturns(envs.num_envs), 0
+        self._episodes = EpisodeReturns(envs.num_envs)
 
     def reset(self) -> Any:
         """Reset all environments with the seeds given to `seed()`; returns observations (num_envs, ...)."""
         # VecEnv.seed() gives environment i the seed + i, as gymnasium's vector environments do from one integer.
-        returned = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
-        observations, infos = checked_reset(returned, self.envs, self._steps)
+        observations, infos = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
         self._episodes.reset()
         self.reset_infos = _split_infos(infos, self.num_envs)
         self._reset_seeds()
@@ -140,14 +136,10 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step all environments; returns observations, rewards (float32), dones and one info per environment."""
-        returned = checked_step(self.envs.step(self._actions), self.envs, self._steps)
-        observations, rewards, terminations, truncations, vector_infos = returned
+        observations, rewards, terminations, truncations, vector_infos = self.envs.step(self._actions)
         dones = terminations | truncations
         ended = np.flatnonzero(dones)
-        final: Any = final_observations(vector_infos, self.envs, self._steps) if ended.size else None
-        self._steps += 1
-        for name in ("final_obs", "_final_obs"):
-            vector_infos.pop(name, None)
+        final: Any = vector_infos.pop("final_obs", None)
         infos = _split_infos(vector_infos, self.num_envs)
         for index, episode in zip(ended.tolist(), self._episodes.add(rewards, ended)):
             # SB3 reports an ended episode's own info; the new episode's goes to reset_infos.
@@ -161,12 +153,10 @@ class SB3VecEnv(VecEnv):
             infos[index]["TimeLimit.truncated"] = bool(truncations[index] and not terminations[index])
         return observations, rewards.astype(np.float32), dones, infos
 
-    def step_arrays(self, actions: np.ndarray) -> Steps:
+    def step_arrays(self, actions: np.ndarray) -> VecStep:
         """Step all environments by actions (num_envs, ...), without a dict for each of them."""
-        returned = checked_step(self.envs.step(actions), self.envs, self._steps)
-        self._steps += 1
-        observations, rewards, terminations, truncations, infos = returned
-        return Steps(observations, rewards, terminations, truncations, infos.get("final_obs"))
+        observations, rewards, terminations, truncations, infos = self.envs.step(actions)
+        return VecStep(observations, rewards, terminations, truncations, infos.get("final_obs"))
 
     def close(self) -> None:
         """Close the environments."""

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from ad_hf.envs.spaces import read_space, space_to_json
+from ad_hf.envs.spaces import space_from_json, space_to_json
 
 
 def categories(space: spaces.Space) -> np.ndarray | None:
@@ -41,7 +41,7 @@ class SourceObservation(VectorWrapper):
 
     def __init__(self, envs: VectorEnv, extra: dict[str, dict[str, Any]]) -> None:
         super().__init__(envs)
-        self._extra = _read_spaces(extra)
+        self._extra = _space_from_jsons(extra)
         own, others = envs.single_observation_space, list(self._extra.values())
         sizes = [categories(space) for space in (own, *others)]
         found = [size for size in sizes if size is not None]
@@ -98,13 +98,13 @@ class SourceObservation(VectorWrapper):
         return extended, rewards, terminations, truncations, self._strip(infos)
 
 
-def _read_spaces(extra: Any) -> dict[str, spaces.Space]:
+def _space_from_jsons(extra: Any) -> dict[str, spaces.Space]:
     if not isinstance(extra, dict):
         raise ValueError(
             "family.source_observation must hold spaces as JSON by the names of infos, such as "
             f"{{'has_key': {{'type': 'Discrete', 'n': 2}}}}, got {extra!r}"
         )
-    return {name: read_space(space, f"family.source_observation.{name}") for name, space in extra.items()}
+    return {name: space_from_json(space, f"family.source_observation.{name}") for name, space in extra.items()}
 
 
 def _bounds(space: spaces.Space, sizes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -31,8 +31,8 @@ class _Categoricals(TypedDict):
 
 class _Numbers(TypedDict):
     shape: list[Annotated[int, range(1, MOST_ELEMENTS + 1)]]
-    low: list[float | None]
-    high: list[float | None]
+    low: list[float | bool | None]
+    high: list[float | bool | None]
     dtype: Literal[
         "bool", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
     ]
@@ -77,38 +77,15 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     )
 
 
-def space_from_json(data: dict[str, Any]) -> spaces.Space:
-    """The inverse of [`space_to_json`]."""
-    kind = data.get("type")
-    if kind == "Discrete":
-        return spaces.Discrete(data["n"])
-    if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(data["nvec"])
-    if kind == "MultiBinary":
-        return spaces.MultiBinary(data["n"])
-    if kind == "Box":
-        shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
-        low, high = (
-            np.array([limit if value is None else value for value in data[name]], dtype=dtype)
-            for name, limit in (("low", -np.inf), ("high", np.inf))
-        )
-        low, high = (
-            bound.reshape(shape) if bound.size == np.prod(shape) else np.broadcast_to(bound, shape)
-            for bound in (low, high)
-        )
-        return spaces.Box(low, high, shape=shape, dtype=dtype.type)
-    raise ValueError(f"unknown space {data!r}: expected a type of Discrete, MultiDiscrete, MultiBinary or Box")
-
-
-def read_space(data: Any, name: str) -> spaces.Space:
+def space_from_json(data: Any, name: str = "space") -> spaces.Space:
     """
-    A space of JSON that may be anyone's.
+    The inverse of [`space_to_json`].
 
     Args:
         data:
-            What should be a JSON object as of [`space_to_json`].
-        name (`str`):
-            What to call it in an error.
+            A JSON object as of [`space_to_json`]; it may come from anyone.
+        name (`str`, *optional*, defaults to `"space"`):
+            The name of the space in an error.
 
     Raises:
         ValueError: for anything else, and for spaces that are too large to be made.
@@ -118,29 +95,29 @@ def read_space(data: Any, name: str) -> spaces.Space:
         raise ValueError(
             f"{name} must be a space, an object with a type of {', '.join(STRUCTURES)}, got {shown(data)}"
         )
-    if data.get("dtype") == "bool":  # whose bounds were once written as truth values
-        bounds = {bound: data[bound] for bound in ("low", "high") if isinstance(data.get(bound), list)}
-        numbers = {
-            bound: [+each if type(each) is bool else each for each in limits] for bound, limits in bounds.items()
-        }
-        data = {**data, **numbers}
     check_structure(data, STRUCTURES[kind], name)
-    if kind == "Box":
-        count = math.prod(data["shape"])
-        if count > MOST_ELEMENTS or len(data["shape"]) > MOST_DIMENSIONS:
-            raise ValueError(
-                f"{name}: shape must have at most {MOST_DIMENSIONS} dimensions and {MOST_ELEMENTS:,} elements, got "
-                f"{shown(data['shape'])}"
-            )
-        for bound in ("low", "high"):
-            if len(data[bound]) not in (1, count):
-                raise ValueError(
-                    f"{name}: {bound} must have 1 number or {count}, as shape says, got {len(data[bound])}"
-                )
-    elif kind == "MultiDiscrete" and not 0 < len(data["nvec"]) <= MOST_ELEMENTS:
-        raise ValueError(f"{name}: nvec must have 1 to {MOST_ELEMENTS:,} numbers, got {len(data['nvec'])}")
+    if kind == "Discrete":
+        return spaces.Discrete(data["n"])
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(data["n"])
+    if kind == "MultiDiscrete":
+        if not 0 < len(data["nvec"]) <= MOST_ELEMENTS:
+            raise ValueError(f"{name}: nvec must have 1 to {MOST_ELEMENTS:,} numbers, got {len(data['nvec'])}")
+        return spaces.MultiDiscrete(data["nvec"])
+    shape, dtype, count = tuple(data["shape"]), np.dtype(data["dtype"]), math.prod(data["shape"])
+    if count > MOST_ELEMENTS or len(shape) > MOST_DIMENSIONS:
+        raise ValueError(
+            f"{name}: shape must have at most {MOST_DIMENSIONS} dimensions and {MOST_ELEMENTS:,} elements, got "
+            f"{shown(data['shape'])}"
+        )
+    bounds = []
+    for bound, limit in (("low", -np.inf), ("high", np.inf)):
+        if len(data[bound]) not in (1, count):
+            raise ValueError(f"{name}: {bound} must have 1 number or {count}, as shape says, got {len(data[bound])}")
+        bounds.append([limit if value is None else value for value in data[bound]])
     try:
-        return space_from_json(data)
+        low, high = (np.resize(np.array(bound, dtype), shape) for bound in bounds)
+        return spaces.Box(low, high, shape=shape, dtype=dtype.type)
     except (OverflowError, TypeError, ValueError) as error:  # bounds that the dtype does not hold, or no bounds
         raise ValueError(f"{name}: {shown(data)} is no space: {error}") from error
 

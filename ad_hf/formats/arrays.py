@@ -22,7 +22,8 @@ from gymnasium import spaces
 
 from ad_hf.envs.spaces import MOST_CATEGORIES, outside
 from ad_hf.formats.array_files import Hdf5, Npz, open_arrays, reading
-from ad_hf.histories.writer import Steps, to_storage
+from ad_hf.histories.steps import Steps
+from ad_hf.histories.writer import to_storage
 
 # What each array may be called; the first name that is there is taken.
 ARRAY_NAMES = {

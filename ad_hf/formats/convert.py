@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.foreign import check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import read_space
+from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily, comparable
 from ad_hf.formats.array_files import reading
 from ad_hf.formats.arrays import (
@@ -315,7 +315,7 @@ def _spaces(
     family: TaskFamily,
 ) -> dict[str, spaces.Space]:
     """The `observation_space` and `action_space` that are given, or else the environment's, or else the smallest."""
-    known = {name: read_space(space, name) for name, space in given.items() if space is not None}
+    known = {name: space_from_json(space, name) for name, space in given.items() if space is not None}
     if len(known) < len(given):
         known = {**_spaces_of_environment(family), **known}
     guesses = {name: SpaceGuess(name) for name in given if name not in known}

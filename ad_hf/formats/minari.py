@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import outside, read_space
+from ad_hf.envs.spaces import outside, space_from_json
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.formats.array_files import check_hdf5, reading
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
@@ -475,7 +475,7 @@ def _metadata_of_others(
 def _bounded_space(space: spaces.Space, name: str) -> dict[str, Any]:
     """A space as JSON that will be read again."""
     data = space_json(space, name)
-    read_space(data, name)
+    space_from_json(data, name)
     return data
 
 

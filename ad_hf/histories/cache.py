@@ -1,4 +1,4 @@
-"""What is made of histories once, in the cache of datasets (`HF_DATASETS_CACHE`): folders, whole or not there."""
+"""Folders in the cache of datasets (`HF_DATASETS_CACHE`) that are written once, and are whole or not there."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from filelock import FileLock
 from ad_hf.storage.files import atomic_folder
 
 
-def cached_folder(
-    kind: str, key: Any, write: Callable[[Path], None], what: Callable[[], str], otherwise: str = ""
-) -> Path:
+def cached_folder(kind: str, key: Any, write: Callable[[Path], None], content: Callable[[], str]) -> Path:
     """
     A folder, which is written if it is not there yet.
 
-    Several processes may call this at the same time: one of them writes, the others wait. What a process that was
-    killed has left is cleared away by the next.
+    Several processes may call this at the same time: one of them writes, the others wait. The next call clears away
+    what a killed process has left.
 
     Args:
         kind (`str`):
-            Name of the cache's folder in which such folders are.
+            Name of the cache's folder for folders of this kind.
         key:
-            What its content depends on, as JSON holds it.
+            What the content depends on, as JSON holds it.
         write (`Callable[[Path], None]`):
-            Fills the folder, of which it gets a temporary path beside its own.
-        what (`Callable[[], str]`), otherwise (`str`, *optional*):
-            Says for errors what is written, and what else can be done if it cannot be.
+            Fills a folder.
+        content (`Callable[[], str]`):
+            Describes the content, for errors.
 
     Raises:
         OSError: if it cannot be written, with what can be done.
@@ -44,14 +42,14 @@ def cached_folder(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            for left in folder.parent.glob(f".{digest}.*"):  # by a process that was killed
-                shutil.rmtree(left)
+            for leftover in folder.parent.glob(f".{digest}.*"):
+                shutil.rmtree(leftover)
             if not folder.is_dir():
                 with atomic_folder(folder) as temporary:
                     write(temporary)
     except OSError as error:
         raise OSError(
-            f"{what()} cannot be written to {folder.parent}: {error}; set HF_DATASETS_CACHE to a folder that can be "
-            f"written to and has room{otherwise}"
+            f"{content()} cannot be written to {folder.parent}: {error}; set HF_DATASETS_CACHE to a folder that can "
+            "be written to and has room, or train with --streaming"
         ) from error
     return folder

@@ -1,13 +1,14 @@
-"""Learning-history datasets: where their files are, what they say of themselves, and their rows."""
+"""Learning-history datasets: where their files are, what they say of themselves, and how their histories are read."""
 
 from __future__ import annotations
 
 import glob
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +17,33 @@ from datasets import Dataset, NamedSplit
 
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.histories.cache import cached_folder
-from ad_hf.histories.checks import COLUMNS, HistoryRows, checked_rows
+from ad_hf.histories.frames import has_frames
+from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
-from ad_hf.histories.shards import check_complete, check_footers
+from ad_hf.histories.selection import Selection
+from ad_hf.histories.shards import check_complete, check_footers, read_row_groups
 from ad_hf.histories.statistics import content_fingerprint, normalization, split_statistics
-from ad_hf.model.configuration_ad import ADConfig
-from ad_hf.storage.parquet import parquet_errors, read_footer, read_schema
+from ad_hf.histories.steps import (
+    COLUMNS,
+    FRAMES_SCHEMA,
+    Histories,
+    HistoryRows,
+    checked_rows,
+    convert_histories,
+    step_dtype,
+)
+from ad_hf.storage.parquet import parquet_errors, read_footer, read_groups, read_schema
 from ad_hf.storage.repositories import Repository, find_repository
 
+if TYPE_CHECKING:
+    from ad_hf.model.configuration_ad import ADConfig
+
+logger = logging.getLogger(__name__)
+
 NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
-ROWS_VERSION, ROWS_FILE = 1, "rows.arrow"
+ROWS_VERSION, HISTORIES_VERSION = 1, 3  # of the folders in the cache, and these are their files
+ROWS_FILE, STEPS_FILE, HISTORIES_FILE, FRAMES_FILE = "rows.arrow", "steps.bin", "histories.npz", "frames.arrow"
+NO_HISTORY = "no history got better by data.min_improvement: set it lower, or leave it out"
 FINGERPRINTED_BYTES = 64 << 20  # of shards, up to which their fingerprint is compared when they are first read
 
 
@@ -101,8 +119,8 @@ class HistoryDataset:
     @property
     def splits(self) -> list[str]:
         """Names of the splits that there are."""
-        found = {task["split"] for task in self.metadata.tasks}
-        return [split for split in SPLITS if split in found]
+        names = {task["split"] for task in self.metadata.tasks}
+        return [split for split in SPLITS if split in names]
 
     def tasks(self, split: str) -> set[int]:
         """Ids of the tasks of a split, which must exist."""
@@ -117,20 +135,15 @@ class HistoryDataset:
         return sizes
 
     def check_footers(self, split: str, footers: dict[str, pq.FileMetaData]) -> None:
-        """
-        Refuse shards of a split that are not those of the metadata, as far as their footers, by their paths, tell.
-
-        Raises:
-            ValueError: as of [`~ad_hf.histories.shards.check_footers`].
-        """
+        """Refuse shards of which the footers, by the shards' paths, tell that the metadata is of others."""
         steps = check_footers(footers, self.metadata, split, str(self))
-        known = self.metadata.statistics.get(split, {}).get("steps", steps)
-        if known != steps:
-            self.refuse(split, f"the shards of the split {split} hold {steps} steps, metadata.json says {known}")
+        described = self.metadata.statistics.get(split, {}).get("steps", steps)
+        if described != steps:
+            self.refuse(split, f"the shards of the split {split} hold {steps} steps, metadata.json says {described}")
 
     def files(self, split: str) -> list[Path]:
         """
-        The files of a split; what is not there yet is downloaded.
+        The files of a split; missing ones are downloaded.
 
         Raises:
             FileNotFoundError: if files are missing.
@@ -141,22 +154,38 @@ class HistoryDataset:
         self.check_footers(split, footers)
         return [folder / path for path in footers]
 
-    def rows(
-        self, split: str, files: Sequence[Path], columns: Sequence[str] | None = COLUMNS
-    ) -> Iterator[HistoryRows]:
-        """The rows of a split's files, some at a time, with some columns or all of them; they are not checked yet."""
+    def rows(self, split: str, files: Sequence[Path], columns: Sequence[str] | None) -> Iterator[HistoryRows]:
+        """The rows of a split's files, a row group at a time, with some columns or all of them, unchecked."""
         tasks = self.tasks(split)
         for file in files:
             name, first_row = f"{self}, {self.config_name}/{file.name}", 0
-            with parquet_errors(name), pq.ParquetFile(file, page_checksum_verification=True) as shard:
-                for group in range(shard.num_row_groups):
-                    for batch in shard.iter_batches(256, [group], None if columns is None else list(columns)):
-                        yield HistoryRows(name, first_row, pa.Table.from_batches([batch]), tasks)
-                        first_row += len(batch)
+            for table in read_groups(file, columns, name):
+                yield HistoryRows(name, first_row, table, tasks)
+                first_row += len(table)
+
+    def checked_rows(
+        self, split: str, files: Sequence[Path], columns: Sequence[str] | None = COLUMNS
+    ) -> Iterator[tuple[HistoryRows, np.ndarray]]:
+        """
+        The rows of a split's files, each table with whether its rows (num_rows,) begin a history.
+
+        Raises:
+            ValueError: for rows that are no learning histories or not of the split's tasks, with the shard, the row
+                and the column; at the end, for files that are not those of the metadata, with the difference.
+        """
+        histories = 0
+        for rows, begins in checked_rows(self.rows(split, files, columns), *self.metadata.spaces):
+            histories += int(begins.sum())
+            yield rows, begins
+        described = self.metadata.statistics.get(split, {}).get("histories", histories)
+        if described != histories:
+            reason = f"statistics.{split}.histories of metadata.json is {described}"
+            raise ValueError(f"{self}: the split {split} holds {histories} histories, and {reason}")
+        self._check_contents(split, files)
 
     def load(self, split: str, columns: list[str] | None = None) -> Dataset:
         """
-        A split, with all or some of its columns; what is not there yet is downloaded.
+        A split, with all or some of its columns; missing files are downloaded.
 
         Its rows are checked when they are read for the first time, and then kept in the cache of datasets. They do not
         go through `load_dataset`, for which a path is a pattern of fsspec: of a folder `run[1]`, it reads `run1`.
@@ -164,45 +193,100 @@ class HistoryDataset:
         Raises:
             FileNotFoundError: if files are missing.
             OSError: if the cache cannot be written to, with what can be done.
-            ValueError: for files that are damaged or not those of the metadata, and rows that are no learning
-                histories or not of the split's tasks, with the shard, the row and the column.
+            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.checked_rows`].
         """
         files = self.files(split)
 
         def write(folder: Path) -> None:
-            first, histories = read_schema(files[0]), 0
-            with pa.OSFile(str(folder / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, first) as writer:
-                for (name, _, table, _), _ in checked_rows(self.rows(split, files, None), *self.metadata.spaces):
-                    if table.schema != first:
-                        raise ValueError(f"{name}: its columns differ from those of {files[0].name}")
-                    writer.write_table(table)
-                    histories += int(np.count_nonzero(np.asarray(table["start_step"]) == 0))
-            known = self.metadata.statistics.get(split, {}).get("histories", histories)
-            if known != histories:
-                told = f"statistics.{split}.histories of metadata.json is {known}"
-                raise ValueError(f"{self}: the split {split} holds {histories} histories, and {told}")
-            self.check_contents(split, files)
+            schema = read_schema(files[0])
+            with pa.OSFile(str(folder / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                for rows, _ in self.checked_rows(split, files, None):
+                    if rows.table.schema != schema:
+                        raise ValueError(f"{rows.name}: its columns differ from those of {files[0].name}")
+                    writer.write_table(rows.table)
 
-        key = [ROWS_VERSION, split, *self.key(files)]
+        key = [ROWS_VERSION, split, *self._key(files)]
         folder = cached_folder("ad_hf_rows", key, write, lambda: f"the histories of {self}, split {split},")
         rows = Dataset.from_file(str(folder / ROWS_FILE), split=NamedSplit(split))
         return rows if columns is None else rows.select_columns(columns)
 
-    def key(self, files: Sequence[Path]) -> list[Any]:
+    def histories(self, split: str, selection: Selection | None = None, in_memory: bool = False) -> Histories:
+        """
+        Some steps of a split, for [`~ad_hf.histories.windows.HistoryWindows`].
+
+        They are written once to the cache of datasets, as files that are memory-mapped: the operating system keeps as
+        much of them in memory as there is room for, once for all processes of a machine. Several processes may call
+        this at the same time: one of them writes, the others wait.
+
+        Args:
+            split (`str`):
+                The split.
+            selection ([`~ad_hf.histories.selection.Selection`], *optional*):
+                The steps; by default all.
+            in_memory (`bool`, *optional*, defaults to `False`):
+                Whether the steps are read into this process's memory; frames are memory-mapped in any case.
+
+        Raises:
+            FileNotFoundError: if files are missing.
+            OSError: if the cache cannot be written to, with what can be done.
+            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.checked_rows`].
+        """
+        selection = selection or Selection()
+        files, both = self.files(split), self.metadata.spaces
+        labels = self.labels(selection)
+        dtype, framed = step_dtype(*both, labels is not None), has_frames(both[0])
+
+        def content() -> str:
+            steps = sum(group.steps for file in files for group in read_row_groups(pq.read_metadata(file)))
+            size = steps // selection.keep_every_episode * dtype.itemsize
+            size += framed * sum(file.stat().st_size for file in files)
+            return f"the memory-mapped histories of {self}, about {size / 1e9:.2f} GB,"
+
+        def write(folder: Path) -> None:
+            logger.info("writing %s to %s", content().rstrip(","), folder.parent)
+            lengths: list[np.ndarray] = []
+            hashes: list[np.ndarray] = []
+            with (
+                open(folder / STEPS_FILE, "wb") as steps_file,
+                pa.OSFile(str(folder / FRAMES_FILE), "wb") as file,
+                pa.ipc.new_file(file, FRAMES_SCHEMA) as frames_file,
+            ):
+                for part in convert_histories(self.checked_rows(split, files), *both, selection, labels):
+                    part.steps.tofile(steps_file)
+                    lengths.append(part.lengths)
+                    hashes.append(part.hashes)
+                    if part.frames is not None:
+                        frames_file.write_table(part.frames)
+            np.savez(folder / HISTORIES_FILE, lengths=np.concatenate(lengths), hashes=np.concatenate(hashes))
+            pa.default_memory_pool().release_unused()
+
+        settings = {name: getattr(selection, name) for name in Selection.__dataclass_fields__}
+        folder = cached_folder("ad_hf", [HISTORIES_VERSION, split, settings, *self._key(files)], write, content)
+        with np.load(folder / HISTORIES_FILE) as arrays:
+            lengths, hashes = arrays["lengths"], arrays["hashes"]
+        if not len(lengths):
+            raise ValueError(f"{self}: {NO_HISTORY}")
+        path = folder / STEPS_FILE
+        steps = np.fromfile(path, dtype) if in_memory else np.memmap(path, dtype, mode="r").view(np.ndarray)
+        frames = pa.ipc.open_file(pa.memory_map(str(folder / FRAMES_FILE))).read_all() if framed else None
+        return Histories(steps, lengths, hashes, frames)
+
+    def labels(self, selection: Selection) -> StepLabels | None:
+        """The labels that a selection asks for, if any."""
+        return None if selection.labels is None else StepLabels(selection.labels, self.metadata)
+
+    def _key(self, files: Sequence[Path]) -> list[Any]:
         """What changes when these files or the metadata do."""
         folder = self.repository.download([f"{glob.escape(self.config_name)}/{METADATA_FILE}"])
         paths = [path.resolve() for path in (folder / self.config_name / METADATA_FILE, *files)]
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
-    def check_contents(self, split: str, files: Sequence[Path]) -> None:
+    def _check_contents(self, split: str, files: Sequence[Path]) -> None:
         """
-        Refuse files of a split that were checked and yet are not those that the metadata describes.
+        Refuse files of a split whose rows are right and that are not those that the metadata describes.
 
-        Files of another size may have been written anew with other settings: they are counted. Of a dataset in a
-        folder that is not large, the fingerprint is compared.
-
-        Raises:
-            ValueError: naming what differs.
+        Files of another size may have been written anew with other settings: their contents are counted. Of a dataset
+        in a folder that is not large, the fingerprint is compared.
         """
         size = sum(file.stat().st_size for file in files)
         if self.metadata.statistics.get(split, {}).get("bytes", size) != size:
@@ -218,33 +302,33 @@ class HistoryDataset:
 
     def check_statistics(self, split: str, files: Sequence[Path]) -> None:
         """Refuse files of a split, unless there is as much in them, and with such returns, as the metadata says."""
-        known = self.metadata.statistics.get(split, {})
+        described = self.metadata.statistics.get(split, {})
         for name, value in split_statistics(files).items():
-            said = known.get(name, value)
-            if name != "bytes" and said != value and not math.isclose(value or 0.0, said or 0.0):
-                told = f"their {name} is {value}, statistics.{split}.{name} of metadata.json {said}"
-                raise ValueError(f"{self}: the shards of the split {split} are not those described: {told}")
+            told = described.get(name, value)
+            if name != "bytes" and told != value and not math.isclose(value or 0.0, told or 0.0):
+                reason = f"their {name} is {value}, statistics.{split}.{name} of metadata.json {told}"
+                raise ValueError(f"{self}: the shards of the split {split} are not those described: {reason}")
 
     def check_fingerprint(self) -> None:
-        """Refuse a dataset, all of which is here, whose shards are others than those whose fingerprint it says."""
+        """Refuse a dataset, all of which is here, unless its shards have the fingerprint that its metadata says."""
         folder = self.repository.download(["*"])
         paths = sorted(path for split in self.splits for path in self.shards(split))
-        found = content_fingerprint([folder / path for path in paths])
-        if self.metadata.fingerprint not in ("", found):
+        fingerprint = content_fingerprint([folder / path for path in paths])
+        if self.metadata.fingerprint not in ("", fingerprint):
             raise ValueError(
-                f"{self}: the fingerprint of its shards is {found}, metadata.json says {self.metadata.fingerprint}: "
-                "they were changed or damaged; collect or download them again (if the change is yours, set "
-                'fingerprint to "" there)'
+                f"{self}: the fingerprint of its shards is {fingerprint}, metadata.json says "
+                f"{self.metadata.fingerprint}: they were changed or damaged; collect or download them again (if the "
+                'change is yours, set fingerprint to "" there)'
             )
 
-    def refuse(self, split: str, what: str) -> None:
+    def refuse(self, split: str, reason: str) -> None:
         """Refuse a split: by its first row that is no history, if its files are here and it has one."""
         if not self.repository.is_remote:
             folder = self.repository.download([self.pattern(split)]).resolve()
             files = [folder / path for path in self.shards(split)]
-            for _ in checked_rows(self.rows(split, files), *self.metadata.spaces):
+            for _ in checked_rows(self.rows(split, files, COLUMNS), *self.metadata.spaces):
                 pass
-        raise ValueError(f"{self}: {what}: collect or download it again")
+        raise ValueError(f"{self}: {reason}: collect or download it again")
 
 
 def check_dataset(dataset: HistoryDataset, splits: Sequence[str] | None = None) -> None:
@@ -265,7 +349,7 @@ def check_dataset(dataset: HistoryDataset, splits: Sequence[str] | None = None) 
     """
     for split in dataset.splits if splits is None else splits:
         files = dataset.files(split)
-        for _ in checked_rows(dataset.rows(split, files), *dataset.metadata.spaces):
+        for _ in checked_rows(dataset.rows(split, files, COLUMNS), *dataset.metadata.spaces):
             pass
         dataset.check_statistics(split, files)
     if splits is None or set(splits) == set(dataset.splits):
@@ -300,20 +384,20 @@ def load_histories(
 
 
 def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
-    """What the training split is normalised with, as the dataset says it, or else counted in its files."""
-    found = dataset.metadata.statistics.get("train", {})
-    if "reward_scale" not in found:
+    """The statistics that normalise the training split, as the dataset says them, or else counted in its files."""
+    statistics = dataset.metadata.statistics.get("train", {})
+    if "reward_scale" not in statistics:
         if "train" not in dataset.splits:
             return {}
         with parquet_errors(f"{dataset}, split train"):
-            found = normalization(dataset.files("train"), dataset.metadata.spaces[0])
-    found = {name: found[name] for name in NORMALIZATION if name in found}
-    for name, value in found.items():
+            statistics = normalization(dataset.files("train"), dataset.metadata.spaces[0])
+    statistics = {name: statistics[name] for name in NORMALIZATION if name in statistics}
+    for name, value in statistics.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(map(math.isfinite, numbers)) or (name != "observation_mean" and min(numbers, default=1.0) <= 0):
             expected = "finite numbers" if name == "observation_mean" else "finite numbers above 0"
             dataset.refuse("train", f"statistics.train.{name} of metadata.json is {value}, expected {expected}")
-    return found
+    return statistics
 
 
 def config_from_dataset(
@@ -340,9 +424,10 @@ def config_from_dataset(
     Raises:
         ValueError: for settings that `ADConfig` does not have.
     """
-    known = {*ADConfig.__dataclass_fields__, *ADConfig.attribute_map}
-    unknown = sorted(set(settings) - known)
-    if unknown:
+    from ad_hf.model.configuration_ad import ADConfig  # which imports transformers
+
+    fields = {*ADConfig.__dataclass_fields__, *ADConfig.attribute_map}
+    if unknown := sorted(set(settings) - fields):
         raise ValueError(f"ADConfig has no setting {', '.join(map(repr, unknown))}")
     opened = HistoryDataset.open(dataset, config_name)
     metadata = opened.metadata

@@ -11,7 +11,8 @@ from gymnasium import spaces
 
 from ad_hf.histories.frames import decompress_frames, has_frames
 from ad_hf.histories.schema import HistoryMetadata
-from ad_hf.histories.writer import Steps, to_storage
+from ad_hf.histories.steps import Steps
+from ad_hf.histories.writer import to_storage
 
 
 class Episode(NamedTuple):

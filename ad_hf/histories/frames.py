@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,31 +45,6 @@ def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int
     return np.frombuffer(plain, dtype=np.uint8).reshape(num_frames, *shape)
 
 
-class PieceNames:
-    """
-    What to call the pieces of many tables in an error: by the table and the row. Only where tables begin is kept.
-
-    Args:
-        runs (`Iterable[tuple[int, str, int]]`, *optional*):
-            Of those that follow each other in a table the first: its number, and the table's name and row.
-    """
-
-    def __init__(self, runs: Iterable[tuple[int, str, int]] = ()) -> None:
-        self.runs = [(number, name, row) for number, name, row in runs]
-        self._count = 0
-
-    def add(self, name: str, first_row: int, num_rows: int) -> None:
-        """More pieces, the rows of a table from one on."""
-        number, last, row = self.runs[-1] if self.runs else (0, None, 0)
-        if (name, first_row) != (last, row + self._count - number):
-            self.runs.append((self._count, name, first_row))
-        self._count += num_rows
-
-    def __getitem__(self, piece: int) -> str:
-        number, name, row = self.runs[bisect_right(self.runs, piece, key=lambda run: run[0]) - 1]
-        return f"{name}: row {row + piece - number}"
-
-
 class FramePieces:
     """
     Compressed pieces of which any steps can be taken: what is decoded at a time is what a batch needs.
@@ -81,12 +56,12 @@ class FramePieces:
             Steps of each piece.
         shape (`tuple[int, ...]`):
             Shape of a frame.
-        names (`list[str]` or [`PieceNames`]):
+        names (`Sequence[str]`):
             What to call each piece in an error.
     """
 
     def __init__(
-        self, pieces: pa.ChunkedArray, lengths: np.ndarray, shape: tuple[int, ...], names: list[str] | PieceNames
+        self, pieces: pa.ChunkedArray, lengths: np.ndarray, shape: tuple[int, ...], names: Sequence[Any]
     ) -> None:
         self._pieces, self._lengths, self._names, self.shape = pieces, lengths, names, shape
         self._starts = np.cumsum(lengths) - lengths
@@ -113,7 +88,7 @@ class FramePieces:
                 data = self._pieces[int(owner)].as_buffer()
                 piece = decompress_frames(data, int(self._lengths[owner]), self.shape)
             except ValueError as error:
-                raise ValueError(f"{self._names[owner]}, column observations: {error}") from error
+                raise ValueError(f"{self._names[int(owner)]}, column observations: {error}") from error
             first, to = steps[chosen] - self._starts[owner], places[chosen]
             # Steps and places mostly follow each other: copied run by run, a frame is moved once.
             breaks = np.flatnonzero((np.diff(first) != 1) | (np.diff(to) != 1)) + 1

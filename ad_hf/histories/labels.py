@@ -14,18 +14,18 @@ from ad_hf.histories.schema import HistoryMetadata
 
 class StepLabels:
     r"""
-    The action to learn at each step of a history, by a function of what is observed and of the task.
+    The action to learn at each step of a history, by a function of the observation and of the task.
 
-    What the model sees stays what the source lived through; what it learns to do there is what the function says, such
-    as what would be optimal. It can then do at once what a source takes a history to learn, and explores as far as the
-    tasks that are left possible ask for different actions.
+    The model still sees what the source lived through. It learns to do what the function says, such as what would be
+    optimal: so it can do at once what a source takes a history to learn, and explores as far as the tasks that are
+    left possible ask for different actions.
 
     Args:
         function (`str`):
             Import path of a function of observations (num_steps, ...) and, by name, the environment's keyword
             arguments that returns actions (num_steps, ...), such as `"ad_hf.envs.dark_room.optimal_actions"`.
         metadata ([`~ad_hf.histories.schema.HistoryMetadata`]):
-            Of the dataset: its tasks and spaces.
+            The dataset's tasks and spaces.
 
     Raises:
         ValueError: if there is no such function, and for observations that are images.
@@ -36,7 +36,7 @@ class StepLabels:
         self._function: Any = locate(function)
         if not callable(self._function):
             raise ValueError(
-                f"data.labels must be the import path of a function of observations and an environment's keyword "
+                "data.labels must be the import path of a function of observations and an environment's keyword "
                 f"arguments, such as 'ad_hf.envs.dark_room.optimal_actions', got {function!r}"
             )
         observation_space, self._space = metadata.spaces
@@ -46,33 +46,24 @@ class StepLabels:
 
     def __call__(self, task_ids: np.ndarray, lengths: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """
-        The labels of rows that stand one after another.
-
-        Args:
-            task_ids (`np.ndarray` of shape `(num_rows,)`), lengths (`np.ndarray` of shape `(num_rows,)`):
-                The task of each row, and its steps.
-            observations (`np.ndarray` of shape `(num_steps, ...)`):
-                What was seen at these.
-
-        Returns:
-            `np.ndarray` of shape `(num_steps, ...)`: actions.
+        Actions (num_steps, ...) for observations (num_steps, ...) of rows, by the task and length (num_rows,) of each.
 
         Raises:
-            ValueError: for a function that returns something else.
+            ValueError: if the function fails or returns something else.
         """
         labels = np.empty((len(observations), *(self._space.shape or ())), storage_dtype(self._space))
-        rows, stops = np.repeat(task_ids, lengths), len(observations)
-        for task_id in np.unique(rows):
-            chosen = rows == task_id
+        tasks = np.repeat(task_ids, lengths)
+        for task_id in np.unique(tasks):
+            steps = tasks == task_id
             kwargs = self._kwargs[int(task_id)]
             try:
-                found = np.asarray(self._function(observations[chosen], **kwargs))
+                actions = np.asarray(self._function(observations[steps], **kwargs))
             except Exception as error:  # a function may raise anything
                 raise ValueError(f"data.labels: {self.path} failed for the task {kwargs}: {error}") from error
-            if found.shape != labels[chosen].shape or outside(found, self._space, is_action=True).any():
+            if actions.shape != labels[steps].shape or outside(actions, self._space, is_action=True).any():
                 raise ValueError(
-                    f"{self.path} gave {found.dtype} of shape {found.shape} for {int(chosen.sum())} of {stops} steps, "
-                    f"expected as many elements of {self._space}"
+                    f"{self.path} gave {actions.dtype} of shape {actions.shape} for {int(steps.sum())} of "
+                    f"{len(tasks)} steps, expected as many elements of {self._space}"
                 )
-            labels[chosen] = found
+            labels[steps] = actions
         return labels

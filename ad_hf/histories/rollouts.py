@@ -18,13 +18,12 @@ from gymnasium import spaces
 from ad_hf.envs.making import read_wrappers
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import SPLITS, Task
-from ad_hf.histories.checks import COLUMNS
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, has_frames
 from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
+from ad_hf.histories.steps import COLUMNS, Steps
 from ad_hf.histories.writer import (
     SHARD_TRANSITIONS,
-    Steps,
     describe,
     history_rows,
     new_dataset,

@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Features, List, Value
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import read_space, space_from_json, storage_dtype
+from ad_hf.envs.spaces import space_from_json, storage_dtype
 from ad_hf.histories.frames import compress_frames, has_frames
 from ad_hf.settings import parse_json, read_json, shown
 from ad_hf.structure import check_structure
@@ -195,7 +195,7 @@ class HistoryMetadata:
         if not data["env_id"].strip():
             raise ValueError(f"{name}: env_id must be the id of an environment, got {data['env_id']!r}")
         for space in ("observation_space", "action_space"):
-            read_space(data.get(space), f"{name}: {space}")
+            space_from_json(data.get(space), f"{name}: {space}")
         _check_tasks(data["tasks"], name)
         _check_statistics(data.get("statistics", {}), data["observation_space"], name)
         _check_progress(data.get("progress", {}), name)

@@ -1,48 +1,95 @@
-"""Whether the shards of a split are those that `metadata.json` describes, as far as names and footers tell."""
+"""Shards: what their names and footers tell, and whether they are those that `metadata.json` describes."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
-from ad_hf.histories.blocks import RowGroup, read_row_groups
-from ad_hf.histories.checks import check_columns
 from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.steps import COLUMNS, check_columns
+
+ENDS = ("terminations", "truncations")
+
+
+@dataclass
+class RowGroup:
+    """
+    What a footer says of a row group.
+
+    Attributes:
+        rows, steps (`int`):
+            Its rows, and their steps.
+        compressed (`int`):
+            Bytes, in the file, of the columns that training reads.
+        frame_bytes (`int`):
+            Bytes of its compressed frames, if observations are such.
+        begins, ends (`bool`):
+            Whether a history begins with it, and whether an episode may end in it.
+        histories (`tuple[str, ...]`), rewards (`tuple[float, float]`, *optional*):
+            The least and the largest id of its histories, and reward.
+    """
+
+    rows: int
+    steps: int = 0
+    compressed: int = 0
+    frame_bytes: int = 0
+    begins: bool = False
+    ends: bool = False
+    histories: tuple[str, ...] = ()
+    rewards: tuple[float, float] | None = None
+
+
+def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
+    """The row groups of a shard."""
+    groups = []
+    for index in range(footer.num_row_groups):
+        columns = footer.row_group(index)
+        group = RowGroup(rows=columns.num_rows)
+        for column in (columns.column(number) for number in range(columns.num_columns)):
+            name, _, inner = column.path_in_schema.partition(".")
+            if name not in COLUMNS:
+                continue
+            group.compressed += column.total_compressed_size
+            if name == "observations" and not inner:  # not a list: frames
+                group.frame_bytes = column.total_uncompressed_size
+            if name == "rewards":
+                group.steps = column.num_values
+            if name not in ("history_id", "start_step", "rewards", *ENDS):
+                continue
+            statistics = column.statistics if column.is_stats_set else None
+            if statistics is None or not statistics.has_min_max:
+                group.ends |= name in ENDS
+            elif name == "start_step":
+                group.begins = statistics.min == 0
+            elif name == "history_id":
+                group.histories = (statistics.min, statistics.max)
+            elif name == "rewards":
+                group.rewards = (statistics.min, statistics.max)
+            else:
+                group.ends |= statistics.max
+        groups.append(group)
+    return groups
 
 
 def check_complete(names: Collection[str], split: str, where: str) -> None:
     """
-    Refuse a split of which shards are missing, or that has others, as far as their names,
-    `SPLIT-NNNNN-of-NNNNN.parquet`, tell.
-
-    Args:
-        names (`Collection[str]`):
-            Names of the files that are there.
-        split (`str`):
-            The split.
-        where (`str`):
-            What to call the place in an error.
-
-    Raises:
-        FileNotFoundError: naming those that are missing.
-        ValueError: naming those that are too many.
+    Refuse a split, at a place of this name, of which the names of files, `SPLIT-NNNNN-of-NNNNN.parquet`, tell that
+    shards are missing (`FileNotFoundError`) or that there are others (`ValueError`).
     """
-    found = set(names)
-    numbers = [match for name in found if (match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", name))]
-    total = max((int(match[2]) for match in numbers), default=0 if found else 1)
+    numbers = [match for name in names if (match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", name))]
+    total = max((int(match[2]) for match in numbers), default=0 if names else 1)
     expected = {f"{split}-{index:05d}-of-{total:05d}.parquet" for index in range(total)}
-    if expected - found:
-        missing = ", ".join(sorted(expected - found))
-        raise FileNotFoundError(f"{where} lacks {missing}: collect again, or download all of it")
-    if expected and found - expected:
+    if missing := sorted(expected.difference(names)):
+        raise FileNotFoundError(f"{where} lacks {', '.join(missing)}: collect again, or download all of it")
+    if expected and (others := sorted(set(names) - expected)):
         raise ValueError(
-            f"{where} holds {', '.join(sorted(found - expected))} beside the {total} shards of the split {split}: "
-            "remove what is not of the dataset"
+            f"{where} holds {', '.join(others)} beside the {total} shards of the split {split}: remove what is not of "
+            "the dataset"
         )
 
 
@@ -65,13 +112,13 @@ def check_footers(footers: Mapping[str, pq.FileMetaData], metadata: HistoryMetad
         ValueError: naming the file: for columns that are missing or of another type, no rows, a history that is in two
             files, and statistics that do not fit the rewards.
     """
-    both, owners = metadata.spaces, dict[str, str]()
+    owners: dict[str, str] = {}
     groups: list[RowGroup] = []
     schema = None
     for name, footer in footers.items():
-        schema, before = footer.schema.to_arrow_schema(), schema
+        before, schema = schema, footer.schema.to_arrow_schema()
         if schema != before:
-            check_columns(schema, *both, f"{where}, {name}")
+            check_columns(schema, *metadata.spaces, f"{where}, {name}")
         if not footer.num_rows:
             raise ValueError(f"{where}, {name}: it holds no rows, and so no histories")
         of_file = read_row_groups(footer)
@@ -81,14 +128,15 @@ def check_footers(footers: Mapping[str, pq.FileMetaData], metadata: HistoryMetad
         groups += of_file
     if not any(group.ends for group in groups):
         warnings.warn(f"{where}, split {split}: no episode ever ends, so that nothing has a return", stacklevel=2)
-    _check_scale(metadata.statistics.get(split, {}), groups, f"{where}, metadata.json: statistics.{split}")
-    return sum(group.steps for group in groups)
-
-
-def _check_scale(statistics: Mapping[str, Any], groups: list[RowGroup], where: str) -> None:
-    """Refuse a scale of rewards that cannot be the mean magnitude of those that are not zero."""
-    scale, ranges = statistics.get("reward_scale"), [group.rewards for group in groups if group.rewards]
-    most = float(np.abs(ranges).max(initial=0.0))
-    least = most / max(1, sum(group.steps for group in groups))  # if one alone is not zero
-    if scale is not None and most and len(ranges) == len(groups) and not 0.999 * least <= scale <= 1.001 * most:
-        raise ValueError(f"{where}.reward_scale is {scale}, expected the mean magnitude of rewards up to {most:g}")
+    steps = sum(group.steps for group in groups)
+    scale = metadata.statistics.get(split, {}).get("reward_scale")
+    ranges: list[Any] = [group.rewards for group in groups]
+    if scale is not None and all(ranges):
+        most = max(max(map(abs, each)) for each in ranges)
+        # The mean magnitude of rewards that are not zero: all may be alike, or one alone may not be zero.
+        if most and not 0.999 * most / steps <= scale <= 1.001 * most:
+            raise ValueError(
+                f"{where}, metadata.json: statistics.{split}.reward_scale is {scale}, expected the mean magnitude of "
+                f"rewards up to {most:g}"
+            )
+    return steps

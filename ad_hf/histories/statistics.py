@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from gymnasium import spaces
 
 from ad_hf.envs.task_family import SPLITS
-from ad_hf.histories.blocks import read_row_groups
 from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.shards import read_row_groups
 from ad_hf.storage.folders import Folder
 
 SAMPLED_STEPS = 1 << 18  # of a split, for the statistics of its observations

@@ -1,182 +1,251 @@
-"""The steps of learning histories as one array, history after history: what windows are cut from."""
+"""Steps of learning histories: from rows of Arrow, which are checked once, to the arrays that windows are cut from."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+import pyarrow.compute as pc
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import storage_dtype
-from ad_hf.histories.checks import COLUMNS, HistoryRows, check_columns, checked_rows
-from ad_hf.histories.frames import FramePieces, PieceNames, has_frames
+from ad_hf.envs.spaces import outside, storage_dtype
+from ad_hf.histories.frames import has_frames
 from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.transforms import Selection, improvements, keep_episodes
+from ad_hf.histories.schema import history_features
+from ad_hf.histories.selection import Selection
+
+STEPWISE = ("observations", "actions", "rewards", "terminations", "truncations")
+COLUMNS = ("history_id", "task_id", "start_step", *STEPWISE)  # what training reads
+FRAMES_SCHEMA = pa.schema({"observations": pa.binary(), "num_frames": pa.int64(), "name": pa.string()})
+REPEATED = "there was such a history before, and each may come once"
 
 
-class FlatHistories(NamedTuple):
+@dataclass
+class Steps:
     """
-    The steps of histories that a model is trained on.
+    Consecutive steps of one stream; step t holds what the stream saw, did and got at that step.
 
     Attributes:
-        steps (`np.ndarray` of shape `(num_steps,)`):
-            Records as of [`step_dtype`], in memory or in a file.
-        offsets (`np.ndarray` of shape `(num_histories + 1,)`):
-            First step of each history, and the number of all steps.
-        hashes (`np.ndarray` of shape `(num_histories,)`):
-            Of each history's id.
-        frames ([`~ad_hf.histories.frames.FramePieces`], *optional*):
-            Observations that are images.
+        observations, actions (`np.ndarray` of shape `(num_steps, ...)`):
+            In the dtypes that [`~ad_hf.envs.spaces.storage_dtype`] says.
+        rewards, terminations, truncations (`np.ndarray` of shape `(num_steps,)`):
+            As numbers, and as truth values.
+        final_observations (`np.ndarray` of shape `(num_episodes, ...)`, *optional*):
+            The last observation of each episode, that of an unfinished last episode included.
     """
 
-    steps: np.ndarray
-    offsets: np.ndarray
-    hashes: np.ndarray
-    frames: FramePieces | None
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    final_observations: np.ndarray | None = None
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> Steps:
+        """The steps of all rows of a table. Of frames, which stay compressed there, their numbers in the table."""
+        columns = [name for name in (*STEPWISE, "final_observations") if name in table.column_names]
+        values = {name: column_values(table[name]) for name in columns if pa.types.is_list(table[name].type)}
+        return cls(**{"observations": np.arange(len(values["rewards"])), **values})
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Whether each step (num_steps,) ended its episode."""
+        return self.terminations | self.truncations
 
 
-class HistoryPart(NamedTuple):
-    """
-    Some whole histories.
-
-    Attributes:
-        steps (`np.ndarray` of shape `(num_steps,)`), hashes (`np.ndarray` of shape `(num_histories,)`):
-            As of [`FlatHistories`].
-        lengths (`np.ndarray` of shape `(num_histories,)`):
-            Steps of each history.
-        frames (`pyarrow.ChunkedArray`):
-            Of images, the compressed pieces, one per row, those included of which no step is kept.
-        frame_counts (`np.ndarray` of shape `(num_rows,)`):
-            Frames of each of them.
-    """
-
-    steps: np.ndarray
-    hashes: np.ndarray
-    lengths: np.ndarray
-    frames: pa.ChunkedArray
-    frame_counts: np.ndarray
-
-
-def step_dtype(
-    observation_space: spaces.Space, action_space: spaces.Space, labels: StepLabels | None = None
-) -> np.dtype:
-    """
-    A step as a record: `observations` (of images: `frame`, the number of its frame), `actions`, `rewards` and `ends`,
-    whether it ended its episode; with labels, which are not the actions, `labels`.
-
-    Fields of a step stand together, so that a window is in one place of a file, and the last action and reward, and
-    whether an episode begins, are not stored, for they are those of the step before.
-    """
-    observations: list[Any] = [("observations", storage_dtype(observation_space), observation_space.shape or ())]
-    return np.dtype(
-        [
-            *([("frame", np.int64)] if has_frames(observation_space) else observations),
-            ("actions", storage_dtype(action_space), action_space.shape or ()),
-            ("rewards", np.float32),
-            ("ends", np.bool_),
-            *([] if labels is None else [("labels", storage_dtype(action_space), action_space.shape or ())]),
-        ]
-    )
-
-
-def rows_of_dataset(
-    dataset: Dataset, observation_space: spaces.Space, action_space: spaces.Space, name: str
-) -> Iterator[HistoryRows]:
-    """The rows of a dataset, some at a time."""
-    check_columns(dataset.features.arrow_schema, observation_space, action_space, name)
-    first_row = 0
-    for table in dataset.select_columns(list(COLUMNS)).with_format("arrow").iter(batch_size=256):
-        yield HistoryRows(name, first_row, table)
-        first_row += len(table)
-
-
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of lists as one array (num_steps, ...), straight from Arrow's buffers."""
-    lists = column.combine_chunks()
-    values, shape = lists.flatten(), []
-    while pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type):
+def column_values(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of lists as one array (num_elements, ...) of the elements of all rows, from Arrow's own buffers."""
+    values: Any = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).flatten()
+    shape = []
+    while pa.types.is_fixed_size_list(values.type):
         shape.append(values.type.list_size)
         values = values.flatten()
     return values.to_numpy(zero_copy_only=False).reshape(-1, *shape)
 
 
-def _row_lengths(table: pa.Table) -> np.ndarray:
-    return np.asarray(pa.compute.list_value_length(table["rewards"])).astype(np.int64)
+def row_lengths(table: pa.Table) -> np.ndarray:
+    """The number of steps of each row (num_rows,)."""
+    return np.asarray(pc.list_value_length(table["rewards"])).astype(np.int64)
 
 
-def _whole_histories(
-    histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space, names: PieceNames
-) -> Iterator[pa.Table]:
-    """Tables of whole histories, as soon as these are complete; what is no history is refused."""
-    waiting: list[pa.Table] = []
-    for (name, first_row, table, _), begins in checked_rows(histories, observation_space, action_space):
-        names.add(name, first_row, len(table))
-        if begins.any():
-            last = int(np.flatnonzero(begins)[-1])
-            if complete := [part for part in (*waiting, table.slice(0, last)) if len(part)]:
-                yield pa.concat_tables(complete)
-            waiting, table = [], table.slice(last)
-        waiting.append(table)
-    if waiting:
-        yield pa.concat_tables(waiting)
-
-
-def convert_histories(
-    histories: Iterable[HistoryRows],
-    observation_space: spaces.Space,
-    action_space: spaces.Space,
-    selection: Selection,
-    names: PieceNames,
-    labels: StepLabels | None = None,
-) -> Iterator[HistoryPart]:
+class HistoryRows(NamedTuple):
     """
-    Histories as arrays, some at a time: no more is held than some rows and the history that they are of.
+    Some rows of learning histories.
+
+    Attributes:
+        name (`str`), first_row (`int`):
+            For errors, the name of the table that the rows come from, and the number of the first row in it.
+        table (`pyarrow.Table`):
+            The rows.
+        tasks (`Collection[int]`, *optional*):
+            The tasks of their split; without it, any task is allowed.
+    """
+
+    name: str
+    first_row: int
+    table: pa.Table
+    tasks: Collection[int] | None = None
+
+    def row_name(self, row: int) -> str:
+        """What errors call a row."""
+        return f"{self.name}: row {self.first_row + row}"
+
+    def refuse(self, row: int, column: str, reason: Any) -> None:
+        """Raise a `ValueError` about one of the rows."""
+        history = self.table["history_id"][row].as_py()
+        raise ValueError(f"{self.row_name(row)} (history {history!r}), column {column}: {reason}")
+
+
+def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> None:
+    """Raise a `ValueError` for a table, of this name, that lacks columns or has columns of another type."""
+    expected = history_features(observation_space, action_space).arrow_schema
+    for column in COLUMNS:
+        if column not in schema.names:
+            raise ValueError(f"{name}: column {column} is missing, there are {', '.join(schema.names)}")
+        if schema.field(column).type != expected.field(column).type:
+            types = f"{schema.field(column).type}, expected {expected.field(column).type}"
+            raise ValueError(f"{name}: column {column} is of type {types}")
+
+
+def _first_missing(column: pa.ChunkedArray, num_steps: int) -> int | None:
+    """The first step, counted over all rows, at which a column of lists has no value."""
+    values = column.combine_chunks().flatten()
+    while True:
+        if values.null_count:  # before the next level is flattened, which would drop them
+            return int(np.argmax(np.asarray(values.is_null()))) * num_steps // len(values)
+        if pa.types.is_primitive(values.type):
+            return None
+        values = values.flatten()
+
+
+def _check_values(rows: HistoryRows, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """Refuse rows with missing values, lengths that disagree, or elements that a model cannot take."""
+    table = rows.table
+    for column in COLUMNS:
+        if table[column].null_count:
+            rows.refuse(int(np.argmax(np.asarray(table[column].is_null()))), column, "no value")
+    lengths = row_lengths(table)
+    if not lengths.all():
+        rows.refuse(int(np.argmin(lengths)), "rewards", "no steps")
+    spaces_of = {"observations": observation_space, "actions": action_space}
+    # A wrong number of frames shows when they are decoded.
+    stepwise = [name for name in STEPWISE if pa.types.is_list(table.schema.field(name).type)]
+    for column in stepwise:
+        counts = np.asarray(pc.list_value_length(table[column]))
+        if (counts != lengths).any():
+            row = int(np.argmax(counts != lengths))
+            rows.refuse(row, column, f"{counts[row]} steps, where rewards has {lengths[row]}")
+    for column in stepwise:
+        space = spaces_of.get(column)
+        index, reason = _first_missing(table[column], int(lengths.sum())), "no value at step {step}"
+        if index is None:
+            values = column_values(table[column])
+            wrong = outside(values, space, column == "actions")
+            if not wrong.any():
+                continue
+            index = int(np.argmax(wrong))
+            expected = "a number that is finite as float32" if space is None else f"an element of {space}"
+            reason = f"{values[index].tolist()} at step {{step}}, expected {expected}"
+        row = int(np.searchsorted(np.cumsum(lengths), index, side="right"))
+        rows.refuse(row, column, reason.format(step=index - int(lengths[:row].sum())))
+
+
+def checked_rows(
+    histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
+) -> Iterator[tuple[HistoryRows, np.ndarray]]:
+    """
+    Rows that are learning histories, in their order, each table with whether its rows (num_rows,) begin one.
 
     Args:
         histories (iterable of [`HistoryRows`]):
-            Rows; the pieces of a history stand next to each other.
+            Tables with the columns that training reads.
         observation_space, action_space (`gymnasium.Space`):
             Spaces of one environment.
-        selection ([`~ad_hf.histories.transforms.Selection`]):
-            Which of their steps.
-        names ([`~ad_hf.histories.frames.PieceNames`]):
-            Filled with what to call the rows in an error.
-        labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
-            Actions to learn other than those that were taken.
 
     Raises:
-        ValueError: for rows that are no learning histories, with the row and the column, and if there are none.
+        ValueError: with the row's number, its history, and the column: for columns that are missing or of another
+            type, missing values, lengths that disagree, numbers that are not finite as float32, elements outside of
+            their space (observations may be beyond the bounds of a Box), tasks of another split, pieces of a history
+            that are not in order or of several tasks, and histories that come a second time.
     """
-    dtype, framed = step_dtype(observation_space, action_space, labels), has_frames(observation_space)
-    steps_before = None
-    for table in _whole_histories(histories, observation_space, action_space, names):
-        row_lengths, firsts = _row_lengths(table), np.flatnonzero(np.asarray(table["start_step"]) == 0)
-        offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(row_lengths, firsts))])
-        ends = _flat(table["terminations"]) | _flat(table["truncations"])
-        every, first, last, least = selection
-        kept, offsets_kept = keep_episodes(ends, offsets, every, first, last)
-        lengths = np.diff(offsets_kept)
-        if least is not None:
-            chosen = improvements(_flat(table["rewards"]), ends, offsets) >= least
-            kept &= np.repeat(chosen, np.diff(offsets))
-            firsts, lengths = firsts[chosen], lengths[chosen]
-        steps = np.empty(int(lengths.sum()), dtype)
-        steps["ends"] = ends[kept]
-        for column in ("actions", "rewards") if framed else ("observations", "actions", "rewards"):
-            steps[column] = _flat(table[column])[kept]
-        if labels is not None:
-            steps["labels"] = labels(np.asarray(table["task_id"]), row_lengths, _flat(table["observations"]))[kept]
-        if framed:
-            steps["frame"] = (steps_before or 0) + np.flatnonzero(kept)
-        steps_before = (steps_before or 0) + len(ends)
-        hashes = history_hashes(table["history_id"].take(firsts))
-        yield HistoryPart(steps, hashes, lengths, table["observations"], row_lengths)
-    if steps_before is None:
-        raise ValueError("there are no learning histories to make windows of: the dataset has no rows")
+    history, task, steps = None, -1, 0  # of the row before, and the steps of its history so far
+    earlier: set[str] = set()
+    schema = None
+    for rows in histories:
+        table = rows.table
+        if table.schema != schema:
+            schema = table.schema
+            check_columns(schema, observation_space, action_space, rows.name)
+        if not len(table):
+            continue
+        _check_values(rows, observation_space, action_space)
+        tasks, starts = np.asarray(table["task_id"]), np.asarray(table["start_step"])
+        if rows.tasks is not None and not (known := np.isin(tasks, list(rows.tasks))).all():
+            row = int(np.argmin(known))
+            rows.refuse(row, "task_id", f"{tasks[row]}, which metadata.json does not have as a task of this split")
+        ids = table["history_id"].to_pylist()
+        begins = np.array([this != before for before, this in pairwise([history, *ids])])
+        number = np.cumsum(begins)  # of each row's history, from 1; 0 goes on with that of the rows before
+        lengths = row_lengths(table)
+        passed = np.cumsum(lengths) - lengths
+        expected = passed - np.append(-steps, passed[begins])[number]
+        if (starts != expected).any():
+            row = int(np.argmax(starts != expected))
+            reason = "the pieces of a history must stand next to each other, in order"
+            rows.refuse(row, "start_step", f"{starts[row]}, expected {expected[row]}; {reason}")
+        of_history = np.append(task, tasks[begins])[number]
+        if (tasks != of_history).any():
+            row = int(np.argmax(tasks != of_history))
+            rows.refuse(row, "task_id", f"{tasks[row]}, where the history began with {of_history[row]}")
+        for row in np.flatnonzero(begins).tolist():
+            if ids[row] in earlier:
+                rows.refuse(row, "history_id", REPEATED)
+            earlier.add(ids[row])
+        history, task, steps = ids[-1], tasks[-1], int(expected[-1] + lengths[-1])
+        yield rows, begins
+
+
+class Histories(NamedTuple):
+    """
+    The selected steps of whole histories, in memory or in a memory-mapped file.
+
+    Attributes:
+        steps (`np.ndarray` of shape `(num_steps,)`):
+            Records as of [`step_dtype`], history after history.
+        lengths (`np.ndarray` of shape `(num_histories,)`):
+            Steps of each history.
+        hashes (`np.ndarray` of shape `(num_histories,)`):
+            Of the histories' ids, as of [`history_hashes`].
+        frames (`pyarrow.Table`, *optional*):
+            Observations that are images: for each row the compressed `observations`, `num_frames` and, for errors, the
+            row's `name`. Rows of which no step is selected are included.
+    """
+
+    steps: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+    frames: pa.Table | None = None
+
+
+def step_dtype(observation_space: spaces.Space, action_space: spaces.Space, labelled: bool = False) -> np.dtype:
+    """
+    A step as a record: `observations` (of images: the number of its frame), `actions`, `rewards` and `ends`, whether
+    it ended its episode; `labels`, if these are not the actions.
+
+    Fields of a step stand together, so that a window is in one place of a file. The last action and reward, and
+    whether an episode begins, are those of the step before, and not stored.
+    """
+    action = (storage_dtype(action_space), action_space.shape or ())
+    observation = (storage_dtype(observation_space), observation_space.shape or ())
+    fields: list[Any] = [("observations", *((np.int64, ()) if has_frames(observation_space) else observation))]
+    fields += [("actions", *action), ("rewards", np.float32), ("ends", np.bool_)]
+    return np.dtype([*fields, *[("labels", *action)] * labelled])
 
 
 def history_hashes(ids: pa.ChunkedArray) -> np.ndarray:
@@ -185,29 +254,120 @@ def history_hashes(ids: pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-def offsets_of(lengths: list[np.ndarray]) -> np.ndarray:
-    """First step of each history, and the number of all steps, of histories of so many steps."""
-    return np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+def episode_numbers(ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """
+    Number of each step's episode in its history, from 0.
+
+    Args:
+        ends (`np.ndarray` of shape `(num_steps,)`):
+            Whether each step ended its episode; histories stand one after another.
+        offsets (`np.ndarray` of shape `(num_histories + 1,)`):
+            First step of each history, and the number of all steps.
+    """
+    starts = np.append(False, ends[:-1])
+    starts[offsets[:-1]] = True
+    numbers = np.cumsum(starts)
+    return numbers - np.repeat(numbers[offsets[:-1]], np.diff(offsets))
 
 
-def read_histories(
-    histories: Iterable[HistoryRows],
+def improvements(rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """
+    By how much each history (num_histories,) got better: mean return of the last ten episodes, less that of the first
+    ten. Of less than twenty episodes, from the first half to the second; 0 for fewer than two.
+    """
+    totals = np.append(0.0, np.cumsum(rewards, dtype=np.float64))
+    stops = np.flatnonzero(ends) + 1
+    gains = np.zeros(len(offsets) - 1)
+    for history, (start, stop) in enumerate(pairwise(offsets)):
+        own = stops[np.searchsorted(stops, start, side="right") : np.searchsorted(stops, stop, side="right")]
+        if count := min(10, len(own) // 2):
+            borders = np.append(start, own)
+            first, last = totals[borders[count]] - totals[start], totals[borders[-1]] - totals[borders[-1 - count]]
+            gains[history] = (last - first) / count
+    return gains
+
+
+def selected_steps(selection: Selection, rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """
+    Which steps (num_steps,) of whole histories are selected.
+
+    Subsampling makes the improvement from one episode to the next steeper (paper, "data efficiency"); the last
+    episodes alone are for expert distillation (paper, section 4).
+    """
+    lengths, numbers = np.diff(offsets), episode_numbers(ends, offsets)
+    last = np.repeat(numbers[offsets[1:] - 1], lengths)
+    if selection.max_episodes is not None:
+        last = np.minimum(last, selection.max_episodes - 1)
+    first = 0 if selection.last_episodes is None else np.maximum(0, last - selection.last_episodes + 1)
+    selected = (numbers - first) % selection.keep_every_episode == 0
+    selected = (numbers >= first) & (numbers <= last) & (selected | (numbers == last))
+    if selection.min_improvement is not None:
+        selected &= np.repeat(improvements(rewards, ends, offsets) >= selection.min_improvement, lengths)
+    return selected
+
+
+def _whole_histories(rows: Iterable[tuple[HistoryRows, np.ndarray]]) -> Iterator[pa.Table]:
+    """Tables of whole histories, as soon as these are complete; those with frames have the `name` of each row, too."""
+    waiting: list[pa.Table] = []
+    for part, begins in rows:
+        table = part.table
+        if pa.types.is_binary(table["observations"].type):
+            names = [part.row_name(row) for row in range(len(table))]
+            table = table.append_column("name", pa.array(names, pa.string()))
+        if begins.any():
+            last = int(np.flatnonzero(begins)[-1])
+            if complete := [each for each in (*waiting, table.slice(0, last)) if len(each)]:
+                yield pa.concat_tables(complete)
+            waiting, table = [], table.slice(last)
+        waiting.append(table)
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def convert_histories(
+    rows: Iterable[tuple[HistoryRows, np.ndarray]],
     observation_space: spaces.Space,
     action_space: spaces.Space,
     selection: Selection,
     labels: StepLabels | None = None,
-) -> FlatHistories:
-    """Histories in memory (frames: compressed, where the rows have them); arguments as of [`convert_histories`]."""
-    names = PieceNames()
-    parts = list(convert_histories(histories, observation_space, action_space, selection, names, labels))
-    frames = None
-    if has_frames(observation_space):
-        pieces = pa.chunked_array([chunk for part in parts for chunk in part.frames.chunks])
-        counts = np.concatenate([part.frame_counts for part in parts])
-        frames = FramePieces(pieces, counts, observation_space.shape or (), names)
-    return FlatHistories(
-        parts[0].steps if len(parts) == 1 else np.concatenate([part.steps for part in parts]),
-        offsets_of([part.lengths for part in parts]),
-        np.concatenate([part.hashes for part in parts]),
-        frames,
-    )
+) -> Iterator[Histories]:
+    """
+    The selected steps of histories, some histories at a time: some rows and their history are in memory, no more.
+
+    Args:
+        rows (iterable):
+            What [`checked_rows`] yields.
+        observation_space, action_space (`gymnasium.Space`):
+            Spaces of one environment.
+        selection ([`~ad_hf.histories.selection.Selection`]):
+            The steps to select.
+        labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
+            Actions to learn other than those that were taken.
+    """
+    dtype, framed = step_dtype(observation_space, action_space, labels is not None), has_frames(observation_space)
+    passed = 0  # frames of earlier tables
+    for table in _whole_histories(rows):
+        steps, of_rows = Steps.of_table(table), row_lengths(table)
+        firsts = np.flatnonzero(np.asarray(table["start_step"]) == 0)
+        offsets = np.append(0, np.cumsum(np.add.reduceat(of_rows, firsts)))
+        selected = selected_steps(selection, steps.rewards, steps.ends, offsets)
+        lengths = np.add.reduceat(selected, offsets[:-1], dtype=np.int64)
+        records = np.empty(int(lengths.sum()), dtype)
+        for name in ("observations", "actions", "rewards", "ends"):
+            records[name] = getattr(steps, name)[selected]
+        if labels is not None:
+            records["labels"] = labels(np.asarray(table["task_id"]), of_rows, steps.observations)[selected]
+        frames = None
+        if framed:
+            records["observations"] += passed
+            passed += len(selected)
+            frames = pa.table([table["observations"], pa.array(of_rows), table["name"]], schema=FRAMES_SCHEMA)
+        ids = table["history_id"].take(firsts[lengths > 0])
+        yield Histories(records, lengths[lengths > 0], history_hashes(ids), frames)
+
+
+def join_histories(parts: Iterable[Histories]) -> Histories:
+    """Parts that [`convert_histories`] yields, as one."""
+    steps, lengths, hashes, frames = zip(*parts)
+    steps, lengths, hashes = (each[0] if len(each) == 1 else np.concatenate(each) for each in (steps, lengths, hashes))
+    return Histories(steps, lengths, hashes, None if frames[0] is None else pa.concat_tables(frames))

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +24,21 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ad_hf.envs.spaces import storage_dtype
-from ad_hf.histories.blocks import Block, blocks_of_shard, read_row_groups
-from ad_hf.histories.checks import COLUMNS, DOUBLE, HistoryRows
-from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.frames import has_frames
-from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.steps import history_hashes
-from ad_hf.histories.transforms import NO_HISTORY
+from ad_hf.histories.dataset import NO_HISTORY, HistoryDataset
+from ad_hf.histories.selection import Selection
+from ad_hf.histories.shards import RowGroup, read_row_groups
+from ad_hf.histories.steps import (
+    COLUMNS,
+    REPEATED,
+    HistoryRows,
+    checked_rows,
+    convert_histories,
+    history_hashes,
+    join_histories,
+    step_dtype,
+)
 from ad_hf.histories.windows import HistoryWindows, make_batch, share_of_batch
+from ad_hf.storage.parquet import parquet_errors
 from ad_hf.storage.repositories import HubError, retried
 
 BLOCK_BYTES = 1 << 18  # compressed; a request each: less would cost more latency, more would mix fewer tasks
@@ -41,20 +47,50 @@ READERS = 4  # blocks that are read side by side over HTTP, which hides that lat
 T = TypeVar("T")
 
 
+class Block(NamedTuple):
+    """Whole histories that stand together in a shard: some of its row groups, from one on, and from a row on."""
+
+    path: str
+    first: int
+    first_row: int
+    groups: list[RowGroup]
+
+    @property
+    def steps(self) -> int:
+        """Steps of its histories."""
+        return sum(group.steps for group in self.groups)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of its compressed frames, if observations are such."""
+        return sum(group.frame_bytes for group in self.groups)
+
+
+def blocks_of_shard(path: str, groups: list[RowGroup], target: int) -> list[Block]:
+    """Runs of row groups of about `target` compressed bytes, cut where a history begins."""
+    blocks: list[Block] = []
+    compressed = first_row = 0
+    for index, group in enumerate(groups):
+        if not blocks or (group.begins and compressed >= target):
+            blocks.append(Block(path, index, first_row, []))
+            compressed = 0
+        blocks[-1].groups.append(group)
+        compressed += group.compressed
+        first_row += group.rows
+    return blocks
+
+
 class HistoryStream:
     r"""
     A split of a learning-history dataset that is read in blocks.
 
     Args:
-        dataset ([`~ad_hf.histories.dataset.HistoryDataset`]):
-            The dataset.
-        split (`str`):
-            Which part of it.
+        dataset ([`~ad_hf.histories.dataset.HistoryDataset`]), split (`str`):
+            The dataset, and which part of it.
+        selection ([`~ad_hf.histories.selection.Selection`]):
+            The steps that are trained on.
         context_length (`int`):
             Steps of a window.
-        keep_every_episode (`int`, *optional*, defaults to 1), max_episodes, last_episodes (`int`, *optional*),
-        min_improvement (`float`, *optional*), labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
-            As of [`~ad_hf.histories.windows.HistoryWindows`].
         seed (`int`, *optional*, defaults to 0):
             Seed of the order.
         buffer_megabytes (`int`, *optional*, defaults to 32):
@@ -70,107 +106,84 @@ class HistoryStream:
         self,
         dataset: HistoryDataset,
         split: str,
+        selection: Selection,
         context_length: int,
-        keep_every_episode: int = 1,
-        max_episodes: int | None = None,
-        last_episodes: int | None = None,
-        min_improvement: float | None = None,
-        labels: StepLabels | None = None,
         seed: int = 0,
         buffer_megabytes: int = 32,
     ) -> None:
-        self.dataset, self.context_length, self.seed = dataset, context_length, seed
-        self._subsampling: Any = {
-            "keep_every_episode": keep_every_episode,
-            "max_episodes": max_episodes,
-            "last_episodes": last_episodes,
-            "min_improvement": min_improvement,
-            "labels": labels,
-        }
+        self.dataset, self.selection, self.context_length, self.seed = dataset, selection, context_length, seed
+        self._labels, self._spaces = dataset.labels(selection), dataset.metadata.spaces
         self._buffer_bytes = buffer_megabytes << 20
         shards = dataset.shards(split)
         repository = dataset.repository
         self._folder = None if repository.is_remote else repository.download([dataset.pattern(split)])
         with ThreadPoolExecutor(READERS) as executor:
-            self._footers = dict(zip(shards, executor.map(self._read_footer, shards)))
+            footers = executor.map(lambda path: self._read_shard(path, lambda file: file.metadata), shards)
+            self._footers = dict(zip(shards, footers))
         dataset.check_footers(split, self._footers)
         self._tasks = dataset.tasks(split)
         self._row_groups = {path: read_row_groups(footer) for path, footer in self._footers.items()}
         groups = [group for parts in self._row_groups.values() for group in parts]
         self.num_steps = sum(group.steps for group in groups)
         self.compressed_bytes = sum(group.compressed for group in groups)
-        self._read: set[tuple[str, int]] = set()  # blocks of which the histories are known, by their hashes
+        self._read: set[tuple[str, int]] = set()  # first row groups of blocks whose histories are known, by hashes
         self._known = np.zeros(0, dtype=np.uint64)
 
-    def _open(self, path: str, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
-        source: Any
-        source = self.dataset.repository.open_remote(path) if self._folder is None else str(self._folder / path)
-        # Buffered ahead, neighbouring columns come in one request.
-        return pq.ParquetFile(source, metadata=footer, pre_buffer=True, page_checksum_verification=True)
-
-    def _retried(self, path: str, read: Callable[[], T]) -> T:
-        """What a function reads of a shard."""
+    def _read_shard(self, path: str, read: Callable[[pq.ParquetFile], T], footer: pq.FileMetaData | None = None) -> T:
+        """What a function reads of a shard, tried again where the Hub or the way to it fails."""
         name = f"reading {path} of {self.dataset}"
+
+        def attempt() -> T:
+            source: Any = self.dataset.repository.open_remote(path) if self._folder is None else self._folder / path
+            # Buffered ahead, neighbouring columns come in one request.
+            with pq.ParquetFile(source, metadata=footer, pre_buffer=True, page_checksum_verification=True) as file:
+                return read(file)
+
         try:
-            return retried(name, read)
+            return retried(name, attempt)
         except HubError:
             raise
-        except (pa.ArrowException, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{name}: it is no parquet file, or a damaged one: {reason}") from error
+        except (pa.ArrowException, OSError):
+            with parquet_errors(name):
+                raise
 
-    def _read_footer(self, path: str) -> pq.FileMetaData:
-        def read() -> pq.FileMetaData:
-            with self._open(path) as file:
-                return file.metadata
-
-        return self._retried(path, read)
-
-    def _read_block(self, block: Block) -> HistoryRows:
-        def read() -> pa.Table:
-            with self._open(block.path, self._footers[block.path]) as file:
-                return file.read_row_groups(list(block.row_groups), columns=list(COLUMNS))
-
-        table = self._retried(block.path, read)
-        name = f"{self.dataset}, {block.path}"
-        first_row = sum(group.rows for group in self._row_groups[block.path][: block.row_groups.start])
-        history, start = (table[column][0].as_py() if len(table) else 0 for column in ("history_id", "start_step"))
+    def _read_rows(self, block: Block) -> HistoryRows:
+        numbers = list(range(block.first, block.first + len(block.groups)))
+        table = self._read_shard(
+            block.path, lambda file: file.read_row_groups(numbers, list(COLUMNS)), self._footers[block.path]
+        )
+        rows = HistoryRows(f"{self.dataset}, {block.path}", block.first_row, table, self._tasks)
+        start = table["start_step"][0].as_py()
         if start != 0:
-            raise ValueError(
-                f"{name}: row {first_row} (history {history!r}), column start_step: {start}, expected 0, since row "
-                f"group {block.row_groups.start} begins with it and a stream reads row groups one by one: write the "
-                "dataset with whole histories in each row group, or train without streaming"
-            )
-        return HistoryRows(name, first_row, table, self._tasks)
+            reason = f"since row group {block.first} begins with it and a stream reads row groups one by one"
+            advice = "write the dataset with whole histories in each row group, or train without streaming"
+            rows.refuse(0, "start_step", f"{start}, expected 0, {reason}: {advice}")
+        return rows
 
     def _check_new(self, block: Block, rows: HistoryRows) -> None:
         """Refuse a block whose histories were in another, of those that this process has read."""
-        place = block.path, block.row_groups.start
-        if place in self._read:
+        if (place := block[:2]) in self._read:
             return
         firsts = np.flatnonzero(np.asarray(rows.table["start_step"]) == 0)
         hashes = history_hashes(rows.table["history_id"].take(firsts))
-        places = np.searchsorted(self._known, hashes)
-        double = np.flatnonzero(np.append(self._known, np.uint64(0))[places] == hashes)
-        if double.size:
-            rows.refuse(int(firsts[double[0]]), "history_id", DOUBLE)
-        self._known = np.sort(np.concatenate([self._known, hashes]))
+        if (repeated := np.isin(hashes, self._known)).any():
+            rows.refuse(int(firsts[np.argmax(repeated)]), "history_id", REPEATED)
+        self._known = np.concatenate([self._known, hashes])
         self._read.add(place)
 
     def blocks(self, consumers: int) -> list[Block]:
         """All blocks, cut finer where there would be too few of them for so many consumers."""
         target = min(BLOCK_BYTES, self.compressed_bytes // (4 * consumers))
-        parts = [blocks_of_shard(path, groups, target) for path, groups in self._row_groups.items() if groups]
-        return [block for blocks in parts for block in blocks]
+        shards = self._row_groups.items()
+        return [block for path, groups in shards for block in blocks_of_shard(path, groups, target)]
 
     def _held_bytes(self, block: Block) -> int:
         """About as many bytes as the windows of a block take in memory, after subsampling."""
-        observations, actions = self.dataset.metadata.spaces
-        numbers = [2 * storage_dtype(actions).itemsize * int(np.prod(actions.shape or ()))]  # this one, and the last
-        if not has_frames(observations):
-            numbers.append(storage_dtype(observations).itemsize * int(np.prod(observations.shape or ())))
-        per_step = sum(numbers) + 4 + 1  # a reward, and whether an episode starts
-        return block.steps // self._subsampling["keep_every_episode"] * per_step + block.frame_bytes
+        dtype = step_dtype(*self._spaces)
+        per_step = dtype.itemsize + dtype["actions"].itemsize
+        if block.frame_bytes:
+            per_step -= dtype["observations"].itemsize
+        return block.steps // self.selection.keep_every_episode * per_step + block.frame_bytes
 
     def groups(self, epoch: int, consumer: int, consumers: int) -> list[list[Block]]:
         """
@@ -196,17 +209,12 @@ class HistoryStream:
         converting = Lock()
 
         def read_one(block: Block) -> HistoryWindows:
-            rows = self._read_block(block)
+            rows = self._read_rows(block)
             with converting:
-                windows = HistoryWindows(
-                    [rows],
-                    *self.dataset.metadata.spaces,
-                    context_length=self.context_length,
-                    **self._subsampling,
-                    seed=self.seed,
-                )
+                checked = checked_rows([rows], *self._spaces)
+                histories = join_histories(convert_histories(checked, *self._spaces, self.selection, self._labels))
                 self._check_new(block, rows)
-                return windows
+            return HistoryWindows(histories, *self._spaces, self.context_length, self.seed)
 
         # A folder has no latency to hide, for which more blocks would be held as tables at the same time.
         with ThreadPoolExecutor(READERS if self._folder is None else 1) as executor:
@@ -232,17 +240,17 @@ def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     if len(parts) == 1:
         return parts[0]
     time = max(part["labels"].shape[1] for part in parts)
-    masked = any("attention_mask" in part or part["labels"].shape[1] < time for part in parts)
     padded = []
     for part in parts:
         length = part["labels"].shape[1]
         index = torch.arange(time).clamp(max=length - 1)
         mask = part.get("attention_mask", torch.ones(part["labels"].shape[:2], dtype=torch.long))
-        whole = {name: tensor[:, index] for name, tensor in part.items()}
-        if masked:
-            whole["attention_mask"] = mask[:, index] * (torch.arange(time) < length)
-        padded.append(whole)
-    return {name: torch.cat([part[name] for part in padded]) for name in padded[0]}
+        mask = mask[:, index] * (torch.arange(time) < length)
+        padded.append({**{name: tensor[:, index] for name, tensor in part.items()}, "attention_mask": mask})
+    joined = {name: torch.cat([part[name] for part in padded]) for name in padded[0]}
+    if joined["attention_mask"].all():
+        del joined["attention_mask"]
+    return joined
 
 
 def _batches_of_consumer(
@@ -273,9 +281,9 @@ def _batches_of_consumer(
                 groups = stream.groups(epoch, consumer, consumers)
             reading = reader.submit(stream.read, groups[group])
             while position < len(windows):
-                chosen = slice(position, min(len(windows), position + missing))
-                parts.append(make_batch(blocks, owners[chosen], windows[chosen]))
-                missing, position = missing - (chosen.stop - position), chosen.stop
+                taken = slice(position, min(len(windows), position + missing))
+                parts.append(make_batch(blocks, owners[taken], windows[taken]))
+                missing, position = missing - (taken.stop - position), taken.stop
                 if not missing:
                     yield _join(parts), ((*here, position) if position < len(windows) else (epoch, group, 0))
                     parts, missing = [], size

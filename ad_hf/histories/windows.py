@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
 from gymnasium import spaces
 
-from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.steps import FlatHistories, HistoryRows, read_histories, rows_of_dataset
-from ad_hf.histories.transforms import Selection
+from ad_hf.histories.frames import FramePieces
+from ad_hf.histories.steps import Histories
 
 BATCHES_AHEAD = 2  # that a thread makes while one is being trained on
 
@@ -32,20 +30,15 @@ class Tiling(NamedTuple):
     Windows of an epoch, which tile each history from a phase on.
 
     Attributes:
-        offsets (`np.ndarray` of shape `(num_histories + 1,)`):
-            First step of each history, and the number of all steps.
-        phases (`np.ndarray` of shape `(num_histories,)`):
-            Steps of each history before its first window.
+        starts, lengths (`np.ndarray` of shape `(num_histories,)`):
+            First step of each history's first window, and steps of each window of the history.
         borders (`np.ndarray` of shape `(num_histories + 1,)`):
             Number of each history's first window, and of all windows.
-        context_length (`int`):
-            Steps of a window.
     """
 
-    offsets: np.ndarray
-    phases: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
     borders: np.ndarray
-    context_length: int
 
     @property
     def num_windows(self) -> int:
@@ -55,76 +48,52 @@ class Tiling(NamedTuple):
     def windows(self, numbers: np.ndarray) -> np.ndarray:
         """Some windows (number,) as rows of (first step, number of steps), (number, 2)."""
         histories = np.searchsorted(self.borders, numbers, side="right") - 1
+        lengths = self.lengths[histories]
         tiles = numbers.astype(np.int64) - self.borders[histories]
-        first = self.offsets[histories] + self.phases[histories] + tiles * self.context_length
-        lengths = self.offsets[histories + 1] - self.offsets[histories]
-        return np.stack([first, np.minimum(self.context_length, lengths)], axis=1)
+        return np.stack([self.starts[histories] + tiles * lengths, lengths], axis=1)
 
 
 class HistoryWindows:
     r"""
-    All windows of `context_length` consecutive steps of a learning-history dataset, and an order of them for each
-    epoch.
+    All windows of `context_length` consecutive steps of histories, and an order of them for each epoch.
 
     In epoch e every history is tiled by consecutive windows, from a phase that is drawn from (seed, e, history_id),
     and the windows of all histories are shuffled by (seed, e). So an epoch's batches are a pure function of (seed, e),
     whatever the number of processes. Histories shorter than a window give one window each, padded at its end.
 
     Args:
-        histories (`datasets.Dataset`, iterable of [`HistoryRows`], or [`FlatHistories`]):
-            Rows of learning histories; the pieces of a history stand next to each other. Or their steps, of which
-            [`~ad_hf.histories.mapped.map_histories`] has chosen those to keep.
+        histories ([`~ad_hf.histories.steps.Histories`]):
+            The histories, as of [`~ad_hf.histories.dataset.HistoryDataset.histories`].
         observation_space, action_space (`gymnasium.Space`):
             Spaces of one environment.
         context_length (`int`):
             Steps of a window.
-        keep_every_episode (`int`, *optional*, defaults to 1):
-            Of each history keep only every k-th episode, and the last.
-        max_episodes (`int`, *optional*):
-            Before that, cut each history after so many episodes.
-        last_episodes (`int`, *optional*):
-            Then drop all but so many of its last ones.
-        min_improvement (`float`, *optional*):
-            Leave out histories that got better by less: see [`~ad_hf.histories.transforms.improvements`].
-        labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
-            Actions to learn other than those that were taken.
         seed (`int`, *optional*, defaults to 0):
             Seed of the phases and orders.
-        name (`str`, *optional*):
-            What to call a `datasets.Dataset` in an error.
-
-    Raises:
-        ValueError: if there are no rows, or some that are no learning histories, with the row and the column.
     """
 
     def __init__(
         self,
-        histories: Dataset | Iterable[HistoryRows] | FlatHistories,
+        histories: Histories,
         observation_space: spaces.Space,
         action_space: spaces.Space,
         context_length: int,
-        keep_every_episode: int = 1,
-        max_episodes: int | None = None,
-        last_episodes: int | None = None,
-        min_improvement: float | None = None,
-        labels: StepLabels | None = None,
         seed: int = 0,
-        name: str = "the dataset",
     ) -> None:
         self.context_length, self.seed = context_length, seed
-        if isinstance(histories, Dataset):
-            histories = rows_of_dataset(histories, observation_space, action_space, name)
-        if not isinstance(histories, FlatHistories):
-            selection = Selection(keep_every_episode, max_episodes, last_episodes, min_improvement)
-            histories = read_histories(histories, observation_space, action_space, selection, labels)
-        self._steps, self.offsets, self._hashes, self._frames = histories
+        self._steps, self._lengths, self._hashes, frames = histories
+        self.offsets = np.append(0, np.cumsum(self._lengths))
+        self._frames = None
+        if frames is not None:
+            shape, counts = observation_space.shape or (), np.asarray(frames["num_frames"])
+            self._frames = FramePieces(frames["observations"], counts, shape, frames["name"])
         self._none = none_action(action_space)
         actions = self._steps.dtype["actions"].base
         self._previous_dtype = np.result_type(actions, np.min_scalar_type(self._none.max(initial=0)))
 
     def warn_of_short_histories(self) -> None:
         """Warn if most windows show the start of a history."""
-        median = int(np.median(np.diff(self.offsets)))
+        median = int(np.median(self._lengths))
         if self.context_length < median < 2 * self.context_length:
             warnings.warn(
                 f"histories of {median} steps (median) are shorter than two windows of {self.context_length}: most "
@@ -145,13 +114,13 @@ class HistoryWindows:
 
     def tiling(self, epoch: int) -> Tiling:
         """How the windows of an epoch lie in the histories."""
-        lengths = np.diff(self.offsets)
-        spare = np.clip(lengths - self.context_length + 1, 1, self.context_length)
+        lengths = np.minimum(self.context_length, self._lengths)
+        spare = np.clip(self._lengths - self.context_length + 1, 1, self.context_length)
         drawn = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
         mixed = (self._hashes ^ np.uint64(drawn)) * np.uint64(0x9E3779B97F4A7C15)
         phases = ((mixed ^ (mixed >> np.uint64(32))) % spare.astype(np.uint64)).astype(np.int64)
-        counts = np.maximum(1, (lengths - phases) // self.context_length)
-        return Tiling(self.offsets, phases, np.concatenate([[0], np.cumsum(counts)]), self.context_length)
+        counts = (self._lengths - phases) // lengths
+        return Tiling(self.offsets[:-1] + phases, lengths, np.append(0, np.cumsum(counts)))
 
     def epoch_windows(self, epoch: int) -> np.ndarray:
         """Windows of an epoch, history by history: rows of (first step, number of steps), (num_windows, 2)."""
@@ -175,15 +144,8 @@ class HistoryWindows:
 
     def batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
         """
-        The steps of some windows.
-
-        Args:
-            windows (`np.ndarray` of shape `(batch, 2)`):
-                Rows of [`~HistoryWindows.epoch_order`].
-
-        Returns:
-            `dict[str, torch.Tensor]`: the model's arguments, (batch, time, ...); with `attention_mask` where a window
-            is padded.
+        The model's arguments (batch, time, ...) for some windows (batch, 2) of [`~HistoryWindows.epoch_order`], with
+        `attention_mask` where a window is padded.
         """
         return make_batch([self], np.zeros(len(windows), dtype=np.int64), windows)
 
@@ -223,7 +185,7 @@ class HistoryWindows:
             batch[name].numpy()[rows] = values  # torch cannot assign all unsigned integers
         if self._frames is not None:
             places = (rows[:, None] * time + np.arange(time)).ravel()
-            self._frames.take(steps["frame"].ravel(), batch["observations"].flatten(0, 1).numpy(), places)
+            self._frames.take(steps["observations"].ravel(), batch["observations"].flatten(0, 1).numpy(), places)
 
 
 def make_batch(parts: Sequence[HistoryWindows], owners: np.ndarray, windows: np.ndarray) -> dict[str, torch.Tensor]:
@@ -233,13 +195,8 @@ def make_batch(parts: Sequence[HistoryWindows], owners: np.ndarray, windows: np.
     Args:
         parts (`Sequence[HistoryWindows]`):
             The sets, of the same spaces.
-        owners (`np.ndarray` of shape `(batch,)`):
-            The set of each window.
-        windows (`np.ndarray` of shape `(batch, 2)`):
-            Rows of the sets' [`~HistoryWindows.epoch_order`].
-
-    Returns:
-        `dict[str, torch.Tensor]`: as of [`HistoryWindows.batch`].
+        owners (`np.ndarray` of shape `(batch,)`), windows (`np.ndarray` of shape `(batch, 2)`):
+            The set of each window, and its row of the set's [`~HistoryWindows.epoch_order`].
     """
     time = int(windows[:, 1].max())
     batch = parts[0].empty_batch(len(windows), time)

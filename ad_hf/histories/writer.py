@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,34 +20,13 @@ from ad_hf.envs.spaces import Elements, space_to_json
 from ad_hf.histories.card import dataset_card, dataset_config
 from ad_hf.histories.schema import METADATA_FILE, ROW_GROUP_BYTES, HistoryMetadata, history_table, row_groups
 from ad_hf.histories.statistics import describe_shards
+from ad_hf.histories.steps import Steps
 from ad_hf.settings import dump_yaml
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_folder, local_path, write_text
 
 RECIPE_FILE = "recipe.yaml"
 SHARD_TRANSITIONS = 1_000_000
-
-
-@dataclass
-class Steps:
-    """
-    What a stream lived through; step t holds what it saw, did and got at that step.
-
-    Attributes:
-        observations, actions (`np.ndarray` of shape `(num_steps, ...)`):
-            In the dtypes that [`~ad_hf.envs.spaces.storage_dtype`] says.
-        rewards, terminations, truncations (`np.ndarray` of shape `(num_steps,)`):
-            As numbers, and as truth values.
-        final_observations (`np.ndarray` of shape `(num_episodes, ...)`):
-            The last observation of each episode, that of an unfinished last episode included.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminations: np.ndarray
-    truncations: np.ndarray
-    final_observations: np.ndarray
 
 
 def to_storage(values: np.ndarray, space: spaces.Space, name: str, is_action: bool = False) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from ad_hf.envs.sb3 import Steps
+from ad_hf.envs.sb3 import VecStep
 from ad_hf.sources.streams import ScoringAlgorithm, state_count
 
 
@@ -26,7 +26,7 @@ class BanditAlgorithm(ScoringAlgorithm):
     def _means(self) -> np.ndarray:
         return self.tables["paid"] / np.maximum(self.tables["pulls"], 1)
 
-    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
+    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:
         self.tables["pulls"][self._rows, actions] += 1
         self.tables["paid"][self._rows, actions] += steps.rewards
 
@@ -96,7 +96,7 @@ class ThompsonSampling(BanditAlgorithm):
         # How many random numbers a draw takes depends on what was paid: each stream draws from numbers of its own.
         return np.stack([rng.beta(*counts) for rng, counts in zip(self._rngs, zip(1 + paid, 1 + pulls - paid))])
 
-    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
+    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:
         if not np.isin(steps.rewards, (0, 1)).all():
             raise ValueError(f"Thompson sampling expects rewards of 0 or 1, got {np.unique(steps.rewards)}")
         super()._learn_from(observations, actions, steps)

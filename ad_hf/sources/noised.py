@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from ad_hf.envs.sb3 import SB3VecEnv, Steps
+from ad_hf.envs.sb3 import SB3VecEnv, VecStep
 from ad_hf.sources.streams import StreamAlgorithm, TablePolicy
 
 SCHEDULES = ("step", "episode")
@@ -172,7 +172,7 @@ class NoisedPolicy(StreamAlgorithm):
             space.n if isinstance(space, spaces.Discrete) else space.nvec, size=size
         )
 
-    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
+    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:
         self._starting = steps.terminations | steps.truncations  # nothing is learnt
 
     def _excluded_save_params(self) -> list[str]:

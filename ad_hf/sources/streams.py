@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
-from ad_hf.envs.sb3 import EpisodeReturns, Steps, step_vec_env
+from ad_hf.envs.sb3 import EpisodeReturns, VecStep, step_vec_env
 from ad_hf.envs.source_observation import categories
 
 
@@ -110,7 +110,7 @@ class StreamAlgorithm(BaseAlgorithm):
         """Actions (streams, ...) for observations (streams, ...) while learning."""
 
     @abstractmethod
-    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
+    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:
         """Learn from a step of all streams: what was seen and done (streams, ...), and what came of it."""
 
     def _setup_model(self) -> None:

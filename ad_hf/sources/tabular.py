@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from ad_hf.envs.sb3 import Steps
+from ad_hf.envs.sb3 import VecStep
 from ad_hf.sources.streams import ScoringAlgorithm, break_ties, state_count, state_numbers
 
 
@@ -83,7 +83,7 @@ class TabularQ(ScoringAlgorithm):
             actions[at_random] = self._rng.integers(self.tables["q_values"].shape[2], size=int(at_random.sum()))
         return actions
 
-    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: Steps) -> None:
+    def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:
         following = steps.observations
         if steps.truncations.any():  # a time limit ends no state's value
             following = np.array(following)

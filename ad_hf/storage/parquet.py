@@ -63,18 +63,21 @@ def read_table(path: str | Path) -> pa.Table:
         return file.read()
 
 
-def read_groups(path: str | Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+def read_groups(
+    path: str | Path, columns: Sequence[str] | None = None, name: str | Path | None = None
+) -> Iterator[pa.Table]:
     """
-    The row groups of a parquet file, one by one, with some of its columns; see [`read_footer`] for errors.
+    The row groups of a parquet file, one by one, with all or some of its columns; see [`read_footer`].
 
     Raises:
         ValueError: also for a column that is missing.
     """
-    names = read_schema(path).names
-    if missing := [column for column in columns if column not in names]:
-        raise ValueError(f"{path}: column {missing[0]} is missing, there are {', '.join(names)}")
-    with _opened(path) as file:
+    name, chosen = name or path, None if columns is None else list(columns)
+    with _opened(path, name) as file:
+        names = file.schema_arrow.names
+        if missing := [column for column in chosen or () if column not in names]:
+            raise ValueError(f"{name}: column {missing[0]} is missing, there are {', '.join(names)}")
         for index in range(file.num_row_groups):
-            with parquet_errors(path):  # and not around the yield: errors of the caller stay as they are
-                table = file.read_row_group(index, columns)
+            with parquet_errors(name):  # and not around the yield: errors of the caller stay as they are
+                table = file.read_row_group(index, chosen)
             yield table

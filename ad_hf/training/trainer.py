@@ -12,13 +12,9 @@ from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ad_hf.envs.task_family import FamilyConfig, TaskFamily
-from ad_hf.histories.checks import COLUMNS
 from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
-from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.mapped import fits_in_memory, map_histories
 from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.transforms import NO_HISTORY
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
@@ -111,34 +107,17 @@ class Trainer:
         dataset, accelerator = self.dataset, self.accelerator
         batch_size = self.config.batch_size // self.config.gradient_accumulation_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
-        subsampling: dict[str, Any] = {
-            "keep_every_episode": data.keep_every_episode,
-            "max_episodes": data.max_episodes,
-            "last_episodes": data.last_episodes,
-            "min_improvement": data.min_improvement,
-            "labels": None if data.labels is None else StepLabels(data.labels, dataset.metadata),
-        }
-        settings: dict[str, Any] = {"context_length": self.context_length, **subsampling, "seed": self.config.seed}
+        order = self.context_length, self.config.seed
         if streaming:
-            stream = HistoryStream(dataset, "train", **settings, buffer_megabytes=data.buffer_megabytes)
+            stream = HistoryStream(dataset, "train", data, *order, data.buffer_megabytes)
             logger.info(
                 f"streaming {stream.num_steps:,} steps, {stream.compressed_bytes / 1e6:.1f} MB, from {dataset}"
             )
             return StreamedBatches(stream, batch_size, rank, processes, data.num_workers)
-        in_memory = data.keep_in_memory
-        if in_memory is None:  # the free memory changes meanwhile: all processes do as the first one chooses
-            fitting = fits_in_memory(dataset, "train", data.keep_every_episode, processes)
-            in_memory = broadcast_object_list([fitting])[0]
-        rows = (
-            dataset.load("train", list(COLUMNS))
-            if in_memory
-            else map_histories(dataset, "train", **subsampling, say=logger.info)
-        )
-        windows = HistoryWindows(rows, *dataset.metadata.spaces, **settings, name=f"{dataset}, split train")
-        if not windows.num_histories:
-            raise ValueError(f"{dataset}: {NO_HISTORY}")
+        histories = dataset.histories("train", data, bool(data.keep_in_memory))
+        windows = HistoryWindows(histories, *dataset.metadata.spaces, *order)
         windows.warn_of_short_histories()
-        where = "in memory" if in_memory else "memory-mapped"
+        where = "in memory" if data.keep_in_memory else "memory-mapped"
         logger.info(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {dataset}, {where}")
         return WindowBatches(windows, batch_size, rank, processes)
 

@@ -31,8 +31,8 @@ from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.mapped import map_histories
 from ad_hf.histories.schema import HistoryMetadata, history_features, history_table
+from ad_hf.histories.selection import Selection
 from ad_hf.histories.steps import step_dtype
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
@@ -161,9 +161,9 @@ def read_epoch(dataset: Path, mode: str) -> dict[str, Any]:
     size, length = recipe.training.batch_size, recipe.model.context_length
     batches: WindowBatches | StreamedBatches
     if mode == "streamed":
-        batches = StreamedBatches(HistoryStream(opened, "train", length), size)
+        batches = StreamedBatches(HistoryStream(opened, "train", Selection(), length), size)
     else:
-        batches = WindowBatches(HistoryWindows(map_histories(opened, "train"), *opened.metadata.spaces, length), size)
+        batches = WindowBatches(HistoryWindows(opened.histories("train"), *opened.metadata.spaces, length), size)
     count, start = 0, time.perf_counter()
     with AnonymousMemory() as memory, closing(iter(batches)) as iterator:
         for _ in itertools.takewhile(lambda _: not _epoch(batches), iterator):
@@ -182,7 +182,7 @@ def prepare(dataset: Path) -> dict[str, Any]:
     keep_freed_memory()
     start = time.perf_counter()
     with AnonymousMemory() as memory:
-        map_histories(HistoryDataset.open(dataset), "train")
+        HistoryDataset.open(dataset).histories("train")
     return {"seconds": round(time.perf_counter() - start, 1), "rss_anon_mb": memory.quarters()}
 
 

@@ -273,9 +273,8 @@ def benchmark_loader(batches: int = 200) -> None:
         settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
         collect(few, **settings, output_dir=folder)
         dataset = HistoryDataset.open(folder)
-        rows = dataset.load("train")
         start = time.perf_counter()
-        windows = HistoryWindows(rows, *dataset.metadata.spaces, WINDOW)
+        windows = HistoryWindows(dataset.histories("train"), *dataset.metadata.spaces, WINDOW)
         loading = time.perf_counter() - start
         model = ADModel(ad_hf.config_from_dataset(folder))
     stream = iter(WindowBatches(windows, BATCH))

@@ -34,9 +34,9 @@ from gymnasium import spaces
 
 import ad_hf
 from ad_hf.envs.spaces import space_to_json
-from ad_hf.histories.checks import COLUMNS
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata, history_features, history_table, row_groups
+from ad_hf.histories.selection import Selection
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.recipe import load_recipe
@@ -48,7 +48,7 @@ from ad_hf.training.optimizers import make_optimizers
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "hub"))
 from local_hub import LocalHub  # the tests' Hub
 
-WINDOW, BATCH, KEEP_EVERY = 200, 64, 2
+WINDOW, BATCH, SELECTION = 200, 64, Selection(keep_every_episode=2)
 REPOSITORY, TEN_TIMES = "benchmark/histories", "benchmark/ten-times"
 
 
@@ -60,7 +60,7 @@ def print_line(part: str, **figures: Any) -> None:
 
 def make_stream(dataset: HistoryDataset, context_length: int = WINDOW) -> HistoryStream:
     """The stream that all parts measure."""
-    return HistoryStream(dataset, "train", context_length, KEEP_EVERY)
+    return HistoryStream(dataset, "train", SELECTION, context_length)
 
 
 def measure_train(dataset: str, updates: int) -> None:
@@ -72,7 +72,7 @@ def measure_train(dataset: str, updates: int) -> None:
     streamed = iter(StreamedBatches(stream, BATCH))
     next(streamed)
     first_batch = time.perf_counter() - start
-    windows = HistoryWindows(opened.load("train", list(COLUMNS)), *opened.metadata.spaces, WINDOW, KEEP_EVERY)
+    windows = HistoryWindows(opened.histories("train", SELECTION), *opened.metadata.spaces, WINDOW)
     sources = {"streamed": streamed, "map_style": iter(WindowBatches(windows, BATCH))}
     model = ad_hf.ADModel(ad_hf.config_from_dataset(opened)).train()
     optimizers = make_optimizers(model, TrainingConfig())
@@ -239,7 +239,7 @@ def benchmark_frames(folder: Path, windows: int = 600) -> None:
     """Frames/s of batches of 8 windows of 100 steps, from disk."""
     write_frames(folder)
     keep_freed_memory()  # as training does
-    stream = HistoryStream(HistoryDataset.open(folder), "train", 100)
+    stream = HistoryStream(HistoryDataset.open(folder), "train", Selection(), 100)
     rates = {}
     for workers in (0, 2):
         start = time.perf_counter()

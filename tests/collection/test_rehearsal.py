@@ -72,7 +72,7 @@ def fails(**kwargs):
             r"train_freq must be at least 1",
         ),
         ({}, {"hyperparameters": [1]}, r"^source\.hyperparameters must hold settings by their names"),
-        ({}, {"hyperparameters": {"gamma": {1}}}, r"^source\.hyperparameters: settings are stored as JSON"),
+        ({}, {"hyperparameters": {"gamma": {1}}}, r"^source\.hyperparameters must be JSON"),
         ({}, {"n_envs": 10**9}, r"^source\.n_envs 10{9} .* would take 1,037,000,000,000 bytes"),
         ({}, {"n_envs": 2.5}, r"^source\.n_envs must be a whole number, got 2\.5"),
         ({}, {"n_envs": True}, r"^source\.n_envs must be a whole number, got True"),

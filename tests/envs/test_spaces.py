@@ -72,7 +72,7 @@ def test_unsupported_space_is_refused_with_a_way_out(space):
 
 @pytest.mark.parametrize("data", [{"type": "Dict", "spaces": {}}, {"n": 5}])
 def test_unknown_json_is_refused(data):
-    with pytest.raises(ValueError, match="unknown space"):
+    with pytest.raises(ValueError, match="must be a space"):
         space_from_json(data)
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from datasets import load_dataset
 from gymnasium import spaces
+from history_files import windows_of_folder
 
 import ad_hf
 from ad_hf.cli import ARRAYS, main
@@ -17,7 +18,6 @@ from ad_hf.envs.spaces import space_to_json, storage_dtype
 from ad_hf.formats.arrays import ARRAY_NAMES
 from ad_hf.formats.convert import from_arrays, from_minari, to_minari
 from ad_hf.histories.schema import HistoryMetadata, history_features, history_table, read_metadata
-from ad_hf.histories.windows import HistoryWindows
 from ad_hf.histories.writer import describe, new_dataset, split_writers
 from ad_hf.sources.recorder import RecordedSteps
 
@@ -548,10 +548,10 @@ def test_imported_histories_are_trained_on(source, tmp_path):
 def test_histories_of_environments_that_nobody_knows_are_learnt_from(source, tmp_path, name):
     recorded = record(SPACES[name], seed=1)
     np.savez(source / "0.npz", **without(arrays_of(recorded), actions=recorded.actions))
-    rows, metadata = ad_hf.load_histories(from_arrays(source, tmp_path / "out", env_id="E-v0"), "train")
+    from_arrays(source, tmp_path / "out", env_id="E-v0")
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
     model = ad_hf.ADModel(ad_hf.config_from_dataset(tmp_path / "out", **sizes, context_length=8))
-    windows = HistoryWindows(rows, *metadata.spaces, context_length=8)
+    windows = windows_of_folder(tmp_path / "out", 8)
     loss = model(**windows.batch(windows.epoch_order(0))).loss
     loss.backward()
     assert np.isfinite(loss.item())

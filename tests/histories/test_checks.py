@@ -10,13 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gymnasium import spaces
-from history_files import ACTIONS, OBSERVATIONS, make_histories, open_dataset, rows_to_table, write_dataset
+from history_files import (
+    ACTIONS,
+    OBSERVATIONS,
+    make_histories,
+    open_dataset,
+    rows_to_table,
+    windows_of_folder,
+    write_dataset,
+)
 
 import ad_hf
 from ad_hf.cli import main
-from ad_hf.histories.checks import COLUMNS
+from ad_hf.histories.selection import Selection
+from ad_hf.histories.steps import COLUMNS
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.windows import HistoryWindows
 
 BAD = 4  # number of the malformed row, of six
 DISCRETE = spaces.Discrete(7)
@@ -40,14 +48,13 @@ def good_rows(observation_space=OBSERVATIONS, action_space=ACTIONS):
 
 def from_memory(folder):
     """Read all of a dataset, as training does."""
-    dataset = open_dataset(folder)
-    windows = HistoryWindows(dataset.load("train", list(COLUMNS)), *dataset.metadata.spaces, 8)
+    windows = windows_of_folder(folder, 8)
     windows.batch(windows.epoch_order(0))
 
 
 def streamed(folder):
     """Read all of a dataset, as training does that streams."""
-    stream = HistoryStream(open_dataset(folder), "train", 8)
+    stream = HistoryStream(open_dataset(folder), "train", Selection(), 8)
     batches = StreamedBatches(stream, 4)
     for _ in batches:
         if batches.state_dict()["places"][0][0]:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
-from history_files import make_histories, open_dataset, rows_to_table, write_dataset
+from history_files import make_histories, open_dataset, rows_to_table, windows_of_folder, write_dataset
 
 import ad_hf
 from ad_hf.histories.statistics import describe_shards
-from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.windows import WindowBatches
 from ad_hf.storage.files import write_text
 
 
@@ -80,7 +80,7 @@ def write_scaled(folder, factor):
 def trained_logits(folder):
     """Logits of a model after some updates on a dataset, on its first batch."""
     dataset = open_dataset(folder)
-    windows = HistoryWindows(dataset.load("train"), *dataset.metadata.spaces, context_length=12)
+    windows = windows_of_folder(folder, 12)
     torch.manual_seed(0)
     model = ad_hf.ADModel(ad_hf.config_from_dataset(dataset, **SIZES, context_length=12))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -10,14 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from gymnasium import spaces
-from history_files import of_histories, open_dataset, slowly_kept_steps, write_dataset
+from history_files import of_histories, open_dataset, slowly_kept_steps, windows_of_folder, write_dataset
 from image_room import SHAPE
 
 import ad_hf
 from ad_hf.histories.frames import compress_frames, decompress_frames, has_frames
 from ad_hf.histories.schema import default_piece_steps, history_features, history_table
+from ad_hf.histories.selection import Selection
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.windows import WindowBatches
 from ad_hf.recipe import Recipe
 from ad_hf.sources.recorder import RecordedSteps
 
@@ -64,12 +65,11 @@ def write(folder, table, **settings):
 
 
 def from_memory(folder, context_length=11, **settings):
-    dataset = open_dataset(folder)
-    return WindowBatches(HistoryWindows(dataset.load("train"), IMAGES, ACTIONS, context_length, **settings), 4)
+    return WindowBatches(windows_of_folder(folder, context_length, **settings), 4)
 
 
 def streamed(folder, context_length=11, **settings):
-    return StreamedBatches(HistoryStream(open_dataset(folder), "train", context_length, **settings), 4)
+    return StreamedBatches(HistoryStream(open_dataset(folder), "train", Selection(**settings), context_length), 4)
 
 
 def epoch_of(batches):

@@ -3,14 +3,15 @@
 import datasets
 import numpy as np
 import pytest
+from history_files import windows_of_folder
 
 import ad_hf
 from ad_hf.envs.dark_room import walk
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.mapped import map_histories
+from ad_hf.histories.selection import Selection
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.windows import WindowBatches
 from ad_hf.recipe import load_recipe
 
 OPTIMAL = "ad_hf.envs.dark_room.optimal_actions"
@@ -26,13 +27,6 @@ def opened(tiny_histories, tmp_path, monkeypatch):
     """The tiny histories, with a cache of the test's own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return HistoryDataset.open(tiny_histories)
-
-
-def windows_of(opened, mapped=False, **settings):
-    both = opened.metadata.spaces
-    if mapped:
-        return HistoryWindows(map_histories(opened, "train", **settings), *both, 24)
-    return HistoryWindows(opened.load("train"), *both, 24, **settings)
 
 
 def first_batch(batches):
@@ -51,10 +45,8 @@ def goals_of(opened, windows):
     return list(first.values())
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_labels_are_what_the_function_says_of_what_is_seen_in_the_task(opened, mapped):
-    labels = StepLabels(OPTIMAL, opened.metadata)
-    windows, plain = windows_of(opened, mapped, labels=labels), windows_of(opened, mapped)
+def test_labels_are_what_the_function_says_of_what_is_seen_in_the_task(opened):
+    windows, plain = windows_of_folder(opened, 24, labels=OPTIMAL), windows_of_folder(opened, 24)
 
     batch = windows.batch(np.stack([windows.offsets[:-1], np.full(windows.num_histories, 24)], axis=1))
 
@@ -69,17 +61,14 @@ def test_labels_are_what_the_function_says_of_what_is_seen_in_the_task(opened, m
 
 
 def test_a_stream_has_the_labels_too_with_and_without_workers(opened):
-    labels = StepLabels(OPTIMAL, opened.metadata)
     for workers in (0, 1):
-        stream = HistoryStream(opened, "train", 24, labels=labels)
-        batch = first_batch(StreamedBatches(stream, 16, num_workers=workers))
-        plain = first_batch(StreamedBatches(HistoryStream(opened, "train", 24), 16, num_workers=workers))
+        streams = [HistoryStream(opened, "train", Selection(labels=labels), 24) for labels in (OPTIMAL, None)]
+        batch, plain = (first_batch(StreamedBatches(stream, 16, num_workers=workers)) for stream in streams)
         np.testing.assert_array_equal(batch["observations"], plain["observations"])
         assert (batch["labels"] != plain["labels"]).any()
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_histories_that_got_better_by_less_are_left_out(opened, mapped):
+def test_histories_that_got_better_by_less_are_left_out(opened):
     rows = opened.load("train")
     better = {}
     for row in rows:
@@ -88,15 +77,9 @@ def test_histories_that_got_better_by_less_are_left_out(opened, mapped):
         better[row["history_id"]] = returns[-10:].mean() - returns[:10].mean()
     least = float(np.median(list(better.values()))) + 0.05  # between two of them
 
-    windows = windows_of(opened, mapped, min_improvement=least)
-
     kept = sum(value >= least for value in better.values())
     assert 0 < kept < len(better)
-    assert windows.num_histories == kept
-    for other in (windows_of(opened, not mapped, min_improvement=least),):
-        np.testing.assert_array_equal(windows.epoch_order(1), other.epoch_order(1))
-        batches = [first_batch(WindowBatches(each, 8)) for each in (windows, other)]
-        np.testing.assert_array_equal(batches[0]["observations"], batches[1]["observations"])
+    assert windows_of_folder(opened, 24, min_improvement=least).num_histories == kept
 
 
 def test_if_none_got_better_by_that_much_it_is_said(tiny_recipe_file, tiny_histories, tmp_path):
@@ -111,8 +94,8 @@ def test_a_model_learns_the_labels(tiny_recipe_file, tiny_histories, tmp_path):
     model = ad_hf.train(load_recipe(tiny_recipe_file, overrides), tiny_histories, tmp_path)
     opened = HistoryDataset.open(tiny_histories)
     losses = {}
-    for name, labels in (("optimal", StepLabels(OPTIMAL, opened.metadata)), ("taken", None)):
-        batch = first_batch(WindowBatches(windows_of(opened, labels=labels), 64))
+    for name, labels in (("optimal", OPTIMAL), ("taken", None)):
+        batch = first_batch(WindowBatches(windows_of_folder(opened, 24, labels=labels), 64))
         losses[name] = model(**batch).loss.item()
 
     assert losses["optimal"] < losses["taken"]
@@ -121,8 +104,7 @@ def test_a_model_learns_the_labels(tiny_recipe_file, tiny_histories, tmp_path):
 def test_what_is_no_function_of_actions_is_refused(opened):
     with pytest.raises(ValueError, match=r"data\.labels must be the import path .* got 'ad_hf\.nothing'"):
         StepLabels("ad_hf.nothing", opened.metadata)
-    labels = StepLabels(f"{__name__}.wrong_actions", opened.metadata)
     with pytest.raises(
         ValueError, match=r"wrong_actions gave int64 of shape .* expected as many elements of Discrete"
     ):
-        windows_of(opened, labels=labels)
+        windows_of_folder(opened, 24, labels=f"{__name__}.wrong_actions")

@@ -13,6 +13,7 @@ import torch
 import yaml
 from datasets import load_dataset
 from gymnasium import spaces
+from history_files import windows_of_folder
 from image_room import SHAPE
 
 import ad_hf
@@ -22,7 +23,6 @@ from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.histories.frames import decompress_frames, has_frames
 from ad_hf.histories.rollouts import from_rollout, load_prompts
 from ad_hf.histories.schema import history_features, read_metadata
-from ad_hf.histories.windows import HistoryWindows
 
 CELLS, ARROWS = spaces.MultiDiscrete([4, 3]), spaces.Discrete(5)
 FRAMES = spaces.Box(0, 255, SHAPE, np.uint8)
@@ -168,7 +168,7 @@ def test_a_model_learns_from_a_rollout(tmp_path, tiny_recipe):
     assert all(same(history, output, env) for env, history in enumerate(joined(rows, both).values()))
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {"family": {"env_id": family.env_id, **LAKES}}
     assert ad_hf.config_from_dataset(folder).observation_space == {"type": "Discrete", "n": 16}
-    windows = HistoryWindows(ad_hf.load_histories(folder, "train")[0], *both, context_length=8)
+    windows = windows_of_folder(folder, 8)
     assert windows.num_histories == 6
     assert windows.num_steps == output.num_steps.sum()
     tiny_recipe.family = ad_hf.load_recipe(folder / "recipe.yaml").family

@@ -17,28 +17,25 @@ import ad_hf
 from ad_hf.envs.spaces import outside
 from ad_hf.evaluation.report import source_curves
 from ad_hf.formats.merge import merge_datasets
-from ad_hf.histories.checks import COLUMNS
 from ad_hf.histories.dataset import check_dataset
-from ad_hf.histories.mapped import map_histories
+from ad_hf.histories.selection import Selection
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.windows import HistoryWindows
 from ad_hf.hub.push import push_dataset
 
 FIRST, SECOND = "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"
 
 
 def loaded(folder):
-    dataset = open_dataset(folder)
-    HistoryWindows(dataset.load("train", list(COLUMNS)), *dataset.metadata.spaces, 8)
+    open_dataset(folder).load("train")
 
 
 def mapped(folder):
-    map_histories(open_dataset(folder), "train")
+    open_dataset(folder).histories("train")
 
 
 def streamed(folder):
-    batches = StreamedBatches(HistoryStream(open_dataset(folder), "train", 8), 4)
+    batches = StreamedBatches(HistoryStream(open_dataset(folder), "train", Selection(), 8), 4)
     for _ in batches:
         if batches.state_dict()["places"][0][0]:
             break

@@ -23,11 +23,12 @@ from history_files import (
     open_dataset,
     rows_to_table,
     steps_of,
+    windows_of_folder,
     write_dataset,
 )
 
+from ad_hf.histories.selection import Selection
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.windows import HistoryWindows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONTEXT = 12
@@ -54,12 +55,12 @@ def large_histories(tmp_path_factory):
 
 
 def open_stream(folder, context_length=CONTEXT, **settings):
-    return HistoryStream(open_dataset(folder), "train", context_length, **settings)
+    more = {name: settings.pop(name) for name in ("seed", "buffer_megabytes") if name in settings}
+    return HistoryStream(open_dataset(folder), "train", Selection(**settings), context_length, **more)
 
 
 def in_memory(folder, context_length=CONTEXT, **settings):
-    dataset = open_dataset(folder)
-    return HistoryWindows(dataset.load("train"), *dataset.metadata.spaces, context_length, **settings)
+    return windows_of_folder(folder, context_length, **settings)
 
 
 def windows_of_epochs(stream, consumer, consumers, epochs):
@@ -420,7 +421,7 @@ def test_a_split_without_files_is_refused(histories, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"lacks .*train-.*\.parquet"):
         open_stream(folder)
     with pytest.raises(ValueError, match="no split 'test': expected one of train"):
-        HistoryStream(open_dataset(histories), "test", CONTEXT)
+        HistoryStream(open_dataset(histories), "test", Selection(), CONTEXT)
 
 
 def test_other_columns_and_other_encodings_of_a_file_do_not_matter(histories, tmp_path):

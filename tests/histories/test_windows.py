@@ -9,22 +9,29 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from gymnasium import spaces
-from history_files import ACTIONS, OBSERVATIONS, make_histories, slowly_kept_steps, steps_of
+from history_files import (
+    ACTIONS,
+    OBSERVATIONS,
+    make_histories,
+    rows_to_table,
+    slowly_kept_steps,
+    steps_of,
+    windows_of_table,
+)
 
-from ad_hf.histories.schema import history_features
 from ad_hf.histories.windows import HistoryWindows, WindowBatches, none_action
 
 NONE = 7
 
 
-def make_dataset(histories, action_space=ACTIONS):
-    return Dataset.from_list(histories, features=history_features(OBSERVATIONS, action_space))
+def windows_of_rows(rows, context_length, action_space=ACTIONS, **settings):
+    both = OBSERVATIONS, action_space
+    return windows_of_table(rows_to_table(rows, *both), context_length, both, **settings)
 
 
 def make_windows(lengths, context_length, **settings):
-    return HistoryWindows(make_dataset(make_histories(lengths)), OBSERVATIONS, ACTIONS, context_length, **settings)
+    return windows_of_rows(make_histories(lengths), context_length, **settings)
 
 
 def windows_of_epoch(windows, epoch):
@@ -35,14 +42,8 @@ def windows_of_epoch(windows, epoch):
 def test_batches_hold_the_values_of_a_slow_reference(keep_every_episode, max_episodes):
     context_length = 9
     histories = make_histories([60, 83, 47])
-    windows = HistoryWindows(
-        make_dataset(histories),
-        OBSERVATIONS,
-        ACTIONS,
-        context_length,
-        keep_every_episode=keep_every_episode,
-        max_episodes=max_episodes,
-    )
+    settings = {"keep_every_episode": keep_every_episode, "max_episodes": max_episodes}
+    windows = windows_of_rows(histories, context_length, **settings)
     steps_at_starts, num_windows, mid_cuts = 0, 0, 0
     for epoch in range(5):
         batch = windows.batch(windows.epoch_order(epoch))
@@ -95,7 +96,7 @@ def test_tensors_have_the_models_shapes_and_types():
 )
 def test_none_stands_before_the_first_action_of_every_space(space, none):
     histories = make_histories([30, 30], action_space=space)
-    windows = HistoryWindows(make_dataset(histories, space), OBSERVATIONS, space, 6)
+    windows = windows_of_rows(histories, 6, space)
     batch = windows.batch(np.array([[0, 6], [30, 6], [6, 6]]))
     assert none_action(space).tolist() == none
     for row, (history, first) in enumerate(((0, 0), (1, 0), (0, 6))):
@@ -148,9 +149,7 @@ def test_order_is_a_pure_function_of_seed_and_epoch():
 
 def test_phase_of_a_history_does_not_depend_on_the_others():
     histories = make_histories([50, 50, 50, 50])
-    alone, among = (
-        HistoryWindows(make_dataset(rows), OBSERVATIONS, ACTIONS, 10) for rows in (histories[2:3], histories)
-    )
+    alone, among = (windows_of_rows(rows, 10) for rows in (histories[2:3], histories))
     for epoch in range(10):
         of_history = sorted(window for window in windows_of_epoch(among, epoch) if window[0][0] == 2)
         assert of_history == sorted(windows_of_epoch(alone, epoch))
@@ -177,25 +176,13 @@ def test_pieces_of_a_history_are_one_history():
             cut = {name: value[start:stop] if isinstance(value, list) else value for name, value in history.items()}
             pieces.append({**cut, "piece": piece, "start_step": start})
     for settings in ({}, {"keep_every_episode": 2}):
-        joined, expected = (
-            HistoryWindows(make_dataset(rows), OBSERVATIONS, ACTIONS, 8, **settings) for rows in (pieces, whole)
-        )
+        joined, expected = (windows_of_rows(rows, 8, **settings) for rows in (pieces, whole))
         assert joined.num_histories == expected.num_histories == 3
         assert joined.num_steps == expected.num_steps
         for epoch in range(5):
             batch, expected_batch = (windows.batch(windows.epoch_order(epoch)) for windows in (joined, expected))
             for name, tensor in expected_batch.items():
                 assert torch.equal(batch[name], tensor), name
-
-
-def test_many_rows_and_a_selection_of_them_are_read_in_order():
-    histories = make_histories([12] * 600)
-    dataset = make_dataset(histories).select([*range(300, 600), 5])
-    windows = HistoryWindows(dataset, OBSERVATIONS, ACTIONS, 6)
-    assert (windows.num_histories, windows.num_steps) == (301, 301 * 12)
-    batch = windows.batch(np.array([[0, 6], [300 * 12 + 6, 6]]))
-    assert steps_of(batch) == [[(300, step) for step in range(6)], [(5, step) for step in range(6, 12)]]
-    assert batch["labels"].tolist() == [histories[300]["actions"][:6], histories[5]["actions"][6:]]
 
 
 def test_histories_shorter_than_a_window_are_padded_and_masked():
@@ -225,18 +212,10 @@ def test_warning_for_histories_shorter_than_two_windows():
 
 def test_subsampling_counts_for_the_warning():
     history = make_histories([64])[0] | {"terminations": [False] * 64, "truncations": [False, True] * 32}
-    HistoryWindows(make_dataset([history]), OBSERVATIONS, ACTIONS, 16).warn_of_short_histories()
-    cut = HistoryWindows(make_dataset([history]), OBSERVATIONS, ACTIONS, 16, max_episodes=11)
+    windows_of_rows([history], 16).warn_of_short_histories()
+    cut = windows_of_rows([history], 16, max_episodes=11)
     with pytest.warns(UserWarning, match="histories of 22 steps"):
         cut.warn_of_short_histories()
-
-
-def test_what_is_no_dataset_of_histories_is_refused():
-    dataset = make_dataset(make_histories([20]))
-    with pytest.raises(ValueError, match="rewards"):
-        HistoryWindows(dataset.remove_columns("rewards"), OBSERVATIONS, ACTIONS, 4)
-    with pytest.raises(ValueError, match="no rows"):
-        HistoryWindows(dataset.select([]), OBSERVATIONS, ACTIONS, 4)
 
 
 def take(batches, count):
@@ -315,7 +294,9 @@ def test_batches_ahead_are_few_and_an_error_in_making_one_is_raised_in_its_turn(
             return super().batch(windows)
 
     before = making_threads()
-    stream = WindowBatches(Damaged(make_dataset(make_histories([80, 80])), OBSERVATIONS, ACTIONS, 8), batch_size=2)
+    windows = make_windows([80, 80], 8)
+    windows.__class__ = Damaged
+    stream = WindowBatches(windows, batch_size=2)
     batches = iter(stream)
     next(batches)
     time.sleep(0.2)

@@ -6,7 +6,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ad_hf.envs.adversarial_bandit import AdversarialBanditVectorEnv
-from ad_hf.envs.sb3 import SB3VecEnv, Steps
+from ad_hf.envs.sb3 import SB3VecEnv, VecStep
 from ad_hf.sources.bandits import UCB, ThompsonSampling
 from ad_hf.sources.recorder import HistoryRecorder
 
@@ -79,7 +79,7 @@ def test_thompson_sampling_refuses_rewards_that_are_no_coin_flips():
     learner = play(ThompsonSampling, 2, num_envs=2)[1]
     no = np.zeros(2, dtype=bool)
     with pytest.raises(ValueError, match=r"rewards of 0 or 1, got \[0.  0.5\]"):
-        learner._learn_from(np.zeros(2), np.zeros(2, dtype=int), Steps(None, np.array([0.0, 0.5]), no, no, None))
+        learner._learn_from(np.zeros(2), np.zeros(2, dtype=int), VecStep(None, np.array([0.0, 0.5]), no, no, None))
 
 
 @pytest.mark.parametrize("learner_class", [UCB, ThompsonSampling])

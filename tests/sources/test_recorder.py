@@ -203,7 +203,6 @@ def without_final(returned):
     return returned
 
 
-@pytest.mark.parametrize("bridge", [False, True])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -222,11 +221,11 @@ def without_final(returned):
         (lambda envs: Changed(envs, step=without_final), "step 5: .* without their last observations"),
     ],
 )
-def test_other_forms_than_gymnasiums_are_refused_by_the_step(change, message, bridge):
+def test_other_forms_than_gymnasiums_are_refused_by_the_step(change, message):
     envs = change(make_envs("ad_hf/DarkRoom-v0"))
 
     def run():
-        recorder = SB3VecEnv(envs) if bridge else HistoryRecorder(envs, num_steps=9)
+        recorder = HistoryRecorder(envs, num_steps=9)
         recorder.reset()
         for _ in range(9):
             recorder.step(np.zeros(NUM_ENVS, dtype=int))

@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from ad_hf.envs.sb3 import SB3VecEnv, Steps
+from ad_hf.envs.sb3 import SB3VecEnv, VecStep
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.sources.recorder import HistoryRecorder
@@ -76,7 +76,7 @@ def one_step(terminated, truncated):
     learner = TabularQ("MlpPolicy", rooms([[0, 0]]), 0.5, 0.5, initial_value=2.0, seed=0)
     after = np.array([[1, 1] if terminated or truncated else [0, 1]])  # of the next episode, if there is one
     learner.tables["q_values"][0, 4] = 100.0  # cell (1, 1)
-    steps = Steps(after, np.ones(1), np.array([terminated]), np.array([truncated]), np.array([[0, 1]]))
+    steps = VecStep(after, np.ones(1), np.array([terminated]), np.array([truncated]), np.array([[0, 1]]))
     learner._learn_from(np.array([[0, 0]]), np.array([3]), steps)
     return learner.tables["q_values"][0, 0, 3]
 

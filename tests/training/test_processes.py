@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from history_files import windows_of_folder
 from safetensors.torch import load_file
 
 import ad_hf
-from ad_hf.histories.dataset import load_histories
-from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.windows import WindowBatches
 from ad_hf.pipeline import collect_recipe
 from ad_hf.training.checkpoints import list_checkpoints
 
@@ -132,8 +132,7 @@ def test_two_processes_that_diverge_end_together(tiny_recipe_file, tiny_historie
 
 
 def test_each_window_is_seen_once_an_epoch_whatever_the_number_of_processes(tiny_histories):
-    rows, metadata = load_histories(tiny_histories, "train")
-    windows = HistoryWindows(rows, *metadata.spaces, context_length=24, seed=3)
+    windows = windows_of_folder(tiny_histories, 24, seed=3)
     order = windows.epoch_order(0)
     for processes in (1, 2, 4):
         seen = [WindowBatches(windows, 8, rank, processes)._choices() for rank in range(processes)]
@@ -169,8 +168,7 @@ def test_padded_windows_weigh_as_their_steps_do(poles, tmp_path):
     """Whichever process or pass has the short ones, the loss of an update is the mean over all of its steps."""
     file, histories = poles
     recipe = ad_hf.load_recipe(file)
-    rows, metadata = load_histories(histories, "train")
-    windows = HistoryWindows(rows, *metadata.spaces, context_length=150, max_episodes=3)
+    windows = windows_of_folder(histories, 150, max_episodes=3)
     assert len({int(length) for _, length in windows.epoch_order(0)}) > 5
     ad_hf.train(recipe, histories, tmp_path / "alone")
     recipe.training = replace(recipe.training, gradient_accumulation_steps=4)
