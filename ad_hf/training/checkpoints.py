@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -55,20 +55,10 @@ def _settings(sections: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in flat.items() if name not in FREE_SETTINGS}))
 
 
-def _random_states() -> dict[str, torch.Tensor]:
-    """States of torch's generators in this process, by kind of device."""
-    states = {"cpu": torch.get_rng_state()}
+def _random_modules() -> dict[str, Any]:
+    """The modules of torch that hold states of random numbers, by kind of device."""
     device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None:
-        states[device.type] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def _set_random_states(states: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None and device.type in states:
-        torch.get_device_module(device).set_rng_state(states[device.type])
+    return {"cpu": torch} if device is None else {"cpu": torch, device.type: torch.get_device_module(device)}
 
 
 @contextmanager
@@ -104,7 +94,8 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
         "settings": _settings(trainer.sections),
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
     }
-    random_states = gather_object([_random_states()])
+    own = f"random/{accelerator.process_index}"
+    random = gather_object([{f"{own}/{kind}": each.get_rng_state() for kind, each in _random_modules().items()}])
     weights, tensors = trainer.gather_weights(step), _optimizer_tensors(trainer)
     with _explained(path, output_dir), atomic_folder(path) if accelerator.is_main_process else nullcontext() as folder:
         if trainer.with_deepspeed:  # each process writes its part
@@ -112,20 +103,13 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
             accelerator.wait_for_everyone()
         if folder is not None:
             trainer.save_model(folder, weights)
-            tensors |= {
-                f"random/{i}/{kind}": each for i, one in enumerate(random_states) for kind, each in one.items()
-            }
-            save_file(tensors, folder / TENSORS_FILE)
+            save_file(dict(ChainMap(tensors, *random)), folder / TENSORS_FILE)
             if trainer.best is not None:
                 copy_files([*MODEL_FILES, "*_ad.py"], output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
     if accelerator.is_main_process:
         # Newer ones are of a run that went on from here before, and folders without a state are not ours.
-        ours = [
-            old
-            for old in list_checkpoints(output_dir)
-            if checkpoint_step(old) <= step and (old / STATE_FILE).is_file()
-        ]
+        ours = [old for old in list_checkpoints(output_dir, step) if (old / STATE_FILE).is_file()]
         for old in ours[: -trainer.config.save_total_limit]:
             remove_folder(old)
     accelerator.wait_for_everyone()
@@ -243,8 +227,9 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
         trainer.output_dir.mkdir(parents=True, exist_ok=True)
         with atomic_folder(trainer.output_dir / "model") as model_folder:  # anew, and nothing else that lies there
             trainer.save_model(model_folder, weights[-1])
-    own = f"random/{accelerator.process_index}/"
-    _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
+    for kind, module in _random_modules().items():
+        if (name := f"random/{accelerator.process_index}/{kind}") in tensors:
+            module.set_rng_state(tensors[name])
     return state["step"]
 
 

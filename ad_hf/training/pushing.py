@@ -31,14 +31,8 @@ logger = get_logger(__name__)
 
 class Publisher:
     """
-    Pushes checkpoints while training goes on. A push that fails is logged and does not end the run; the next one
-    brings what it would have.
-
-    Args:
-        target (`str`):
-            Repository, which is made if need be, as `user/name` or `user/name@branch`.
-        output_dir (`Path`):
-            Folder of the run.
+    Pushes checkpoints of a run to `user/name` or `user/name@branch` while training goes on. A push that fails is
+    logged and does not end the run; the next one makes up for it.
 
     Raises:
         ValueError: if that is not the name of a repository.

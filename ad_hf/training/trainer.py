@@ -31,17 +31,7 @@ logger = get_logger(__name__)
 
 class Trainer:
     """
-    All that one run trains with; [`~ad_hf.training.loop.run`] trains it.
-
-    Args:
-        output_dir (`Path`):
-            Folder of the run.
-        dataset ([`~ad_hf.histories.dataset.HistoryDataset`]):
-            The histories.
-        family, data, model, training, rollout:
-            Sections of a recipe.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Read the histories as they are needed, in memory that does not grow with the dataset.
+    All that a run trains with; [`~ad_hf.training.loop.run`] trains it. Settings are sections of a recipe.
 
     Raises:
         ValueError: if the dataset is of other tasks than the family, or malformed; if model or batches do not fit in
