@@ -30,8 +30,8 @@ from ad_hf.collection.rehearsal import (
 from ad_hf.collection.work_folder import WorkFolder
 from ad_hf.collection.workers import available_cores, run_jobs
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.histories.schema import HistoryMetadata, default_piece_steps
-from ad_hf.histories.writer import SHARD_TRANSITIONS
+from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.writer import SHARD_TRANSITIONS, piece_steps
 from ad_hf.settings import plain
 from ad_hf.sources.convergence import convergence_settings
 from ad_hf.sources.learners import callback_settings, check_hyperparameters, learns_side_by_side
@@ -228,7 +228,7 @@ def collect(
     with closing(envs):
         both = envs.single_observation_space, envs.single_action_space
     metadata = _describe(family, tasks, source, seeds, both)
-    max_piece_steps = max_piece_steps or default_piece_steps(both[0])
+    max_piece_steps = piece_steps(both[0], max_piece_steps)
     if is_finished(output, config_name, metadata):
         remove_work(output, config_name)
         return location

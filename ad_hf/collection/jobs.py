@@ -22,7 +22,8 @@ from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.spaces import space_from_json, space_to_json
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.histories.schema import history_features, history_table
+from ad_hf.histories.schema import history_features
+from ad_hf.histories.writer import history_table
 from ad_hf.sources.convergence import StopWhenConverged
 from ad_hf.sources.learners import has_independent_streams, make_callbacks, make_learner
 from ad_hf.sources.recorder import HistoryRecorder, RecordedSteps

@@ -85,8 +85,8 @@ def check_spaces(family: TaskFamily, observation_space: spaces.Space, action_spa
     Raises:
         ValueError: with what can be done, such as a wrapper of the environments.
     """
-    from ad_hf.model.checks_ad import check_fits
     from ad_hf.model.configuration_ad import ADConfig
+    from ad_hf.model.loading_ad import check_fits
     from ad_hf.model.modeling_ad import ADModel  # not at the top: workers, which may import this, need no model
 
     for name, space in (("observation", observation_space), ("action", action_space)):
@@ -132,7 +132,7 @@ def check_memory(source: Source, observation_space: spaces.Space, action_space: 
     Raises:
         ValueError: with the memory that they take, and that there is.
     """
-    from ad_hf.model.checks_ad import check_fits
+    from ad_hf.model.loading_ad import check_fits
 
     both = (observation_space, action_space)
     step = sum(int(np.prod(space.shape or ())) * storage_dtype(space).itemsize for space in both) + 8 + 2

@@ -16,8 +16,7 @@ from ad_hf.collection.failures import TaskFailure
 from ad_hf.collection.jobs import PROGRESS_KEY, Job, Outcome
 from ad_hf.collection.layout import ShardLayout
 from ad_hf.envs.task_family import SPLITS
-from ad_hf.histories.schema import row_groups
-from ad_hf.histories.writer import open_shard
+from ad_hf.histories.writer import open_shard, row_groups
 from ad_hf.settings import parse_json
 from ad_hf.storage.folders import Folder
 from ad_hf.structure import check_structure

@@ -75,12 +75,10 @@ class RoomsVectorEnv(NativeVectorEnv):
 
     def _cells(self, name: str, cells: Any) -> np.ndarray:
         """Cells (num_envs, 2) of an argument that gives one for each room, or one for all."""
-        given = np.asarray(cells)
-        if given.shape not in ((2,), (self.num_envs, 2)) or not np.issubdtype(given.dtype, np.integer):
-            raise ValueError(f"{name} must hold integers (x, y) in shape (2,) or ({self.num_envs}, 2), got {cells!r}")
-        if given.min() < 0 or given.max() >= self.size:
-            raise ValueError(f"{name} must lie in the room, 0 to {self.size - 1} in x and in y, got {given.tolist()}")
-        return np.broadcast_to(given.astype(np.int64), (self.num_envs, 2))
+        points = self._points(name, cells, "iu").astype(np.int64)
+        if points.min() < 0 or points.max() >= self.size:
+            raise ValueError(f"{name} must lie in the room, 0 to {self.size - 1} in x and in y, got {points.tolist()}")
+        return points
 
     def _walk(self, actions: np.ndarray) -> None:
         self._positions += MOVES[actions]

@@ -8,7 +8,7 @@ imported in order to find out. What is refused needs `trust_remote_code`, which 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -57,7 +57,7 @@ def check_env_id(env_id: Any, origin: str) -> None:
         env_id (`str`):
             The id.
         origin (`str`):
-            What it comes along with, for errors.
+            Its dataset, model or run, for errors.
 
     Raises:
         ValueError: naming the id, and the way out.
@@ -74,29 +74,21 @@ def check_env_id(env_id: Any, origin: str) -> None:
         _refuse(origin, f"the environment {env_id}, which imports what its keyword arguments name")
 
 
-def _check_kwargs(kwargs: Any, origin: str, where: str) -> None:
-    """Refuse keyword arguments of environments and wrappers that name files."""
-    for index, value in enumerate(kwargs if isinstance(kwargs, list) else ()):
-        _check_kwargs(value, origin, f"{where}[{index}]")
-    for name, value in kwargs.items() if isinstance(kwargs, Mapping) else ():
-        if FILES.search(str(name)):
-            _refuse(origin, f"{where}.{name} = {shown(value)}, which may name a file")
-        _check_kwargs(value, origin, f"{where}.{name}")
+def check_kwargs(kwargs: Any, origin: str, where: str) -> None:
+    """Refuse keyword arguments of environments and wrappers, called `where`, that may name files."""
+    pairs: Any = kwargs.items() if isinstance(kwargs, Mapping) else ()
+    if isinstance(kwargs, list):
+        pairs = [(f"[{index}]", value) for index, value in enumerate(kwargs)]
+    for name, value in pairs:
+        place = f"{where}{name}" if isinstance(kwargs, list) else f"{where}.{name}"
+        if isinstance(kwargs, Mapping) and FILES.search(str(name)):
+            _refuse(origin, f"{place} = {shown(value)}, which may name a file")
+        check_kwargs(value, origin, place)
 
 
 def _check_name(name: Any, table: frozenset[str], origin: str, where: str) -> None:
     if name is not None and not (isinstance(name, str) and name in table):
         _refuse(origin, f"{where} = {shown(name)}, which is not one of the known names")
-
-
-def _ways(family: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What describes tasks: the family itself, and each of its splits."""
-    yield where, family
-    splits = family.get("splits")
-    for split, way in splits.items() if isinstance(splits, Mapping) else ():
-        way = {"tasks": way} if isinstance(way, list) else way
-        if isinstance(way, Mapping):
-            yield f"{where}.splits.{split}", way
 
 
 def check_family_section(family: Mapping[str, Any], origin: str) -> None:
@@ -107,46 +99,35 @@ def check_family_section(family: Mapping[str, Any], origin: str) -> None:
         family (`Mapping`):
             The section, as it stands in the file.
         origin (`str`):
-            What it comes along with, for errors.
+            Its dataset, model or run, for errors.
 
     Raises:
-        ValueError: naming the setting, what it is, and the way out.
+        ValueError: naming the setting, its value, and the way out.
     """
     check_env_id(family.get("env_id"), origin)
     for setting in ("stratify_by", "optimal_return", "random_return"):
         _check_name(family.get(setting), TASK_FUNCTIONS, origin, f"family.{setting}")
-    wrappers = family.get("wrappers")
-    for index, wrapper in enumerate(wrappers if isinstance(wrappers, list) else ()):
+    for index, wrapper in enumerate(_of_type(family.get("wrappers"), list)):
         where = f"family.wrappers[{index}]"
         entry = wrapper if isinstance(wrapper, Mapping) else {"name": wrapper}
         _check_name(entry.get("name"), WRAPPERS, origin, where)
-        _check_kwargs(entry.get("kwargs"), origin, where)
-    attributes = family.get("attributes")
-    for name in attributes if isinstance(attributes, list) else ():
+        check_kwargs(entry.get("kwargs"), origin, where)
+    for name in _of_type(family.get("attributes"), list):
         if not str(name).isidentifier() or str(name).startswith("_"):
             _refuse(origin, f"the attribute {shown(name)} of environments, which is not a public one")
-    _check_kwargs(family.get("env_kwargs"), origin, "family.env_kwargs")
-    for where, way in _ways(family, "family"):
-        tasks = way.get("tasks")
-        for index, task in enumerate(tasks if isinstance(tasks, list) else ()):
-            _check_kwargs(task, origin, f"{where}.tasks[{index}]")
-        _check_kwargs(way.get("grid"), origin, f"{where}.grid")
-        values = way["random"].get("values") if isinstance(way.get("random"), Mapping) else None
-        _check_kwargs(values, origin, f"{where}.random.values")
-        for name, value in values.items() if isinstance(values, Mapping) else ():
-            if isinstance(value, Mapping) and "function" in value:
-                _check_name(value["function"], TASK_FUNCTIONS, origin, f"{where}.random.values.{name}.function")
+    check_kwargs(family.get("env_kwargs"), origin, "family.env_kwargs")
+    splits = _of_type(family.get("splits"), dict)
+    for where, way in {"family": family, **{f"family.splits.{split}": way for split, way in splits.items()}}.items():
+        way = _of_type({"tasks": way} if isinstance(way, list) else way, dict)
+        check_kwargs(way.get("tasks"), origin, f"{where}.tasks")
+        check_kwargs(way.get("grid"), origin, f"{where}.grid")
+        values = _of_type(_of_type(way.get("random"), dict).get("values"), dict)
+        check_kwargs(values, origin, f"{where}.random.values")
+        for name, value in values.items():
+            function = _of_type(value, dict).get("function")
+            _check_name(function, TASK_FUNCTIONS, origin, f"{where}.random.values.{name}.function")
 
 
-def check_kwargs(kwargs: Mapping[str, Any], origin: str) -> None:
-    """
-    Refuse keyword arguments of environments that come along and may name files; see [`check_family_section`].
-
-    Args:
-        kwargs (`Mapping`):
-            The keyword arguments, by what to call them in an error.
-        origin (`str`):
-            What they come along with.
-    """
-    for where, given in kwargs.items():
-        _check_kwargs(given, origin, where)
+def _of_type(value: Any, kind: type) -> Any:
+    """The value, or an empty one instead of another type, which the family's config refuses."""
+    return value if isinstance(value, kind) else kind()

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
+
+from ad_hf.envs.vector import check_same_step
 
 
 class VecStep(NamedTuple):
@@ -19,11 +21,11 @@ class VecStep(NamedTuple):
 
     Attributes:
         observations (`np.ndarray` of shape `(num_envs, ...)`):
-            What is seen now, of a new episode where one has ended.
+            Those after the step, of a new episode where one has ended.
         rewards, terminations, truncations (`np.ndarray` of shape `(num_envs,)`):
-            What the step brought.
+            Of the step.
         final_observations (`np.ndarray` of shape `(num_envs, ...)`, *optional*):
-            What was seen last of the episodes that have ended; of no meaning elsewhere.
+            The last observations of the episodes that have ended; of no meaning elsewhere.
     """
 
     observations: Any
@@ -34,25 +36,20 @@ class VecStep(NamedTuple):
 
 
 def step_vec_env(envs: VecEnv, actions: np.ndarray) -> VecStep:
-    """A step (num_envs, ...) of any `VecEnv` in arrays: of an [`SB3VecEnv`] directly, of others out of their infos."""
+    """A step (num_envs, ...) of any `VecEnv` in arrays: of an [`SB3VecEnv`] without a dict for each environment."""
     if isinstance(envs, SB3VecEnv):
-        return envs.step_arrays(actions)
-    observations, rewards, dones, infos = envs.step(actions)
-    truncations = np.array([bool(info.get("TimeLimit.truncated")) for info in infos]) & dones
+        observations, rewards, terminations, truncations, infos = envs.envs.step(actions)
+        return VecStep(observations, rewards, terminations, truncations, infos.get("final_obs"))
+    observations, rewards, dones, each = envs.step(actions)
+    truncations = np.array([bool(info.get("TimeLimit.truncated")) for info in each]) & dones
     final = np.array(observations)
     for index in np.flatnonzero(dones):
-        final[index] = infos[index]["terminal_observation"]
+        final[index] = each[index]["terminal_observation"]
     return VecStep(observations, rewards, dones & ~truncations, truncations, final)
 
 
 class EpisodeReturns:
-    """
-    Returns and lengths of the episodes under way, which Stable-Baselines3's log and callbacks read of ended ones.
-
-    Args:
-        num_envs (`int`):
-            Number of environments.
-    """
+    """Returns and lengths of the episodes under way, for Stable-Baselines3's log and callbacks."""
 
     def __init__(self, num_envs: int) -> None:
         self._began = time.time()
@@ -72,7 +69,7 @@ class EpisodeReturns:
             ended (`np.ndarray` of shape `(number,)`):
                 Environments whose episodes it has ended.
             most (`int`, *optional*):
-                How many of them to tell of, the last ones; by default all.
+                How many of them to return, the last ones; by default all.
 
         Returns:
             `list[dict]`: for each of them `r`, `l` and `t`, as of SB3's `Monitor`: return, length and seconds so far.
@@ -81,9 +78,8 @@ class EpisodeReturns:
         self._lengths += 1
         if not ended.size:
             return []
-        elapsed = round(time.time() - self._began, 6)
-        told = ended if most is None else ended[-most:]
-        pairs = zip(self._returns[told].tolist(), self._lengths[told].tolist())
+        elapsed, last = round(time.time() - self._began, 6), ended if most is None else ended[-most:]
+        pairs = zip(self._returns[last].tolist(), self._lengths[last].tolist())
         episodes = [{"r": total, "l": length, "t": elapsed} for total, length in pairs]
         self._returns[ended], self._lengths[ended] = 0.0, 0
         return episodes
@@ -93,10 +89,9 @@ class SB3VecEnv(VecEnv):
     r"""
     A gymnasium `VectorEnv` in SAME_STEP mode as a Stable-Baselines3 `VecEnv`.
 
-    An ended episode's last observation is handed on as `infos[i]["terminal_observation"]`, and
-    `infos[i]["TimeLimit.truncated"]` is set where an episode was cut by a time limit, so that learners bootstrap as
-    they do on `DummyVecEnv`. Its return, length and time are `infos[i]["episode"]`, as of SB3's `Monitor`, unless a
-    wrapper of the environment has told them already.
+    `infos[i]["terminal_observation"]` is an ended episode's last observation, and `infos[i]["TimeLimit.truncated"]` is
+    set where a time limit has cut it, so that learners bootstrap as they do on `DummyVecEnv`. Its return, length and
+    time are `infos[i]["episode"]`, as of SB3's `Monitor`, unless a wrapper of the environment has put them there.
 
     Args:
         envs (`gymnasium.vector.VectorEnv`):
@@ -110,12 +105,8 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, envs: VectorEnv, task_ids: Sequence[int] | None = None) -> None:
-        mode = envs.metadata.get("autoreset_mode")
-        if mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(f"expected environments with autoreset_mode=AutoresetMode.SAME_STEP, got {mode}")
-        self.envs = envs
-        self.task_ids = task_ids
-        self.render_mode = envs.render_mode
+        check_same_step(envs)
+        self.envs, self.task_ids, self.render_mode = envs, task_ids, envs.render_mode
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self._actions: np.ndarray | None = None
         self._episodes = EpisodeReturns(envs.num_envs)
@@ -143,20 +134,14 @@ class SB3VecEnv(VecEnv):
         infos = _split_infos(vector_infos, self.num_envs)
         for index, episode in zip(ended.tolist(), self._episodes.add(rewards, ended)):
             # SB3 reports an ended episode's own info; the new episode's goes to reset_infos.
-            final_info = infos[index].pop("final_info", None)
-            if final_info is not None:
+            if (final_info := infos[index].pop("final_info", None)) is not None:
                 self.reset_infos[index], infos[index] = infos[index], final_info
-            told = infos[index].get("episode")
-            if not (isinstance(told, dict) and {"r", "l"} <= told.keys()):
+            monitored = infos[index].get("episode")
+            if not (isinstance(monitored, dict) and {"r", "l"} <= monitored.keys()):
                 infos[index]["episode"] = episode
             infos[index]["terminal_observation"] = final[index]
             infos[index]["TimeLimit.truncated"] = bool(truncations[index] and not terminations[index])
         return observations, rewards.astype(np.float32), dones, infos
-
-    def step_arrays(self, actions: np.ndarray) -> VecStep:
-        """Step all environments by actions (num_envs, ...), without a dict for each of them."""
-        observations, rewards, terminations, truncations, infos = self.envs.step(actions)
-        return VecStep(observations, rewards, terminations, truncations, infos.get("final_obs"))
 
     def close(self) -> None:
         """Close the environments."""

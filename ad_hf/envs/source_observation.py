@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from ad_hf.envs.spaces import space_from_json, space_to_json
+from ad_hf.envs.spaces import space_from_json
 
 
 def categories(space: spaces.Space) -> np.ndarray | None:
@@ -21,10 +21,18 @@ def categories(space: spaces.Space) -> np.ndarray | None:
     return np.full(space.shape, 2) if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1 else None
 
 
+def _bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lowest and highest values of the elements of a discrete space or a vector (size,), `None` for another."""
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return space.low, space.high
+    sizes = categories(space)
+    return None if sizes is None else (np.zeros_like(sizes), sizes - 1)
+
+
 class SourceObservation(VectorWrapper):
     r"""
     Appends entries of the environments' infos to their observations, for the source alone: it stands between the
-    recorder, which keeps what the agent will see, and the learner.
+    recorder, which keeps the agent's observations, and the learner.
 
     Discrete observations become one MultiDiscrete, Box vectors one longer Box.
 
@@ -41,22 +49,21 @@ class SourceObservation(VectorWrapper):
 
     def __init__(self, envs: VectorEnv, extra: dict[str, dict[str, Any]]) -> None:
         super().__init__(envs)
-        self._extra = _space_from_jsons(extra)
-        own, others = envs.single_observation_space, list(self._extra.values())
-        sizes = [categories(space) for space in (own, *others)]
-        found = [size for size in sizes if size is not None]
-        space: spaces.Space
-        if len(found) == len(sizes):
-            space = spaces.MultiDiscrete(np.concatenate(found))
-        elif isinstance(own, spaces.Box) and len(own.shape) == 1:
-            bounds = [_bounds(each, size) for each, size in zip((own, *others), sizes)]
-            low, high = (np.concatenate(side).astype(np.float32) for side in zip(*bounds))
-            space = spaces.Box(low, high)
-        else:
+        self._extra = {
+            name: space_from_json(space, f"family.source_observation.{name}") for name, space in extra.items()
+        }
+        parts = [envs.single_observation_space, *self._extra.values()]
+        bounds: list[Any] = [_bounds(part) for part in parts]
+        is_box, *extra_boxes = [isinstance(part, spaces.Box) for part in parts]
+        if None in bounds or (any(extra_boxes) and not is_box):
             raise ValueError(
-                f"source_observation {sorted(extra)} cannot be appended to observations of {own}: expected a discrete "
-                "space with discrete entries, or a Box vector"
+                f"source_observation {sorted(extra)} cannot be appended to observations of {parts[0]}: expected a "
+                "discrete space with discrete entries, or a Box vector with vectors or discrete entries"
             )
+        low, high = (np.concatenate(side) for side in zip(*bounds))
+        space: spaces.Space = spaces.MultiDiscrete(high + 1)
+        if is_box:
+            space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.single_observation_space, self.observation_space = space, batch_space(space, envs.num_envs)
 
     def _append(self, observations: Any, infos: dict[str, Any], indices: np.ndarray) -> np.ndarray:
@@ -64,12 +71,12 @@ class SourceObservation(VectorWrapper):
         # gymnasium's own vectors give final observations as an array of objects
         parts = [np.stack(list(observations[indices]))]
         for name, space in self._extra.items():
-            known = infos.get(f"_{name}")
-            if known is None or not np.asarray(known)[indices].all():
-                given = sorted(key for key in map(str, infos) if not key.startswith("_"))
+            mask = infos.get(f"_{name}")
+            if mask is None or not np.asarray(mask)[indices].all():
+                names = sorted(key for key in map(str, infos) if not key.startswith("_"))
                 raise ValueError(
                     f"{self.env} gives no info[{name!r}] at every reset and step, which source_observation asks for; "
-                    f"it gives {', '.join(given) or 'nothing'}"
+                    f"it gives {', '.join(names) or 'nothing'}"
                 )
             parts.append(np.asarray(infos[name])[indices].astype(space.dtype))
         columns = [np.reshape(part, (len(indices), -1)) for part in parts]
@@ -77,8 +84,7 @@ class SourceObservation(VectorWrapper):
 
     def _strip(self, infos: dict[str, Any]) -> dict[str, Any]:
         """Infos without the entries, which are observations now."""
-        own = {key for name in self._extra for key in (name, f"_{name}")}
-        return {name: value for name, value in infos.items() if name not in own}
+        return {name: value for name, value in infos.items() if str(name).removeprefix("_") not in self._extra}
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None):
         """Reset the environments; returns observations with their entries (num_envs, size)."""
@@ -96,21 +102,3 @@ class SourceObservation(VectorWrapper):
             infos = {**infos, "final_obs": final, "final_info": self._strip(final_info)}
         extended = self._append(observations, infos, np.arange(self.num_envs))
         return extended, rewards, terminations, truncations, self._strip(infos)
-
-
-def _space_from_jsons(extra: Any) -> dict[str, spaces.Space]:
-    if not isinstance(extra, dict):
-        raise ValueError(
-            "family.source_observation must hold spaces as JSON by the names of infos, such as "
-            f"{{'has_key': {{'type': 'Discrete', 'n': 2}}}}, got {extra!r}"
-        )
-    return {name: space_from_json(space, f"family.source_observation.{name}") for name, space in extra.items()}
-
-
-def _bounds(space: spaces.Space, sizes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest values of a space's elements as vectors."""
-    if sizes is not None:
-        return np.zeros(len(sizes)), sizes - 1.0
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"source_observation cannot append {space_to_json(space)}: expected a vector or a number")
-    return space.low, space.high

@@ -11,73 +11,57 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 TRUTH = np.dtype(bool)
-STEP = ("observations", "rewards", "terminations", "truncations", "infos")
+KINDS = {"rewards": ("biuf", "number"), "terminations": ("biu", "truth value"), "truncations": ("biu", "truth value")}
 
 
-def _parts(returned: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
-    """The values that a reset or a step returned, of which the last are infos."""
+def check_same_step(envs: VectorEnv) -> None:
+    """Refuse environments that do not autoreset in the same step."""
+    if (mode := envs.metadata.get("autoreset_mode")) is not AutoresetMode.SAME_STEP:
+        raise ValueError(f"expected environments with autoreset_mode=AutoresetMode.SAME_STEP, got {mode}")
+
+
+def _check_form(returned: Any, names: tuple[str, ...], what: str) -> None:
+    """Refuse the values of a reset or a step unless they are as many as their names, and infos, the last, a dict."""
     if not isinstance(returned, tuple) or len(returned) != len(names):
-        raise ValueError(f"{what} returned {_form(returned)}, expected {', '.join(names)}")
+        size = f" of {len(returned)} values" if isinstance(returned, tuple | list) else ""
+        raise ValueError(f"{what} returned a {type(returned).__name__}{size}, expected {', '.join(names)}")
     if not isinstance(returned[-1], dict):
         raise ValueError(
-            f"{what} returned infos as {_form(returned[-1])}, expected gymnasium's dict of arrays: leave out the "
-            "wrapper that changes their form"
+            f"{what} returned infos as a {type(returned[-1]).__name__}, expected gymnasium's dict of arrays: leave "
+            "out the wrapper that changes their form"
         )
-    return returned
-
-
-def _form(value: Any) -> str:
-    return f"a {type(value).__name__}" + (f" of {len(value)} values" if isinstance(value, tuple | list) else "")
 
 
 def checked_reset(returned: Any, envs: Any, step: int) -> tuple[Any, dict[str, Any]]:
     """Observations and infos that a vector environment's reset returned; a `ValueError` for anything else."""
-    observations, infos = _parts(returned, ("observations", "infos"), f"step {step}: the reset of {envs}")
-    return observations, infos
+    _check_form(returned, ("observations", "infos"), f"step {step}: the reset of {envs}")
+    return returned
 
 
 def checked_step(
     returned: Any, envs: Any, step: int
 ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """
-    What a vector environment's step returned.
-
-    Args:
-        returned:
-            The values.
-        envs (`gymnasium.vector.VectorEnv`), step (`int`):
-            The environments, and the number of the step, for errors.
-
-    Returns:
-        Observations as they are; rewards, terminations and truncations (num_envs,) as arrays; infos.
-
-    Raises:
-        ValueError: for anything else than five values, of numbers for each environment, and a dict of infos.
-    """
-    observations, rewards, terminations, truncations, infos = _parts(returned, STEP, f"step {step}: {envs}")
+    """What a vector environment's step returned, in arrays; a `ValueError` with the step's number for another form."""
+    _check_form(returned, ("observations", *KINDS, "infos"), f"step {step}: {envs}")
+    _, rewards, terminations, truncations, _ = returned
     if type(rewards) is type(terminations) is type(truncations) is np.ndarray and (
         rewards.dtype.kind == "f"
         and terminations.dtype is truncations.dtype is TRUTH
         and rewards.shape == terminations.shape == truncations.shape == (envs.num_envs,)
     ):
         return returned  # as it is meant to be: the checks below take longer than some environments
-    arrays = [np.asarray(rewards), np.asarray(terminations), np.asarray(truncations)]
-    for name, array in zip(STEP[1:], arrays):
-        if array.shape != (envs.num_envs,) or array.dtype.kind not in ("biuf" if name == "rewards" else "biu"):
+    arrays = [np.asarray(values) for values in returned[1:4]]
+    for array, (name, (kinds, expected)) in zip(arrays, KINDS.items()):
+        if array.shape != (envs.num_envs,) or array.dtype.kind not in kinds:
             raise ValueError(
                 f"step {step}: {envs} returned {name} of shape {array.shape} and dtype {array.dtype}, expected a "
-                f"{'number' if name == 'rewards' else 'truth value'} for each of {envs.num_envs} environments"
+                f"{expected} for each of {envs.num_envs} environments"
             )
-    return observations, arrays[0], arrays[1].astype(bool), arrays[2].astype(bool), infos
+    return returned[0], arrays[0], arrays[1].astype(bool), arrays[2].astype(bool), returned[4]
 
 
 def final_observations(infos: dict[str, Any], envs: Any, step: int) -> Any:
-    """
-    The last observations of the episodes that a step has ended: (num_envs, ...), valid for their environments.
-
-    Raises:
-        ValueError: if the infos lack them.
-    """
+    """The last observations (num_envs, ...) of the episodes that a step has ended; a `ValueError` without them."""
     if infos.get("final_obs") is None:
         raise ValueError(
             f"step {step}: {envs} ended episodes without their last observations, expected infos['final_obs'] of "
@@ -133,6 +117,16 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.zeros(num_envs, dtype=bool)
+
+    def _points(self, name: str, points: Any, kinds: str) -> np.ndarray:
+        """Points (num_envs, 2) of an argument that gives one for each environment, or one for all."""
+        array = np.asarray(points)
+        if array.shape not in ((2,), (self.num_envs, 2)) or array.dtype.kind not in kinds:
+            numbers = "numbers" if "f" in kinds else "integers"
+            raise ValueError(
+                f"{name} must hold {numbers} (x, y) in shape (2,) or ({self.num_envs}, 2), got {points!r}"
+            )
+        return np.broadcast_to(array, (self.num_envs, 2))
 
     def _start(self, indices: np.ndarray) -> None:
         """Start an episode in some environments (number,)."""
@@ -278,15 +272,7 @@ class SingleEnv(gym.Env[Any, np.int64]):
 
 
 def of_each(envs: Any, name: str) -> np.ndarray:
-    """
-    An attribute of every environment (num_envs, ...), by its name in native vectors.
-
-    Args:
-        envs:
-            A [`NativeVectorEnv`], or a vector with single `envs`: gymnasium's `SyncVectorEnv`, SB3's `DummyVecEnv`.
-        name (`str`):
-            The name.
-    """
+    """An attribute (num_envs, ...) of a native vector, or of a vector whose `envs` are single ones of its kind."""
     if isinstance(envs, NativeVectorEnv):
         return getattr(envs, name)
     return np.concatenate([getattr(env.unwrapped.vector, name) for env in envs.envs])

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ad_hf.envs.vector import NativeVectorEnv, SingleEnv
-from ad_hf.envs.watermaze_view import draw_map, draw_views
+from ad_hf.envs.watermaze_view import POOL_RADIUS, draw_map, draw_views
 
 # One row per action: steps ahead, steps to the left, turns to the left.
 ACTIONS = np.array(
@@ -39,16 +39,6 @@ def optimal_return(*, max_episode_steps: int = 50, **_: Any) -> float:
     if max_episode_steps < 15:
         raise ValueError(f"the optimal return is known for episodes of at least 15 steps, got {max_episode_steps}")
     return 1.0
-
-
-def _read_platforms(platform: Any, num_envs: int) -> np.ndarray:
-    """Platforms (num_envs, 2) of an argument that gives one for each pool, or one for all."""
-    given = np.asarray(platform)
-    if given.shape not in ((2,), (num_envs, 2)) or given.dtype.kind not in "iuf":
-        raise ValueError(f"platform must hold numbers (x, y) in shape (2,) or ({num_envs}, 2), got {platform!r}")
-    if not (np.hypot(*given.T) <= 1.0).all():
-        raise ValueError(f"platform must lie in the pool, x * x + y * y <= 1, got {given.tolist()}")
-    return np.broadcast_to(given.astype(np.float64), (num_envs, 2))
 
 
 class WatermazeVectorEnv(NativeVectorEnv):
@@ -94,10 +84,12 @@ class WatermazeVectorEnv(NativeVectorEnv):
     ) -> None:
         if min(height, width) < 1:
             raise ValueError(f"height and width must be at least 1, got {height} and {width}")
-        self.platforms = _read_platforms(platform, num_envs)
         self.random_heading, self.terminate_on_reach = random_heading, terminate_on_reach
         spaces = gym.spaces.Box(0, 255, (height, width, 3), np.uint8), gym.spaces.Discrete(len(ACTIONS))
         super().__init__(num_envs, *spaces, max_episode_steps, **vector)
+        self.platforms = self._points("platform", platform, "iuf").astype(np.float64)
+        if not (np.hypot(*self.platforms.T) <= POOL_RADIUS).all():
+            raise ValueError(f"platform must lie in the pool, x * x + y * y <= 1, got {self.platforms.tolist()}")
         self._size = height, width
         self._positions, self._headings = np.zeros((num_envs, 2)), np.zeros(num_envs)
         self._reached = np.zeros(num_envs, dtype=bool)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,141 +28,105 @@ from ad_hf.hub.model_files import (
     weights_digest,
 )
 from ad_hf.hub.models import load_model
-from ad_hf.hub.uploads import Upload, push_upload
+from ad_hf.hub.uploads import Head, PushConfig, Upload, push_upload
 from ad_hf.model.modeling_ad import ADModel
-from ad_hf.settings import read_json
+from ad_hf.settings import read_json, read_utf8, with_settings
 from ad_hf.storage.cards import CARD, without_configs
-from ad_hf.storage.files import files_in, read_text
+from ad_hf.storage.files import files_in
 from ad_hf.storage.repositories import find_repository
 
 DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # of a repository that is pushed again
 
 
-def _card_of(folder: Path) -> str | None:
-    """The text of a folder's card, if it has one; a `ValueError` for a link to something outside of the folder."""
-    return read_text(files_in(folder, [CARD]).get(CARD, folder / CARD))
+def _card_in(folder: Path) -> str | None:
+    card = files_in(folder, [CARD]).get(CARD)
+    return None if card is None else read_utf8(card)
 
 
-def push_dataset(
-    dataset: str | Path,
-    repo_id: str,
-    private: bool | None = None,
-    revision: str | None = None,
-    config_name: str | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    license: str | None = None,
-) -> str:
-    r"""
+@with_settings(PushConfig, "push")
+def push_dataset(dataset: str | Path, repo_id: str, config: PushConfig, *, config_name: str | None = None) -> str:
+    """
     Push a learning-history dataset to the Hub: shards, metadata and card, in one commit.
 
-    Pushed again, only what has changed is sent; interrupted, nothing is half there, and what was sent is not sent
-    again. Other configurations of the repository, what others push meanwhile, and text that people wrote into its
-    README.md stay.
+    A second push sends only the changes, and one after an interruption only the rest. Other configurations of the
+    repository, pushes of others meanwhile, and text that people wrote into its README.md stay.
 
     Args:
         dataset (`str` or `Path`):
             Folder of the dataset, or the id of another repository to copy.
         repo_id (`str`):
-            `user/name` of the repository, which is made if need be.
-        private (`bool`, *optional*):
-            Whether a new repository is private; the account's default if not given.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch to push to, which is made if need be.
+            `user/name` of the repository.
+        config ([`~ad_hf.hub.uploads.PushConfig`], *optional*):
+            Its settings are keywords, too: `private`, `revision`, `token`, `commit_message`, `license`.
         config_name (`str`, *optional*):
             Push this configuration alone; or, if the folder holds a single one of another name, push it under this.
-        token (`str`, *optional*):
-            By default `HF_TOKEN`, or that of `hf auth login`.
-        commit_message (`str`, *optional*):
-            Of the commit.
-        license (`str`, *optional*):
-            Of what is pushed, for the card, such as `"mit"`. By default that of the card that is there already; else
-            `"apache-2.0"`, or `"unknown"` for histories that were imported.
 
     Returns:
         `str`: URL of the commit that holds the dataset.
 
     Raises:
         FileNotFoundError: if there is no such dataset.
-        ValueError: if it is not whole, or not what a dataset of learning histories should be.
+        ValueError: if it is damaged or not a dataset of learning histories.
         HubError: if the Hub cannot be reached or refuses, with what to do about it.
     """
     folder = find_repository(dataset, "dataset").download(DATASET_PATTERNS)
     names = sorted(path.parent.name for path in folder.glob(f"[!.]*/{METADATA_FILE}"))
     if not names:
-        HistoryDataset.open(folder)  # says what is missing
-    if config_name is not None and config_name not in names:
-        if len(names) != 1:
-            raise ValueError(f"{folder} has no configuration {config_name!r}: expected one of {', '.join(names)}")
-        chosen = {config_name: names[0]}
+        HistoryDataset.open(folder)  # raises
+    if config_name is None or config_name in names:
+        sources = {name: name for name in names if config_name in (None, name)}
+    elif len(names) == 1:
+        sources = {config_name: names[0]}
     else:
-        chosen = {name: name for name in names if config_name in (None, name)}
+        raise ValueError(f"{folder} has no configuration {config_name!r}: expected one of {', '.join(names)}")
     metadata: dict[str, HistoryMetadata] = {}
     files: dict[str, Path] = {}
-    for target, name in chosen.items():
+    for target, name in sources.items():
         opened = HistoryDataset.open(folder, name)
         check_dataset(opened)
         metadata[target] = opened.metadata
-        shards = [folder / path for split in opened.splits for path in opened.shards(split)]
-        names_there = [*(path.name for path in shards), METADATA_FILE]
-        files |= {f"{target}/{file}": path for file, path in files_in(folder / name, names_there).items()}
-    configs = [dataset_config(folder / name, metadata[target], target) for target, name in chosen.items()]
-    # The folder's own card may speak of configurations that are not pushed.
-    local_card = _card_of(folder)
-    first_card = None if local_card is None else without_configs(local_card)
+        shards = [Path(path).name for split in opened.splits for path in opened.shards(split)]
+        files |= {f"{target}/{each}": path for each, path in files_in(folder / name, [*shards, METADATA_FILE]).items()}
+    configs = [dataset_config(folder / name, metadata[target], target) for target, name in sources.items()]
+    # The folder's own card may list configurations that are not pushed.
+    local_card = _card_in(folder)
+    first_card = local_card and without_configs(local_card)
 
-    def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
-        others = [path for path in paths if re.fullmatch(rf"[^/.][^/]*/{METADATA_FILE}", path)]
-        known = dict(metadata)
-        for path in others:
-            if path.partition("/")[0] not in known:
-                text = read_text(fetch(path)) or ""
-                known[path.partition("/")[0]] = HistoryMetadata.from_json(text, f"{full_id}, {path}")
-        return dataset_card(known, configs, full_id, first_card if old is None else old, license)
+    def card(head: Head) -> str:
+        everything = dict(metadata)
+        for path in head.paths:
+            name = path.partition("/")[0]
+            if re.fullmatch(rf"[^/.][^/]*/{METADATA_FILE}", path) and name not in metadata:
+                everything[name] = HistoryMetadata.from_json(head.read(path) or "", f"{head.repo_id}, {path}")
+        return dataset_card(everything, configs, head.repo_id, head.card(first_card), config.license)
 
     def replaces(path: str) -> bool:
-        return path.partition("/")[0] in chosen and path.endswith(".parquet")
+        return path.partition("/")[0] in sources and path.endswith(".parquet")
 
-    upload = Upload("dataset", files, replaces, card)
-    message = commit_message or f"Push learning histories ({', '.join(chosen)})"
-    return push_upload(upload, repo_id, private, revision, token, message)
+    message = f"Push learning histories ({', '.join(sources)})"
+    return push_upload(Upload("dataset", files, replaces, card, message), repo_id, config)
 
 
+@with_settings(PushConfig, "push")
 def push_model(
-    model: ADModel | str | Path,
-    repo_id: str,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    checkpoint: str | Path | None = None,
-    license: str | None = None,
+    model: ADModel | str | Path, repo_id: str, config: PushConfig, *, checkpoint: str | Path | None = None
 ) -> str:
-    r"""
-    Push a model to the Hub: weights, configuration, modelling code, card, and its run's recipe, report and pictures.
+    """
+    Push a model to the Hub: weights, configuration, modelling code, card, and its run's recipe, results and pictures.
 
-    Files go by a list of names, whatever else lies in the folder, and the code is this package's own. Results go
-    along where they are of these weights, and none of other weights stay in the repository.
+    A list of names says which files are pushed, and the code is this package's own. Results are pushed if they are of
+    these weights, and results of other weights are deleted from the repository.
 
     Args:
         model ([`ADModel`], `str` or `Path`):
-            A model as it is now, with what there is of its run in the folder, or at the revision on the Hub, that it
-            was loaded from; folder of a run or of a model; or the id of another repository to copy.
+            A model in memory, with the files of its run in the folder, or at the revision on the Hub, that it was
+            loaded from; folder of a run or of a model; or the id of another repository to copy.
         repo_id (`str`):
-            `user/name` of the repository, which is made if need be.
-        private (`bool`, *optional*):
-            Whether a new repository is private; the account's default if not given.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch to push to, which is made if need be.
-        token (`str`, *optional*):
-            By default `HF_TOKEN`, or that of `hf auth login`.
-        commit_message (`str`, *optional*):
-            Of the commit.
+            `user/name` of the repository.
+        config ([`~ad_hf.hub.uploads.PushConfig`], *optional*):
+            Its settings are keywords, too: `private`, `revision`, `token`, `commit_message`, `license`.
         checkpoint (`str` or `Path`, *optional*):
             Folder of a checkpoint to put into `checkpoint/`, from which training can go on elsewhere.
-        license (`str`, *optional*):
-            Of what is pushed, for the card, such as `"mit"`. By default that of the card that is there already; else
-            `"apache-2.0"`.
 
     Returns:
         `str`: URL of the commit that holds the model.
@@ -175,113 +138,89 @@ def push_model(
     """
     if not isinstance(model, (ADModel, str, Path)):
         raise ValueError(f"model must be an ADModel, a folder or a Hub id, got {type(model).__name__}")
-    with ExitStack() as stack:
+    with TemporaryDirectory() as temporary:
         beside: Path | None
-        if isinstance(model, (str, Path)):
-            folder = beside = model_folder(find_repository(model, "model").download(PUSHED_AGAIN))
-            loaded, _ = load_model(folder)
-        else:
-            folder = Path(stack.enter_context(TemporaryDirectory()))
+        if isinstance(model, ADModel):
+            folder, beside = Path(temporary), _folder_of(model)
             model.save_pretrained(folder)
-            loaded, beside = model, _folder_of(model)
+        else:
+            folder = beside = model_folder(find_repository(model, "model").download(PUSHED_AGAIN))
+            model, _ = load_model(folder)
         files = model_files(folder)
         if beside is not None:
-            digest = weights_digest(loaded)
-            found = own_results(run_files(beside), lambda: digest)
+            digest = weights_digest(model)
+            results = own_results(run_files(beside), lambda: digest)
             if beside != folder and _digest_in(beside) != digest:  # it has been trained or changed since
-                found = {name: path for name, path in found.items() if name not in RESULT_FILES}
-            files |= found
+                results = {name: path for name, path in results.items() if name not in RESULT_FILES}
+            files |= results
         if checkpoint is not None:
             inner = checkpoint_files(Path(checkpoint))
             files |= {f"{CHECKPOINT_FOLDER}/{name}": content for name, content in inner.items()}
-        card = None if beside is None else _card_of(beside)
-        return push_files(files, repo_id, private, revision, token, commit_message or "Push a model", card, license)
+        return push_files(files, repo_id, config, local_card=None if beside is None else _card_in(beside))
 
 
+@with_settings(PushConfig, "push")
 def push_files(
-    files: Mapping[str, Content],
-    repo_id: str,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str = "Push a model",
-    local_card: str | None = None,
-    license: str | None = None,
+    files: Mapping[str, Content], repo_id: str, config: PushConfig, *, local_card: str | None = None
 ) -> str:
     """
-    Push files of a model, and a card made of them; arguments as of [`push_model`].
+    Push files of a model, and a card made of them; see [`push_model`].
 
     Args:
         files (`Mapping[str, Path | bytes]`):
-            By their paths in the repository; with some in `checkpoint/`, these are all that stay there.
+            By their paths in the repository. Those in `checkpoint/` replace all that is there.
         local_card (`str`, *optional*):
             The card so far where the repository has none.
     """
 
-    def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
-        return model_card(files, full_id, local_card if old is None else old, license)
+    def card(head: Head) -> str:
+        return model_card(files, head.repo_id, head.card(local_card), config.license)
 
     def replaces(path: str) -> bool:
         if path.startswith(f"{CHECKPOINT_FOLDER}/"):
             return any(name.startswith(f"{CHECKPOINT_FOLDER}/") for name in files)
         return "/" not in path and (path in RUN_FILES or ".safetensors" in path or is_pickle(path))
 
-    return push_upload(Upload("model", files, replaces, card), repo_id, private, revision, token, commit_message)
+    return push_upload(Upload("model", files, replaces, card, "Push a model"), repo_id, config)
 
 
-def push_evaluation(
-    evaluation: str | Path,
-    repo_id: str,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    license: str | None = None,
-) -> str:
-    r"""
+@with_settings(PushConfig, "push")
+def push_evaluation(evaluation: str | Path, repo_id: str, config: PushConfig) -> str:
+    """
     Push an evaluation to the Hub, as a dataset of returns: rows, summary, pictures and card.
 
     Args:
         evaluation (`str` or `Path`):
             Folder of the evaluation, as `ad-hf evaluate` leaves it.
         repo_id (`str`):
-            `user/name` of the dataset's repository, which is made if need be.
-        private (`bool`, *optional*):
-            Whether a new repository is private; the account's default if not given.
-        revision (`str`, *optional*, defaults to `"main"`):
-            Branch to push to, which is made if need be.
-        token (`str`, *optional*):
-            By default `HF_TOKEN`, or that of `hf auth login`.
-        commit_message (`str`, *optional*):
-            Of the commit.
-        license (`str`, *optional*):
-            Of what is pushed, for the card, such as `"mit"`. By default that of the card that is there already; else
-            `"apache-2.0"`.
+            `user/name` of the dataset's repository.
+        config ([`~ad_hf.hub.uploads.PushConfig`], *optional*):
+            Its settings are keywords, too: `private`, `revision`, `token`, `commit_message`, `license`.
 
     Returns:
         `str`: URL of the commit that holds it.
 
     Raises:
         FileNotFoundError: if there is no evaluation.
-        ValueError: if its returns are none.
+        ValueError: if its table of returns is damaged or another table.
         HubError: if the Hub cannot be reached or refuses, with what to do about it.
     """
     folder = Path(evaluation)
     if not (folder / SUMMARY_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no evaluation: expected {SUMMARY_FILE} and {ROWS_FILE} in it")
     read_rows(folder / ROWS_FILE)
-    summary, files = read_json(folder / SUMMARY_FILE), files_in(folder, EVALUATION_FILES)
-    local_card = _card_of(folder)
+    summary, local_card = read_json(folder / SUMMARY_FILE), _card_in(folder)
 
-    def card(full_id: str, old: str | None, fetch: Callable[[str], Path], paths: list[str]) -> str:
-        return evaluation_card(folder, full_id, summary, local_card if old is None else old, license)
+    def card(head: Head) -> str:
+        return evaluation_card(folder, head.repo_id, summary, head.card(local_card), config.license)
 
-    upload = Upload("dataset", files, lambda path: path in EVALUATION_FILES, card)
-    return push_upload(upload, repo_id, private, revision, token, commit_message or "Push an evaluation")
+    files = files_in(folder, EVALUATION_FILES)
+    upload = Upload("dataset", files, lambda path: path in EVALUATION_FILES, card, "Push an evaluation")
+    return push_upload(upload, repo_id, config)
 
 
 def _folder_of(model: ADModel) -> Path | None:
-    """What a model was loaded from: a folder, or the files beside its weights in a Hub repository."""
+    """The folder that a model was loaded from, or that of the files beside its weights in a Hub repository."""
     name, revision = model.name_or_path, getattr(model, "loaded_revision", None)
     if not name:
         return None
@@ -289,7 +228,7 @@ def _folder_of(model: ADModel) -> Path | None:
         name = f"{name}@{revision}"  # the files beside the weights that were loaded, not the newest ones
     try:
         return find_repository(name, "model").download(PUSHED_AGAIN)
-    except FileNotFoundError:  # a folder that is gone
+    except FileNotFoundError:  # the folder was deleted
         return None
 
 

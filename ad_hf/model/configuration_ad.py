@@ -1,9 +1,12 @@
-"""Configuration of Algorithm Distillation models."""
+"""Configuration of Algorithm Distillation models, and the checks that its settings and those of rollouts share."""
 
 # Annotations are not postponed here: `strict` checks values against types, not against their names.
+import json
 import math
-from dataclasses import field, fields
+from collections.abc import Mapping
+from dataclasses import Field, field, fields
 from functools import wraps
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,32 +15,53 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
-from .checks_ad import is_number, read_json
-
-SPACE_FIELDS = {
-    "Discrete": {"n"},
-    "MultiDiscrete": {"nvec"},
-    "MultiBinary": {"n"},
-    "Box": {"shape", "low", "high", "dtype"},
+BOUNDS = {
+    "least": ("at least", lambda value, bound: value >= bound),
+    "above": ("above", lambda value, bound: value > bound),
+    "most": ("at most", lambda value, bound: value <= bound),
+    "below": ("below", lambda value, bound: value < bound),
 }
-
-# What numbers must be: in words, and as a test. Infinities and NaN pass none of them.
-AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
-POSITIVE = ("a finite number above 0", lambda value: 0 < value < math.inf)
-SHARE = ("in [0, 1)", lambda value: 0 <= value < 1)
-RANGES = {
-    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), AT_LEAST_1),
-    **dict.fromkeys(("context_length", "num_action_components"), AT_LEAST_1),
-    "num_action_bins": ("at least 2", lambda value: value >= 2),
-    **dict.fromkeys(("rope_theta", "layer_norm_eps", "initializer_range", "reward_scale"), POSITIVE),
-    **dict.fromkeys(("dropout", "attention_dropout", "input_mask_probability", "label_smoothing"), SHARE),
-}
-
-# What a configuration that comes along with a model may ask of attention without being trusted. Other names may make
+KINDS: dict[Any, str] = {float: "a finite number", int: "an integer", bool: "True or False"}
+SPACE_FIELDS = {"Discrete": {"n"}, "MultiDiscrete": {"nvec"}, "MultiBinary": {"n"}}
+SPACE_FIELDS["Box"] = {"shape", "low", "high", "dtype"}
+# Settings that the data decides.
+OF_THE_DATA = {"observation_space", "action_space", "observation_mean", "observation_scale"}
+# Attention implementations that a model's own configuration may ask for without trust. Other names may make
 # transformers download and run code, as those of repositories on the Hub do.
 ATTENTION = {"eager", "sdpa", "flex_attention"}
-# Its entries that make the library load something else than what stands in the package.
+# Entries that make transformers load something else than the package's own code and weights.
 OF_OTHERS = {"quantization_config", "fusion_config", "transformers_weights", "distributed_config", "kernel_config"}
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file; a `ValueError` that names the file for anything else."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # both of the encoding and of JSON are ValueErrors
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def setting(default: Any, **bounds: float) -> Any:
+    """A field of a dataclass of settings; its bounds, of those in `BOUNDS`, stand in its metadata."""
+    return field(default=default, metadata=bounds)
+
+
+def check_settings(config: Any) -> None:
+    """Check truth values, and numbers with bounds, of a dataclass: a `ValueError` that names the setting."""
+    for each in fields(config):
+        value, bounds = getattr(config, each.name), [name for name in BOUNDS if name in each.metadata]
+        if value is None or not (bounds or each.type == bool | None):
+            continue
+        kind, expected = next(pair for pair in KINDS.items() if pair[0].__name__ in str(each.type))
+        fits = isinstance(value, (int, kind)) and isinstance(value, bool) == (kind is bool) and math.isfinite(value)
+        if not fits or not all(BOUNDS[name][1](value, each.metadata[name]) for name in bounds):
+            limits = [f"{BOUNDS[name][0]} {each.metadata[name]}" for name in bounds]
+            raise ValueError(f"{each.name} must be {', '.join([expected, *limits])}, got {value!r}")
 
 
 def _is_size(value: Any) -> bool:
@@ -45,129 +69,114 @@ def _is_size(value: Any) -> bool:
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(_is_size(value) for value in values)
+    return isinstance(values, list) and bool(values) and all(map(_is_size, values))
 
 
-def _fault_of_box(space: dict[str, Any]) -> str | None:
-    """What is wrong with a Box as JSON."""
-    shape = space["shape"]
-    if not _are_sizes(shape):
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _fault_of_space(space: Any) -> str | None:
+    """What is wrong with a space as JSON."""
+    kind = space.get("type") if isinstance(space, dict) else None
+    if not isinstance(kind, str) or not SPACE_FIELDS.get(kind, {None}) <= set(space):
+        kinds = ", ".join(SPACE_FIELDS)
+        return f"it must be a space as JSON, such as {{'type': 'Discrete', 'n': 5}}, with a type of {kinds}"
+    if kind == "MultiDiscrete":
+        return None if _are_sizes(space["nvec"]) else "its nvec must be a flat list of whole numbers of at least 1"
+    if kind != "Box":
+        return None if _is_size(space["n"]) else "its n must be a whole number of at least 1"
+    shape, bounds = space["shape"], [space["low"], space["high"]]
+    if shape != [] and not _are_sizes(shape):
         return "its shape must be a list of whole numbers of at least 1"
     try:
-        known = np.dtype(space["dtype"]).kind in "biuf"
-    except (TypeError, ValueError):
-        known = False
-    if not isinstance(space["dtype"], str) or not known:
+        numeric = isinstance(space["dtype"], str) and np.dtype(space["dtype"]).kind in "biuf"
+    except TypeError:
+        numeric = False
+    if not numeric:
         return "its dtype must be one of numbers, such as 'float32'"
-    lengths = {math.prod(shape)} | ({1} if len(shape) > 1 else set())
-    for bound in (space["low"], space["high"]):
-        if not isinstance(bound, list) or len(bound) not in lengths:
-            return f"its low and high must be lists of {' or '.join(map(str, sorted(lengths)))}"
-        if not all(value is None or (is_number(value) and value == value) for value in bound):
-            return "its low and high must hold numbers, or null where there is no bound"
-    if any(low > high for low, high in zip(space["low"], space["high"]) if low is not None and high is not None):
+    lengths = {math.prod(shape), 1 if len(shape) > 1 else math.prod(shape)}
+    if not all(isinstance(bound, list) and len(bound) in lengths for bound in bounds):
+        return f"its low and high must be lists of {' or '.join(map(str, sorted(lengths)))}"
+    if not all(value is None or _is_number(value) for bound in bounds for value in bound):
+        return "its low and high must hold numbers, or null where there is no bound"
+    if any(low > high for low, high in zip(*bounds) if low is not None and high is not None):
         return "its low must not be above its high"
     return None
 
 
-def _check_space(name: str, space: Any) -> None:
-    kind = space.get("type") if isinstance(space, dict) else None
-    if not isinstance(kind, str) or kind not in SPACE_FIELDS or not SPACE_FIELDS[kind] <= set(space):
-        raise ValueError(
-            f"{name} must be a space as JSON, such as {{'type': 'Discrete', 'n': 5}}, with a type of "
-            f"{', '.join(SPACE_FIELDS)}; got {space!r}"
-        )
-    if kind == "Box":
-        fault = _fault_of_box(space)
-    elif kind == "MultiDiscrete":
-        fault = (
-            None
-            if space["nvec"] and _are_sizes(space["nvec"])
-            else "its nvec must be a flat list of whole numbers of at least 1"
-        )
-    else:
-        fault = None if _is_size(space["n"]) else "its n must be a whole number of at least 1"
-    if fault is not None:
-        raise ValueError(f"{name}: {fault}; got {space!r}")
-
-
-def _check_observation_box(space: dict[str, Any]) -> None:
-    """Refuse a Box that no embedding is made for."""
-    shape = space["shape"]
+def _fault_of_observations(space: dict[str, Any]) -> str | None:
+    """Why there is no embedding for a space."""
+    shape = space.get("shape", [1])
     if len(shape) not in (1, 3):
-        raise ValueError(
-            f"observation_space: a Box observation must be a vector or an image (height, width, channels), got "
-            f"{space!r}; reshape it with gymnasium.wrappers.ReshapeObservation"
+        return (
+            "a Box observation must be a vector or an image (height, width, channels); reshape it with "
+            "gymnasium.wrappers.ReshapeObservation"
         )
     if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] > 4 and shape[0] < shape[1]:
-        raise ValueError(
-            f"observation_space: an image must have its channels last, (height, width, channels), got shape {shape}, "
-            "which has them first; turn it with gymnasium.wrappers.TransformObservation and numpy.moveaxis"
+        return (
+            "an image must have its channels last, (height, width, channels); turn it with "
+            "gymnasium.wrappers.TransformObservation and numpy.moveaxis"
         )
+    return None
 
 
-def _check_action_space(space: dict[str, Any]) -> None:
-    """Refuse actions that there is no head for."""
+def _fault_of_actions(space: dict[str, Any]) -> str | None:
+    """Why there is no head for a space."""
     if space["type"] == "MultiBinary":
-        raise ValueError(
-            f"action_space: write a MultiBinary space as MultiDiscrete with an nvec of twos, got {space!r}"
-        )
+        return "write a MultiBinary space as MultiDiscrete with an nvec of twos"
     if space["type"] != "Box":
-        return
-    bounds = [*space["low"], *space["high"]]
-    if len(space["shape"]) != 1 or not all(value is not None and math.isfinite(value) for value in bounds):
-        raise ValueError(f"action_space: a Box must have one dimension and finite bounds, got {space!r}")
+        return None
+    if len(space["shape"]) != 1 or not all(
+        value is not None and math.isfinite(value) for value in [*space["low"], *space["high"]]
+    ):
+        return "a Box must have one dimension and finite bounds"
     if any(low >= high for low, high in zip(space["low"], space["high"])):
-        raise ValueError(f"action_space: a Box must have lower bounds below its upper ones, got {space!r}")
+        return "a Box must have lower bounds below its upper ones"
+    return None
 
 
 def entries_to_trust(settings: Any, place: str = "") -> list[str]:
-    """Entries of a configuration as JSON, at any depth, that make transformers load and run what is not its own."""
+    """Entries of a configuration as JSON, at any depth, that make transformers load and run code of others."""
     if isinstance(settings, list):
         return [entry for value in settings for entry in entries_to_trust(value, place)]
-    if not isinstance(settings, dict):
-        return []
-    found = []
-    for name, value in settings.items():
+    entries = []
+    for name, value in settings.items() if isinstance(settings, dict) else ():
         of_others = name in OF_OTHERS and value is not None
         of_others |= name == "auto_map" and bool(place)  # at the top stands the model's own, which is not used here
         if "attn_implementation" in name or "experts_implementation" in name:
             names = list(value.values()) if isinstance(value, dict) else [value]
             of_others |= any(isinstance(one, str | dict) and one not in ATTENTION for one in names)
-        found += [f"{place}{name}={value!r}"] if of_others else entries_to_trust(value, f"{place}{name}.")
-    return found
+        entries += [f"{place}{name}={value!r}"] if of_others else entries_to_trust(value, f"{place}{name}.")
+    return entries
 
 
-def _check_names(config_class: type, settings: dict[str, Any], place: str) -> None:
-    """Refuse entries that would stand in the place of a configuration's methods, or of what its class says."""
-    names = {known.name for known in fields(config_class)}
+def _check_names(config_class: type, settings: dict[str, Any], place: str = "") -> None:
+    """Refuse entries that would replace a configuration's methods, or an attribute of its class."""
+    names = {each.name for each in fields(config_class)} | {"model_type"}
     for name in settings:
         attribute = getattr(config_class, name, None) if isinstance(name, str) else None
-        ours = name in names or isinstance(attribute, property)
-        if attribute is not None and not ours and name != "model_type":
+        if attribute is not None and name not in names and not isinstance(attribute, property):
             raise ValueError(f"{place}{name} is no setting of {config_class.__name__}")
 
 
-def _as_python(value: Any, of_space: bool = False) -> Any:
+def _as_python(value: Any) -> Any:
     """Numpy's numbers and arrays as Python's numbers and lists, at any depth."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
-        return {name: _as_python(part, of_space) for name, part in value.items()}
-    if isinstance(value, list) or (of_space and isinstance(value, tuple)):
-        return [_as_python(part, of_space) for part in value]
-    return value
+        return {name: _as_python(part) for name, part in value.items()}
+    return [_as_python(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _for_users(config_class: Any) -> Any:
-    """Let a configuration take numpy's numbers, and raise a `ValueError` with one sentence for what it cannot take."""
+    """Let a configuration take numpy's numbers, and raise a `ValueError` with one sentence for wrong values."""
     init = config_class.__init__
 
     @wraps(init)
     def init_for_users(self: Any, **settings: Any) -> None:
-        settings = {name: _as_python(value, name.endswith("_space")) for name, value in settings.items()}
         try:
-            init(self, **settings)
+            init(self, **_as_python(settings))
         except StrictDataclassError as error:
             raise ValueError(f"{config_class.__name__}: {error.__cause__ or error}") from error
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
@@ -184,57 +193,46 @@ class ADConfig(PreTrainedConfig):
     Configuration of an [`ADModel`], a causal transformer that continues learning histories
     (https://huggingface.co/papers/2210.14215).
 
+    Its fields are the only declaration of the model's settings: [`ADConfig.own_settings`] lists them, with their
+    bounds in their metadata.
+
     Args:
         observation_space (`dict`):
             Observation space of one environment as JSON: `{"type": "Discrete", "n"}`, `{"type": "MultiDiscrete",
             "nvec"}`, `{"type": "MultiBinary", "n"}` or `{"type": "Box", "shape", "low", "high", "dtype"}`.
         action_space (`dict`):
             Action space of one environment: Discrete, MultiDiscrete or a bounded Box of one dimension.
-        hidden_size (`int`, *optional*, defaults to 128):
-            Width of the tokens.
-        num_hidden_layers (`int`, *optional*, defaults to 4):
-            Number of transformer blocks.
-        num_attention_heads (`int`, *optional*, defaults to 2):
-            Attention heads of each block. Few wide heads are faster on CPUs.
-        intermediate_size (`int`, *optional*, defaults to 512):
-            Width of the blocks' feed-forward layers.
-        context_length (`int`, *optional*, defaults to 200):
-            Steps that the model sees, in training and at rollout.
-        sliding_window (`int`, *optional*):
-            Steps that each block attends to, the current one included; all of the context by default. With it a
-            rollout forgets step by step and never encodes a step twice, at a cost that does not depend on the context.
-        rope_theta (`float`, *optional*, defaults to 10000.0):
-            Base of the rotary position embedding.
-        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Epsilon of the layer normalisations.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the initial weights.
-        dropout, attention_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout on the residual branches and on the attention weights (paper: 0.1 and 0.5).
-        input_mask_probability (`float`, *optional*, defaults to 0.0):
-            Probability that a step's token is blanked in training (paper: 0.3).
-        label_smoothing (`float`, *optional*, defaults to 0.0):
-            Label smoothing of the loss (paper: 0.2 on Dark Room Hard).
-        observation_mean, observation_std (`list[float]`, *optional*):
-            Statistics with which Box vectors are normalised, one number per dimension.
-        reward_scale (`float`, *optional*, defaults to 1.0):
-            Rewards are divided by it.
-        action_distribution (`str`, *optional*, defaults to `"bins"`):
-            Distribution of Box actions. `"mixture"` is a mixture of Gaussians, clipped to the bounds; `"bins"` divides
-            each dimension into bins, independent of those of the other dimensions.
-        num_action_components (`int`, *optional*, defaults to 8):
-            Gaussians of a mixture.
-        num_action_bins (`int`, *optional*, defaults to 21):
-            Bins into which each dimension of a Box action is divided, at least 2; the outer ones stand for the bounds.
-        image_channels (`list[int]`, *optional*, defaults to `[32, 64]`):
-            Channels of the layers that encode an image: a linear map of patches of 4 x 4 pixels, and convolutions each
-            of which halves height and width.
-        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration, with its `model_type`, of a decoder of transformers that takes `inputs_embeds`, to use in
-            place of this package's own blocks.
+        hidden_size: Width of the tokens.
+        num_hidden_layers: Transformer blocks.
+        num_attention_heads: Attention heads of each block. Few wide heads are faster on CPUs.
+        intermediate_size: Width of the blocks' feed-forward layers.
+        context_length: Steps that the model sees, in training and at rollout.
+        sliding_window: Steps that each block attends to, the current one included; all of the context by default. With
+            it a rollout forgets step by step and never encodes a step twice, at a cost that does not depend on the
+            context.
+        rope_theta: Base of the rotary position embedding.
+        layer_norm_eps: Epsilon of the layer normalisations.
+        initializer_range: Standard deviation of the initial weights.
+        dropout: Dropout on the residual branches (paper: 0.1).
+        attention_dropout: Dropout on the attention weights (paper: 0.5).
+        input_mask_probability: Probability that a step's token is blanked in training (paper: 0.3).
+        label_smoothing: Label smoothing of the loss (paper: 0.2 on Dark Room Hard).
+        observation_mean (`list[float]`, *optional*):
+            Means with which Box vectors are normalised, one number per dimension.
+        observation_std (`list[float]`, *optional*):
+            Their standard deviations.
+        reward_scale: Rewards are divided by it.
+        action_distribution: Distribution of Box actions. `"mixture"` is a mixture of Gaussians, clipped to the bounds;
+            `"bins"` divides each dimension into bins, independent of those of the other dimensions.
+        num_action_components: Gaussians of a mixture.
+        num_action_bins: Bins of each dimension of a Box action; the outer ones stand for the bounds.
+        image_channels: Channels of the layers that encode an image: a linear map of patches of 4 x 4 pixels, and
+            convolutions each of which halves height and width.
+        backbone_config: Configuration, with its `model_type`, of a decoder of transformers that takes `inputs_embeds`,
+            to use in place of this package's own blocks.
 
     Raises:
-        ValueError: for values of a wrong type, spaces that are none, numbers outside of their range or that do not fit
+        ValueError: for values of a wrong type, malformed spaces, numbers outside of their range or that do not fit
             together, and backbones that are not causal.
     """
 
@@ -245,39 +243,46 @@ class ADConfig(PreTrainedConfig):
 
     observation_space: dict | None = None
     action_space: dict | None = None
-    hidden_size: int = 128
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 2
-    intermediate_size: int = 512
-    context_length: int = 200
-    sliding_window: int | None = None
-    rope_theta: float | int = 10000.0
-    layer_norm_eps: float | int = 1e-5
-    initializer_range: float | int = 0.02
-    dropout: float | int = 0.0
-    attention_dropout: float | int = 0.0
-    input_mask_probability: float | int = 0.0
-    label_smoothing: float | int = 0.0
+    hidden_size: int = setting(128, least=1)
+    num_hidden_layers: int = setting(4, least=1)
+    num_attention_heads: int = setting(2, least=1)
+    intermediate_size: int = setting(512, least=1)
+    context_length: int = setting(200, least=1)
+    sliding_window: int | None = setting(None, least=1)
+    rope_theta: float | int = setting(10000.0, above=0)
+    layer_norm_eps: float | int = setting(1e-5, above=0)
+    initializer_range: float | int = setting(0.02, above=0)
+    dropout: float | int = setting(0.0, least=0, below=1)
+    attention_dropout: float | int = setting(0.0, least=0, below=1)
+    input_mask_probability: float | int = setting(0.0, least=0, below=1)
+    label_smoothing: float | int = setting(0.0, least=0, below=1)
     observation_mean: list | None = None
     observation_scale: list | None = None
-    reward_scale: float | int = 1.0
+    reward_scale: float | int = setting(1.0, above=0)
     action_distribution: Literal["bins", "mixture"] = "bins"
-    num_action_components: int = 8
-    num_action_bins: int = 21
+    num_action_components: int = setting(8, least=1)
+    num_action_bins: int = setting(21, least=2)
     image_channels: list[int] = field(default_factory=lambda: [32, 64])
     backbone_config: dict | PreTrainedConfig | None = None
 
+    @classmethod
+    def own_settings(cls) -> list[Field]:
+        """Fields of this class that a user sets: neither the library's nor those that the data decides."""
+        inherited = {each.name for each in fields(PreTrainedConfig)}
+        return [each for each in fields(cls) if each.name not in inherited | OF_THE_DATA]
+
     def __post_init__(self, **kwargs):
         for name, dtype in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
-            known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-            if dtype is not None and not (isinstance(known, torch.dtype) and known.is_floating_point):
+            kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+            if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
                 raise ValueError(f"{name} must be a floating-point type of torch, such as 'float32', got {dtype!r}")
         if (scale := kwargs.pop("observation_std", None)) is not None:
             self.observation_scale = scale
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = _backbone_config(self.backbone_config)
+            self.backbone_config = _make_backbone_config(self.backbone_config)
         if isinstance(self.backbone_config, PreTrainedConfig):
-            self.hidden_size = _checked_backbone(self.backbone_config).hidden_size
+            _check_backbone(self.backbone_config)
+            self.hidden_size = self.backbone_config.hidden_size
         super().__post_init__(**kwargs)
 
     @property
@@ -295,10 +300,10 @@ class ADConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """
-        A configuration from the contents of a `config.json`. Entries that make transformers run what is not its own
-        are kept, and named in `untrusted`: an [`ADModel`] is only made of them with `trust_remote_code=True`.
+        A configuration from the contents of a `config.json`. Entries that make transformers run code of others are
+        kept, and named in `untrusted`: an [`ADModel`] is only made of them with `trust_remote_code=True`.
         """
-        _check_names(cls, config_dict, "")
+        _check_names(cls, config_dict)
         untrusted = entries_to_trust(config_dict)  # without what the caller sets
         loaded = super().from_dict(config_dict, **kwargs)
         if untrusted:
@@ -316,22 +321,16 @@ class ADConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON."""
-        settings = super().to_dict()
-        for name in ("automatic_attention", "untrusted"):
-            settings.pop(name, None)
-        return settings
+        return {k: v for k, v in super().to_dict().items() if k not in ("automatic_attention", "untrusted")}
 
     def weights(self) -> dict[str, int]:
         """Roughly how many weights there are, by the settings that they grow with."""
         width, observation, action = self.hidden_size, self.observation_space or {}, self.action_space or {}
-        shape = observation.get("shape", [])
-        inputs = sum(categories(observation)) if observation["type"] != "Box" else shape[0] if len(shape) == 1 else 0
-        if len(shape) == 3:
-            inputs = self.image_channels[-1] * math.prod(shape[:2]) // (16 * 4 ** (len(self.image_channels) - 1))
-        dimensions = math.prod(action.get("shape", [0]))
-        outputs = sum(categories(action)) if action["type"] != "Box" else dimensions * self.num_action_bins
-        if self.action_distribution == "mixture" and action["type"] == "Box":
-            outputs = self.num_action_components * (1 + 2 * dimensions)
+        inputs, outputs = (sum(categories(space)) or math.prod(space["shape"]) for space in (observation, action))
+        if len(observation.get("shape", ())) == 3:
+            inputs //= 4 ** len(self.image_channels)
+        if action["type"] == "Box":
+            outputs *= max(self.num_action_bins, 2 * self.num_action_components)
         blocks: Any = self.backbone_config or self
         layers, inner = (getattr(blocks, name, None) or 1 for name in ("num_hidden_layers", "intermediate_size"))
         return {
@@ -342,28 +341,21 @@ class ADConfig(PreTrainedConfig):
         }
 
     def validate_spaces(self):
-        """Part of the strict validation: spaces are known, bounded where actions are continuous."""
+        """Part of the strict validation: there are an embedding and a head for the spaces."""
         if self.observation_space is None and self.action_space is None:
             return  # transformers compares every configuration with one made without arguments
-        observation, action = self.observation_space or {}, self.action_space or {}
-        _check_space("observation_space", observation)
-        _check_space("action_space", action)
-        if observation["type"] == "Box":
-            _check_observation_box(observation)
-        _check_action_space(action)
+        for name, more in (("observation_space", _fault_of_observations), ("action_space", _fault_of_actions)):
+            space = getattr(self, name)
+            if fault := _fault_of_space(space) or more(space):
+                raise ValueError(f"{name}: {fault}; got {space!r}")
 
     def validate_architecture(self):
-        """Part of the strict validation: numbers are in their ranges, and sizes fit together."""
-        for name, (expected, allowed) in RANGES.items():
-            value = getattr(self, name)
-            if not is_number(value) or not allowed(value):
-                raise ValueError(f"{name} must be {expected}, got {value}")
-        if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be an even multiple of num_attention_heads "
-                f"({self.num_attention_heads})"
-            )
-        if not self.image_channels or not _are_sizes(self.image_channels):
+        """Part of the strict validation: numbers are within their bounds, and sizes fit together."""
+        check_settings(self)
+        width, heads, window = self.hidden_size, self.num_attention_heads, self.sliding_window
+        if width % heads or (width // heads) % 2:
+            raise ValueError(f"hidden_size ({width}) must be an even multiple of num_attention_heads ({heads})")
+        if not _are_sizes(self.image_channels):
             raise ValueError(f"image_channels must be numbers of at least 1, at least one, got {self.image_channels}")
         continuous = (self.action_space or {}).get("type") == "Box" and self.action_distribution == "mixture"
         if continuous and self.label_smoothing:
@@ -371,28 +363,19 @@ class ADConfig(PreTrainedConfig):
                 "label_smoothing mixes categories, of which a mixture has none: set it to 0, or action_distribution "
                 "to 'bins'"
             )
-        if self.sliding_window is not None:
-            if self.backbone_config is not None:
-                raise ValueError("sliding_window is of this package's own blocks: set that of backbone_config instead")
-            if not 1 <= self.sliding_window <= self.context_length:
-                raise ValueError(
-                    f"sliding_window must be from 1 to context_length ({self.context_length}), got "
-                    f"{self.sliding_window}"
-                )
-        self._check_statistics()
-        self._check_attention()
-
-    def _check_statistics(self) -> None:
-        for name in ("observation_mean", "observation_std"):
+        if window is not None and self.backbone_config is not None:
+            raise ValueError("sliding_window is of this package's own blocks: set that of backbone_config instead")
+        if window is not None and window > self.context_length:
+            raise ValueError(f"sliding_window must be at most context_length ({self.context_length}), got {window}")
+        for name, least in (("observation_mean", -math.inf), ("observation_std", 0)):
             values = getattr(self, name)
             if values is None:
                 continue
             if [len(values)] != list((self.observation_space or {}).get("shape", [])):
                 raise ValueError(f"{name} must hold one number per dimension of a Box observation, got {values}")
-            if not all(is_number(value) and math.isfinite(value) for value in values):
-                raise ValueError(f"{name} must hold finite numbers, got {values}")
-        if self.observation_std is not None and min(self.observation_std) <= 0:
-            raise ValueError(f"observation_std must be positive, got {self.observation_std}")
+            if not all(_is_number(value) and least < value < math.inf for value in values):
+                raise ValueError(f"{name} must hold finite numbers{' above 0' * (not least)}, got {values}")
+        self._check_attention()
 
     def _check_attention(self) -> None:
         name = self._attn_implementation
@@ -400,19 +383,19 @@ class ADConfig(PreTrainedConfig):
             return
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        known = sorted({*ATTENTION, *ALL_ATTENTION_FUNCTIONS.valid_keys()})
-        if name not in known:
-            raise ValueError(f"attn_implementation must be one of {', '.join(known)}, got {name!r}")
+        names = sorted({*ATTENTION, *ALL_ATTENTION_FUNCTIONS.valid_keys()})
+        if name not in names:
+            raise ValueError(f"attn_implementation must be one of {', '.join(names)}, got {name!r}")
 
 
-def categories(space: dict[str, Any]) -> list[int]:
-    """Number of categories of each dimension of a discrete space."""
+def categories(space: Mapping[str, Any]) -> list[int]:
+    """Number of categories of each dimension of a discrete space; none of a Box."""
     if space["type"] == "Discrete":
         return [space["n"]]
-    return list(space["nvec"]) if space["type"] == "MultiDiscrete" else [2] * space["n"]
+    return [2] * space["n"] if space["type"] == "MultiBinary" else list(space.get("nvec", ()))
 
 
-def _backbone_config(settings: dict[str, Any]) -> PreTrainedConfig:
+def _make_backbone_config(settings: dict[str, Any]) -> PreTrainedConfig:
     """The configuration of a backbone from its JSON, of a class of transformers whatever its `auto_map` says."""
     from transformers import CONFIG_MAPPING
 
@@ -422,11 +405,11 @@ def _backbone_config(settings: dict[str, Any]) -> PreTrainedConfig:
     _check_names(CONFIG_MAPPING[kind], settings, "backbone_config.")
     try:
         return CONFIG_MAPPING[kind](**settings)
-    except Exception as error:  # whatever the library's many configurations raise for what they cannot take
+    except Exception as error:  # whatever the library's many configurations raise
         raise ValueError(f"backbone_config of type {kind}: {error.__cause__ or error}") from error
 
 
-def _checked_backbone(config: Any) -> Any:
+def _check_backbone(config: Any) -> None:
     """Refuse a backbone that does not continue sequences of vectors from left to right."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -441,7 +424,6 @@ def _checked_backbone(config: Any) -> Any:
         raise ValueError(
             f"backbone_config must be of a causal decoder of transformers, such as llama or gpt2, got {kind!r}"
         )
-    return config
 
 
 if __package__ == "ad_hf.model":  # a copy beside a model is registered by the Auto class that loads it

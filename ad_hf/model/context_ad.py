@@ -4,21 +4,59 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
-from .backbone_cache_ad import BackboneCache, NoCache, takes_padded_cache
-from .cache_ad import ADCache, as_slice
-from .checks_ad import as_elements, as_flags, check_fits, check_rewards
-from .mixture_ad import MixtureHead
-from .prompt_ad import Prompt, prompt_steps
+from .cache_ad import make_cache
+from .configuration_ad import ADConfig
+from .embeddings_ad import FLAG, NUMBER, check_elements, check_flags, to_tensor
+from .heads_ad import uniform
+from .loading_ad import check_fits
+from .prompt_ad import Prompt, Steps, parse_prompts
 from .rollout_config_ad import SEEDS, RolloutConfig
 
-if TYPE_CHECKING:
-    from .modeling_ad import ADModel
+# Rows are encoded so many tokens at a time: more of them leave the processor's caches, fewer keep it less busy.
+TOKENS_AT_A_TIME = 4096
+
+
+class ContextMixin:
+    """
+    The step API of a model. [`ADContext`] needs of it: `embedding` of steps as tokens, `encode` of tokens as states
+    that a cache stores, `decode` of tokens after those in a cache, and `head`.
+    """
+
+    rollout_config: RolloutConfig
+
+    def init_context(
+        self,
+        num_envs: int,
+        prompt: Prompt | None = None,
+        seed: int | None = None,
+        rollout_config: RolloutConfig | None = None,
+        **overrides: Any,
+    ) -> ADContext:
+        """
+        A context for environments of one's own: `actions = context.act(observations, rewards, episode_starts)`.
+
+        Args:
+            num_envs (`int`):
+                Number of environments that are acted in side by side.
+            prompt (`Mapping` or a sequence of them, *optional*):
+                Histories to begin with, see [`ADContext.prompt`]; by default the context is empty.
+            seed (`int`, *optional*):
+                Seed of the sampled actions; environment i has `seed + i`.
+            rollout_config ([`RolloutConfig`], *optional*), overrides:
+                How actions are chosen and what the context holds, as of [`ADModel.rollout`].
+        """
+        overrides = overrides if seed is None else {**overrides, "seed": seed}
+        config = RolloutConfig.from_dict(overrides).resolve(rollout_config or RolloutConfig(), self.rollout_config)
+        context = ADContext(self, num_envs, config)
+        if prompt is not None:
+            context.prompt(prompt)
+        return context
 
 
 class ADContext:
@@ -38,49 +76,36 @@ class ADContext:
         num_envs (`int`):
             Number of environments.
         rollout_config ([`RolloutConfig`]):
-            Settings; what is unset has its default.
+            Settings; those that are unset have their defaults.
 
     Attributes:
-        lengths (`torch.Tensor` of shape `(num_envs,)`):
-            Steps that each row holds; with a sliding window, all steps so far.
         logits (`torch.Tensor` of shape `(num_envs, n)`):
-            What the last actions were chosen from.
+            Logits of the last actions.
         log_probs (`torch.Tensor` of shape `(num_envs,)`):
-            With what log-probability they were.
+            Log-probabilities with which they were chosen.
     """
 
-    def __init__(self, model: ADModel, num_envs: int, rollout_config: RolloutConfig | None = None) -> None:
+    def __init__(self, model: Any, num_envs: int, rollout_config: RolloutConfig | None = None) -> None:
         if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
         self.model, self.num_envs = model, (num_envs := int(num_envs))
         self.config: Any = (rollout_config or RolloutConfig()).resolve()
         if self.config.seed + num_envs > SEEDS:
             raise ValueError(f"seed + num_envs must be at most 2**63, got {self.config.seed} + {num_envs}")
-        if isinstance(model.head, MixtureHead) and (self.config.top_k or self.config.top_p < 1):
-            raise ValueError(
-                "top_k and top_p choose among categories, of which this model's actions have none "
-                "(action_distribution='mixture'): leave them unset and lower the temperature instead"
-            )
-        self.length, self.dropped = _context_sizes(model, self.config)
-        weight = self._weight
-        self._device, self._dtype = weight.device, weight.dtype
+        model.head.check_rollout(self.config)
+        self.length, self.dropped = _context_sizes(model.config, self.config)
+        self._device, self._dtype = self._placement()
         blocks: Any = model.config.backbone_config or model.config
-        states = 1 + 2 * (getattr(blocks, "num_hidden_layers", None) or 1)  # tokens, keys and values
+        width = model.config.hidden_size * (1 + 2 * (getattr(blocks, "num_hidden_layers", None) or 1))  # keys, values
         check_fits(
-            states * num_envs * self.length * model.config.hidden_size * weight.element_size(),
+            width * num_envs * self.length * self._dtype.itemsize,
             f"a context of num_envs={num_envs} and context_length={self.length}",
         )
-        self._cache: ADCache | BackboneCache | NoCache
+        self._cache = make_cache(model, num_envs, self.length)
         self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
-        if model.backbone is None:
-            self._cache = ADCache(model.config, num_envs, weight.device, weight.dtype, self.length)
-        elif takes_padded_cache(model.backbone):
-            self._cache = BackboneCache(model, num_envs, self.length)
-        else:
-            self._cache = NoCache(model, num_envs, self.length)
         if model.config.sliding_window is None:
             shape = (num_envs, self.length, model.config.hidden_size)
-            self._tokens = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+            self._tokens = torch.zeros(shape, device=self._device, dtype=self._dtype)
         self._seeds = np.arange(num_envs, dtype=np.uint64) + np.array(self.config.seed, dtype=np.uint64)
         self._counters = np.zeros(num_envs, dtype=np.uint64)
         self._none = model.head.no_action()
@@ -90,10 +115,10 @@ class ADContext:
         self.logits: torch.Tensor | None = None
         self.log_probs: torch.Tensor | None = None
 
-    @property
-    def _weight(self) -> torch.Tensor:
-        """One of the model's weights, which tells where they are, and of what type."""
-        return self.model.embedding.episode_start.weight
+    def _placement(self) -> tuple[torch.device, torch.dtype]:
+        """Where the model's weights are, and of what type."""
+        weight = self.model.embedding.episode_start.weight
+        return weight.device, weight.dtype
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -102,28 +127,26 @@ class ADContext:
 
     def reset(self, mask: np.ndarray | None = None, prompt: Prompt | None = None) -> None:
         """
-        Forget everything: what follows is a new history.
+        Forget everything: the next steps are those of a new history.
 
         Args:
             mask (`np.ndarray` of shape `(num_envs,)`, *optional*):
-                In which environments; in all by default.
+                Environments that are forgotten; all by default.
             prompt (`Mapping` or a sequence of them, *optional*):
-                What their contexts begin with instead of nothing, see [`ADContext.prompt`].
+                Histories with which their contexts begin instead of nothing, see [`ADContext.prompt`].
         """
-        rows = as_flags(np.ones(self.num_envs, dtype=bool) if mask is None else mask, self.num_envs, "mask")
-        parsed = None if prompt is None else self._parsed(prompt)  # before anything is forgotten
-        self._cache.reset(rows)
-        self._first[rows] = True
-        self._first_rewards[rows] = 0.0
-        self._last_actions[rows] = self._none
-        if parsed is not None:
-            self._begin_with([steps if reset else None for steps, reset in zip(parsed, rows.tolist())])
+        rows = self._rows(mask, "mask")
+        histories = (
+            None if prompt is None else parse_prompts(prompt, self.num_envs, self.model.config, self._none)
+        )  # before anything is forgotten
+        self._forget(rows)
+        if histories is not None:
+            self._begin_with([steps if row else None for steps, row in zip(histories, rows.tolist())])
 
-    @torch.no_grad()
     def prompt(self, histories: Prompt) -> None:
         """
-        Let contexts begin with histories, instead of what they hold, as if the environments had lived through them;
-        their next steps begin an episode.
+        Let contexts begin with histories, instead of their steps so far, as if the environments had lived through
+        them; their next steps begin an episode.
 
         Args:
             histories (`Mapping` or a sequence of them):
@@ -135,47 +158,38 @@ class ADContext:
         Raises:
             ValueError: for a wrong number of histories, and for malformed ones, naming the environment.
         """
-        parsed = self._parsed(histories)
-        self.reset(np.array([steps is not None for steps in parsed]))
+        parsed = self._parse(histories)
+        self._forget(torch.tensor([steps is not None for steps in parsed]))
         self._begin_with(parsed)
 
-    def _parsed(self, histories: Prompt) -> list[dict[str, torch.Tensor] | None]:
-        """The steps of each environment's history; those that are the same object are parsed once."""
-        many: list[Any] = [histories] * self.num_envs if isinstance(histories, Mapping) else []
-        if isinstance(histories, Iterable) and not isinstance(histories, str | Mapping):
-            many = list(histories)
-        if len(many) != self.num_envs:
-            raise ValueError(
-                f"prompt must be one history for all environments or one (or None) for each of {self.num_envs}, got "
-                f"{len(many) or repr(histories)}"
-            )
-        parsed: dict[int, dict[str, torch.Tensor]] = {}
-        for env, history in enumerate(many):
-            name = f"prompt of environment {env}"
-            if history is not None and not isinstance(history, Mapping):
-                raise ValueError(f"{name}: expected a mapping of observations, actions, rewards, ..., got {history!r}")
-            if history is not None and id(history) not in parsed:
-                parsed[id(history)] = prompt_steps(history, self.model, self._none, name)
-        return [None if history is None else parsed[id(history)] for history in many]
+    def _rows(self, mask: Any, name: str) -> torch.Tensor:
+        """A mask (num_envs,) of environments, all by default."""
+        return torch.from_numpy(
+            check_flags(np.full(self.num_envs, True) if mask is None else mask, self.num_envs, name)
+        )
+
+    def _parse(self, histories: Prompt) -> list[Steps | None]:
+        return parse_prompts(histories, self.num_envs, self.model.config, self._none)
+
+    def _forget(self, rows: torch.Tensor) -> None:
+        self._cache.reset(rows)
+        self._first[rows], self._first_rewards[rows], self._last_actions[rows] = True, 0.0, self._none
 
     @torch.no_grad()
-    def _begin_with(self, parsed: list[dict[str, torch.Tensor] | None]) -> None:
+    def _begin_with(self, histories: list[Steps | None]) -> None:
         """Let contexts that are empty begin with steps."""
-        embedded: dict[int, torch.Tensor] = {}
-        for env, steps in enumerate(parsed):
-            if steps is None or not len(steps["rewards"]):
+        for steps in {id(steps): steps for steps in histories if steps is not None}.values():
+            if not (time := len(steps["rewards"])):
                 continue
-            if id(steps) not in embedded:
-                inputs = (steps["observations"], steps["previous_actions"], steps["previous_rewards"], steps["starts"])
-                embedded[id(steps)] = self.model.embedding(*(part.unsqueeze(0).to(self._device) for part in inputs))
-            time = len(steps["rewards"])
-            held = self._held(time)
-            tokens = embedded[id(steps)][:, time - held :]
+            rows = torch.tensor([env for env, own in enumerate(histories) if own is steps])
+            inputs = (steps[name] for name in ("observations", "previous_actions", "previous_rewards", "starts"))
+            tokens = self.model.embedding(*(part.unsqueeze(0).to(self._device) for part in inputs))
+            tokens = tokens[:, time - self._held(time) :]
             if self._tokens is not None:
-                self._tokens[env, :held] = tokens[0]
-            self._cache.refill(self.model, torch.tensor([env]), tokens, torch.tensor([held]))
-            self._last_actions[env] = steps["actions"][-1].to(self._last_actions.dtype)
-            self._first_rewards[env] = steps["rewards"][-1]
+                self._tokens[rows, : tokens.shape[1]] = tokens.to(self._dtype)
+            self._cache.store(rows, tokens.shape[1], self.model.encode(tokens))
+            self._last_actions[rows] = steps["actions"][-1].to(self._last_actions.dtype)
+            self._first_rewards[rows] = steps["rewards"][-1]
 
     def _held(self, time: int) -> int:
         """Steps that a row holds after so many; with a sliding window, those that reach into it through all blocks."""
@@ -186,7 +200,6 @@ class ADContext:
             return time
         return self.length - self.dropped + (time - self.length - 1) % self.dropped + 1
 
-    @torch.no_grad()
     def act(
         self,
         observations: Any,
@@ -200,93 +213,90 @@ class ADContext:
 
         Args:
             observations (`np.ndarray` of shape `(num_envs, ...)`):
-                What is seen now.
+                The present observations.
             rewards (`np.ndarray` of shape `(num_envs,)`, *optional*):
                 The rewards that led here, also across the border of an episode. Ignored at a history's first step.
             episode_starts (`np.ndarray` of shape `(num_envs,)`, *optional*):
                 Whether this is an episode's first step; a history's first step always is.
             active (`np.ndarray` of shape `(num_envs,)`, *optional*):
                 Environments whose step counts; the others' contexts stay as they are and their actions mean nothing
-                (autoreset in the next step has steps that are no experience).
+                (autoreset in the next step has steps that are not experience).
             do_sample (`bool`, *optional*):
                 Whether to sample this time; by default as the settings say.
 
         Returns:
-            `np.ndarray` of shape `(num_envs, ...)`: the actions. `context.logits` (num_envs, n) is what they were
-            chosen from.
+            `np.ndarray` of shape `(num_envs, ...)`: the actions. `context.logits` (num_envs, n) are their logits.
 
         Raises:
             ValueError: for arguments of a wrong shape, and for observations and rewards that are not finite or not of
                 the model's spaces, naming the environment.
         """
-        rows = as_flags(np.ones(self.num_envs, dtype=bool) if active is None else active, self.num_envs, "active")
+        number, rows = self.num_envs, self._rows(active, "active")
+        mask = rows.numpy()
         if do_sample is not None and not isinstance(do_sample, (bool, np.bool_)):
             raise ValueError(f"do_sample must be True or False, got {do_sample!r}")
-        if self.model.training:  # a context acts without dropout, whoever trains the model meanwhile
-            self.model.eval()
-            try:
-                return self.act(observations, rewards, episode_starts, active, do_sample)
-            finally:
-                self.model.train()
-        counted = None if bool(rows.all()) else rows
-        tokens = self._embed(observations, rewards, episode_starts, rows)
-        try:
-            if self._tokens is not None:
-                self._make_room(rows)
-                index = torch.nonzero(rows).squeeze(1)
-                self._tokens[index, self.lengths[index]] = tokens[index, 0]
-            hidden_states = self._cache.step(self.model, tokens, counted)
-        except RuntimeError as error:  # of types or devices that differ
-            weight = self._weight
-            if (weight.dtype, weight.device) == (self._dtype, self._device):
-                raise
-            raise ValueError(
-                f"the model was moved from {self._dtype} on {self._device} to {weight.dtype} on {weight.device} after "
-                "the context was made: make another with init_context"
-            ) from error
-        self.logits = self.model.head(hidden_states[:, 0]).float().cpu()
-        if not np.isfinite(self.logits.numpy()).all():
-            self._refuse_logits(rows)
-        head = self.model.head
-        sample = self.config.do_sample if do_sample is None else do_sample
-        actions, self.log_probs = head.choose(self.logits, self._seeds, self._counters, self.config, bool(sample))
-        self._last_actions[rows] = actions[rows].to(self._last_actions.dtype)
-        self._first &= ~rows
-        self._counters += rows.numpy().astype(np.uint64)
-        return actions.numpy()
+        space: dict[str, Any] = self.model.config.observation_space or {}
+        observations = check_elements(observations, space, number, "observations", mask)
+        rewards = check_elements(np.zeros(number) if rewards is None else rewards, NUMBER, number, "rewards", mask)
+        starts = np.zeros(number) if episode_starts is None else episode_starts
+        starts = check_elements(starts, FLAG, number, "episode_starts")
+        return self.step(observations, rewards, starts, mask, do_sample)
 
-    def _refuse_logits(self, rows: torch.Tensor) -> None:
-        """Say which environment that acts has logits that are not finite; those of others mean nothing."""
-        assert self.logits is not None
-        wrong = ~self.logits.isfinite().all(dim=1) & rows
+    @torch.no_grad()
+    def step(
+        self,
+        observations: np.ndarray,
+        rewards: np.ndarray,
+        episode_starts: np.ndarray,
+        active: np.ndarray,
+        do_sample: bool | None = None,
+    ) -> np.ndarray:
+        """[`ADContext.act`] on arrays that have been checked."""
+        if self.model.training:  # a context acts without dropout, whoever trains the model meanwhile
+            self.model.train(False)
+            try:
+                return self.step(observations, rewards, episode_starts, active, do_sample)
+            finally:
+                self.model.train(True)
+        if self._placement() != (self._device, self._dtype):
+            raise ValueError(
+                f"the model was moved from {self._dtype} on {self._device} after the context was made: make another "
+                "with init_context"
+            )
+        rows, head = torch.from_numpy(active), self.model.head
+        paid = torch.where(self._first, self._first_rewards, to_tensor(rewards.astype(np.float32)))
+        starts = to_tensor(episode_starts).bool() | self._first
+        parts = (to_tensor(observations), self._last_actions, paid, starts)
+        tokens = self.model.embedding(*(part.unsqueeze(1).to(self._device) for part in parts))
+        self._cache.active = None if active.all() else rows
+        if self._tokens is not None:
+            self._make_room(rows)
+            index = torch.nonzero(rows).squeeze(1)
+            self._tokens[index, self.lengths[index]] = tokens[index, 0]
+        hidden_states = self.model.decode(tokens, self._cache)
+        self.logits = head(hidden_states[:, 0]).float().cpu()
+        wrong = ~np.isfinite(self.logits.numpy()).all(axis=1) & active
         if wrong.any():
             raise ValueError(
-                f"the model's logits are not finite for environment {int(wrong.int().argmax())}: its weights hold NaN "
-                "or infinities, or inputs are too large for it (see observation_std and reward_scale in its config)"
+                f"the model's logits are not finite for environment {int(wrong.argmax())}: its weights hold NaN or "
+                "infinities, or inputs are too large for it (see observation_std and reward_scale in its config)"
             )
-
-    def _embed(self, observations: Any, rewards: Any, episode_starts: Any, rows: torch.Tensor) -> torch.Tensor:
-        """Tokens (num_envs, 1, width) of what environments are in."""
-        seen = as_elements(observations, self.model.config.observation_space or {}, self.num_envs, rows.numpy())
-        paid = torch.zeros(self.num_envs)
-        if rewards is not None:
-            paid = torch.from_numpy(check_rewards(rewards, self.num_envs, rows.numpy()))
-        starts = torch.zeros(self.num_envs, dtype=torch.bool)
-        if episode_starts is not None:
-            starts = as_flags(episode_starts, self.num_envs, "episode_starts", numbers=True)
-        parts = (seen, self._last_actions, torch.where(self._first, self._first_rewards, paid), starts | self._first)
-        return self.model.embedding(*(part.unsqueeze(1).to(self._device) for part in parts))
+        sample = self.config.do_sample if do_sample is None else bool(do_sample)
+        numbers = uniform(self._seeds, self._counters, head.draws)
+        actions, self.log_probs = head.choose(self.logits, numbers, self.config, sample)
+        self._last_actions[rows] = actions[rows].to(self._last_actions.dtype)
+        self._first &= ~rows
+        self._counters += active.astype(np.uint64)
+        return actions.numpy()
 
     def _make_room(self, rows: torch.Tensor) -> None:
         """Let the full rows forget their oldest steps, and encode the others anew."""
         full = torch.nonzero(rows & (self.lengths == self.length)).squeeze(1)
-        if full.numel() == 0 or self._tokens is None:
-            return
-        kept = self.length - self.dropped
-        rows_in_memory = as_slice(full)
-        tokens = self._tokens[rows_in_memory, self.dropped :].clone()
-        self._tokens[rows_in_memory, :kept] = tokens
-        self._cache.refill(self.model, full, tokens, torch.full((len(full),), kept))
+        rest = self.length - self.dropped
+        for part in full.split(max(1, TOKENS_AT_A_TIME // max(1, rest))) if len(full) else ():
+            tokens = self._tokens[part, self.dropped :]  # type: ignore[index]
+            self._tokens[part, :rest] = tokens  # type: ignore[index]
+            self._cache.store(part, rest, self.model.encode(tokens) if rest else [])
 
     def copy(self) -> ADContext:
         """A context of its own that goes on from here, with the same random streams."""
@@ -295,15 +305,18 @@ class ADContext:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All that the context holds, as tensors, on its device; `safetensors.torch.save_file` writes them."""
+        return {"weights": self._digest(), **{name: part.clone() for name, part in self._state().items()}}
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """The tensors of the context themselves, or views of its arrays."""
         state = {name: getattr(self, f"_{name}") for name in ("last_actions", "first", "first_rewards")}
-        state |= {name: torch.from_numpy(getattr(self, f"_{name}").astype(np.int64)) for name in ("seeds", "counters")}
+        state |= {name: torch.from_numpy(getattr(self, f"_{name}").view(np.int64)) for name in ("seeds", "counters")}
         if self._tokens is not None:
             state["tokens"] = self._tokens
-        state |= {f"cache.{name}": tensor for name, tensor in self._cache.state_dict().items()}
-        return {"weights": self._digest(), **{name: tensor.clone() for name, tensor in state.items()}}
+        return state | {f"cache.{name}": part for name, part in self._cache.state_dict().items()}
 
     def _digest(self) -> torch.Tensor:
-        """A number () that is another one for other weights."""
+        """A number () that tells weights from others."""
         digest = hashlib.blake2b(digest_size=7)
         for weight in self.model.parameters():
             digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -316,14 +329,11 @@ class ADContext:
         Raises:
             ValueError: for a state of another model's context, or of another number of environments or length.
         """
-        if not isinstance(state, Mapping):
-            raise ValueError(f"a context's state must be a dict of tensors, got {type(state).__name__}")
-        for name, part in state.items():
-            if not isinstance(part, torch.Tensor | np.ndarray):
-                raise ValueError(f"a context's state must be a dict of tensors, got {type(part).__name__} as {name}")
-        state = {name: torch.as_tensor(part) for name, part in state.items()}
-        expected = self.state_dict()
-        digest = expected.pop("weights")
+        try:
+            state = {name: torch.as_tensor(part) for name, part in state.items()}
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"a context's state must be a dict of tensors: {error}") from error
+        digest, expected = self._digest(), self._state()
         if int(state.pop("weights", digest)) != int(digest):  # which states of older versions lack
             raise ValueError("the context's state is of a model with other weights, which would not go on from it")
         for name in sorted(expected.keys() | state.keys()):
@@ -333,30 +343,19 @@ class ADContext:
                     f"the context's state has {shapes[0]} as {name}, expected {shapes[1]}: make the context with the "
                     "model, num_envs and context_length of the one that was saved"
                 )
-        most = {"cache.lengths": self.length if self._tokens is not None else SEEDS, "counters": SEEDS, "seeds": SEEDS}
-        if isinstance(self._cache, BackboneCache):
-            most["cache.column"] = self._cache.columns
-        for name, limit in most.items():
-            if int(state[name].min()) < 0 or int(state[name].max()) > limit:
-                raise ValueError(f"the context's state has impossible {name}: {state[name].tolist()}")
-        for name in ("last_actions", "first", "first_rewards"):
-            setattr(self, f"_{name}", state[name].clone().to(expected[name]))
-        for name in ("seeds", "counters"):
-            setattr(self, f"_{name}", state[name].cpu().numpy().astype(np.uint64))
-        if self._tokens is not None:
-            self._tokens.copy_(state["tokens"])
-        prefix = "cache."
-        self._cache.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        )
+        lengths = state["cache.lengths"]
+        if not 0 <= int(lengths.min()) <= int(lengths.max()) <= (SEEDS if self._tokens is None else self.length):
+            raise ValueError(f"the context's state has impossible cache.lengths: {lengths.tolist()}")
+        for name, part in expected.items():
+            part.copy_(state[name])
 
 
-def _context_sizes(model: ADModel, config: RolloutConfig) -> tuple[int, int]:
+def _context_sizes(model: ADConfig, config: RolloutConfig) -> tuple[int, int]:
     """Steps that a context holds, and how many it drops at once."""
-    known, window = model.config.context_length, model.config.sliding_window
-    length = config.context_length or known
-    if length > known or (window is not None and length != known):
-        allowed = f"at most {known}, the model's" if window is None else f"{known}, as the model's attention slides"
+    most, window = model.context_length, model.sliding_window
+    length = config.context_length or most
+    if length > most or (window is not None and length != most):
+        allowed = f"at most {most}, the model's" if window is None else f"{most}, as the model's attention slides"
         raise ValueError(f"context_length must be {allowed}; got {length}")
     if window is not None and config.context_drop is not None:
         raise ValueError(
@@ -369,4 +368,4 @@ def _context_sizes(model: ADModel, config: RolloutConfig) -> tuple[int, int]:
     return length, dropped
 
 
-__all__ = ["ADContext"]
+__all__ = ["ADContext", "ContextMixin"]

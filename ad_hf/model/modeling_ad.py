@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,15 +19,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_ad import ADCache
-from .checks_ad import fault_of_inputs
+from .cache_ad import ADCache, States, StepCache, takes_rows_of_own_length
 from .configuration_ad import ADConfig
-from .context_ad import ADContext, Prompt
-from .loading_ad import check_files, check_loaded, check_memory, check_trusted, damage_named, quiet
-from .mixture_ad import MixtureHead
-from .rollout_ad import RolloutOutput, rollout
+from .embeddings_ad import StepEmbedding, check_inputs
+from .heads_ad import make_head
+from .loading_ad import check_files, check_loaded, check_memory, check_trusted, quiet
+from .rollout_ad import RolloutMixin
 from .rollout_config_ad import RolloutConfig
-from .spaces_ad import ActionHead, StepEmbedding
 
 # On CPUs, explicit attention (two batched matmuls and a softmax) trains twice as fast as the fused kernel at windows
 # of some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
@@ -36,8 +34,10 @@ EAGER_CPU_WINDOW = 512
 # Arguments that every model's forward pass takes.
 TRANSFORMERS_KWARGS = {*TransformersKwargs.__annotations__, "use_cache"}
 
-# Arguments of from_pretrained that say where files are, not what to make of them.
+# Arguments of from_pretrained that are not settings of the configuration, and those that say where files are.
 NOT_OF_CONFIG = ("state_dict", "dtype", "torch_dtype", "quantization_config", "trust_remote_code")
+# Arguments with which a user takes over the checks of weights.
+LENIENT = ("output_loading_info", "ignore_mismatched_sizes", "state_dict", "gguf_file", "quantization_config")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -75,11 +75,9 @@ def rotary_tables(
     return cosines.to(dtype), sines.to(dtype)
 
 
-def causal_mask(time: int, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Additive mask (time, time): each step sees itself and those before it, of a window only its last steps."""
-    least = torch.finfo(dtype).min
-    mask = torch.full((time, time), least, dtype=dtype, device=device)
-    return mask.triu(1) if window is None else mask.triu(1) + mask.tril(-window)
+def additive_mask(unseen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask that is added to scores, from one that is true where nothing is seen."""
+    return torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, torch.finfo(dtype).min)
 
 
 class ResidualLinear(nn.Linear):
@@ -104,7 +102,7 @@ class ADAttention(nn.Module):
     def project(
         self, hidden_states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values (batch, time, heads, head_dim) of hidden states (batch, time, width)."""
+        """Queries, keys and values (batch, heads, time, head_dim) of hidden states (batch, time, width)."""
         batch, time, _ = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, time, 3 * self.num_heads, self.head_dim)
         rotated, value = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
@@ -112,29 +110,40 @@ class ADAttention(nn.Module):
         rotated = self.query_key_norm(rotated)
         rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, dims=-1), sines)
         query, key = rotated.split(self.num_heads, dim=2)
-        return query, key, value
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None,
+        attention_mask: Any,
         attention_implementation: str,
         past_key_values: ADCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = self.project(hidden_states, rotary)
         if past_key_values is not None:
-            attended, weights = past_key_values.attend(query, key, value, self.layer_idx, self.scaling), None
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
-            attended, weights = attend(
-                self,
-                *(states.transpose(1, 2) for states in (query, key, value)),  # (batch, heads, time, head_dim)
-                attention_mask,
-                dropout=self.config.attention_dropout if self.training else 0.0,
-                scaling=self.scaling,
-            )
+            return self.output(self._attend_steps(query, key, value, attention_mask, past_key_values).flatten(2)), None
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        attended, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
         return self.output(attended.flatten(2)), weights
+
+    def _attend_steps(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        masks: list[torch.Tensor | None],
+        cache: ADCache,
+    ) -> torch.Tensor:
+        """Attention (batch, time, heads, head_dim) of each new step to all so far, which a cache keeps."""
+        attended = []
+        for step, mask in enumerate(masks):
+            now = slice(step, step + 1)
+            keys, values = cache.update(key[:, :, now], value[:, :, now], self.layer_idx, step=step)
+            # Reading keys and values is nearly all of the time, and on CPUs five times as fast as rows times matrices.
+            attended.append(eager_attention_forward(self, query[:, :, now], keys, values, mask, self.scaling)[0])
+        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
 
 
 class ADBlock(GradientCheckpointingLayer):
@@ -209,7 +218,7 @@ class ADOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class ADModel(ADPreTrainedModel):
+class ADModel(ADPreTrainedModel, RolloutMixin):
     """
     A causal transformer that continues learning histories, one token per step: embed(observation_t) +
     embed(action_{t-1}) + embed(reward_{t-1}) + embed(episode_start_t) -> decoder -> distribution of action_t.
@@ -229,7 +238,7 @@ class ADModel(ADPreTrainedModel):
         check_memory(config)
         super().__init__(config)
         self.embedding = StepEmbedding(config)
-        self.blocks: nn.ModuleList | None = None
+        self.blocks: Any = None
         self.backbone: PreTrainedModel | None = None
         if config.backbone_config is None:
             self.blocks = nn.ModuleList(ADBlock(config, index) for index in range(config.num_hidden_layers))
@@ -238,8 +247,7 @@ class ADModel(ADPreTrainedModel):
             self.backbone = AutoModel.from_config(config.backbone_config)
             if "inputs_embeds" not in inspect.signature(self.backbone.forward).parameters:
                 raise ValueError(f"backbone_config of type {self.backbone.config.model_type} takes no inputs_embeds")
-        is_mixture = config.action_space["type"] == "Box" and config.action_distribution == "mixture"
-        self.head: ActionHead | MixtureHead = MixtureHead(config) if is_mixture else ActionHead(config)
+        self.head = make_head(config)
         self.rollout_config = RolloutConfig()
         self.loaded_revision: str | None = None
         self.post_init()
@@ -290,8 +298,8 @@ class ADModel(ADPreTrainedModel):
                 0 for padding, which stands at the end.
             labels (`torch.Tensor` of shape `(batch, time, ...)`, *optional*):
                 The actions that were taken; -100 to ignore one.
-            past_key_values ([`ADCache`], with a backbone a `Cache` of transformers, *optional*):
-                Keys and values of the steps before these, to which these are added.
+            past_key_values ([`ADCache`], with a backbone also a `Cache` of transformers, *optional*):
+                Keys and values of the steps before these, to which these are added; see [`~cache_ad.make_cache`].
             position_ids (`torch.Tensor` of shape `(batch, time)`, *optional*):
                 With a backbone and a cache whose rows are padded: number of each step in its row.
             output_hidden_states, output_attentions (`bool`, *optional*):
@@ -306,26 +314,25 @@ class ADModel(ADPreTrainedModel):
         """
         if unknown := set(kwargs) - TRANSFORMERS_KWARGS:
             raise TypeError(f"ADModel.forward takes no {', '.join(sorted(unknown))}")
-        inputs = (observations, previous_actions, previous_rewards, episode_starts)
-        outputs = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        outputs = {
-            name: getattr(self.config, name, False) if value is None else value for name, value in outputs.items()
+        inputs = {
+            **{"observations": observations, "previous_actions": previous_actions},
+            **{"previous_rewards": previous_rewards, "episode_starts": episode_starts},
         }
+        outputs = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        outputs = {name: getattr(self.config, name) if value is None else value for name, value in outputs.items()}
         try:
-            if any(part.shape[:2] != observations.shape[:2] for part in inputs):
+            if any(part.shape[:2] != observations.shape[:2] for part in inputs.values()):
                 raise ValueError("the inputs' shapes disagree")  # where broadcasting would hide it
-            hidden_states = self._embedded(*inputs)
-            decoded = self._decoded(hidden_states, attention_mask, past_key_values, position_ids, **outputs)
+            tokens = self._mask_inputs(self.embedding(*inputs.values()))
+            decoded = self._decode(tokens, attention_mask, past_key_values, position_ids, **outputs)
             logits = self.head(decoded[0])
             loss = None
             if labels is not None:
                 ignored = None if attention_mask is None else attention_mask == 0
                 loss = self.head.loss(logits, labels, ignored, num_items_in_batch)
-        except (IndexError, RuntimeError, ValueError) as error:  # looked into only now, as looking costs time
-            fault = fault_of_inputs(self.config, *inputs, attention_mask, labels)
-            if fault is None:
-                raise
-            raise ValueError(fault) from error
+        except (IndexError, RuntimeError, ValueError):  # looked into only now, as looking costs time
+            check_inputs(self.config, {**inputs, "attention_mask": attention_mask, "labels": labels})
+            raise
         return ADOutput(
             loss=loss,
             logits=logits,
@@ -334,97 +341,112 @@ class ADModel(ADPreTrainedModel):
             attentions=decoded.get("attentions"),
         )
 
-    def _embedded(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Tokens (batch, time, width) of a forward pass's four inputs; in training, some of them are blanked."""
-        tokens = self.embedding(*inputs)
+    def _mask_inputs(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Blank some of the tokens (batch, time, width) in training, and cast them as autocast does."""
         if self.training and self.config.input_mask_probability:
-            kept = torch.rand(tokens.shape[:2], device=tokens.device) >= self.config.input_mask_probability
-            tokens = tokens * kept.unsqueeze(-1)
+            mask = torch.rand(tokens.shape[:2], device=tokens.device) >= self.config.input_mask_probability
+            tokens = tokens * mask.unsqueeze(-1)
         if torch.is_autocast_enabled(tokens.device.type):  # a residual stream of half the size
             tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
         return tokens
 
-    def decode(
+    def decode(self, tokens: torch.Tensor, past_key_values: Any = None) -> torch.Tensor:
+        """Hidden states (batch, time, width) of embedded steps of that shape, after those in a cache."""
+        if self.backbone is None:  # a step of a rollout, with nothing beside it
+            return self._decode_blocks(tokens, past_key_values)
+        return self._decode(tokens, past_key_values=past_key_values)[0]
+
+    def encode(self, tokens: torch.Tensor) -> States:
+        """
+        What a cache stores of embedded steps (batch, time, width): keys and values (batch, heads, time, size) of each
+        layer, or else, of a backbone that no [`ADCache`] serves, the steps themselves.
+        """
+        if self.backbone is None:
+            arguments, states = self._block_arguments(tokens, None), []
+            for index, block in enumerate(self.blocks):
+                states.append(block.attention.project(block.attention_norm(tokens), arguments["rotary"])[1:])
+                if index + 1 < len(self.blocks):  # the last one's output is of no use here
+                    tokens = block(tokens, **arguments)
+            return states
+        if not takes_rows_of_own_length(self.backbone):
+            return [(tokens,)]
+        cache: Any = DynamicCache(config=self.backbone.config)
+        self._decode(tokens, past_key_values=cache)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _decode(
         self,
         tokens: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
         position_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Hidden states (batch, time, width) of embedded steps of that shape; arguments as of `forward`."""
-        if self.backbone is None and position_ids is None:  # what a step of a rollout takes, with nothing beside it
-            return self._blocks(tokens, past_key_values)
-        return self._decoded(tokens, attention_mask, past_key_values, position_ids, output_attentions=False)[0]
-
-    def _decoded(
-        self,
-        tokens: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Any,
-        position_ids: torch.Tensor | None,
         **outputs: Any,
     ) -> Any:
-        """What the blocks or the backbone make of tokens, as a `ModelOutput` that begins with hidden states."""
-        if self.backbone is not None:
-            if isinstance(past_key_values, ADCache):
-                raise ValueError("ADCache is of this package's own blocks: give a backbone a cache of transformers")
-            return self.backbone(
-                inputs_embeds=tokens,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                use_cache=past_key_values is not None,
-                return_dict=True,
-                **{name: value for name, value in outputs.items() if value},
-                **({} if position_ids is None else {"position_ids": position_ids}),
-            )
-        if position_ids is not None:
-            raise ValueError("position_ids are for backbones: this package's blocks count a row's steps themselves")
-        if past_key_values is not None and outputs["output_attentions"]:
-            raise ValueError("output_attentions is of whole windows: leave past_key_values out")
-        return self._captured(tokens, past_key_values, return_dict=True, **outputs)
+        """A `ModelOutput` of blocks or backbone that begins with hidden states (batch, time, width)."""
+        if self.backbone is None:
+            if position_ids is not None:
+                raise ValueError(
+                    "position_ids are for backbones: this package's blocks count a row's steps themselves"
+                )
+            if past_key_values is not None and outputs.get("output_attentions"):
+                raise ValueError("output_attentions is of whole windows: leave past_key_values out")
+            return self._capture(tokens, past_key_values, return_dict=True, **outputs)
+        last: torch.Tensor | None = None
+        if isinstance(past_key_values, StepCache):
+            (tokens, attention_mask, last), past_key_values = past_key_values.update(tokens), None
+        elif isinstance(past_key_values, ADCache):
+            if tokens.shape[1] > 1:
+                raise ValueError("with an ADCache, a backbone takes one step at a time; got several")
+            positions, (seen,) = past_key_values.append(1)
+            attention_mask = None if seen is None else seen.long()
+            position_ids = positions.clamp(max=past_key_values.slots - 1).expand(len(tokens), -1).to(tokens.device)
+        decoded = self.backbone(
+            inputs_embeds=tokens,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            return_dict=True,
+            **{name: value for name, value in outputs.items() if value},
+            **({} if position_ids is None else {"position_ids": position_ids}),
+        )
+        if last is not None:
+            decoded.last_hidden_state = decoded[0][torch.arange(len(last)), last].unsqueeze(1)
+        return decoded
 
     @capture_outputs
-    def _captured(
-        self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool, **kwargs: Any
+    def _capture(
+        self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool = False, **kwargs: Any
     ) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=self._blocks(tokens, past_key_values, output_attentions))
+        return BaseModelOutput(last_hidden_state=self._decode_blocks(tokens, past_key_values, output_attentions))
 
-    def _blocks(
+    def _decode_blocks(
         self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool = False
     ) -> torch.Tensor:
-        hidden_states, arguments = tokens, self._block_arguments(tokens, past_key_values, output_attentions)
-        for block in self.blocks or ():
-            hidden_states = block(hidden_states, **arguments, past_key_values=past_key_values)
-        return self.norm(hidden_states)
-
-    def keys_and_values(self, tokens: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values (batch, time, heads, head_dim) of every block for embedded steps (batch, time, width)."""
-        assert self.blocks is not None
-        arguments, found = self._block_arguments(tokens, None), []
-        block: Any
-        for index, block in enumerate(self.blocks):
-            found.append(block.attention.project(block.attention_norm(tokens), arguments["rotary"])[1:])
-            if index + 1 < len(self.blocks):  # what the last one makes of them is of no use here
-                tokens = block(tokens, **arguments)
-        return found
+        arguments = self._block_arguments(tokens, past_key_values, output_attentions)
+        for block in self.blocks:
+            tokens = block(tokens, **arguments, past_key_values=past_key_values)
+        return self.norm(tokens)
 
     def _block_arguments(
-        self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool = False
+        self, tokens: torch.Tensor, cache: ADCache | None, output_attentions: bool = False
     ) -> dict[str, Any]:
-        """What all blocks are given beside hidden states (batch, time, width): positions, mask, implementation."""
+        """Arguments of all blocks beside hidden states (batch, time, width): positions, mask, implementation."""
         time, dtype, device = tokens.shape[1], tokens.dtype, tokens.device
         implementation = self.attention_implementation(time, device, output_attentions)
         window = self.config.sliding_window
         # Positions grow without bounds where a window slides, beyond float32's resolution of angles.
         angle_dtype = torch.float32 if window is None else torch.float64
-        mask: Any = None  # the cache's own matter, and sdpa is causal by itself
-        if past_key_values is not None:
-            positions = past_key_values.append(time)  # (batch or 1, time)
+        mask: Any = None  # sdpa is causal by itself
+        if cache is not None:
+            positions, seen = cache.append(time)  # (batch or 1, time)
+            mask = [None if slots is None else additive_mask(~slots[:, None, None], dtype) for slots in seen]
         else:
             positions = torch.arange(time, device=device if window is None else "cpu")
             automatic = self.config.automatic_attention
             if implementation == "eager" or (automatic and window is not None):
-                mask = causal_mask(time, window, dtype, device)
+                steps = torch.arange(time, device=device)
+                ago = steps.unsqueeze(1) - steps
+                mask = additive_mask((ago < 0) | (ago >= (window or time)), dtype)
             elif not automatic:  # padding stands at the end, where no step sees it: one mask serves the whole batch
                 make_mask = create_causal_mask if window is None else create_sliding_window_causal_mask
                 mask = make_mask(self.config, tokens[:1], attention_mask=None, past_key_values=None)
@@ -436,77 +458,6 @@ class ADModel(ADPreTrainedModel):
             "attention_implementation": implementation,
         }
 
-    def init_context(
-        self,
-        num_envs: int,
-        prompt: Prompt | None = None,
-        seed: int | None = None,
-        rollout_config: RolloutConfig | None = None,
-        **overrides: Any,
-    ) -> ADContext:
-        """
-        A context for environments of one's own: `actions = context.act(observations, rewards, episode_starts)`.
-
-        Args:
-            num_envs (`int`):
-                Number of environments that are acted in side by side.
-            prompt (`Mapping` or a sequence of them, *optional*):
-                Histories to begin with, see [`ADContext.prompt`]; by default the context is empty.
-            seed (`int`, *optional*):
-                Seed of the sampled actions; environment i has `seed + i`.
-            rollout_config ([`RolloutConfig`], *optional*), overrides:
-                How actions are chosen and what the context holds, as of [`ADModel.rollout`].
-        """
-        overrides = overrides if seed is None else {**overrides, "seed": seed}
-        config = RolloutConfig.from_dict(overrides).resolve(rollout_config or RolloutConfig(), self.rollout_config)
-        context = ADContext(self, num_envs, config)
-        if prompt is not None:
-            context.prompt(prompt)
-        return context
-
-    def rollout(
-        self,
-        envs: Any,
-        rollout_config: RolloutConfig | None = None,
-        prompt: Prompt | None = None,
-        callback: Callable[[RolloutOutput], Any] | None = None,
-        env_kwargs: Any = None,
-        **overrides: Any,
-    ) -> RolloutOutput:
-        r"""
-        Act in environments with the context as the only memory: frozen weights, learning from one's own experience.
-
-        Args:
-            envs (`gymnasium.vector.VectorEnv`, `gymnasium.Env` or `str`):
-                Environments with the spaces of the model: a vector environment of any autoreset mode, a single
-                environment, or the id of one.
-            rollout_config ([`RolloutConfig`], *optional*):
-                Settings; what it leaves unset is taken from the model's own `rollout_config`, then from the defaults.
-            prompt (`Mapping` or a sequence of them, *optional*):
-                Histories that the contexts begin with, one for each environment or one for all, see
-                [`ADContext.prompt`]; by default they are empty.
-            callback (`Callable[[RolloutOutput], Any]`, *optional*):
-                Called after each step with what is known so far, in place; if it returns `True`, the rollout ends.
-            env_kwargs (`Mapping` or a sequence of them, *optional*):
-                With an id: keyword arguments of each environment to make; by default one is made, without any.
-            overrides:
-                Fields of [`RolloutConfig`], such as `num_episodes`, `do_sample`, `temperature` and `seed`, which take
-                the place of those in `rollout_config`.
-
-        Returns:
-            [`RolloutOutput`]: `episode_returns` and `episode_lengths` (num_envs, num_episodes), and what else
-            was asked for.
-
-        Raises:
-            ValueError: for environments with other spaces than the model's, for unknown settings, and for observations
-                or rewards that are not finite or of a wrong shape, naming the environment and the step.
-
-        Example:
-            >>> out = model.rollout("CartPole-v1", num_episodes=5)
-            >>> out = model.rollout("ad_hf/DarkRoom-v0", env_kwargs=[{"goal": (0, 8)}, {"goal": (7, 1)}])
-        """
-        return rollout(self, envs, rollout_config, prompt, callback, env_kwargs, **overrides)
-
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save weights and configuration as every model of transformers, and `rollout_config.json` beside them."""
         main = kwargs.get("is_main_process", True)
@@ -514,7 +465,7 @@ class ADModel(ADPreTrainedModel):
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             self.rollout_config.save_pretrained(save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
-        if main:  # safetensors makes files for their owner alone; others may read them as what stands beside them
+        if main:  # safetensors makes files for their owner alone; others may read them as the files beside them
             mode = Path(save_directory, CONFIG_NAME).stat().st_mode
             for weights in Path(save_directory).glob("model*.safetensors"):
                 weights.chmod(mode)
@@ -528,49 +479,46 @@ class ADModel(ADPreTrainedModel):
         `state_dict`, `ignore_mismatched_sizes=True`, `output_loading_info=True` or a quantisation says otherwise.
 
         Raises:
-            ValueError: for weights that are missing, unexpected, of another shape, or not finite; for settings that
-                are none; and for a configuration that can run other people's code without `trust_remote_code=True`.
+            ValueError: for weights that are missing, unexpected, of another shape, or not finite; for unknown
+                settings; and for a configuration that can run other people's code without `trust_remote_code=True`.
             OSError: for files that are not there, or damaged.
         """
         path = pretrained_model_name_or_path
-        check_files(path)
+        check_files(path, kwargs.get("subfolder") or "")
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         kwargs = cls._with_config(path, hub, kwargs)
         check_trusted(kwargs["config"], path)
-        asked = kwargs.pop("output_loading_info", False)
-        quantized = [kwargs.get("quantization_config"), getattr(kwargs["config"], "quantization_config", None)]
-        given = [kwargs.get("state_dict"), kwargs.get("gguf_file"), *quantized]
-        lenient = asked or kwargs.get("ignore_mismatched_sizes") or any(value is not None for value in given)
+        wants_info = kwargs.get("output_loading_info", False)
+        lenient = any(kwargs.get(name) for name in LENIENT) or hasattr(kwargs["config"], "quantization_config")
         if path is not None and kwargs.get("gguf_file") is None:
             kwargs.setdefault("use_safetensors", True)  # other files can hold pickles
-        loaded: Any
-        if lenient:
-            loaded = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        else:
+        kwargs["output_loading_info"] = True
+        if not lenient:
             kwargs["ignore_mismatched_sizes"] = True  # so that all of them are told
-            with damage_named(path, hub), quiet():
-                loaded = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        loaded: Any
+        with nullcontext() if lenient else quiet():
+            loaded = super().from_pretrained(path, *args, **kwargs)
+        if not lenient:
             check_loaded(path, *loaded)
         model, info = loaded
         if path is not None:
             model.rollout_config = RolloutConfig.from_pretrained(path, **hub)
         revision = kwargs.get("revision")
         model.loaded_revision = getattr(revision, "resolved", revision)  # Auto classes resolve it to a commit
-        return (model, info) if asked else model
+        return (model, info) if wants_info else model
 
     @classmethod
     def _with_config(cls, path: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `from_pretrained` with the configuration, once it is known whether that is trusted."""
-        config = kwargs.get("config")
+        """Arguments of `from_pretrained` with the configuration, once it is clear whether that is trusted."""
+        config = kwargs.pop("config", None)
         if not isinstance(config, PreTrainedConfig):
             place = path if config is None else config
-            held = {name: kwargs[name] for name in (*HUB_ARGUMENTS, *NOT_OF_CONFIG) if name in kwargs}
-            kwargs = {name: value for name, value in kwargs.items() if name != "config" and name not in held}
+            others = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, *NOT_OF_CONFIG) if name in kwargs}
             try:
                 config, kwargs = ADConfig.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
             except ValueError as error:
                 raise ValueError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
-            kwargs |= held
+            kwargs |= others
         config = copy.deepcopy(config)
         if kwargs.get("trust_remote_code") is True:
             config.untrusted = []

@@ -2,78 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from .checks_ad import as_array, as_elements, as_flags, check_rewards
-
-if TYPE_CHECKING:
-    from .modeling_ad import ADModel
+from .configuration_ad import ADConfig
+from .embeddings_ad import FLAG, NUMBER, as_array, check_elements, to_tensor
 
 Prompt = Mapping[str, Any] | Sequence[Mapping[str, Any] | None]
+# observations, actions, previous_actions, rewards, previous_rewards and starts, (time, ...) each
+Steps = dict[str, torch.Tensor]
 
 
-def prompt_steps(history: Mapping[str, Any], model: ADModel, none: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+def parse_prompts(histories: Prompt, num_envs: int, config: ADConfig, none: torch.Tensor) -> list[Steps | None]:
     """
-    The steps of a history as a model takes them.
+    The steps of each environment's history; those that are the same object are parsed once.
 
     Args:
-        history (`Mapping`):
-            `observations` (time, ...), `actions` (time, ...), `rewards` (time,), and `terminations` and `truncations`
-            (time,) or else `episode_starts` (time,).
-        model ([`ADModel`]):
-            For its spaces.
+        histories (`Mapping` or a sequence of them):
+            As of [`ADContext.prompt`].
+        num_envs (`int`):
+            Number of environments.
+        config ([`ADConfig`]):
+            Of the model.
         none (`torch.Tensor`):
-            What stands for the action before the first.
-        name (`str`):
-            What to call the history in an error.
-
-    Returns:
-        `dict[str, torch.Tensor]`: `observations`, `actions`, `previous_actions`, `rewards`, `previous_rewards` and
-        `starts`, (time, ...) each.
+            The action before the first.
 
     Raises:
-        ValueError: for what is missing, of a wrong shape, or no element of the model's spaces.
+        ValueError: for a wrong number of histories, and for columns that are missing, of a wrong shape, or not of the
+            model's spaces, naming the environment.
     """
-    given = {"observations", "actions", "rewards"} - set(history)
-    if given or not ("episode_starts" in history or {"terminations", "truncations"} <= set(history)):
+    many: list[Any] = [histories] * num_envs if isinstance(histories, Mapping) else []
+    if isinstance(histories, Iterable) and not isinstance(histories, str | Mapping):
+        many = list(histories)  # a dataset is one, too
+    if len(many) != num_envs:
         raise ValueError(
-            f"{name}: expected observations, actions, rewards, and terminations and truncations or episode_starts; "
-            f"got {', '.join(sorted(history)) or 'nothing'}"
+            f"prompt must be one history for all environments or one (or None) for each of {num_envs}, got "
+            f"{len(many) or repr(histories)}"
         )
-    rewards = as_array(history["rewards"], f"{name}: rewards")
-    if rewards.ndim != 1:
+    parsed: dict[int, Steps] = {}
+    for env, history in enumerate(many):
+        if history is not None and id(history) not in parsed:
+            parsed[id(history)] = _parse(history, config, none, f"prompt of environment {env}")
+    return [None if history is None else parsed[id(history)] for history in many]
+
+
+def _parse(history: Any, config: ADConfig, none: torch.Tensor, name: str) -> Steps:
+    names = set(history) if isinstance(history, Mapping) else set()
+    ends = ["episode_starts"] if "episode_starts" in names else ["terminations", "truncations"]
+    if not {"observations", "actions", "rewards", *ends} <= names:
         raise ValueError(
-            f"{name}: rewards must be numbers of shape (time,), got {rewards.dtype} of shape {rewards.shape}"
+            f"{name}: expected a mapping of observations, actions, rewards, and terminations and truncations or "
+            f"episode_starts; got {', '.join(sorted(names)) or repr(history)}"
         )
-    time = len(rewards)
-    every = np.ones(time, dtype=bool)
-    try:
-        observations = as_elements(history["observations"], model.config.observation_space or {}, time, every)
-        actions = as_elements(history["actions"], model.config.action_space or {}, time, every, "actions")
-        paid = torch.from_numpy(check_rewards(rewards, time, every))
-        starts = _episode_starts(history, time)
-    except ValueError as error:
-        raise ValueError(f"{name}: {str(error).replace('environment', 'step')}") from error
-    previous_actions, previous_rewards = actions.to(none.dtype).roll(1, 0), paid.roll(1, 0)
-    if time:
-        previous_actions[0], previous_rewards[0] = none, 0.0
+    time = len(np.atleast_1d(as_array(history["rewards"], f"{name}: rewards")))
+    spaces: dict[str, Any] = {"rewards": NUMBER, "observations": config.observation_space}
+    spaces |= {"actions": config.action_space, **dict.fromkeys(ends, FLAG)}
+    columns = {
+        column: check_elements(history[column], space, time, f"{name}: {column}", row="step")
+        for column, space in spaces.items()
+    }
+    starts = np.any([columns[end] for end in ends], axis=0)
+    if len(ends) == 2:  # of the steps before
+        starts = np.roll(starts, 1)
+    starts[:1] = True
+    actions, rewards = to_tensor(columns["actions"]), to_tensor(columns["rewards"].astype(np.float32))
+    previous_actions, previous_rewards = actions.to(none.dtype).roll(1, 0), rewards.roll(1, 0)
+    previous_actions[:1], previous_rewards[:1] = none, 0.0
     return {
-        **{"observations": observations, "actions": actions, "previous_actions": previous_actions},
-        **{"rewards": paid, "previous_rewards": previous_rewards, "starts": starts},
+        **{"observations": to_tensor(columns["observations"]), "starts": torch.from_numpy(starts)},
+        **{"actions": actions, "previous_actions": previous_actions},
+        **{"rewards": rewards, "previous_rewards": previous_rewards},
     }
 
 
-def _episode_starts(history: Mapping[str, Any], time: int) -> torch.Tensor:
-    """Which steps (time,) are the first of their episode."""
-    names = ("episode_starts",) if "episode_starts" in history else ("terminations", "truncations")
-    columns = [as_flags(history[name], time, name, numbers=True).numpy() for name in names]
-    starts = columns[0].copy() if len(columns) == 1 else np.roll(columns[0] | columns[1], 1)
-    starts[:1] = True
-    return torch.from_numpy(starts)
-
-
-__all__ = ["Prompt", "prompt_steps"]
+__all__ = ["Prompt", "Steps", "parse_prompts"]

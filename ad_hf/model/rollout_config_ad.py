@@ -1,36 +1,32 @@
 """Settings of a rollout: to `model.rollout` what `GenerationConfig` is to `generate`."""
 
-from __future__ import annotations
-
+# Annotations are not postponed here, as in configuration_ad.py.
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers.utils import cached_file
 
-from .checks_ad import read_json
+from .configuration_ad import check_settings, read_json
 
 ROLLOUT_CONFIG_FILE = "rollout_config.json"
-
-DEFAULTS: dict[str, Any] = {
-    **{"num_episodes": 100, "max_steps": None},
-    **{"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "epsilon": 0.0, "seed": 0},
-    **{"context_length": None, "context_drop": None},
-    **{"output_steps": False, "output_log_probs": False, "output_logits": False, "output_frames": False},
-}
 LIMITS = ("num_episodes", "max_steps")
 SEEDS = 2**63
+
+
+def unset(default: Any, **bounds: float) -> Any:
+    """A setting that is `None` until it is resolved; its default and bounds stand in its metadata."""
+    return field(default=None, metadata={"default": default, **bounds})
 
 
 @dataclass
 class RolloutConfig:
     """
-    Settings of a rollout, saved beside a model as `rollout_config.json`. What is left unset (`None`) is taken from the
-    model's own settings, and then from the defaults that are named here.
+    Settings of a rollout, saved beside a model as `rollout_config.json`. Those that are left unset (`None`) are taken
+    from the model's own settings, and then from the defaults that are named here.
 
     Args:
         num_episodes: Episodes per environment (default: 100, unless max_steps is given).
@@ -47,79 +43,60 @@ class RolloutConfig:
         output_steps: Return observations, actions, rewards and ends of episodes, too.
         output_log_probs: Return the log-probabilities with which the actions were chosen, too.
         output_logits: Return the model's logits, too.
-        output_frames: Return the rendered pictures of what was seen at each step, too.
+        output_frames: Return the rendered pictures of the observations at each step, too.
     """
 
-    num_episodes: int | None = None
-    max_steps: int | None = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    epsilon: float | None = None
-    context_length: int | None = None
-    context_drop: int | None = None
-    seed: int | None = None
-    output_steps: bool | None = None
-    output_log_probs: bool | None = None
-    output_logits: bool | None = None
-    output_frames: bool | None = None
+    num_episodes: int | None = unset(100, least=1)
+    max_steps: int | None = unset(None, least=1)
+    do_sample: bool | None = unset(True)
+    temperature: float | None = unset(1.0, above=0)
+    top_k: int | None = unset(0, least=0)
+    top_p: float | None = unset(1.0, above=0, most=1)
+    epsilon: float | None = unset(0.0, least=0, most=1)
+    context_length: int | None = unset(None, least=1)
+    context_drop: int | None = unset(None, least=1)
+    seed: int | None = unset(0, least=0, below=SEEDS)
+    output_steps: bool | None = unset(False)
+    output_log_probs: bool | None = unset(False)
+    output_logits: bool | None = unset(False)
+    output_frames: bool | None = unset(False)
 
     def __post_init__(self) -> None:
-        for name in DEFAULTS:
-            if isinstance(value := getattr(self, name), np.generic):
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
                 setattr(self, name, value.item())
-        for name in ("num_episodes", "max_steps", "context_length", "context_drop"):
-            self._check(name, lambda value: value >= 1, "at least 1")
-        self._check("top_k", lambda value: value >= 0, "0 or greater")
-        self._check("seed", lambda value: 0 <= value < SEEDS, "0 or greater, and below 2**63")
-        self._check(
-            "temperature", lambda value: 0 < value < math.inf, "positive; do_sample=False takes the likeliest action"
-        )
-        self._check("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
-        self._check("epsilon", lambda value: 0 <= value <= 1, "from 0 to 1")
-        for name in ("do_sample", "output_steps", "output_log_probs", "output_logits", "output_frames"):
-            if not isinstance(getattr(self, name), bool | None):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-
-    def _check(self, name: str, allowed: Any, expected: str) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        whole = not isinstance(DEFAULTS[name], float)
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not allowed(value):
-            raise ValueError(f"{name} must be {'an integer, ' * whole}{expected}, got {value!r}")
+        check_settings(self)
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> RolloutConfig:
+    def from_dict(cls, settings: Mapping[str, Any]) -> "RolloutConfig":
         """A configuration from a dict; unknown keys raise a `ValueError` that names them."""
         if not isinstance(settings, Mapping):
             raise ValueError(f"rollout settings must be a dict of them, got {settings!r}")
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(map(str, settings)) - set(known))
-        if unknown:
-            raise ValueError(f"unknown rollout setting {', '.join(map(repr, unknown))}: expected {', '.join(known)}")
+        names = [each.name for each in fields(cls)]
+        if unknown := sorted(set(map(str, settings)) - set(names)):
+            raise ValueError(f"unknown rollout setting {', '.join(map(repr, unknown))}: expected {', '.join(names)}")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def resolve(self, *others: RolloutConfig) -> Any:
+    def resolve(self, *others: "RolloutConfig") -> Any:
         """
-        A [`RolloutConfig`] that is this one, with what is unset taken from others, in their order, and then from the
+        A [`RolloutConfig`] that is this one, with unset settings taken from others, in their order, and then from the
         defaults.
 
-        How long a rollout is, `num_episodes` or `max_steps`, is one setting: whoever sets either sets both.
+        The length of a rollout, `num_episodes` or `max_steps`, is one setting: a configuration that sets either sets
+        both.
         """
-        settings = dict(DEFAULTS)
+        settings = {each.name: each.metadata["default"] for each in fields(RolloutConfig)}
         for config in reversed([self, *others]):
             if type(config).__name__ != "RolloutConfig":  # by name, as a model from the Hub brings a class of its own
                 raise ValueError(f"rollout_config must be a RolloutConfig, got {config!r}")
-            given = config.to_dict()
-            if given.keys() & set(LIMITS):
+            own = config.to_dict()
+            if own.keys() & set(LIMITS):
                 settings.update(dict.fromkeys(LIMITS))
-            settings.update(given)
+            settings.update(own)
         return RolloutConfig(**settings)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -127,7 +104,7 @@ class RolloutConfig:
         Path(folder, ROLLOUT_CONFIG_FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, **hub_arguments: Any) -> RolloutConfig:
+    def from_pretrained(cls, model: str | Path, **hub_arguments: Any) -> "RolloutConfig":
         """
         The `rollout_config.json` of a model folder or Hub repository, or nothing set if it has none.
 

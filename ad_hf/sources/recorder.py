@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from ad_hf.envs.spaces import Elements, storage_dtype
-from ad_hf.envs.vector import checked_reset, checked_step, final_observations
+from ad_hf.envs.vector import check_same_step, checked_reset, checked_step, final_observations
 
 
 @dataclass
@@ -78,9 +78,7 @@ class HistoryRecorder(VectorWrapper):
 
     def __init__(self, envs: VectorEnv, num_steps: int, on_step: Callable[[int], None] | None = None) -> None:
         super().__init__(envs)
-        mode = envs.metadata.get("autoreset_mode")
-        if mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(f"expected environments with autoreset_mode=AutoresetMode.SAME_STEP, got {mode}")
+        check_same_step(envs)
         self._on_step = on_step
         self._num_steps = 0
         observations, actions = envs.single_observation_space, envs.single_action_space

@@ -26,7 +26,7 @@ class Folder:
 
     Args:
         path (`str` or `Path`):
-            Where it is.
+            The path of the folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,6 +43,10 @@ class Folder:
         """Make it, if it is not there."""
         self.path.mkdir(parents=True, exist_ok=True)
 
+    def exists(self) -> bool:
+        """Whether it is there."""
+        return self.path.is_dir()
+
     def names(self) -> list[str]:
         """Names of the files in it, hidden ones included."""
         if not self.path.is_dir():
@@ -54,21 +58,13 @@ class Folder:
         """Whether there is such a file."""
         return (self.path / name).is_file()
 
-    def exists(self) -> bool:
-        """Whether it is there."""
-        return self.path.is_dir()
-
-    def read_bytes(self, name: str) -> bytes:
-        """The contents of a file."""
-        return (self.path / name).read_bytes()
-
     def files(self, pattern: str) -> list[Any]:
-        """Those files in it whose names match, in order; each has a `name` and can be opened by `open("rb")`."""
+        """The files in it whose names match, in order; each has a `name` and `open("rb")`."""
         return sorted(path for path in self.path.glob(pattern) if path.is_file())
 
-    def take(self, source: Folder, name: str, new_name: str) -> None:
-        """Have a file of another such folder in this one, too: the same, where the file system has such links."""
-        link_or_copy(source.path / name, self.path / new_name)
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file."""
+        return (self.path / name).read_bytes()
 
     def read_text(self, name: str) -> str | None:
         """The text of a file, or `None` if there is no such file."""
@@ -84,6 +80,10 @@ class Folder:
         """Write a text file."""
         with self.writing(name) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+    def take(self, source: Any, name: str, new_name: str) -> None:
+        """Put a file of another such folder into this one, too: the same, where the file system has hard links."""
+        link_or_copy(source.path / name, self.path / new_name)
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
@@ -108,23 +108,23 @@ class Folder:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Keep other processes that ask for the same out; ends with this process, however that ends."""
+        """Keep other processes with the same name out; ends with this process, however that ends."""
         self.make()
         lock = self.path / f".{name}.lock"
         with FileLock(lock):
             try:
                 yield
             finally:
-                lock.unlink(missing_ok=True)  # a lock on a file that is gone is none: others make a new one
+                lock.unlink(missing_ok=True)  # a lock on a deleted file keeps nobody out: others make a new one
 
 
-# Where a file that is being put is not seen until it is whole; elsewhere it gets its name once it is.
+# Where an unfinished file cannot be seen; elsewhere a file gets its name once it is whole.
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hf", "memory"}
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a [`RemoteFolder`], as much of a `Path` as it takes to read it."""
+    """A file of a [`RemoteFolder`], with as much of a `Path` as it takes to read it."""
 
     file_system: AbstractFileSystem
     path: str
@@ -155,6 +155,14 @@ class RemoteFolder(Folder):
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
+    def _names(self, kind: str) -> list[str]:
+        self.file_system.invalidate_cache()  # other processes write, too
+        try:
+            entries = self.file_system.ls(self.root, detail=True)
+        except FileNotFoundError:
+            return []
+        return [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == kind]
+
     def child(self, name: str) -> RemoteFolder:
         return RemoteFolder(f"{self.url}/{name}")
 
@@ -165,38 +173,25 @@ class RemoteFolder(Folder):
         return bool(self.names())
 
     def names(self) -> list[str]:
-        self.file_system.invalidate_cache()  # other processes write, too
-        try:
-            entries = self.file_system.ls(self.root, detail=True)
-        except FileNotFoundError:
-            return []
-        return [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "file"]
+        return self._names("file")
 
     def folders(self) -> list[str]:
-        """Names of the folders in it, but for hidden ones."""
-        self.file_system.invalidate_cache()
-        entries = self.file_system.ls(self.root, detail=True)
-        names = [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory"]
-        return sorted(name for name in names if not name.startswith("."))
-
-    def remove_if_empty(self) -> None:
-        self.file_system.invalidate_cache()
-        if not self.names() and not self.file_system.ls(self.root):
-            self.file_system.rmdir(self.root)
+        """Names of the folders in it, except hidden ones."""
+        return sorted(name for name in self._names("directory") if not name.startswith("."))
 
     def is_file(self, name: str) -> bool:
         self.file_system.invalidate_cache()
         return self.file_system.isfile(self._path(name))
 
-    def read_bytes(self, name: str) -> bytes:
-        return self.file_system.cat_file(self._path(name))
-
     def files(self, pattern: str) -> list[Any]:
         names = sorted(name for name in self.names() if fnmatchcase(name, pattern))
         return [RemoteFile(self.file_system, self._path(name)) for name in names]
 
+    def read_bytes(self, name: str) -> bytes:
+        return self.file_system.cat_file(self._path(name))
+
     def read_text(self, name: str) -> str | None:
-        return self.file_system.read_text(self._path(name), encoding="utf-8") if self.is_file(name) else None
+        return self.read_bytes(name).decode() if self.is_file(name) else None
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -215,8 +210,7 @@ class RemoteFolder(Folder):
             write(temporary)
             self.file_system.mv(temporary, self._path(name))
 
-    def take(self, source: Folder, name: str, new_name: str) -> None:
-        assert isinstance(source, RemoteFolder)
+    def take(self, source: Any, name: str, new_name: str) -> None:
         self._place(new_name, lambda path: self.file_system.cp_file(source._path(name), path))
 
     def remove(self, name: str) -> None:
@@ -227,9 +221,13 @@ class RemoteFolder(Folder):
         with suppress(FileNotFoundError):
             self.file_system.rm(self.root, recursive=True)
 
+    def remove_if_empty(self) -> None:
+        if not self.names() and not self._names("directory"):
+            self.file_system.rmdir(self.root)
+
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """There is no lock: two that finish at once write the same bytes twice."""
+        """There is no lock: two processes that finish at once write the same bytes twice."""
         yield
 
 

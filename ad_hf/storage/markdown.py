@@ -1,7 +1,7 @@
 """
-What cards are rendered with: names, settings and recipes are other people's, and none may end what it stands in.
+The environment that renders cards. Names, settings and recipes are other people's: none may break out of its place.
 
-Whatever a template puts out is plain text, unless one of the filters makes code of it.
+All output of a template is plain text, unless one of the filters makes code of it.
 """
 
 from __future__ import annotations
@@ -10,40 +10,42 @@ import json
 import math
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 class Written(str):
-    """Markdown that is put out as it is."""
+    """Markdown that goes out as it is."""
 
 
 def _line(value: Any) -> str:
-    """A value on a single line; what is no text, as JSON."""
+    """A value on a single line: text as it is, other values as JSON."""
     content = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return "".join(char if char.isprintable() else " " for char in content)
 
 
 def text(value: Any) -> Written:
-    """A value as plain text, wherever it stands: in a paragraph, a heading, a link or a table."""
+    """A value as plain text for any place: a paragraph, a heading, a link or a table."""
     escaped = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _line(value))
     escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # At the beginning of a line, a heading or the element of a list.
+    # At the beginning of a line, the mark of a heading or a list.
     return Written(re.sub(r"^(\s*(?:#*|\d*))([#+.)-](?=\s)|#$)", r"\1\\\2", escaped))
 
 
 def _ticks(content: str, least: int) -> str:
-    """More backticks than stand in a row anywhere in a text."""
+    """More backticks than any run of them in a text has."""
     return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", content))])
 
 
 def code(value: Any, in_table: bool = False) -> Written:
-    """A value as code within a line; in a table, its bars have to be escaped."""
+    """A value as code within a line; a table needs its bars escaped."""
     content = _line(value) or " "
     ticks = _ticks(content, 1)
     padding = " " if "`" in (content[0], content[-1]) else ""
-    shown = content.replace("|", "\\|") if in_table else content
+    # A bar after a backslash would count as a bar of the table, however it is escaped.
+    shown = re.sub(r"\\(?=\|)", r"\\ ", content).replace("|", "\\|") if in_table else content
     return Written(f"{ticks}{padding}{shown}{padding}{ticks}")
 
 
@@ -65,20 +67,17 @@ def python(value: Any) -> Written:
     return Written(f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal)
 
 
-def _shown(value: Any) -> Any:
-    """What is put out for the value of an expression: text, unless a filter has made something of it."""
-    is_plain = isinstance(value, (str, dict, list, tuple)) and not isinstance(value, Written)
-    return text(value) if is_plain else value
+def _finalize(value: Any) -> Any:
+    """The output for the value of an expression: text, unless a filter has made Markdown of it."""
+    return text(value) if isinstance(value, (str, dict, list, tuple)) and not isinstance(value, Written) else value
 
 
-def card_environment(folder: Any) -> Environment:
-    """The Jinja environment for the templates of a folder."""
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters |= {"code": code, "fence": fence, "python": python, "safe": Written, "shell": shlex.quote}
-    return environment
+_package = Path(__file__).resolve().parent.parent
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader([_package, _package.parent]),  # templates: in a wheel, and in a checkout
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=_finalize,
+)
+ENVIRONMENT.filters |= {"code": code, "fence": fence, "python": python, "safe": Written, "shell": shlex.quote}

@@ -15,8 +15,9 @@ from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType, TorchDynamoPlugin, broadcast_object_list, parse_flag_from_env
 
-from ad_hf.model.checks_ad import check_fits, element_shape
 from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.embeddings_ad import element_shape
+from ad_hf.model.loading_ad import check_fits
 from ad_hf.training.config import TrainingConfig
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -19,7 +19,7 @@ from ad_hf.hub.model_files import (
     model_files,
 )
 from ad_hf.hub.push import push_files
-from ad_hf.hub.uploads import make_repository
+from ad_hf.hub.uploads import PushConfig, make_repository
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import files_in, link_or_copy, read_text
 from ad_hf.storage.repositories import HUB_ID
@@ -44,7 +44,7 @@ class Publisher:
         if match is None:
             raise ValueError(f"push_to must be user/name or user/name@branch, got {target!r}")
         self._branch, self._output_dir = match["revision"] or "main", output_dir
-        self._repo_id = make_repository(match["repo_id"], "model", self._branch)
+        self._repo_id = make_repository(match["repo_id"], "model", PushConfig(revision=self._branch))
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="push")
         self._running: Future[None] | None = None
 

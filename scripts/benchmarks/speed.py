@@ -41,8 +41,9 @@ from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.schema import history_features, history_table
+from ad_hf.histories.schema import history_features
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.writer import history_table
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import load_recipe

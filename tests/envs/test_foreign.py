@@ -45,6 +45,7 @@ def test_every_known_name_is_there(name):
             "family.splits.test.random.values.goal.function",
         ),
         ({"splits": {"train": {"tasks": [{"rom_file": "a"}]}}}, r"family.splits.train.tasks\[0\].rom_file"),
+        ({"splits": {"train": [{"rom_file": "a"}]}}, r"family.splits.train.tasks\[0\].rom_file"),
         ({"attributes": ["_np_random"]}, "_np_random"),
         ({"attributes": ["unwrapped.spec"]}, "unwrapped.spec"),
         ({"env_id": "os:ad_hf/DarkRoom-v0"}, "os:ad_hf/DarkRoom-v0"),

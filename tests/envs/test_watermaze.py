@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ad_hf.envs.watermaze_view as view
-from ad_hf.envs.watermaze import PLATFORM_RADIUS, SWIMMING_RADIUS, optimal_return, platform_distance
+from ad_hf.envs.watermaze import SWIMMING_RADIUS, optimal_return, platform_distance
 
 FORWARD, BACKWARD, LEFT, RIGHT, TURN_LEFT, TURN_RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(8)
 
@@ -197,27 +197,10 @@ def test_episodes_start_in_the_centre_with_any_heading():
     second, *_ = envs.step(np.zeros(3, dtype=int))
     assert len(np.unique(np.concatenate([first, second]), axis=0)) == 6
     np.testing.assert_array_equal(envs.reset(seed=0)[0], first)
-
-
-def test_episodes_start_alike_without_random_headings():
-    envs = make(3, random_heading=False, max_episode_steps=1)
-    first, _ = envs.reset(seed=0)
+    ahead = make(3, random_heading=False, max_episode_steps=1)
+    first, _ = ahead.reset(seed=0)
     assert len(np.unique(first, axis=0)) == 1
-    np.testing.assert_array_equal(envs.step(np.zeros(3, dtype=int))[0], first)
-
-
-def test_frames_that_were_handed_out_stay_as_they_are():
-    envs = make(3, max_episode_steps=3, platform=(0.1, 0), terminate_on_reach=True)
-    handed_out = [envs.reset(seed=0)[0]]
-    copies = [handed_out[0].copy()]
-    for _ in range(9):
-        frames, _, _, _, infos = envs.step(envs.action_space.sample())
-        handed_out += [frames, *([infos["final_obs"]] if "final_obs" in infos else [])]
-        copies += [array.copy() for array in handed_out[len(copies) :]]
-        frames[:, :2] = 0  # as a user may do
-        copies[-2 if "final_obs" in infos else -1][:, :2] = 0
-    for array, copy in zip(handed_out, copies, strict=True):
-        np.testing.assert_array_equal(array, copy)
+    np.testing.assert_array_equal(ahead.step(np.zeros(3, dtype=int))[0], first)
 
 
 def test_rendering_shows_the_platform_beside_the_view():
@@ -227,30 +210,9 @@ def test_rendering_shows_the_platform_beside_the_view():
     assert picture.shape == (216, 216 + 288, 3)
     np.testing.assert_array_equal(picture[::3, 216::3], frame)
     assert (picture[43, 65] == view.PLATFORM).all()
-    vector = make(2, platform=np.array([[-0.4, 0.6], [0.5, 0.5]]), render_mode="rgb_array", height=72, width=96)
-    vector.reset(seed=0)
-    pictures = vector.render()
-    np.testing.assert_array_equal(pictures[0], picture)
-    assert not (pictures[1][43, 65] == view.PLATFORM).all()
-    assert make(2).render() is None
 
 
-@pytest.mark.parametrize("platform", [(0.8, 0.8), (float("nan"), 0), (1, 2, 3), "centre", [[0, 0], [0, 2]]], ids=str)
-def test_platforms_outside_the_pool_are_refused(platform):
-    with pytest.raises(ValueError, match="platform must"):
-        make(2, platform=platform)
-
-
-def test_frames_without_pixels_are_refused():
-    with pytest.raises(ValueError, match="height and width must be at least 1, got 0 and 12"):
-        make(height=0)
-
-
-def test_platform_distance_is_that_from_the_start():
+def test_returns_and_distances_of_tasks():
     assert platform_distance(platform=[0.3, -0.4], height=18) == pytest.approx(0.5)
-    assert PLATFORM_RADIUS < 0.5
-
-
-def test_optimal_return_of_short_episodes_is_unknown():
     with pytest.raises(ValueError, match="at least 15 steps, got 14"):
         optimal_return(platform=(0, 0), max_episode_steps=14)

@@ -14,7 +14,6 @@ from gymnasium import spaces
 from history_files import ACTIONS, make_table, of_histories, open_dataset, write_dataset, write_shard
 
 import ad_hf
-from ad_hf.envs.spaces import outside
 from ad_hf.evaluation.report import source_curves
 from ad_hf.formats.merge import merge_datasets
 from ad_hf.histories.dataset import check_dataset
@@ -279,26 +278,6 @@ def test_actions_outside_of_their_box_are_refused(tmp_path, read):
     read(folder)
     with pytest.raises(ValueError, match=r"row 1 .*actions: \[50.0, 0.5\] at step 3, expected an element of Box"):
         read(spoilt(folder, tmp_path / "bad", cells("actions", [50.0, 0.5])))
-
-
-@pytest.mark.parametrize(
-    ("values", "space", "is_action", "wrong"),
-    [
-        ([[1.0, 5.0], [-1.0, 0.0]], BOX, True, [0, 0]),
-        ([[1.0000001, 5.0], [-1.0000001, -1e-7]], BOX, True, [0, 0]),
-        ([[1.01, 5.0], [0.0, -0.1]], BOX, True, [1, 1]),
-        ([[1.01, 5.0], [0.0, -0.1]], BOX, False, [0, 0]),
-        ([[np.nan, 5.0], [0.0, np.inf]], BOX, False, [1, 1]),
-        ([[0.0, 1e39], [0.0, 1e38]], BOX, True, [1, 0]),
-        ([[3], [4]], spaces.Box(-3, 3, (1,), np.int64), True, [0, 1]),
-        ([2, 3, -1], spaces.Discrete(3), True, [0, 1, 1]),
-        ([[2, 8], [3, 0]], spaces.MultiDiscrete([3, 9]), False, [0, 1]),
-        ([1.0, 1e308, -1e308, np.nan, 3.4e38], None, False, [0, 1, 1, 1, 0]),
-        (np.zeros((0, 2)), BOX, True, []),
-    ],
-)
-def test_what_a_model_cannot_take_is_found(values, space, is_action, wrong):
-    assert outside(np.array(values), space, is_action).tolist() == [bool(value) for value in wrong]
 
 
 @pytest.mark.parametrize("name", ["run[1]", "a*b", "what?", "x::y", "~", " spaces  ", "höhe ☃", "{a},b", "%20#=&"])

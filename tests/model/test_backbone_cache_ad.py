@@ -21,7 +21,7 @@ from context_reference import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ad_hf.model.backbone_cache_ad import BackboneCache, NoCache
+from ad_hf.model.cache_ad import ADCache, StepCache
 
 FIXED = {"deadline": None, "derandomize": True, "database": None}
 QWEN2 = {**LLAMA, "model_type": "qwen2", "sliding_window": 4}  # which it only has with `use_sliding_window`
@@ -78,7 +78,7 @@ def test_cached_steps_are_the_backbone_on_the_steps_that_are_held(
     # Long enough for the library's columns, a quarter more than the context, to be used up several times.
     run = assert_agrees(model, num_steps=4 * longest + 20, context_length=length, context_drop=drop, **life)
 
-    assert isinstance(run.context._cache, BackboneCache)
+    assert isinstance(run.context._cache, ADCache)
 
 
 @pytest.mark.parametrize("backbone", [LLAMA, GPT2, GPT_NEOX, QWEN2], ids=lambda config: config["model_type"])
@@ -87,7 +87,7 @@ def test_environments_that_pause_and_start_anew_on_their_own_do_not_disturb_each
 
     run = assert_agrees(model, 4, 100, active_probability=0.7, reset_probability=0.02, with_prompts=True)
 
-    assert isinstance(run.context._cache, BackboneCache)
+    assert isinstance(run.context._cache, ADCache)
     assert min(run.seen.values()) > 2  # the run went through the cases that it is there for
     assert len(run.seen) == 3
 
@@ -97,7 +97,7 @@ def test_environments_that_pause_and_start_anew_on_their_own_do_not_disturb_each
 def test_backbones_that_no_padded_cache_serves_encode_the_held_steps_each_time(make_model, backbone, life, drop):
     model = make_model(backbone_config=backbone, context_length=7)
     run = assert_agrees(model, num_steps=30, context_drop=drop, **life)
-    assert isinstance(run.context._cache, NoCache)
+    assert isinstance(run.context._cache, StepCache)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_backbones_that_no_padded_cache_serves_encode_the_held_steps_each_time(m
 def test_every_kind_of_attention_is_encoded_rightly(make_model, backbone, cached):
     model = make_model(backbone_config=backbone, context_length=8)
     run = assert_agrees(model, 3, 30, active_probability=0.7, reset_probability=0.05, with_prompts=True)
-    assert isinstance(run.context._cache, BackboneCache if cached else NoCache)
+    assert isinstance(run.context._cache, ADCache if cached else StepCache)
 
 
 @pytest.mark.parametrize("backbone", [LLAMA, MISTRAL], ids=lambda config: config["model_type"])

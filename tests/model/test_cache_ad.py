@@ -17,7 +17,7 @@ from context_reference import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ad_hf.model.cache_ad import ADCache
+from ad_hf.model.cache_ad import ADCache, make_cache
 
 FIXED = {"deadline": None, "derandomize": True, "database": None}
 shapes = st.fixed_dictionaries(
@@ -70,7 +70,7 @@ def test_a_sliding_window_gives_the_model_on_all_steps_so_far(make_model, shape,
 
     run = assert_agrees(model, num_steps=3 * shape["context_length"] + 6, **life)
 
-    assert run.context._cache.keys.shape[3] == window
+    assert run.context._cache.states[0][0].shape[2] == window
 
 
 @pytest.mark.parametrize("settings", [{}, {"sliding_window": 6}], ids=["dropping", "sliding"])
@@ -142,7 +142,7 @@ def test_a_sliding_window_stays_right_for_as_long_as_one_likes(make_model, space
 def test_a_cache_filled_in_chunks_gives_the_logits_of_one_pass(make_model, make_history, attention, chunks, settings):
     model = make_model(attn_implementation=attention, **settings)
     inputs, _ = make_history(model.config, batch=3, time=12)
-    cache = ADCache(model.config, 3, torch.device("cpu"), torch.float32)
+    cache = make_cache(model, 3)
 
     parts = zip(*(part.split(chunks, dim=1) for part in inputs.values()))
     logits = torch.cat([model(*part, past_key_values=cache).logits for part in parts], dim=1)
@@ -156,7 +156,7 @@ def test_a_cache_filled_in_chunks_gives_the_logits_of_one_pass(make_model, make_
 def test_a_sliding_cache_takes_chunks_of_any_size(make_model, make_history, shape, window, chunks):
     model = make_model(**{**sized(shape), "context_length": 10}, sliding_window=window)
     inputs, _ = make_history(model.config, batch=2, time=sum(chunks))
-    cache = ADCache(model.config, 2, torch.device("cpu"), torch.float32)
+    cache = make_cache(model, 2)
 
     parts = zip(*(part.split(chunks, dim=1) for part in inputs.values()))
     logits = torch.cat([model(*part, past_key_values=cache).logits for part in parts], dim=1)
@@ -168,4 +168,4 @@ def test_a_cache_refuses_more_steps_than_it_holds(make_model, make_history):
     model = make_model(context_length=4)
     inputs, _ = make_history(model.config, batch=1, time=5)
     with pytest.raises(ValueError, match="holds 4 steps"):
-        model(**inputs, past_key_values=ADCache(model.config, 1, torch.device("cpu"), torch.float32))
+        model(**inputs, past_key_values=make_cache(model, 1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from context_reference import BOX
 
-from ad_hf.model.mixture_ad import EDGE
+from ad_hf.model.heads_ad import EDGE
 from ad_hf.model.modeling_ad import ADModel
 
 LOW, HIGH = (np.array(BOX[bound]) for bound in ("low", "high"))

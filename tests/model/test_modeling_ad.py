@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from ad_hf.model.cache_ad import ADCache
+from ad_hf.model.cache_ad import make_cache
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.model.modeling_ad import ADModel, rotary_tables
 
@@ -397,11 +397,15 @@ def test_a_backbone_gives_shapes_loss_and_gradients_as_our_own_blocks_do(make_mo
         assert name in token_tables or weight.grad.any(), name
 
 
-def test_a_backbone_takes_no_cache_of_ours(make_model, make_history):
+def test_a_backbone_takes_an_ad_cache_a_step_at_a_time(make_model, make_history):
     model = make_model(backbone_config=BACKBONES["llama"])
-    cache = ADCache(model.config, 3, torch.device("cpu"), torch.float32)
-    with pytest.raises(ValueError, match="backbone"):
-        model(**make_history(model.config)[0], past_key_values=cache)
+    inputs, _ = make_history(model.config)
+    cache = make_cache(model, 3)
+    steps = zip(*(part.split(1, dim=1) for part in inputs.values()))
+    logits = torch.cat([model(*step, past_key_values=cache).logits for step in steps], dim=1)
+    torch.testing.assert_close(logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="one step at a time"):
+        model(**inputs, past_key_values=make_cache(model, 3))
 
 
 def test_positions_are_refused_by_blocks_that_count_themselves(make_model, make_history):

@@ -191,59 +191,42 @@ def test_what_an_environment_does_after_a_prompt_depends_on_its_seed(make_model)
     assert len(set(actions[0].tolist())) > 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"observations": None}, "prompt of environment 1: expected observations, actions, rewards, .*got actions"),
-        ({"actions": None}, "prompt of environment 1: expected observations"),
-        ({"rewards": None}, "prompt of environment 1: expected observations"),
-        (
-            {"terminations": None},
-            "prompt of environment 1: expected .* terminations and truncations or episode_starts",
-        ),
-        ({"observations": np.zeros(7, int)}, r"environment 1: observations must be numbers of shape \(8,\), got"),
-        ({"observations": np.zeros((8, 2), int)}, r"environment 1: observations must be numbers of shape \(8,\), got"),
-        ({"observations": [0, 1, 2, 7, 0, 0, 0, 0]}, "environment 1: observations of step 3 are no element of"),
-        ({"actions": np.zeros(9, int)}, r"environment 1: actions must be numbers of shape \(8,\), got"),
-        ({"actions": [0] * 7 + [5]}, "environment 1: actions of step 7 are no element of .*'n': 5.*: 5"),
-        ({"actions": [-100] + [0] * 7}, "environment 1: actions of step 0 are no element of .*: -100"),
-        ({"rewards": np.zeros((8, 1))}, r"environment 1: rewards must be numbers of shape \(time,\), got"),
-        ({"rewards": 5}, r"environment 1: rewards must be numbers of shape \(time,\), got"),
-        ({"rewards": [[1.0, 2.0], [3.0]]}, "environment 1: rewards must be an array of numbers"),
-        ({"observations": [[0, 0], [0]]}, "environment 1: observations must be an array of numbers"),
-        ({"rewards": [0.0, np.nan] + [0.0] * 6}, "environment 1: the reward of step 1 is not finite: nan"),
-        ({"terminations": np.zeros(7, bool)}, r"environment 1: terminations must have shape \(8,\), one"),
-        ({"truncations": np.zeros((8, 1), bool)}, r"environment 1: truncations must have shape \(8,\), one"),
-    ],
-)
-def test_malformed_prompts_are_refused_by_the_number_of_their_environment(make_model, changes, message):
+REFUSED_COLUMNS = [
+    ({"observations": None}, "expected a mapping of observations, actions, rewards, .*got actions"),
+    ({"actions": None}, "expected a mapping of observations"),
+    ({"rewards": None}, "expected a mapping of observations"),
+    ({"terminations": None}, "expected .* terminations and truncations or episode_starts"),
+    ({"observations": np.zeros(7, int)}, r"observations must be numbers of shape \(8,\), got"),
+    ({"observations": np.zeros((8, 2), int)}, r"observations must be numbers of shape \(8,\), got"),
+    ({"observations": [0, 1, 2, 7, 0, 0, 0, 0]}, "observations of step 3 are no element of"),
+    ({"observations": [[0, 0], [0]]}, "observations must be an array of numbers"),
+    ({"actions": np.zeros(9, int)}, r"actions must be numbers of shape \(8,\), got"),
+    ({"actions": [0] * 7 + [5]}, "actions of step 7 are no element of .*'n': 5.*: 5"),
+    ({"actions": [-100] + [0] * 7}, "actions of step 0 are no element of .*: -100"),
+    ({"rewards": np.zeros((8, 1))}, r"rewards must be numbers of shape \(8,\), got"),
+    ({"rewards": 5}, r"rewards must be numbers of shape \(1,\), got"),
+    ({"rewards": [[1.0, 2.0], [3.0]]}, "rewards must be an array of numbers"),
+    ({"rewards": [0.0, np.nan] + [0.0] * 6}, "rewards of step 1 are not finite: nan"),
+    ({"terminations": np.zeros(7, bool)}, r"terminations must be numbers of shape \(8,\)"),
+    ({"truncations": np.zeros((8, 1), bool)}, r"truncations must be numbers of shape \(8,\)"),
+]
+
+
+def test_malformed_prompts_are_refused_by_the_number_of_their_environment_and_leave_nothing(make_model):
     model = made(make_model, {})
     history = random_history(model, 8, np.random.default_rng(0))
-    changed = {name: value for name, value in {**history, **changes}.items() if value is not None}
     (context, _), (untouched, _) = live(model, 5, num_envs=3), live(model, 5, num_envs=3)
 
-    with pytest.raises(ValueError, match=message):
-        model.init_context(2, prompt=[history, changed])
-    with pytest.raises(ValueError, match=message):
-        context.reset(np.ones(3, dtype=bool), prompt=[history, changed, None])
+    for changes, message in REFUSED_COLUMNS:
+        changed = {name: value for name, value in {**history, **changes}.items() if value is not None}
+        with pytest.raises(ValueError, match=f"prompt of environment 1: {message}"):
+            context.reset(np.ones(3, dtype=bool), prompt=[history, changed, None])
+    for prompt in ([history], [history] * 4, "history", 3, [[0, 1], [2, 3], [4]], [3, 4, 5]):
+        with pytest.raises(ValueError, match="prompt"):
+            context.reset(prompt=prompt)
+        with pytest.raises(ValueError, match="prompt"):
+            model.init_context(3, prompt=prompt)
 
-    for each in (context, untouched):  # of a refused prompt nothing remains
+    for each in (context, untouched):
         each.act(np.array([1, 2, 3]), np.ones(3))
     assert torch.equal(context.logits, untouched.logits)
-
-
-@pytest.mark.parametrize("number", [1, 3])
-def test_there_is_a_prompt_for_each_environment(make_model, number):
-    model = made(make_model, {})
-    history = random_history(model, 8, np.random.default_rng(0))
-    message = f"prompt must be one history for all environments or one .* for each of 2, got {number}"
-    with pytest.raises(ValueError, match=message):
-        model.init_context(2, prompt=[history] * number)
-    with pytest.raises(ValueError, match=message):
-        model.init_context(2).reset(prompt=[history] * number)
-
-
-@pytest.mark.parametrize("prompt", ["history", 3, [[0, 1], [2, 3]], [3, 4]], ids=str)
-def test_what_is_no_history_is_refused(make_model, prompt):
-    with pytest.raises(ValueError, match="prompt"):
-        make_model().init_context(2, prompt=prompt)

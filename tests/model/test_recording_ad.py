@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rollout_environments import CART_POLE, DARK_ROOM, GOALS, MODES, Counting, cart_poles, dark_rooms
 
 from ad_hf.envs.dark_room import DarkRoomEnv
-from ad_hf.model.recording_ad import RolloutOutput
+from ad_hf.model.rollout_ad import RolloutOutput
 
 STEPS = ("observations", "actions", "rewards", "terminations", "truncations")
 COUNTING = {"observation_space": {"type": "Discrete", "n": 8}, "action_space": {"type": "Discrete", "n": 5}}

@@ -16,13 +16,13 @@ from ad_hf.model.modeling_ad import ADModel
 class RecordingContext(ADContext):
     """Keeps the steps that count, per environment: what was seen, the reward that led there, episode start, action."""
 
-    def act(self, observations, rewards=None, episode_starts=None, active=None, do_sample=None):
-        actions = super().act(observations, rewards, episode_starts, active, do_sample)
-        if not hasattr(self, "steps"):
-            self.steps = [[] for _ in range(self.num_envs)]
-        for env in np.flatnonzero(np.ones(self.num_envs) if active is None else active):
+    def step(self, observations, rewards, episode_starts, active, do_sample=None):
+        actions = super().step(observations, rewards, episode_starts, active, do_sample)
+        if not hasattr(self, "lived"):
+            self.lived = [[] for _ in range(self.num_envs)]
+        for env in np.flatnonzero(active):
             seen = np.ravel(observations[env]).tolist()
-            self.steps[env].append((seen, float(rewards[env]), bool(episode_starts[env]), int(actions[env])))
+            self.lived[env].append((seen, float(rewards[env]), bool(episode_starts[env]), int(actions[env])))
         return actions
 
 
@@ -113,7 +113,7 @@ def test_the_context_is_given_rewards_across_episodes_and_their_starts(make_mode
     model.rollout(dark_rooms(mode), num_episodes=20, seed=0)
 
     paid_at_the_end = 0
-    for env, steps in enumerate(model.context.steps):
+    for env, steps in enumerate(model.context.lived):
         position, reward = (1, 1), 0.0
         for number, (seen, given_reward, start, action) in enumerate(steps):
             if number % 5 == 0:

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.heads_ad import CategoricalHead, action_probabilities, draw, uniform
 from ad_hf.model.rollout_ad import RolloutConfig
-from ad_hf.model.sampling_ad import action_probabilities, choose, draw, uniform
 
+ACTIONS_3_2 = {"type": "MultiDiscrete", "nvec": [3, 2]}
 FIXED = {"deadline": None, "derandomize": True, "database": None}
 WAYS = {
     "softmax": {},
@@ -202,11 +204,13 @@ def test_a_row_is_drawn_alike_whatever_stands_beside_it():
     logits = torch.randn(20, 5, generator=generator)
     seeds, counters, config = np.arange(20) * 7, np.arange(20)[::-1].copy(), RolloutConfig().resolve()
 
-    categories, log_probs = choose(logits, [3, 2], seeds, counters, config, True)
+    head = CategoricalHead(ADConfig(observation_space={"type": "Discrete", "n": 2}, action_space=ACTIONS_3_2))
+    categories, log_probs = head.choose(logits, uniform(seeds, counters, 2), config, True)
 
     for row in range(20):
         alone = slice(row, row + 1)
-        category, log_prob = choose(logits[alone], [3, 2], seeds[alone], counters[alone], config, True)
+        numbers = uniform(seeds[alone], counters[alone], 2)
+        category, log_prob = head.choose(logits[alone], numbers, config, True)
         assert (category[0] == categories[row]).all()
         assert log_prob[0] == log_probs[row]
 

@@ -36,9 +36,8 @@ GPT2 = {
 VECTOR = {"type": "Box", "shape": [3], "low": [None] * 3, "high": [None] * 3, "dtype": "float32"}
 BOX = {"type": "Box", "shape": [2], "low": [-1.0, 0.0], "high": [1.0, 4.0], "dtype": "float32"}
 MODULES = [
-    *("backbone_cache_ad.py", "cache_ad.py", "checks_ad.py", "configuration_ad.py", "context_ad.py"),
-    *("environments_ad.py", "loading_ad.py", "modeling_ad.py", "prompt_ad.py", "recording_ad.py", "rollout_ad.py"),
-    *("mixture_ad.py", "rollout_config_ad.py", "sampling_ad.py", "spaces_ad.py"),
+    *("cache_ad.py", "configuration_ad.py", "context_ad.py", "embeddings_ad.py", "environments_ad.py", "heads_ad.py"),
+    *("loading_ad.py", "modeling_ad.py", "prompt_ad.py", "rollout_ad.py", "rollout_config_ad.py"),
 ]
 
 # Run where `ad_hf` cannot be imported, as on the machine of someone who found the model on the Hub.

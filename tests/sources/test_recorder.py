@@ -206,7 +206,7 @@ def without_final(returned):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (DictInfoToList, r"step 0: .*returned infos as a list of 3 values"),
+        (DictInfoToList, r"step 0: .*returned infos as a list,"),
         (lambda envs: Changed(envs, reset=lambda returned: returned[0]), "step 0: the reset of .* returned a ndarray"),
         (lambda envs: Changed(envs, reset=with_value(1, None)), "step 0: .*returned infos as a NoneType"),
         (lambda envs: Changed(envs, step=lambda returned: returned[:4]), r"step 0: .* returned a tuple of 4 values"),

@@ -78,6 +78,7 @@ def test_a_literal_of_python_is_the_value_on_one_line(value):
 
 @settings(max_examples=300, deadline=None)
 @given(NAMES)
+@example("\\|")
 def test_code_and_text_stay_in_their_line_and_cell(name):
     for written in (code(name), code(name, in_table=True), text(name)):
         assert written.isprintable()

@@ -1,4 +1,4 @@
-"""What the spaces of an environment make of a model: how steps become tokens, and what the action head predicts."""
+"""From what environments return to tokens: elements of spaces, checked, and embedded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_ad import ADConfig, categories
-from .sampling_ad import choose
 
 # Standard deviations at which normalised observations are cut off.
 OUTLIER = 10.0
@@ -20,9 +19,111 @@ OUTLIER = 10.0
 # Height and width of the patches into which images are divided.
 PATCH = 4
 
+# Spaces of rewards and of flags that may be numbers.
+NUMBER = {"type": "Box", "shape": []}
+FLAG = {"type": "Discrete", "n": 2}
+
+
+def as_array(values: Any, name: str) -> np.ndarray:
+    """Values as an array; a `ValueError` with their name for a ragged sequence."""
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers, got {type(values).__name__}: {error}") from error
+
+
+def element_shape(space: dict[str, Any]) -> tuple[int, ...]:
+    """Shape of an element of a space that is given as JSON."""
+    if space["type"] == "Box":
+        return tuple(space["shape"])
+    return () if space["type"] == "Discrete" else (len(categories(space)),)
+
+
+def check_elements(
+    values: Any,
+    space: dict[str, Any],
+    number: int,
+    name: str,
+    rows: np.ndarray | None = None,
+    row: str = "environment",
+) -> np.ndarray:
+    """
+    Elements of a space as an array.
+
+    Args:
+        values (`np.ndarray` of shape `(number, ...)`):
+            One element for each environment, or step of a history.
+        space (`dict`):
+            The space as JSON.
+        number (`int`):
+            The number of elements.
+        name (`str`):
+            The name of the values, for errors.
+        rows (`np.ndarray` of shape `(number,)`, *optional*):
+            Elements that count; others may be anything, and become 0 where they are not in the space.
+        row (`str`, *optional*, defaults to `"environment"`):
+            What an element belongs to, for errors.
+
+    Raises:
+        ValueError: for elements of a wrong shape or outside of the space, naming the first.
+    """
+    array, expected = as_array(values, name), (number, *element_shape(space))
+    if array.shape != expected or array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be numbers of shape {expected}, got {array.dtype} of shape {array.shape}")
+    if space["type"] == "Box":
+        outside, fault = ~np.isfinite(array), "not finite"
+    else:
+        sizes = np.reshape(categories(space), expected[1:])
+        outside, fault = ~((array >= 0) & (array < sizes)), f"no element of {space}"
+        if array.dtype.kind == "f":
+            outside |= array != np.floor(array)
+    if outside.any():
+        wrong = outside.reshape(number, -1).any(axis=1) & (True if rows is None else rows)
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            raise ValueError(f"{name} of {row} {index} are {fault}: {array[index].tolist()}")
+        array = np.where(outside, 0, array)
+    return array
+
+
+def check_flags(values: Any, number: int, name: str) -> np.ndarray:
+    """Truth values (number,); a `ValueError` for anything else, numbers included, which could be indices."""
+    array = as_array(values, name)
+    if array.shape != (number,) or array.dtype.kind != "b":
+        raise ValueError(
+            f"{name} must have shape ({number},), one truth value for each environment, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    return array
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """An array as a tensor, in a byte order and a type that torch computes with."""
+    wide = array.dtype.kind == "u" and array.dtype.itemsize > 1
+    return torch.as_tensor(array.astype(np.int64 if wide else array.dtype.newbyteorder("="), copy=False))
+
+
+def check_inputs(config: ADConfig, inputs: dict[str, torch.Tensor | None]) -> None:
+    """Refuse inputs (batch, time, ...) of a forward pass whose shapes disagree, or which are not in their spaces."""
+    acted: dict[str, Any] = config.action_space or {}
+    with_none = {name: (np.asarray(acted[name]) + 1).tolist() for name in ("n", "nvec") if name in acted}
+    spaces: dict[str, Any] = {"observations": config.observation_space, "previous_actions": {**acted, **with_none}}
+    spaces["labels"] = acted
+    steps = tuple(inputs["observations"].shape[:2])  # type: ignore[union-attr]
+    for name, values in inputs.items():
+        expected = (*steps, *(element_shape(spaces[name]) if name in spaces else ()))
+        if values is not None and tuple(values.shape) != expected:
+            raise ValueError(
+                f"{name} must have shape {expected}, as observations have {steps}, got {tuple(values.shape)}"
+            )
+        if values is None or name not in spaces or values.is_meta or spaces[name]["type"] == "Box":
+            continue
+        for index, part in enumerate(values.masked_fill(values == -100, 0) if name == "labels" else values):
+            check_elements(part, spaces[name], steps[1], name, row=f"row {index}, step")
+
 
 def input_dtype(layer: nn.Module) -> torch.dtype:
-    """Type of what a layer takes; one that was quantised dynamically has a method `weight`, and takes float32."""
+    """Type of a layer's input; a layer that was quantised dynamically has a method `weight`, and takes float32."""
     return getattr(layer.weight, "dtype", torch.float32)
 
 
@@ -55,9 +156,8 @@ class VectorEmbedding(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """values (batch, time, size) -> (batch, time, width)."""
-        if (
-            self.normalizes
-        ):  # as large means leave nothing of small differences in bfloat16, and in float32 of float64's
+        # Large means leave nothing of small differences in bfloat16, nor in float32 of those of float64.
+        if self.normalizes:
             values = values if values.dtype == torch.float64 else values.float()
             values = (values - values.new_tensor(self.mean)) / values.new_tensor(self.std)
             values = values.clamp(-OUTLIER, OUTLIER)
@@ -116,10 +216,10 @@ class StepEmbedding(nn.Module):
             size = observations["shape"][0]
             self.observation = VectorEmbedding(size, width, config.observation_mean, config.observation_std)
         self.previous_action: nn.Module
-        if actions["type"] == "Box":
-            bounds = list(zip(actions["low"], actions["high"]))
-            centres, halves = [(low + high) / 2 for low, high in bounds], [(high - low) / 2 for low, high in bounds]
-            self.previous_action = VectorEmbedding(actions["shape"][0], width, centres, halves)
+        if actions["type"] == "Box":  # scaled to -1 and 1 at its bounds
+            low, high = np.array(actions["low"]), np.array(actions["high"])
+            centres, halves = ((low + high) / 2).tolist(), ((high - low) / 2).tolist()
+            self.previous_action = VectorEmbedding(len(low), width, centres, halves)
         else:
             self.previous_action = CategoricalEmbedding([size + 1 for size in categories(actions)], width)
         self.previous_reward = nn.Linear(1, width)
@@ -142,90 +242,4 @@ class StepEmbedding(nn.Module):
         )
 
 
-class ActionHead(nn.Module):
-    """
-    Logits over actions: one categorical distribution per dimension, side by side. A Box action is divided into
-    `num_action_bins` equal bins per dimension. They stand for values at equal distances from bound to bound: sources
-    that are clipped or squashed do much with all their force, which the outer bins' centres would be short of.
-    """
-
-    def __init__(self, config: ADConfig) -> None:
-        super().__init__()
-        space: dict[str, Any] = config.action_space or {}
-        self.is_box, self.is_scalar = space["type"] == "Box", space["type"] == "Discrete"
-        self.sizes = [config.num_action_bins] * space["shape"][0] if self.is_box else categories(space)
-        self.low: list[float] = space.get("low", [])
-        self.high: list[float] = space.get("high", [])
-        self.label_smoothing = config.label_smoothing
-        self.linear = nn.Linear(config.hidden_size, sum(self.sizes))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """hidden_states (batch, time, width) -> logits (batch, time, sum of sizes)."""
-        return self.linear(hidden_states)
-
-    def no_action(self) -> torch.Tensor:
-        """What stands for the action before a history's first step: a category of its own, or a vector of zeros."""
-        if self.is_box:
-            return torch.zeros(len(self.sizes))
-        return torch.tensor(self.sizes[0] if self.is_scalar else self.sizes)
-
-    def to_categories(self, actions: torch.Tensor) -> torch.Tensor:
-        """Actions (..., [dimensions]) as categories (..., dimensions); discrete labels of -100 stay what they are."""
-        if not self.is_box:
-            return actions.long().unsqueeze(-1) if self.is_scalar else actions.long()
-        low, high = (
-            torch.tensor(bound, device=actions.device, dtype=torch.float32) for bound in (self.low, self.high)
-        )
-        bins = self.sizes[0]
-        return ((actions - low) / (high - low) * bins).long().clamp(0, bins - 1)
-
-    def choose(
-        self, logits: torch.Tensor, seeds: np.ndarray, counters: np.ndarray, config: Any, do_sample: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Actions (rows, [dimensions]) and their log-probabilities (rows,); see [`~sampling_ad.choose`]."""
-        categories, log_probs = choose(logits, self.sizes, seeds, counters, config, do_sample)
-        return self.to_actions(categories), log_probs
-
-    def to_actions(self, categories: torch.Tensor) -> torch.Tensor:
-        """The inverse: categories (..., dimensions) as actions (..., [dimensions])."""
-        if not self.is_box:
-            return categories.squeeze(-1) if self.is_scalar else categories
-        low, high = (torch.tensor(bound, device=categories.device) for bound in (self.low, self.high))
-        return torch.lerp(low, high, categories / (self.sizes[0] - 1))
-
-    def loss(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        ignored: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """
-        Mean negative log-likelihood of the actions that were taken, summed over an action's dimensions.
-
-        Args:
-            logits (`torch.Tensor` of shape `(batch, time, n)`):
-                From the head.
-            labels (`torch.Tensor` of shape `(batch, time, ...)`):
-                Actions; steps with a discrete label of -100 are ignored.
-            ignored (`torch.Tensor` of shape `(batch, time)`, *optional*):
-                Further steps to leave out (padding), the only way for continuous actions.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Numbers in the labels of all batches of which the mean is taken, instead of those in this one.
-        """
-        categories = self.to_categories(labels)
-        if ignored is not None:
-            categories = categories.masked_fill(ignored.unsqueeze(-1), -100)
-        loss = logits.new_zeros((), dtype=torch.float32)
-        for dimension, part in enumerate(logits.float().split(self.sizes, dim=-1)):
-            targets = categories[..., dimension].flatten()
-            loss = loss + F.cross_entropy(
-                part.flatten(0, 1),
-                targets,
-                label_smoothing=self.label_smoothing,
-                reduction="mean" if num_items_in_batch is None else "sum",
-            )
-        return loss if num_items_in_batch is None else loss * len(self.sizes) / num_items_in_batch
-
-
-__all__ = ["ActionHead", "StepEmbedding"]
+__all__ = ["StepEmbedding", "check_elements", "check_flags", "check_inputs", "element_shape", "to_tensor"]
