@@ -162,6 +162,10 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
         raise ValueError(f"{folder} is of a run of {len(state['batches'])} processes, this one has {processes}")
     with _damage(file):
         check_state(trainer, state, checkpoint_step(folder) if folder in list_checkpoints(folder.parent) else None)
+    with _damage(folder / TENSORS_FILE):
+        tensors = load_file(folder / TENSORS_FILE)
+        for name in list(tensors):  # earlier versions numbered the optimizers
+            tensors[re.sub("^optimizer/[0-9]+/", "optimizer/", name)] = tensors.pop(name)
     weights = []
     for model in [folder] if state["best"] is None else [folder, folder / BEST_FOLDER]:
         with _damage(model / WEIGHTS_FILE):
@@ -170,9 +174,7 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
                     raise ValueError(f"{path} is a link out of the checkpoint")
             read_json(model / CONFIG_FILE)
             weights.append(ADModel.from_pretrained(model, config=trainer.model_config).state_dict())
-    with _damage(file := folder / TENSORS_FILE):
-        # Earlier versions numbered the optimizers.
-        tensors = {re.sub("^optimizer/[0-9]+/", "optimizer/", name): each for name, each in load_file(file).items()}
+    with _damage(folder / TENSORS_FILE):
         check_tensors(trainer, tensors, weights[0], state["step"])
     return state, tensors, weights
 

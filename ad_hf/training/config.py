@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, make_dataclass
-from inspect import get_annotations
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.settings import check_settings, setting
 
-OF_DATASET = ("observation_space", "action_space", "observation_mean", "observation_scale")  # settings of ADConfig
-
-
-def _own_fields() -> Iterator[tuple[str, Any, Any]]:
-    """The fields of `ADConfig` itself, without those of a dataset."""
-    types = get_annotations(ADConfig)
-    for each in fields(ADConfig):
-        if each.name in types and each.name not in OF_DATASET:
-            kind = float if types[each.name] == float | int else types[each.name]
-            yield each.name, kind, field(default=each.default, default_factory=each.default_factory)
-
-
-_OwnFields: Any = make_dataclass("_OwnFields", _own_fields(), namespace={"__doc__": ADConfig.__doc__})
+_OwnSettings: Any = make_dataclass(
+    "_OwnSettings",
+    [
+        (
+            each.name,
+            float if each.type == float | int else each.type,
+            field(default=each.default, default_factory=each.default_factory, metadata=each.metadata),
+        )
+        for each in ADConfig.own_settings()
+    ],
+    namespace={"__doc__": ADConfig.__doc__},
+)
 
 
 @dataclass
-class ModelConfig(_OwnFields):
+class ModelConfig(_OwnSettings):
     """The `model` section: the settings of [`ADConfig`] but for those that come from the dataset.
 
     Args:
@@ -41,12 +38,6 @@ class ModelConfig(_OwnFields):
 
     def __post_init__(self) -> None:
         check_settings(self, "model")
-        settings = {**vars(self), "reward_scale": self.reward_scale or 1.0}
-        del settings["normalize_observations"]
-        try:
-            ADConfig(**settings)
-        except ValueError as error:
-            raise ValueError(f"model.{str(error).removeprefix('ADConfig: ')}") from error
 
 
 @dataclass
