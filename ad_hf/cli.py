@@ -176,7 +176,7 @@ def collect(
         part: K/N: do every N-th shard only, as one of N such calls.
     """
     from ad_hf import pipeline
-    from ad_hf.collection.publishing import is_published
+    from ad_hf.collection.output_folder import is_published
     from ad_hf.recipe import load_recipe
 
     options = {"executor": executor, "address": address, "part": part, "trust_remote_code": common.trust_remote_code}
