@@ -176,7 +176,7 @@ def collect(
         part: K/N: do every N-th shard only, as one of N such calls.
     """
     from ad_hf import pipeline
-    from ad_hf.collection.publishing import is_published
+    from ad_hf.collection.output_folder import is_published
     from ad_hf.recipe import load_recipe
 
     options = {"executor": executor, "address": address, "part": part, "trust_remote_code": common.trust_remote_code}
@@ -409,7 +409,7 @@ def to_minari(
         split: Only the tasks of this split; by default all.
         config_name: Configuration of the dataset.
     """
-    from ad_hf.formats.convert import to_minari as write
+    from ad_hf.formats.minari import to_minari as write
 
     folder = write(dataset, dataset_id, config_name, split, common.trust_remote_code)
     print(f"Minari dataset: {folder}   load it with minari.load_dataset({dataset_id!r})")
@@ -439,7 +439,7 @@ def from_minari(
         max_piece_steps: Cut longer histories into several rows.
         config_name: Configuration of the dataset to write.
     """
-    from ad_hf.formats.convert import from_minari as write
+    from ad_hf.formats.minari import from_minari as write
 
     options = {"episodes_per_history": episodes_per_history, "env_id": env_id, "env_kwargs": env_kwargs}
     options |= {"max_piece_steps": max_piece_steps, "config_name": config_name}
@@ -517,7 +517,7 @@ def from_arrays(
         config_name: Configuration of the dataset to write.
     """
     from ad_hf.envs.task_family import TaskFamily
-    from ad_hf.formats.convert import from_arrays as write
+    from ad_hf.formats.arrays import from_arrays as write
 
     options = {
         "tasks": tasks,

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,7 @@ def collect_recipe(
 ) -> Path | str:
     """Collect the histories that a recipe's `family` and `source` sections describe; see [`~ad_hf.collect`]."""
     return collect(
-        TaskFamily(recipe.family),
-        **asdict(recipe.source),
-        output_dir=output_dir,
-        num_workers=num_workers,
-        **settings,
+        TaskFamily(recipe.family), recipe.source, output_dir=output_dir, num_workers=num_workers, **settings
     )
 
 

@@ -7,10 +7,11 @@ from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.schema import HistoryMetadata, history_features, history_table
+from ad_hf.histories.schema import HistoryMetadata, history_features
 from ad_hf.histories.selection import Selection
 from ad_hf.histories.steps import HistoryRows, checked_rows, convert_histories, join_histories
 from ad_hf.histories.windows import HistoryWindows
+from ad_hf.histories.writer import history_table
 from ad_hf.sources.recorder import RecordedSteps
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)  # (history, step)

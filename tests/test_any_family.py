@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ad_hf
-from ad_hf.formats.convert import from_minari, to_minari
+from ad_hf.formats.minari import from_minari, to_minari
 from ad_hf.histories.rollouts import from_rollout
 from ad_hf.histories.schema import HistoryMetadata, read_metadata
 from ad_hf.pipeline import collect_recipe, evaluate_recipe

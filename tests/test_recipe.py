@@ -103,7 +103,7 @@ def test_overrides_take_the_place_of_the_files_settings(recipe_file):
         (["--rollout.do_sample", "3"], "rollout.do_sample"),
         (["--training.max_steps", "0"], "training.max_steps must be at least 1, got 0"),
         (["--training.mixed_precision", "fp8"], "training.mixed_precision.*fp8"),
-        (["--rollout.temperature", "-1"], "temperature must be positive"),
+        (["--rollout.temperature", "-1"], "rollout.temperature must be .*above 0"),
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from inspect import get_annotations
-from typing import Any
+from typing import Any, Literal
 
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.settings import check_settings, setting
@@ -84,7 +84,7 @@ class TrainingConfig:
     max_steps: int = setting(1000, least=1)
     batch_size: int = setting(64, least=1)
     gradient_accumulation_steps: int = setting(1, least=1)
-    optimizer: str = setting("muon", choices=("adamw", "muon"))
+    optimizer: Literal["adamw", "muon"] = "muon"
     learning_rate: float = setting(3e-3, above=0)
     min_learning_rate_ratio: float = setting(0.0, least=0, most=1)
     warmup_ratio: float = setting(0.1, least=0, most=1)
@@ -92,7 +92,7 @@ class TrainingConfig:
     adam_beta1: float = setting(0.9, least=0, below=1)
     adam_beta2: float = setting(0.99, least=0, below=1)
     max_grad_norm: float = setting(1.0, above=0)
-    mixed_precision: str = setting("auto", choices=("auto", "no", "bf16", "fp16"))
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     eval_steps: int = setting(250, least=1)

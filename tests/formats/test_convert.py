@@ -13,12 +13,13 @@ from gymnasium import spaces
 from history_files import windows_of_folder
 
 import ad_hf
-from ad_hf.cli import ARRAYS, main
+from ad_hf.cli import ArrayNames, main
 from ad_hf.envs.spaces import space_to_json, storage_dtype
-from ad_hf.formats.arrays import ARRAY_NAMES
-from ad_hf.formats.convert import from_arrays, from_minari, to_minari
-from ad_hf.histories.schema import HistoryMetadata, history_features, history_table, read_metadata
-from ad_hf.histories.writer import describe, new_dataset, split_writers
+from ad_hf.formats.array_files import ARRAY_NAMES
+from ad_hf.formats.arrays import from_arrays
+from ad_hf.formats.minari import from_minari, to_minari
+from ad_hf.histories.schema import HistoryMetadata, history_features, read_metadata
+from ad_hf.histories.writer import describe, history_table, new_dataset, write_shards
 from ad_hf.sources.recorder import RecordedSteps
 
 minari = pytest.importorskip("minari")
@@ -83,14 +84,21 @@ def write_histories(folder, both, env_id="unknown/Env-v0", max_piece_steps=15):
         env_id, {"size": 4}, tasks, *map(space_to_json, both), {"algorithm": "A2C", "n_envs": 3}, seeds=[7]
     )
     metadata.source |= {"total_timesteps": 120, "hyperparameters": {"gamma": 0.9}}
-    with new_dataset(folder, "default") as new:
-        with split_writers(new / "default", shard_transitions=120) as add:
-            for task in tasks:
-                recorded = record(both, seed=task["task_id"])
-                table = history_table(recorded, features, task["task_id"], 7, max_piece_steps)
-                for stream in range(3):
-                    rows = [row == stream for row in table["stream"].to_pylist()]
-                    add(task["split"], table.filter(rows))
+    tables = [
+        (
+            task["split"],
+            history_table(record(both, seed=task["task_id"]), features, task["task_id"], 7, max_piece_steps),
+        )
+        for task in tasks
+    ]
+    histories = [
+        (split, table.filter([row == stream for row in table["stream"].to_pylist()]))
+        for split, table in tables
+        for stream in range(3)
+    ]
+    with pytest.MonkeyPatch.context() as patch, new_dataset(folder, "default") as new:
+        patch.setattr("ad_hf.histories.writer.SHARD_TRANSITIONS", 120)
+        write_shards(new / "default", histories)
         describe(new, folder.name, "default", metadata, "", None)
     return folder
 
@@ -199,8 +207,8 @@ def test_an_episode_without_its_last_observation_is_refused_and_nothing_is_left(
     with new_dataset(folder, "default") as new:
         recorded = record(SPACES["cells"])
         recorded.final_observations = [finals[:-1] for finals in recorded.final_observations]
-        with split_writers(new / "default", 1000) as add:
-            add("train", history_table(recorded, history_features(*SPACES["cells"]), 0, 0, 1000))
+        rows = history_table(recorded, history_features(*SPACES["cells"]), 0, 0, 1000)
+        write_shards(new / "default", [("train", rows)])
         tasks = [{"task_id": 0, "kwargs": {}, "split": "train"}]
         source = {"algorithm": "A2C", "n_envs": 3, "total_timesteps": 120, "hyperparameters": {}}
         metadata = HistoryMetadata("E-v0", {}, tasks, *map(space_to_json, SPACES["cells"]), source, [])
@@ -585,10 +593,10 @@ MALFORMED = {
     "no ends": ({"terminals": None, "timeouts": None}, "no array says where episodes end"),
     "a reward that is not a number": ({"rewards": np.r_[0, np.nan, np.zeros(38)]}, "array rewards: nan at step 1"),
     "ends that are neither": ({"terminals": np.full(40, 2)}, "array terminals: 2 at step 0, expected 0 or 1"),
-    "pickles": ({"states": np.array([{}] * 40)}, "array states cannot be read: it holds pickled objects"),
+    "pickles": ({"states": np.array([{}] * 40)}, "array states cannot be read: Object arrays cannot"),
     "text": ({"actions": np.array(["left"] * 40)}, "array actions: elements of type <U4"),
     "negative numbers": ({"actions": np.full(40, -1)}, "action_space cannot be inferred from int64 .* -1 to 4"),
-    "not finite": ({"states": np.full((40, 2), np.inf)}, "array states: expected finite numbers"),
+    "not finite": ({"states": np.full((40, 2), np.inf)}, "observations: expected finite numbers"),
     "many dimensions": ({"rewards": np.zeros((40, 2, 2))}, r"array rewards: shape \(40, 2, 2\), expected \(num_steps"),
 }
 
@@ -611,10 +619,10 @@ def test_elements_outside_of_a_space_that_is_given_are_refused(source, tmp_path)
     np.savez(source / "0.npz", **arrays)
     step = int(np.argmax(arrays["actions"] >= 2))
     given = {"observation_space": space_to_json(CELLS), "action_space": {"type": "Discrete", "n": 2}}
-    with pytest.raises(ValueError, match=rf"0.npz, array actions: \d at step {step}, expected .* Discrete\(2\)"):
+    with pytest.raises(ValueError, match=rf"0.npz, actions: \d at step {step}, expected .* Discrete\(2\)"):
         from_arrays(source, tmp_path / "out", env_id="E-v0", **given)
     given["observation_space"] = {"type": "Discrete", "n": 9}
-    with pytest.raises(ValueError, match=r"array states: elements of shape \(2,\), expected \(\)"):
+    with pytest.raises(ValueError, match=r"observations: elements of shape \(2,\), expected \(\)"):
         from_arrays(source, tmp_path / "out", env_id="E-v0", **given)
     assert not list(tmp_path.glob("*out*"))
 
@@ -640,7 +648,7 @@ def test_what_is_no_source_of_arrays_is_told(source, tmp_path, capsys):
         file["rewards"] = [1.0]
     assert "several files are called a" in line()
     (source / "a.h5").unlink()
-    assert "no attribute seed" in line("--task_keys", "seed")
+    assert "seed of the task's keyword arguments cannot be read: there is no such array" in line("--task_keys", "seed")
     (source / "tasks.json").write_text('{"b": {}}')
     assert "by their names (a), got an object of b" in line()
     (source / "tasks.json").write_text("[3]")
@@ -666,4 +674,4 @@ def test_a_missing_package_is_told_with_the_extra_that_has_it(source, tmp_path, 
 
 
 def test_the_command_line_knows_all_arrays():
-    assert set(ARRAYS) == set(ARRAY_NAMES)
+    assert set(vars(ArrayNames())) == set(ARRAY_NAMES)

@@ -13,7 +13,7 @@ import pytest
 from history_files import make_table, write_dataset
 
 from ad_hf.cli import main
-from ad_hf.formats.convert import from_minari, to_minari
+from ad_hf.formats.minari import from_minari, to_minari
 from ad_hf.histories.schema import read_metadata
 
 minari = pytest.importorskip("minari")
@@ -97,7 +97,7 @@ ENTRIES = {
     "a shard elsewhere": ("ours", put({"../up.parquet": [2]}, "ad_hf", "shards"), "no name of a shard"),
     "text for ours": ("ours", put("yes", "ad_hf"), "ad_hf must be a mapping"),
     "no number of episodes": ("ours", drop("ad_hf", "episodes"), "ad_hf.episodes is missing"),
-    "other metadata": ("ours", put([], "ad_hf", "metadata", "tasks"), "ad_hf.metadata: tasks must hold one task"),
+    "other metadata": ("ours", put([], "ad_hf", "metadata", "tasks"), "ad_hf.metadata: tasks must hold one"),
     "a configuration elsewhere": ("ours", put("../up", "ad_hf", "config_name"), "config_name must be"),
     "more episodes": ("others", put(9, "total_episodes"), "others-v0, episode 3 cannot be read"),
     "too many episodes": ("others", put(10**12, "total_episodes"), "total_episodes must be from 0"),

@@ -15,10 +15,11 @@ from image_room import SHAPE
 
 import ad_hf
 from ad_hf.histories.frames import compress_frames, decompress_frames, has_frames
-from ad_hf.histories.schema import default_piece_steps, history_features, history_table
+from ad_hf.histories.schema import history_features
 from ad_hf.histories.selection import Selection
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import WindowBatches
+from ad_hf.histories.writer import history_table, piece_steps
 from ad_hf.recipe import Recipe
 from ad_hf.sources.recorder import RecordedSteps
 
@@ -150,11 +151,11 @@ def test_final_observations_come_back_from_parquet(tmp_path, max_piece_steps):
 
 def test_images_are_stored_as_frames_in_small_pieces_and_other_observations_are_not():
     assert has_frames(IMAGES)
-    assert default_piece_steps(IMAGES) <= 100
+    assert piece_steps(IMAGES) <= 100
     others = [spaces.Box(0, 255, (12, 16), np.uint8), spaces.Box(0.0, 1.0, SHAPE, np.float32), spaces.Discrete(3)]
     for space in others:
         assert not has_frames(space)
-        assert default_piece_steps(space) > 1000
+        assert piece_steps(space) > 1000
 
 
 def test_no_frames_are_no_bytes():

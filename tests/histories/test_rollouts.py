@@ -139,9 +139,10 @@ def test_environments_of_a_task_are_its_streams():
 
 
 @pytest.mark.parametrize("name", ["cells", "frames"])
-def test_what_is_written_is_what_is_returned(name, tmp_path):
+def test_what_is_written_is_what_is_returned(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("ad_hf.histories.writer.SHARD_TRANSITIONS", 15)
     output = random_output(SPACES[name], [20, 16, 0, 18, 16, 0])
-    settings = {"max_piece_steps": 10, "shard_transitions": 15, "config_name": "own"}
+    settings = {"max_piece_steps": 10, "config_name": "own"}
     rows = from_rollout(output, TASKS, "made/Up-v0", {"size": (4, 3)}, tmp_path / "new" / "out", **settings)
     metadata = read_metadata(tmp_path / "new" / "out", "own")
     assert (metadata.env_id, metadata.env_kwargs, metadata.seeds) == ("made/Up-v0", {"size": [4, 3]}, [])
@@ -234,8 +235,11 @@ def demonstrations(request, tmp_path_factory):
     """Folders with the same histories, in pieces of few steps and whole, and what the histories are made of."""
     output, folder = random_output(SPACES[request.param], LENGTHS, seed=3), tmp_path_factory.mktemp("demonstrations")
     tasks = [Task(number, {"goal": [number, 0]}, "test") for number in (4, 0, 9)]
+    patch = pytest.MonkeyPatch()
+    patch.setattr("ad_hf.histories.writer.SHARD_TRANSITIONS", 200)
     for name, steps in (("pieces", 15), ("whole", 1000)):
-        from_rollout(output, tasks, output_dir=folder / name, max_piece_steps=steps, shard_transitions=200)
+        from_rollout(output, tasks, output_dir=folder / name, max_piece_steps=steps)
+    patch.undo()
     histories = {task.task_id: range(index, len(LENGTHS), 3) for index, task in enumerate(tasks)}
     return SimpleNamespace(
         pieces=folder / "pieces", whole=folder / "whole", output=output, envs=histories, tasks=tasks

@@ -269,18 +269,23 @@ def test_a_folder_with_a_pickle_is_refused_by_its_name(hub, ad_hf_with_hub, run,
 def test_no_code_of_the_package_decides_to_trust_code_of_others():
     for path in [*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("scripts/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        passed_on = set()
         for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
             arguments = {argument.arg for argument in [*function.args.args, *function.args.kwonlyargs]}
-            for node in ast.walk(function):
-                if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-                    owner = node.value.value if isinstance(node.value, ast.Attribute) else node.value
-                    passed_on = isinstance(owner, ast.Name) and owner.id in arguments
-                    assert passed_on, f"{path}:{node.value.lineno}"
-        for node in ast.walk(tree):  # nor under its name, in a mapping
-            named = node.keys if isinstance(node, ast.Dict) else [getattr(node, "slice", None)]
-            is_set = isinstance(node, ast.Dict) or isinstance(getattr(node, "ctx", None), ast.Store)
-            names = [key.value for key in named if isinstance(key, ast.Constant)] if is_set else []
-            assert "trust_remote_code" not in names, f"{path}:{node.lineno}"
+            for node in ast.walk(function):  # an argument, or a field of one, goes on under its name
+                owner = node.value if isinstance(node, ast.Attribute) else node
+                if isinstance(owner, ast.Name) and owner.id in arguments:
+                    passed_on.add(node)
+        for node in ast.walk(tree):
+            named = []
+            if isinstance(node, ast.keyword):
+                named = [(node.arg, node.value)]
+            elif isinstance(node, ast.Dict):
+                named = [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values)]
+            elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                named = [(getattr(node.slice, "value", None), node)]
+            for name, value in named:
+                assert name != "trust_remote_code" or value in passed_on, f"{path}:{value.lineno}"
 
 
 WITH_A_BACKBONE = """
