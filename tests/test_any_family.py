@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -34,21 +35,11 @@ FAMILIES = {
         random: {num_tasks: 5, values: {g: {low: 2, high: 18}}}
         wrappers: [{name: gymnasium.wrappers.TimeLimit, kwargs: {max_episode_steps: 6}}]
     """,
-    "dict_observations": """
+    "spaces_of_bits": """
         env_id: "spaces_room:SpacesRoom-v0"
+        env_kwargs: {observe: binary, act: multi}
         grid: {goal: [0, 2], pay: [1.0, 2.0, 3.0]}
         attributes: [pay]
-        wrappers: [gymnasium.wrappers.NormalizeReward]
-    """,
-    "binary_observations": """
-        env_id: "spaces_room:SpacesRoom-v0"
-        env_kwargs: {observe: binary}
-        tasks: [{goal: 0}, {goal: 1}, {goal: 2}]
-    """,
-    "multi_discrete_actions": """
-        env_id: "spaces_room:SpacesRoom-v0"
-        env_kwargs: {observe: tuple, act: multi}
-        tasks: [{goal: 0}, {goal: 1}, {goal: 2}]
     """,
 }
 REST = """
@@ -64,15 +55,13 @@ rollout: {num_episodes: 2}
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):
     """A function of a family's name that returns a recipe of it, and histories, which are collected once."""
-    found = {}
 
+    @cache
     def collect(name):
-        if name not in found:
-            folder = tmp_path_factory.mktemp(name)
-            (folder / "recipe.yaml").write_text(f"family:{FAMILIES[name].rstrip()}{REST}")
-            recipe = load_recipe(folder / "recipe.yaml")
-            found[name] = recipe, collect_recipe(recipe, folder / "histories", num_workers=1)
-        return found[name]
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "recipe.yaml").write_text(f"family:{FAMILIES[name].rstrip()}{REST}")
+        recipe = load_recipe(folder / "recipe.yaml")
+        return recipe, collect_recipe(recipe, folder / "histories", num_workers=1)
 
     return collect
 
