@@ -7,15 +7,12 @@ import shutil
 
 import pytest
 import torch
+from context_reference import LLAMA
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from ad_hf.model.modeling_ad import ADModel
 
-LLAMA = {
-    **{"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 4},
-    **{"num_key_value_heads": 1, "intermediate_size": 32, "bos_token_id": None, "eos_token_id": None},
-}
 DOORS = [ADModel.from_pretrained, AutoModel.from_pretrained]
 KERNEL = "somebody/kernel"
 
