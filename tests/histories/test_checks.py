@@ -26,7 +26,7 @@ from history_files import (
 
 import ad_hf
 from ad_hf.cli import main
-from ad_hf.evaluation.report import source_curves
+from ad_hf.evaluation.returns import source_returns
 from ad_hf.formats.merge import merge_datasets
 from ad_hf.histories.dataset import check_dataset
 from ad_hf.histories.selection import Selection
@@ -392,7 +392,7 @@ def test_that_no_episode_ends_is_said(undescribed, tmp_path):
         pytest.warns(UserWarning, match="no episode ever ends"),
         pytest.raises(ValueError, match="split train: a history of task 0 has no finished episode"),
     ):
-        source_curves(open_dataset(tmp_path / "other"), "train")
+        source_returns(open_dataset(tmp_path / "other"), "train")
 
 
 def test_statistics_that_cannot_be_make_no_model(described, tmp_path):
