@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
-from ad_hf.evaluation.evaluate import evaluate
+from ad_hf.evaluation.rollouts import evaluate
 from ad_hf.hub.model_card import write_model_card
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.progress import ProgressBar

@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 from accelerate import Accelerator
 
-from ad_hf.evaluation.plots import plot_training
+from ad_hf.evaluation.pictures import plot_training
 from ad_hf.settings import parse_json, read_utf8
 from ad_hf.storage.files import atomic_path, write_text
 from ad_hf.structure import check_structure

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ad_hf.evaluation.summary import EVALUATION_FILES
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.hub.model_files import CHECKPOINT_FOLDER, RESULT_FILES, STATE_FILE
 from ad_hf.storage.files import local_path, refuse_other, remove_leftovers, write_text
@@ -30,7 +31,7 @@ def prepare_run_folder(output_dir: Path, recipe: str, run: dict[str, Any]) -> No
     """Make the folder of a run, with its recipe as YAML and, in `run.json`, what it trains on."""
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output_dir)
-    for name in RESULT_FILES:  # of the model that was there before
+    for name in {*RESULT_FILES, *EVALUATION_FILES}:  # of the model that was there before
         (output_dir / name).unlink(missing_ok=True)
     write_text(output_dir / "recipe.yaml", recipe)
     versions = package_versions((*VERSIONED_PACKAGES, "transformers"))

@@ -9,7 +9,7 @@ import pytest
 import ad_hf
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.pipeline import EvaluatedModel, evaluate_models, evaluate_recipe
+from ad_hf.pipeline import EvaluatedModel, evaluate_models
 from ad_hf.training.compatibility import check_tasks
 
 
@@ -45,10 +45,8 @@ def test_histories_of_others_are_refused_before_anything_is_played(tiny_recipe, 
     dataset = edited(tiny_histories, tmp_path / "data", edit)
     model = ad_hf.ADModel(ad_hf.config_from_dataset(tiny_histories, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(ValueError, match=told):
-        evaluate_recipe(tiny_recipe, model, dataset, tmp_path / "run", num_seeds=1)
-    with pytest.raises(ValueError, match=told):
         evaluate_models([EvaluatedModel(model, tiny_recipe, dataset)], tmp_path / "evaluation", num_seeds=1)
-    assert not [file for folder in ("run", "evaluation") for file in (tmp_path / folder).iterdir()]
+    assert not list((tmp_path / "evaluation").iterdir())
 
 
 def test_some_of_the_tasks_are_enough(tiny_recipe, tiny_histories, tmp_path):
