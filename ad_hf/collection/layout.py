@@ -1,4 +1,4 @@
-"""Which jobs a collection consists of, and in which shard each one's histories go, without a list of either."""
+"""The jobs of a collection, and the shard that each one's histories go into, without a list of either."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ShardLayout:
     The shards of a collection, numbered from 0 through all splits, and their jobs.
 
     A split's jobs are its tasks, in groups of those learnt side by side, each with every seed; a shard is a range of
-    them. So a job is a pure function of its number, and nothing is held but the tasks.
+    them. So a job is a pure function of its number, and only the tasks are in memory.
 
     Args:
         tasks (`Sequence[Task]`):
@@ -32,17 +32,16 @@ class ShardLayout:
         self.tasks = {split: [task for task in tasks if task.split == split] for split in SPLITS}
         self._seed_places = {seed: place for place, seed in enumerate(self.seeds)}
         self._task_places = {
-            task.task_id: (split, place) for split, chosen in self.tasks.items() for place, task in enumerate(chosen)
+            task.task_id: (split, place) for split, group in self.tasks.items() for place, task in enumerate(group)
         }
-        self._firsts = [0]  # shard of each split, and how many there are
+        self._firsts = [0]  # shard of each split, and the number of all shards
         for split in SPLITS:
-            self._firsts.append(self._firsts[-1] - -self.num_jobs(split) // jobs_per_shard)
+            self._firsts.append(self._firsts[-1] - -self._num_jobs(split) // jobs_per_shard)
 
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    def num_jobs(self, split: str) -> int:
-        """Jobs of a split."""
+    def _num_jobs(self, split: str) -> int:
         return -(-len(self.tasks[split]) // self.tasks_per_job) * len(self.seeds)
 
     def shards(self, split: str) -> range:
@@ -63,7 +62,7 @@ class ShardLayout:
         """Numbers, within their split, of a shard's jobs."""
         split = self._split(shard)
         start = (shard - self.shards(split).start) * self.jobs_per_shard
-        return range(start, min(start + self.jobs_per_shard, self.num_jobs(split)))
+        return range(start, min(start + self.jobs_per_shard, self._num_jobs(split)))
 
     def jobs(self, shard: int) -> Iterator[Job]:
         """The jobs of a shard, in order."""
@@ -76,7 +75,7 @@ class ShardLayout:
     def num_tasks(self, shard: int) -> int:
         """How many times a shard's jobs learn a task."""
         split, numbers = self._split(shard), self._job_numbers(shard)
-        of_last_group = len(range(max(numbers.start, self.num_jobs(split) - len(self.seeds)), numbers.stop))
+        of_last_group = len(range(max(numbers.start, self._num_jobs(split) - len(self.seeds)), numbers.stop))
         return len(numbers) * self.tasks_per_job - of_last_group * (-len(self.tasks[split]) % self.tasks_per_job)
 
     def last_group(self, shard: int) -> int:
@@ -84,14 +83,8 @@ class ShardLayout:
         group = self._job_numbers(shard)[-1] // len(self.seeds)
         return self.tasks[self._split(shard)][group * self.tasks_per_job].task_id
 
-    def find(self, task_id: int, seed: int) -> tuple[int, int]:
-        """
-        The shard of a task and a seed, and the place in it of their job.
-
-        Raises:
-            KeyError: if the collection has no such job.
-        """
+    def find(self, task_id: int, seed: int) -> int:
+        """The shard of a task and a seed; a `KeyError` if the collection has no such job."""
         split, place = self._task_places[task_id]
         number = place // self.tasks_per_job * len(self.seeds) + self._seed_places[seed]
-        shard, place = divmod(number, self.jobs_per_shard)
-        return self.shards(split).start + shard, place
+        return self.shards(split).start + number // self.jobs_per_shard

@@ -13,13 +13,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from ad_hf.envs.sb3 import SB3VecEnv, VecStep
-from ad_hf.sources.streams import StreamAlgorithm, TablePolicy
+from ad_hf.sources.vectorised import TablePolicy, VectorisedAlgorithm
 
 SCHEDULES = ("step", "episode")
 MODEL_SETTINGS = ("algorithm", "path", "deterministic")
 
 
-class NoisedPolicy(StreamAlgorithm):
+class NoisedPolicy(VectorisedAlgorithm):
     r"""
     A policy, the expert, whose actions are replaced by uniformly random ones with a probability epsilon that falls
     over a history: AD^eps. What it leaves looks like learning, and **no reinforcement learning takes
@@ -29,8 +29,9 @@ class NoisedPolicy(StreamAlgorithm):
     The history of a stream is what one call of `learn` lets it live through.
 
     Args:
-        policy, env, seed, tensorboard_log, verbose, device:
-            As of [`~ad_hf.sources.streams.StreamAlgorithm`]. Actions are Discrete, MultiDiscrete, MultiBinary or Box.
+        policy, env, common:
+            As of [`~ad_hf.sources.vectorised.VectorisedAlgorithm`]. Actions are Discrete, MultiDiscrete,
+            MultiBinary or Box.
         expert (`str` or `dict`):
             Import path of a function of observations (streams, ...), as the source sees them, and the vector
             environment underneath that returns actions (streams, ...), such as `"ad_hf.envs.dark_room.expert"`. Or a
@@ -63,11 +64,7 @@ class NoisedPolicy(StreamAlgorithm):
         end_epsilon: float | Sequence[float] = 0.0,
         decay: float | Sequence[float] = 0.9,
         schedule: str = "step",
-        seed: int | None = None,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        device: torch.device | str = "cpu",
-        _init_setup_model: bool = True,
+        **common: Any,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
@@ -79,7 +76,7 @@ class NoisedPolicy(StreamAlgorithm):
         }
         if self._ranges["decay"][0] == 0:
             raise ValueError(f"decay must be above 0, got {decay}")
-        super().__init__(policy, env, seed, tensorboard_log, verbose, device, _init_setup_model)
+        super().__init__(policy, env, **common)
 
     def _setup_model(self) -> None:
         if self.env is not None:

@@ -52,7 +52,7 @@ def break_ties(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (best * (rng.random(scores.shape, dtype=np.float32) + 0.5)).argmax(axis=1)
 
 
-class StreamAlgorithm(BaseAlgorithm):
+class VectorisedAlgorithm(BaseAlgorithm):
     r"""
     Base of learners that learn in each of their environments as if there were no other, or at most those of the same
     task. So many tasks can be learnt by one learner, in one vector of environments.
@@ -146,7 +146,7 @@ class StreamAlgorithm(BaseAlgorithm):
         tb_log_name: str = "run",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-    ) -> StreamAlgorithm:
+    ) -> VectorisedAlgorithm:
         """Learn from so many transitions, over all streams; arguments as of every Stable-Baselines3 algorithm."""
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -177,7 +177,7 @@ class StreamAlgorithm(BaseAlgorithm):
         return self
 
 
-class ScoringAlgorithm(StreamAlgorithm):
+class ScoringAlgorithm(VectorisedAlgorithm):
     """Base of those that score the actions of a discrete space and take the best."""
 
     @abstractmethod
