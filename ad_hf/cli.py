@@ -137,12 +137,13 @@ def quickstart(
         config_name: Configuration of the dataset.
     """
     from ad_hf import pipeline
+    from ad_hf.evaluation.summary import describe
     from ad_hf.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides)
     trust = common.trust_remote_code
-    report = pipeline.quickstart(settings, output_dir, num_seeds, num_workers, dataset, config_name, trust)
-    print(pipeline.summary(report, output_dir))
+    evaluation = pipeline.quickstart(settings, output_dir, num_seeds, num_workers, dataset, config_name, trust)
+    print(describe(evaluation, output_dir))
 
 
 @app.command
@@ -176,7 +177,7 @@ def collect(
         part: K/N: do every N-th shard only, as one of N such calls.
     """
     from ad_hf import pipeline
-    from ad_hf.collection.publishing import is_published
+    from ad_hf.collection.output_folder import is_published
     from ad_hf.recipe import load_recipe
 
     options = {"executor": executor, "address": address, "part": part, "trust_remote_code": common.trust_remote_code}
@@ -246,6 +247,7 @@ def rollout(
         no_video: Write no replay.
     """
     from ad_hf import pipeline
+    from ad_hf.evaluation.summary import describe
     from ad_hf.evaluation.video import check_formats
     from ad_hf.hub.models import load_model
     from ad_hf.recipe import load_recipe
@@ -254,10 +256,8 @@ def rollout(
     formats = () if no_video else VIDEOS[video]
     check_formats(formats)  # before a model is downloaded
     loaded, origin = load_model(model, common.trust_remote_code)
-    report = pipeline.evaluate_recipe(
-        settings, loaded, dataset, output_dir, num_seeds, {"model": origin}, config_name, formats
-    )
-    print(pipeline.summary(report, output_dir))
+    own = pipeline.EvaluatedModel(loaded, settings, dataset, config_name, origin)
+    print(describe(pipeline.evaluate_models([own], output_dir, num_seeds, formats), output_dir))
 
 
 @app.command
@@ -281,8 +281,7 @@ def evaluate(
         num_seeds: Rollouts of each model per task.
     """
     from ad_hf import pipeline
-    from ad_hf.evaluation.protocol import EVALUATION_FILES
-    from ad_hf.evaluation.results import evaluation_summary
+    from ad_hf.evaluation.summary import describe
 
     datasets: list[str | None] = list(dataset) if dataset else [None]
     if len(datasets) not in (1, len(model)):
@@ -291,8 +290,7 @@ def evaluate(
         pipeline.EvaluatedModel.load(name, histories, recipe, overrides, common.trust_remote_code)
         for name, histories in zip(model, datasets * (len(model) // len(datasets)))
     ]
-    evaluation = pipeline.evaluate_models(models, output_dir, num_seeds)
-    print(evaluation_summary(evaluation, [Path(output_dir) / file for file in EVALUATION_FILES]))
+    print(describe(pipeline.evaluate_models(models, output_dir, num_seeds), output_dir))
 
 
 @push_app.command(name="dataset")
@@ -409,7 +407,7 @@ def to_minari(
         split: Only the tasks of this split; by default all.
         config_name: Configuration of the dataset.
     """
-    from ad_hf.formats.convert import to_minari as write
+    from ad_hf.formats.minari import to_minari as write
 
     folder = write(dataset, dataset_id, config_name, split, common.trust_remote_code)
     print(f"Minari dataset: {folder}   load it with minari.load_dataset({dataset_id!r})")
@@ -439,7 +437,7 @@ def from_minari(
         max_piece_steps: Cut longer histories into several rows.
         config_name: Configuration of the dataset to write.
     """
-    from ad_hf.formats.convert import from_minari as write
+    from ad_hf.formats.minari import from_minari as write
 
     options = {"episodes_per_history": episodes_per_history, "env_id": env_id, "env_kwargs": env_kwargs}
     options |= {"max_piece_steps": max_piece_steps, "config_name": config_name}
@@ -517,7 +515,7 @@ def from_arrays(
         config_name: Configuration of the dataset to write.
     """
     from ad_hf.envs.task_family import TaskFamily
-    from ad_hf.formats.convert import from_arrays as write
+    from ad_hf.formats.arrays import from_arrays as write
 
     options = {
         "tasks": tasks,

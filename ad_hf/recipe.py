@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from inspect import formatannotation
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 import docstring_parser
 
@@ -150,7 +150,8 @@ def _override(sections: dict[str, dict[str, Any]], path: Sequence[str], text: st
     """Put the value of an option in its place: text as it is where the setting is text, else what it is as YAML."""
     section, name, *inner = path
     kind = get_type_hints(SECTIONS[section])[name]
-    is_text = not inner and (kind is str or (kind == str | None and text not in ("null", "")))
+    is_name = kind is str or get_origin(kind) is Literal
+    is_text = not inner and (is_name or (kind == str | None and text not in ("null", "")))
     value = text if is_text else parse_yaml(text, f"--{'.'.join(path)}", object)
     place = sections.setdefault(section, {})
     for depth, part in enumerate((name, *inner[:-1]) if inner else (), start=2):

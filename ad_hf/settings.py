@@ -51,20 +51,7 @@ def _load_json(text: str) -> Any:
 
 
 def parse_json(text: str, name: str | Path, kind: type = dict) -> Any:
-    """
-    The content of JSON text.
-
-    Args:
-        text (`str`):
-            The text.
-        name (`str` or `Path`):
-            The name of its file, for errors.
-        kind (`type`, *optional*, defaults to `dict`):
-            The type of its top level; `object` for any.
-
-    Raises:
-        ValueError: for text that is not JSON, nests too deep or holds something else at its top level.
-    """
+    """The content of JSON text; a `ValueError` with the name of its file, also if its top level is of another type."""
     return _parse(_load_json, text, name, kind, "JSON")
 
 
@@ -124,10 +111,7 @@ def parse_yaml(text: str, name: str | Path, kind: type = dict) -> Any:
     """
     The content of YAML text, as plain data: mappings with text as keys, lists, text, numbers, truth values, null.
 
-    See [`parse_json`] for the arguments.
-
-    Raises:
-        ValueError: for text that is not YAML, nests too deep, has a key twice, or has aliases without bound.
+    As for JSON, errors have the name of its file; a key that stands there twice is one, too.
     """
     return _parse(lambda text: yaml.load(text, _Loader), text, name, kind, "the YAML that settings are")
 
@@ -142,38 +126,17 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
-def setting(
-    default: Any = MISSING,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
-    """
-    A field of a dataclass of settings, with the values that it may have; see [`check_settings`].
-
-    Args:
-        default:
-            Its default.
-        least, above, most, below (`float`, *optional*):
-            Bounds of a number: from, above, up to, below.
-        choices (`tuple[str, ...]`, *optional*):
-            What text may be.
-    """
-    limits: dict[str, Any] = {"least": least, "above": above, "most": most, "below": below}
-    limits["choices"] = choices and ", ".join(choices)
-    return field(default=default, metadata={name: limit for name, limit in limits.items() if limit is not None})
-
-
 LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "least": ("at least", operator.ge),
     "above": ("above", operator.gt),
     "most": ("at most", operator.le),
     "below": ("below", operator.lt),
-    "choices": ("one of", lambda value, choices: value in choices.split(", ")),
 }
+
+
+def setting(default: Any = MISSING, **limits: float) -> Any:
+    """A field of a dataclass of settings that is a number with `least`, `above`, `most` or `below` as its limits."""
+    return field(default=default, metadata=limits)
 
 
 _kinds: Any = cache(get_type_hints)
@@ -181,18 +144,10 @@ _kinds: Any = cache(get_type_hints)
 
 def check_settings(config: Any, section: str) -> None:
     """
-    Check the fields of a dataclass of settings, in its `__post_init__`, against their types and bounds.
+    Check the fields of a dataclass of settings, in its `__post_init__`, against their types and limits.
 
     Numbers of numpy become Python's, tuples become lists, and whole numbers where a number is expected become floats.
-
-    Args:
-        config:
-            The dataclass, whose fields may be made by [`setting`].
-        section (`str`):
-            What its settings are called by, before a dot.
-
-    Raises:
-        ValueError: naming the setting, with what it is and what is expected.
+    A `ValueError` says `section.name`, the value and the expected type, as [`~ad_hf.structure.check_structure`] does.
     """
     kinds = _kinds(type(config))
     for each in fields(config):
@@ -236,12 +191,7 @@ R = TypeVar("R")
 
 
 def make_section(declared: type[T], settings: Mapping[str, Any], section: str) -> T:
-    """
-    A dataclass of settings from what a file says of them.
-
-    Raises:
-        ValueError: naming the setting: for those that it does not have, and for values that it refuses.
-    """
+    """A dataclass of settings by their names in a file; a `ValueError` names unknown settings and wrong values."""
     known = [each.name for each in fields(declared)]  # type: ignore[arg-type]
     for name in settings:
         if name not in known:
@@ -257,19 +207,11 @@ def with_settings(
     declared: Any, section: str, argument: str = "config"
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """
-    Let a function that takes a dataclass of settings take them as keywords, too.
+    Let a function that takes a dataclass of settings as an argument take them as keywords, too.
 
     `collect(family, SourceConfig("A2C", n_envs=50))` is then also `collect(family, algorithm="A2C", n_envs=50)` and
     `collect(family, "A2C", n_envs=50)`; keywords beside a dataclass replace its settings in a copy. The function
     always gets a dataclass, and its signature lists the settings.
-
-    Args:
-        declared (`type`):
-            The dataclass.
-        section (`str`):
-            What its settings are called by in errors, before a dot.
-        argument (`str`, *optional*, defaults to `"config"`):
-            The function's argument that takes the dataclass.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:

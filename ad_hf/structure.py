@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from itertools import chain
 from types import NoneType, UnionType
@@ -27,20 +28,18 @@ def shown(value: Any) -> str:
 
 def check_structure(value: Any, kind: Any, name: str) -> None:
     """
-    Refuse a JSON value of another structure.
+    Refuse a JSON value of another structure, with a `ValueError` that names the entry, its type and its value.
 
     Args:
         value:
             The result of `json.loads`.
         kind:
-            The structure as a type hint: `str`, `int`, `float`, `bool`, `list[...]`, `dict[str, ...]`, a `TypedDict`,
-            a union, `Literal[...]`, `Any`, and `Annotated[int, range(...)]` for whole numbers within bounds. Entries
-            that a `TypedDict` does not name are left as they are. Numbers are finite.
+            The structure as a type hint: `str`, `int`, `float`, `bool`, `list[...]`, `dict[str, ...]`, a `TypedDict`
+            or a dataclass (whose entries with a default may be missing, and which may have further entries), a union,
+            `Literal[...]`, `Any`, `Annotated[int, range(...)]` for whole numbers within bounds, and
+            `Annotated[..., structure]`. Numbers are finite.
         name (`str`):
             The name of the value in an error, such as the path of its file.
-
-    Raises:
-        ValueError: naming the entry, the type that it must have, and its value.
     """
     if fault := find_fault([value], kind):
         _, path, message = fault
@@ -56,6 +55,8 @@ def find_fault(values: Sequence[Any], kind: Any) -> Fault | None:
     origin, arguments = _parts(kind)
     if kind is Any or not values:
         return None
+    if origin is Annotated and not isinstance(arguments[1], range):
+        return find_fault(values, arguments[1])
     if origin in (Union, UnionType):
         return _find_in_union(values, arguments, kind)
     types, contains = _scalar(kind)
@@ -66,7 +67,7 @@ def find_fault(values: Sequence[Any], kind: Any) -> Fault | None:
                 if type(value) is int:  # out of range
                     words = f"{words} of at most 64 bits" if kind is int else words.removeprefix("a whole number ")
                 return index, "", f"must be {words}, got {shown(value)}"
-    if is_typeddict(kind):
+    if _is_record(kind):
         return _find_in_entries(values, kind)
     if origin is list:
         fault = find_fault(list(chain.from_iterable(values)), arguments[0])
@@ -97,7 +98,7 @@ def _find_in_union(values: Sequence[Any], arms: tuple[Any, ...], kind: Any) -> F
 
 
 def _find_in_entries(values: Sequence[dict[str, Any]], kind: Any) -> Fault | None:
-    """Check the entries that a `TypedDict` names."""
+    """Check the entries that a `TypedDict` or a dataclass names."""
     for name, hint, is_required in _entries(kind):
         entries = [value[name] for value in values if name in value]
         owners = values if len(entries) == len(values) else None
@@ -121,10 +122,17 @@ def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     return get_origin(kind), get_args(kind)
 
 
+def _is_record(kind: Any) -> bool:
+    return is_typeddict(kind) or is_dataclass(kind)
+
+
 @cache
 def _entries(kind: Any) -> list[tuple[str, Any, bool]]:
-    """The names of a `TypedDict`, their hints, and whether each is required."""
+    """The names of a `TypedDict` or a dataclass, their hints, and whether each is required."""
     hints = get_type_hints(kind, include_extras=True).items()
+    if is_dataclass(kind):
+        required = {each.name for each in fields(kind) if each.default is each.default_factory is MISSING}
+        return [(name, hint, name in required) for name, hint in hints]
     # `__required_keys__` does not see into postponed hints.
     return [
         (name, get_args(hint)[0], False) if get_origin(hint) is NotRequired else (name, hint, True)
@@ -144,7 +152,7 @@ def _scalar(kind: Any) -> tuple[set[type] | None, Callable[[Any], bool] | None]:
         return None, callable
     if kind is float:
         return {int, float}, _is_finite
-    return {dict if is_typeddict(kind) else origin or kind}, WHOLE.__contains__ if kind is int else None
+    return {dict if _is_record(kind) else origin or kind}, WHOLE.__contains__ if kind is int else None
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -167,5 +175,5 @@ def describe(kind: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is Annotated:
         return f"a whole number from {arguments[1][0]} to {arguments[1][-1]}"
-    kind = dict if is_typeddict(kind) else origin or kind
+    kind = dict if _is_record(kind) else origin or kind
     return NAMES.get(kind) or f"a {kind.__name__}"

@@ -17,17 +17,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow as pa
 
-from ad_hf.collection.jobs import PROGRESS_KEY, Job, Outcome
+from ad_hf.collection.executors import run_jobs
+from ad_hf.collection.jobs import PROGRESS_KEY, Job, OnStep, Outcome
 from ad_hf.collection.layout import ShardLayout
+from ad_hf.collection.processes import ProcessPool
 from ad_hf.collection.work_folder import WorkFolder
-from ad_hf.collection.workers import run_jobs
 from ad_hf.envs.task_family import Task
 from ad_hf.storage.files import write_text
 from ad_hf.storage.folders import Folder
@@ -47,7 +47,7 @@ class WritePart:
             writer.write_table(table)
         self.part = sink.getvalue().to_pybytes()
 
-    def __call__(self, job: Job, on_step: Callable[[int], None]) -> Outcome:
+    def __call__(self, job: Job, on_step: OnStep) -> Outcome:
         """Run it."""
         (self.folder / job.file_name).write_bytes(self.part)
         return Outcome(job, 1)
@@ -88,7 +88,8 @@ def simulate(num_jobs: int, num_seeds: int, jobs_per_shard: int, num_workers: in
     begin = anonymous_megabytes()
     sampler.start()
     start, first, count, scheduler, workers = time.perf_counter(), 0.0, 0, 0.0, 0.0
-    for outcome in run_jobs(WritePart(folder), work.jobs_left(), num_workers, lambda transitions: None):
+    pool = ProcessPool(WritePart(folder), lambda transitions: None, num_workers)
+    for outcome in run_jobs(pool, work.jobs_left()):
         if not count:  # what it takes to start is reported apart
             first, scheduler = time.perf_counter(), time.process_time()
             workers = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
@@ -98,7 +99,7 @@ def simulate(num_jobs: int, num_seeds: int, jobs_per_shard: int, num_workers: in
     workers = sum(os.times()[2:4]) - workers
     sampler.stop()
     shards = list((folder / "shards").glob("*.parquet"))
-    assert len(shards) == len(layout)
+    assert len(shards) == len(layout.shards)
     assert work.count_left() == 0
     half = sampler.megabytes[len(sampler.megabytes) // 10 : len(sampler.megabytes) // 2] or sampler.megabytes
     return {

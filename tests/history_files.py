@@ -1,5 +1,7 @@
 """Learning histories whose values say which history and step they come from, and datasets of them in files."""
 
+from contextlib import closing
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,10 +9,11 @@ from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.schema import HistoryMetadata, history_features, history_table
+from ad_hf.histories.schema import HistoryMetadata, history_features
 from ad_hf.histories.selection import Selection
 from ad_hf.histories.steps import HistoryRows, checked_rows, convert_histories, join_histories
 from ad_hf.histories.windows import HistoryWindows
+from ad_hf.histories.writer import history_table
 from ad_hf.sources.recorder import RecordedSteps
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)  # (history, step)
@@ -146,6 +149,12 @@ def steps_of(batch):
         [tuple(step[:2]) for index, step in enumerate(window) if mask is None or mask[row, index]]
         for row, window in enumerate(steps)
     ]
+
+
+def take(batches, count):
+    """Some batches of a stream."""
+    with closing(iter(batches)) as iterator:
+        return [next(iterator) for _ in range(count)]
 
 
 def slowly_kept_steps(history, every, first):

@@ -3,15 +3,17 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 
 import ad_hf
-from ad_hf.formats.convert import from_minari, to_minari
+from ad_hf.evaluation.summary import last_of
+from ad_hf.formats.minari import from_minari, to_minari
 from ad_hf.histories.rollouts import from_rollout
 from ad_hf.histories.schema import HistoryMetadata, read_metadata
-from ad_hf.pipeline import collect_recipe, evaluate_recipe
+from ad_hf.pipeline import EvaluatedModel, collect_recipe, evaluate_models
 from ad_hf.recipe import load_recipe
 
 FAMILIES = {
@@ -33,21 +35,11 @@ FAMILIES = {
         random: {num_tasks: 5, values: {g: {low: 2, high: 18}}}
         wrappers: [{name: gymnasium.wrappers.TimeLimit, kwargs: {max_episode_steps: 6}}]
     """,
-    "dict_observations": """
+    "spaces_of_bits": """
         env_id: "spaces_room:SpacesRoom-v0"
+        env_kwargs: {observe: binary, act: multi}
         grid: {goal: [0, 2], pay: [1.0, 2.0, 3.0]}
         attributes: [pay]
-        wrappers: [gymnasium.wrappers.NormalizeReward]
-    """,
-    "binary_observations": """
-        env_id: "spaces_room:SpacesRoom-v0"
-        env_kwargs: {observe: binary}
-        tasks: [{goal: 0}, {goal: 1}, {goal: 2}]
-    """,
-    "multi_discrete_actions": """
-        env_id: "spaces_room:SpacesRoom-v0"
-        env_kwargs: {observe: tuple, act: multi}
-        tasks: [{goal: 0}, {goal: 1}, {goal: 2}]
     """,
 }
 REST = """
@@ -63,15 +55,13 @@ rollout: {num_episodes: 2}
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):
     """A function of a family's name that returns a recipe of it, and histories, which are collected once."""
-    found = {}
 
+    @cache
     def collect(name):
-        if name not in found:
-            folder = tmp_path_factory.mktemp(name)
-            (folder / "recipe.yaml").write_text(f"family:{FAMILIES[name].rstrip()}{REST}")
-            recipe = load_recipe(folder / "recipe.yaml")
-            found[name] = recipe, collect_recipe(recipe, folder / "histories", num_workers=1)
-        return found[name]
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "recipe.yaml").write_text(f"family:{FAMILIES[name].rstrip()}{REST}")
+        recipe = load_recipe(folder / "recipe.yaml")
+        return recipe, collect_recipe(recipe, folder / "histories", num_workers=1)
 
     return collect
 
@@ -88,9 +78,9 @@ def test_any_family_goes_all_the_way(name, collected, tmp_path):
     assert again.env_settings == family.env_settings
     assert [task.kwargs for task in again.tasks()] == [task.kwargs for task in family.tasks()]
     model = ad_hf.train(recipe, histories, tmp_path / "run")
-    report = evaluate_recipe(recipe, model, histories, tmp_path / "run", num_seeds=1)
-    assert np.isfinite(report["test_return_final"])
-    assert np.isfinite(report["source_return_final"])
+    evaluation = evaluate_models([EvaluatedModel(model, recipe, histories)], tmp_path / "run", 1, ("gif",))
+    assert {"AD", "source"} < set(evaluation["agents"])
+    assert all(np.isfinite(last_of(agent)["return"]) for agent in evaluation["agents"].values())
     output = model.rollout(family.make_vec(family.tasks()), num_episodes=1, output_steps=True)
     from_rollout(output, family.tasks(), **family.env_settings, output_dir=tmp_path / "rollout")
     rolled = read_metadata(tmp_path / "rollout")
@@ -130,7 +120,7 @@ def test_cards_tell_of_attributes_and_their_example_makes_the_environments(cart_
     model = ad_hf.train(recipe, histories, tmp_path / "run")
     for evaluated in (False, True):
         if evaluated:
-            evaluate_recipe(recipe, model, histories, tmp_path / "run", num_seeds=1)
+            evaluate_models([EvaluatedModel(model, recipe, histories)], tmp_path / "run", num_seeds=1)
         text = (tmp_path / "run" / "model" / "README.md").read_text()
         (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         names = {}

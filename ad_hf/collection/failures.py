@@ -1,4 +1,4 @@
-"""What went wrong with single tasks of a collection, while the others were learnt."""
+"""Tasks that a collection could not learn, while it learnt the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TaskFailure:
         error (`str`):
             Type and message of the error.
         traceback (`str`):
-            Last lines of the traceback; empty if the worker process died.
+            Last lines of the traceback, which stay on this machine; empty if the worker process died.
     """
 
     task_id: int
@@ -29,10 +29,6 @@ class TaskFailure:
     seed: int
     error: str
     traceback: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """What `metadata.json` says of it; the traceback, with paths of this machine, stays here."""
-        return {"task_id": self.task_id, "seed": self.seed, "error": self.error}
 
     def __str__(self) -> str:
         lines = [f"task {self.task_id} {self.kwargs}, seed {self.seed}: {self.error}"]
@@ -48,8 +44,8 @@ class CollectionError(RuntimeError):
         failures (`list[TaskFailure]`):
             The tasks, by id and seed.
         output_dir (`Path` or `str`, *optional*):
-            The dataset, which holds the histories of all others; `None` if a split lost all of its tasks, so that
-            none is written.
+            The dataset, which holds the histories of all others; `None` if none is written, because a split lost all
+            of its tasks or other parts are missing.
     """
 
     def __init__(self, failures: Sequence[TaskFailure], output_dir: Path | str | None, reason: str) -> None:
@@ -60,9 +56,9 @@ class CollectionError(RuntimeError):
         alike: dict[str, list[TaskFailure]] = {}
         for failure in self.failures:
             alike.setdefault(failure.error, []).append(failure)
-        shown = [
-            "\n".join([str(first), *([f"... and {len(others)} more that failed alike"] if others else [])])
-            for first, *others in list(alike.values())[:SHOWN_FAILURES]
-        ]
-        left = sum(map(len, list(alike.values())[SHOWN_FAILURES:]))
-        return "\n".join([self.reason, *shown, *([f"... and {left} more"] if left else [])])
+        groups = list(alike.values())
+        lines = [self.reason]
+        for first, *others in groups[:SHOWN_FAILURES]:
+            lines += [str(first), *([f"... and {len(others)} more that failed alike"] if others else [])]
+        left = sum(map(len, groups[SHOWN_FAILURES:]))
+        return "\n".join([*lines, *([f"... and {left} more"] if left else [])])

@@ -1,4 +1,4 @@
-"""What would fail in every job of a collection, found before the first one starts and named by its setting."""
+"""Refuses, before the first job, settings that would fail in every job of a collection."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,28 +14,42 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from ad_hf.collection.jobs import Source, make_learner_of
+from ad_hf.collection.jobs import make_learner_of
 from ad_hf.envs.spaces import space_from_json, space_to_json, storage_dtype
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
+from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.recorder import HistoryRecorder
 
 SMALL_WIDTH = 16  # of a model that could hardly be smaller
 STREAM_BYTES = 1024  # that an environment takes at the least
-CHANNELS_LAST = "family.wrappers: [ad_hf.envs.making.ChannelsLast]"
+CHANNELS_LAST = "turn it by family.wrappers: [ad_hf.envs.making.ChannelsLast]"
+SMALL_MODEL: dict[str, Any] = {
+    **{"hidden_size": SMALL_WIDTH, "num_hidden_layers": 1, "num_attention_heads": 1},
+    **{"intermediate_size": 1, "context_length": 1, "image_channels": [1]},
+}
 
 
-def said(error: BaseException) -> str:
-    """An error in one line: its type, unless it is a `ValueError`, and what it says."""
-    text = " ".join(str(error).split())
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
+def _message(error: BaseException) -> str:
+    """An error in one line: its type, unless it is a `ValueError`, and its text."""
+    text = _one_line(error)
     return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _environments(family: TaskFamily, task: Task | None = None) -> str:
+    name = f"{family.env_id} with env_kwargs {family.env_kwargs}"
+    return name if task is None else f"task {task.task_id} {task.kwargs} of {name}"
 
 
 def first_environments(family: TaskFamily, tasks: Sequence[Task]) -> tuple[Task, VectorEnv]:
     """
-    The first task of some whose environment can be made, and that environment.
+    The first of some tasks whose environment can be made, and that environment.
 
     Raises:
-        ValueError: if there is none, with what happened to the first.
+        ValueError: if there is none, with the error of the first.
     """
     first_error: Exception | None = None
     for task in tasks:
@@ -45,7 +60,7 @@ def first_environments(family: TaskFamily, tasks: Sequence[Task]) -> tuple[Task,
     assert first_error is not None
     raise ValueError(
         f"family.env_kwargs and tasks: no environment of the {len(tasks)} tasks of split {tasks[0].split!r} can be "
-        f"made, as of {_named(family, tasks[0])}: {said(first_error)}"
+        f"made, as of {_environments(family, tasks[0])}: {_message(first_error)}"
     ) from first_error
 
 
@@ -64,68 +79,62 @@ def check_splits(family: TaskFamily, tasks: Sequence[Task]) -> None:
             family.random_returns(of_split[:1])
 
 
-def describe_spaces(
+def check_spaces(
     family: TaskFamily, observation_space: spaces.Space, action_space: spaces.Space
-) -> list[dict[str, Any]]:
-    """Both spaces as JSON; a `ValueError` with a way out for one that has no such form."""
-    described = []
-    for name, space in (("observation", observation_space), ("action", action_space)):
-        try:
-            described.append(space_to_json(space))
-            space_from_json(described[-1], "as JSON")
-        except (TypeError, ValueError) as error:
-            _refuse(family, name, space, f"fits no model ({' '.join(str(error).split())})")
-    return described
-
-
-def check_spaces(family: TaskFamily, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     Refuse spaces that no model can be made for, or whose elements sources and models do not mean alike.
 
+    Returns:
+        `tuple[dict, dict]`: both as JSON.
+
     Raises:
-        ValueError: with what can be done, such as a wrapper of the environments.
+        ValueError: naming a way out, such as a wrapper of the environments.
     """
+    # Not at the top: workers, which may import this, need no model.
     from ad_hf.model.configuration_ad import ADConfig
     from ad_hf.model.loading_ad import check_fits
-    from ad_hf.model.modeling_ad import ADModel  # not at the top: workers, which may import this, need no model
+    from ad_hf.model.modeling_ad import ADModel
 
+    described: dict[str, Any] = {}
     for name, space in (("observation", observation_space), ("action", action_space)):
-        if 0 in (space.shape or ()) or (isinstance(space, spaces.Box) and not space.shape):
-            _refuse(family, name, space, "has no numbers: make it a vector of some")
-    if isinstance(action_space, spaces.Box) and action_space.dtype.kind != "f":
-        # Sources draw real numbers, which each environment rounds in its own way, and so do models.
-        reason = "holds integers, of which sources and models make real numbers: make it MultiDiscrete"
-        _refuse(family, "action", action_space, reason)
-    shape = observation_space.shape or ()
-    if isinstance(observation_space, spaces.Box) and len(shape) == 3 and shape[0] < min(shape[1:]):
-        reason = f"has its channels first, where models take (height, width, channels): turn it by {CHANNELS_LAST}"
-        _refuse(family, "observation", observation_space, reason)
-    observations, actions = describe_spaces(family, observation_space, action_space)
+        if reason := _misfit(name, space):
+            way_out = "" if reason.endswith(CHANNELS_LAST) else f", by a gymnasium.{name.capitalize()}Wrapper in "
+            way_out += "family.wrappers" if way_out else ""
+            raise ValueError(f"the {name} space of {_environments(family)}, {_one_line(space)}, {reason}{way_out}")
+        described[f"{name}_space"] = space_to_json(space)
     try:
         with torch.device("meta"):  # which takes no memory
-            config = ADConfig(
-                observation_space=observations,
-                action_space=actions,
-                hidden_size=SMALL_WIDTH,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                intermediate_size=1,
-                context_length=1,
-                image_channels=[1],
-            )
-            model = ADModel(config)
+            model = ADModel(ADConfig(**described, **SMALL_MODEL))
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
-        raise ValueError(f"no model can be made for {_environments(family)}: {said(cause)}") from error
-    bytes_of_weights = 4 * sum(weight.numel() for weight in model.parameters())
+        raise ValueError(f"no model can be made for {_environments(family)}: {_message(cause)}") from error
     check_fits(
-        bytes_of_weights,
-        f"a model for {_environments(family)}, of observations in {_line(observation_space)} and actions in "
-        f"{_line(action_space)}, though only {SMALL_WIDTH} wide,",
+        4 * sum(weight.numel() for weight in model.parameters()),
+        f"a model for {_environments(family)}, of observations in {_one_line(observation_space)} and actions in "
+        f"{_one_line(action_space)}, though only {SMALL_WIDTH} wide,",
     )
+    return described["observation_space"], described["action_space"]
 
 
-def check_memory(source: Source, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+def _misfit(name: str, space: spaces.Space) -> str | None:
+    """Why no model and source can be made for a space, if so, and a way out."""
+    shape = space.shape or ()
+    if 0 in shape or (isinstance(space, spaces.Box) and not shape):
+        return "has no numbers: make it a vector of some"
+    if name == "action" and isinstance(space, spaces.Box) and space.dtype.kind != "f":
+        # Sources draw real numbers, which each environment rounds in its own way, and so do models.
+        return "holds integers, of which sources and models make real numbers: make it MultiDiscrete"
+    if name == "observation" and isinstance(space, spaces.Box) and len(shape) == 3 and shape[0] < min(shape[1:]):
+        return f"has its channels first, where models take (height, width, channels): {CHANNELS_LAST}"
+    try:
+        space_from_json(space_to_json(space), "as JSON")
+    except (TypeError, ValueError) as error:
+        return f"fits no model ({_one_line(error)})"
+    return None
+
+
+def check_memory(source: SourceConfig, observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
     Refuse histories of one learner that do not fit into this machine's memory, which a learner keeps while it learns.
 
@@ -144,52 +153,53 @@ def check_memory(source: Source, observation_space: spaces.Space, action_space: 
     )
 
 
-def rehearse(family: TaskFamily, source: Source, tasks: Sequence[Task]) -> None:
+def rehearse(family: TaskFamily, source: SourceConfig, tasks: Sequence[Task]) -> None:
     """
     Make a learner as jobs do, on one or two environments, and drop it.
 
     Raises:
-        ValueError: if it can be made for neither the first nor the last task, naming the hyper-parameter without which
-            it could, if there is one.
+        ValueError: if it can be made for none of the tasks, naming the hyper-parameter without which it could, if
+            there is one.
     """
-    first_error: Exception | None = None
-    for task in (tasks[0], tasks[-1]):
-        error = _failure(family, source, task, source.hyperparameters)
+    errors = []
+    for task in tasks:
+        error = _rehearse(family, source, task)
         if error is None:
             return
-        first_error = first_error or error
-    assert first_error is not None
-    given = source.hyperparameters
+        errors.append(error)
+    given, message = source.hyperparameters, _message(errors[0])
     for name, value in given.items():
         others = {other: given[other] for other in given if other != name}
-        if _failure(family, source, tasks[0], others) is None:
-            what = f"source.hyperparameters.{name}: with {value!r}, {source.algorithm} cannot be made for"
-            raise ValueError(f"{what} {_environments(family)}: {said(first_error)}") from first_error
+        if _rehearse(family, replace(source, hyperparameters=others), tasks[0]) is None:
+            reason = f"source.hyperparameters.{name}: with {value!r}, {source.algorithm} cannot be made for"
+            raise ValueError(f"{reason} {_environments(family)}: {message}") from errors[0]
     raise ValueError(
-        f"source.algorithm: {source.algorithm} cannot be made for {_named(family, tasks[0])}, with the "
-        f"hyper-parameters {given}: {said(first_error)}"
-    ) from first_error
+        f"source.algorithm: {source.algorithm} cannot be made for {_environments(family, tasks[0])}, with the "
+        f"hyper-parameters {given}: {message}"
+    ) from errors[0]
 
 
-def _failure(family: TaskFamily, source: Source, task: Task, hyperparameters: dict[str, Any]) -> Exception | None:
-    """Why no learner can be made for a task."""
-    quiet = {**hyperparameters, "verbose": 0}
+def _rehearse(family: TaskFamily, source: SourceConfig, task: Task) -> Exception | None:
+    """Why no learner can be made for a task, if so."""
+    quiet = {**source.hyperparameters, "verbose": 0}
     if str(quiet.get("device")).startswith("cuda"):  # which is the workers'
         quiet["device"] = "cpu"
     number = min(source.n_envs, 2)
     try:
-        with _random_numbers_kept(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the workers say them
+        with _same_random_numbers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the workers give them
             with closing(family.make_vec([task], num_envs=number)) as envs:
                 recorder = HistoryRecorder(envs, 1)
-                make_learner_of(family, source.algorithm, recorder, [task.task_id] * number, None, quiet)
+                make_learner_of(
+                    family, replace(source, hyperparameters=quiet), recorder, [task.task_id] * number, None
+                )
     except Exception as error:
         return error
     return None
 
 
 @contextmanager
-def _random_numbers_kept() -> Iterator[None]:
+def _same_random_numbers() -> Iterator[None]:
     """Leave the process's random numbers as they are, which learners and those that are loaded seed and draw."""
     states = random.getstate(), np.random.get_state()
     try:
@@ -198,20 +208,3 @@ def _random_numbers_kept() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def _refuse(family: TaskFamily, name: str, space: spaces.Space, reason: str) -> None:
-    wrapper = "" if "family.wrappers" in reason else f", by a gymnasium.{name.capitalize()}Wrapper in family.wrappers"
-    raise ValueError(f"the {name} space of {_environments(family)}, {_line(space)}, {reason}{wrapper}")
-
-
-def _environments(family: TaskFamily) -> str:
-    return f"{family.env_id} with env_kwargs {family.env_kwargs}"
-
-
-def _named(family: TaskFamily, task: Task) -> str:
-    return f"task {task.task_id} {task.kwargs} of {_environments(family)}"
-
-
-def _line(space: spaces.Space) -> str:
-    return " ".join(str(space).split())

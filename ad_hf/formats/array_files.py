@@ -1,35 +1,61 @@
 """
-Npz and HDF5 files that may be anyone's: their arrays, within the memory there is, and from no other file.
+Histories in npz and HDF5 files that may be anyone's, within the memory there is, and from no other file.
 
-Zip archives, their compressions and HDF5 raise anything at all of a damaged file: whatever they raise names the file.
+A *container* is an npz file, an HDF5 file, or a group of one: anything that holds an array of rewards. It has the
+histories of one task: arrays (num_steps, ...) of one history, or (num_streams, num_steps, ...) of several, or, if time
+comes first, (num_steps, num_streams, ...).
+
+Zip archives, their compressions and HDF5 raise anything at all of a damaged file: every such error names the file.
 """
 
 from __future__ import annotations
 
-import math
+import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 
+from ad_hf.envs.spaces import outside
+from ad_hf.histories.steps import Steps
+
+# The names that each array may have; the first one in a file is taken.
+ARRAY_NAMES = {
+    "observations": ("observations", "states", "obs"),
+    "actions": ("actions",),
+    "rewards": ("rewards",),
+    "terminations": ("terminations", "terminals", "terminated"),
+    "truncations": ("truncations", "timeouts", "truncated"),
+    "dones": ("dones", "done"),
+    "next_observations": ("next_observations", "next_states", "next_obs"),
+}
+ENDS = ("terminations", "truncations", "dones")
+ENDINGS = (".npz", ".hdf5", ".h5")
 MOST_UNWRITTEN = 1 << 26  # bytes of an HDF5 array of which the file holds nothing, such as truncations that never were
-NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+UNKNOWN_FINALS = "not in the files: the last observation that is known of an episode stands in its place"
+RESET_FINALS = (
+    "not in the files, whose next observation at the end of an episode is the first one of the next: the last "
+    "observation that is known of an episode stands in its place"
+)
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Whatever goes wrong in reading a file, as a `ValueError` that begins with what was read."""
+def reading(name: str) -> Iterator[None]:
+    """Turn any error of reading a file into a `ValueError` that begins with a name."""
     try:
         yield
     except ImportError:  # of the package that an extra installs
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{what} cannot be read: {reason}") from error
+        raise ValueError(f"{name} cannot be read: {reason}") from error
 
 
 def _check_memory(num_bytes: int) -> None:
@@ -41,128 +67,59 @@ def _check_memory(num_bytes: int) -> None:
         )
 
 
-class Npz:
-    """
-    The arrays of an npz file.
-
-    Args:
-        path (`Path`):
-            The file.
-    """
+class _Npz:
+    """The arrays of an npz file, which has neither groups nor attributes."""
 
     attributes: Mapping[str, Any] = {}
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, group: str) -> None:
         self._archive = zipfile.ZipFile(path)
+        self.close = self._archive.close
         members = [(info.filename.removesuffix(".npy"), info) for info in self._archive.infolist()]
         self._members = dict(members)
-        if len(self._members) < len(members):
-            names = [name for name, _ in members]
-            raise ValueError(f"several arrays are called {next(name for name in names if names.count(name) > 1)}")
+        self.names = sorted(self._members)
+        ((name, count),) = Counter(name for name, _ in members).most_common(1) or [("", 0)]
+        if count > 1:
+            raise ValueError(f"several arrays are called {name}")
 
-    def close(self) -> None:
-        """Close the file."""
-        self._archive.close()
-
-    def names(self) -> list[str]:
-        """Names of the arrays."""
-        return sorted(self._members)
-
-    def paths(self) -> list[str]:
-        """Paths of all arrays: they have no groups."""
-        return self.names()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._members
-
-    def get(self, name: str, where: str) -> np.ndarray:
-        """An array, in memory; `where` is what to call it in an error."""
-        with reading(f"{where}, array {name}"):
-            member = self._members[name]
-            with self._archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in NPY_HEADERS:
-                    raise ValueError(f"it is of version {version} of the npy format, expected 1.0 or 2.0")
-                shape, _, dtype = NPY_HEADERS[version](file)
-                if dtype.hasobject:
-                    raise ValueError("it holds pickled objects, which are never read")
-                claimed, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
-                if claimed != there or min(shape, default=0) < 0:
-                    raise ValueError(f"its header says shape {shape} of {dtype}, {claimed} bytes, and it has {there}")
-            _check_memory(claimed)
-            with self._archive.open(member) as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
+    def __getitem__(self, name: str) -> np.ndarray:
+        member = self._members[name]
+        _check_memory(member.file_size)
+        with self._archive.open(member) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError(f"it holds more than the {array.nbytes} bytes that its header says")
+        return array
 
 
-class _Hdf5Array:
-    """An array of an HDF5 file that is read when it is indexed."""
+class _Hdf5:
+    """The arrays of a group of an HDF5 file, none of them read yet."""
 
-    def __init__(self, dataset: Any, where: str) -> None:
-        self.shape, self.dtype, self._dataset, self._where = dataset.shape, dataset.dtype, dataset, where
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        with reading(self._where):
-            _check_memory(self._dataset.nbytes // (1 if index == () else self.shape[0]))
-            return self._dataset[index]
-
-
-class Hdf5:
-    """
-    The arrays of a group of an HDF5 file.
-
-    Args:
-        path (`Path`):
-            The file.
-        group (`str`, *optional*, defaults to `"/"`):
-            The group.
-
-    Raises:
-        ImportError: without the package h5py.
-    """
-
-    def __init__(self, path: Path, group: str = "/") -> None:
+    def __init__(self, path: Path, group: str) -> None:
         try:
             import h5py
         except ImportError as error:
             raise ImportError(f"HDF5 files need the package h5py: pip install 'ad_hf[hdf5]' ({error})") from error
-        self._file = h5py.File(path, "r")
-        self._group = self._find(self._file, group)
+        file = h5py.File(path, "r")
+        self.close = file.close
+        self._group = self._find(file, group)
         self.attributes = self._group.attrs
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def names(self) -> list[str]:
-        """Names of the arrays and groups."""
-        return sorted(self._group)
-
-    def __contains__(self, name: str) -> bool:
-        return name.strip("/").partition("/")[0] in self.names()  # and not `in`, which opens what a link leads to
+        self.names = sorted(self._group)
 
     def paths(self) -> list[str]:
         """Paths of all arrays, at any depth."""
-        found = []
+        paths: list[str] = []
+        # It follows no links to elsewhere.
+        self._group.visititems(lambda name, item: paths.append(name) if hasattr(item, "shape") else None)
+        return paths
 
-        def visit(name: str, item: Any) -> None:
-            if hasattr(item, "shape"):
-                found.append(name)
-
-        self._group.visititems(visit)  # which follows no links to elsewhere
-        return found
-
-    def get(self, name: str, where: str) -> Any:
-        """An array, not yet read, or a group; `where` is what to call it in an error."""
-        where = f"{where}, array {name}"
-        with reading(where):
-            found = self._find(self._group, name)
-            if not hasattr(found, "shape"):
-                return found
-            if found.shape is None:
-                raise ValueError("it is empty")
-            if found.nbytes > MOST_UNWRITTEN and not found.id.get_storage_size():
-                raise ValueError(f"its shape is {found.shape}, and nothing was ever written to it")
-            return _Hdf5Array(found, where)
+    def __getitem__(self, name: str) -> Any:
+        array = self._find(self._group, name)
+        if getattr(array, "shape", ()) is None:
+            raise ValueError("it is empty")
+        if hasattr(array, "shape") and array.nbytes > MOST_UNWRITTEN and not array.id.get_storage_size():
+            raise ValueError(f"its shape is {array.shape}, and nothing was ever written to it")
+        return array
 
     @staticmethod
     def _find(group: Any, path: str) -> Any:
@@ -177,13 +134,13 @@ class Hdf5:
         return group
 
 
-def _elsewhere(found: Any) -> str | None:
+def _elsewhere(item: Any) -> str | None:
     """Why a link or an object of an HDF5 file is not used: it stands for something that is elsewhere."""
     import h5py
 
-    if isinstance(found, h5py.SoftLink | h5py.ExternalLink):
-        return f"it is a link to elsewhere, {found!r}, which is not followed: copy what it stands for"
-    if isinstance(found, h5py.Dataset) and (found.external is not None or found.is_virtual):
+    if isinstance(item, h5py.SoftLink | h5py.ExternalLink):
+        return f"it is a link to elsewhere, {item!r}, which is not followed: copy what it stands for"
+    if isinstance(item, h5py.Dataset) and (item.external is not None or item.is_virtual):
         return "its elements are in other files, which are not read: copy them into this one"
     return None
 
@@ -192,8 +149,8 @@ def check_hdf5(path: Path) -> None:
     """Refuse an HDF5 file of which any part is elsewhere, naming the part."""
     import h5py
 
-    def visit(name: str, found: Any) -> str | None:  # what is returned ends the walk; h5py swallows what is raised
-        reason = _elsewhere(found)
+    def visit(name: str, item: Any) -> str | None:  # what is returned ends the walk; h5py swallows what is raised
+        reason = _elsewhere(item)
         return reason and f"{name}: {reason}"
 
     with h5py.File(path, "r") as file:
@@ -202,20 +159,250 @@ def check_hdf5(path: Path) -> None:
         raise ValueError(reason)
 
 
-@contextmanager
-def open_arrays(path: Path, group: str = "/") -> Iterator[Npz | Hdf5]:
+def _read(array: Any, index: Any) -> np.ndarray:
+    """A part of an array that may still be in its file."""
+    if not isinstance(array, np.ndarray):
+        _check_memory(array.nbytes // (1 if index == () else array.shape[0]))
+    return array[index]
+
+
+@dataclass(frozen=True)
+class Container:
     """
-    An npz file, or a group of an HDF5 file.
+    A file, or a group in it, with the histories of a task.
+
+    Attributes:
+        path (`Path`), group (`str`):
+            Where it is; the group of a whole file is `"/"`.
+        name (`str`):
+            Its name in `tasks.json`: the file's path without its ending, the group's, or both.
+    """
+
+    path: Path
+    group: str
+    name: str
+
+    def __str__(self) -> str:
+        return str(self.path) if self.group == "/" else f"{self.path}, group {self.group}"
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """The arrays by their names, and, of HDF5, attributes."""
+        with reading(str(self.path)):
+            if not self.path.is_file():  # a pipe would be waited for
+                raise ValueError("it is not a regular file")
+            arrays = (_Npz if self.path.suffix == ".npz" else _Hdf5)(self.path, self.group)
+        with closing(arrays):
+            yield arrays
+
+    def value(self, arrays: Any, name: str) -> Any:
+        """A whole array or an attribute, if it is there."""
+        if name not in arrays.names:
+            return arrays.attributes.get(name)
+        with reading(f"{self}, array {name}"):
+            return _read(arrays[name], ())
+
+
+def find_containers(source: Path, names: Mapping[str, str]) -> list[Container]:
+    """
+    The containers of a file or folder, in the natural order of their names: 2 before 10.
+
+    Args:
+        source (`Path`):
+            An npz or HDF5 file, or a folder with such files, at any depth.
+        names (`Mapping[str, str]`):
+            Names of arrays that have others than [`ARRAY_NAMES`] knows.
 
     Raises:
-        ImportError: for HDF5 without the package h5py.
-        ValueError: naming the file, if it is neither, is damaged, or is not a regular file.
+        FileNotFoundError: if there is nothing at `source`.
+        ValueError: if it holds no such file, or a file no array of rewards.
     """
-    with reading(str(path)):
-        if not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is not a regular file")
-        opened = Npz(path) if path.suffix == ".npz" else Hdf5(path, group)
-    try:
-        yield opened
-    finally:
-        opened.close()
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: expected an npz or HDF5 file, or a folder of such files")
+    files = [path for path in (source.rglob("*") if source.is_dir() else [source]) if path.suffix in ENDINGS]
+    if not files:
+        raise ValueError(f"{source}: expected files that end in {', '.join(ENDINGS)}; pickles are not read")
+    containers = []
+    for path in files:
+        stem = path.stem if path == source else path.relative_to(source).with_suffix("").as_posix()
+        for group in ["/"] if path.suffix == ".npz" else _groups(path, names):
+            name = stem if group == "/" else group if path == source else f"{stem}/{group}"
+            containers.append(Container(path, group, name))
+    ((name, count),) = Counter(container.name for container in containers).most_common(1)
+    if count > 1:
+        raise ValueError(f"{source}: several files are called {name}, apart from their endings: rename some")
+
+    def natural(container: Container) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", container.name)
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+    return sorted(containers, key=natural)
+
+
+def _groups(path: Path, names: Mapping[str, str]) -> list[str]:
+    """The groups of an HDF5 file that hold rewards."""
+    candidates = _candidates("rewards", names)
+    with Container(path, "/", "").open() as arrays, reading(str(path)):
+        parts = [path.rpartition("/") for path in arrays.paths()]
+    groups = [parent or "/" for parent, _, name in parts if name in candidates]
+    if not groups:
+        raise ValueError(f"{path}: no array {' or '.join(candidates)}, neither in the file nor in a group of it")
+    return groups
+
+
+def _candidates(role: str, names: Mapping[str, str]) -> Sequence[str]:
+    return [names[role]] if role in names else ARRAY_NAMES[role]
+
+
+class ArrayHistory(NamedTuple):
+    """
+    The history of one stream as it is in a file.
+
+    Attributes:
+        name (`str`):
+            What to call it in an error.
+        keys (`dict[str, str]`):
+            Name in the file of each array.
+        steps ([`~ad_hf.histories.steps.Steps`]):
+            The steps; observations and actions may be of any dtype and shape.
+        note (`str`, *optional*):
+            If the last observation of an episode is not in the files, what is there instead.
+    """
+
+    name: str
+    keys: dict[str, str]
+    steps: Steps
+    note: str | None
+
+
+def read_histories(container: Container, names: Mapping[str, str], time_first: bool) -> Iterator[ArrayHistory]:
+    """
+    The histories of a container, one by one.
+
+    Args:
+        container ([`Container`]):
+            The container.
+        names (`Mapping[str, str]`):
+            Names of arrays that have others than [`ARRAY_NAMES`] knows.
+        time_first (`bool`):
+            Whether arrays of several streams are (num_steps, num_streams, ...).
+
+    Raises:
+        ValueError: naming the container and the array: for arrays that are missing, not of numbers (pickles), or of
+            shapes that do not fit; for rewards that are not finite, and for ends that are neither 0 nor 1.
+    """
+    with container.open() as opened:
+        keys = _keys(opened.names, names, container)
+        titles = {role: f"{container}, array {key}" for role, key in keys.items()}
+        arrays = {}
+        for role, title in titles.items():
+            with reading(title):
+                arrays[role] = opened[keys[role]]
+            dtype = getattr(arrays[role], "dtype", None)  # a group of HDF5 has none
+            if dtype is None or dtype.kind not in "biuf":
+                what = "a group" if dtype is None else f"elements of type {dtype}"
+                raise ValueError(f"{title}: {what}, expected numbers or truth values")
+        lead = arrays["rewards"].shape
+        if len(lead) == 2 and lead[1] == 1 and not time_first:  # a column of rewards
+            lead = lead[:1]
+        if len(lead) not in (1, 2) or 0 in lead:
+            raise ValueError(
+                f"{titles['rewards']}: shape {lead}, expected (num_steps,), or two dimensions for streams and steps, "
+                "none of them empty"
+            )
+        for role, array in arrays.items():
+            if array.shape[: len(lead)] != lead:
+                raise ValueError(
+                    f"{titles[role]}: shape {array.shape}, expected it to begin with {lead}, as {keys['rewards']} does"
+                )
+
+        def read(index: Any) -> dict[str, np.ndarray]:
+            parts = {}
+            for role, array in arrays.items():
+                with reading(titles[role]):
+                    parts[role] = _read(array, index)
+            return parts
+
+        if len(lead) == 1:
+            yield _history(str(container), keys, read(()))
+            return
+        if time_first:  # read once, and not once per stream
+            arrays = {role: np.swapaxes(array, 0, 1) for role, array in read(()).items()}
+        for index in range(lead[1] if time_first else lead[0]):
+            yield _history(f"{container}, stream {index}", keys, read(index))
+
+
+def _keys(there: Sequence[str], names: Mapping[str, str], container: Container) -> dict[str, str]:
+    """The name in a container of each array that it has."""
+    keys: dict[str, str] = {}
+    for role in ARRAY_NAMES:
+        candidates = _candidates(role, names)
+        present = [name for name in candidates if name in there or name.strip("/").partition("/")[0] in there]
+        if present:
+            keys[role] = present[0]
+        elif role in names or role in ("observations", "actions", "rewards"):
+            raise ValueError(
+                f"{container}: no array {' or '.join(candidates)} for the {role}; there are {', '.join(there)}: say "
+                f"which it is with --{role}"
+            )
+    if not set(ENDS) & set(keys):
+        raise ValueError(
+            f"{container}: no array says where episodes end, as dones would; there are {', '.join(there)}: say "
+            "which does with --dones, or with --terminations and --truncations"
+        )
+    for role, other in combinations(("observations", "actions", "rewards", "next_observations"), 2):
+        if role in keys and keys[role] == keys.get(other):
+            raise ValueError(f"{container}: the array {keys[role]} is taken for the {role} and for the {other}")
+    return keys
+
+
+def _history(name: str, keys: dict[str, str], arrays: dict[str, np.ndarray]) -> ArrayHistory:
+    """A history of its arrays, with the ends of its episodes told apart as well as they can be."""
+
+    def column(role: str, wrong: Any, expected: str) -> np.ndarray:
+        title, values = f"{name}, array {keys[role]}", arrays[role]
+        if values.size != len(values):
+            raise ValueError(f"{title}: shape {values.shape} of a stream, expected one number per step")
+        values = values.reshape(-1)
+        if (bad := wrong(values)).any():
+            step = int(np.argmax(bad))
+            raise ValueError(f"{title}: {values[step]} at step {step}, expected {expected}")
+        return values
+
+    rewards = column("rewards", lambda values: outside(values.astype(np.float64)), "a finite number")
+    flags = {
+        role: column(role, lambda values: (values != 0) & (values != 1), "0 or 1").astype(bool)
+        for role in ENDS
+        if role in keys
+    }
+    none = np.zeros(len(rewards), dtype=bool)
+    dones = flags.get("dones", none)
+    # `dones` are ends of either kind: those that another array does not claim are of the other kind.
+    truncations = flags.get("truncations", dones & ~flags["terminations"] if "terminations" in flags else none)
+    terminations = flags.get("terminations", dones & ~truncations)
+    observations = arrays["observations"]
+    finals, note = _finals(name, keys, observations, arrays.get("next_observations"), terminations | truncations)
+    steps = Steps(observations, arrays["actions"], rewards.astype(np.float64), terminations, truncations, finals)
+    return ArrayHistory(name, keys, steps, note)
+
+
+def _finals(
+    name: str, keys: dict[str, str], observations: np.ndarray, following: np.ndarray | None, is_end: np.ndarray
+) -> tuple[np.ndarray, str | None]:
+    """The last observation of each episode, or what is known of it, and a sentence on the latter."""
+    last = len(is_end) - 1
+    stops = np.union1d(np.flatnonzero(is_end), last)
+    if following is None:
+        return observations[stops], UNKNOWN_FINALS
+    if following.shape != observations.shape:
+        raise ValueError(
+            f"{name}, array {keys['next_observations']}: shape {following.shape}, expected that of "
+            f"{keys['observations']}, {observations.shape}"
+        )
+    inner = stops[stops < last]
+    # Vector environments that reset in the same step return the next episode's first observation.
+    is_reset = np.array_equal(following[inner].astype(observations.dtype), observations[inner + 1])
+    if not len(inner) or not is_reset or np.array_equal(following[inner], observations[inner]):
+        return following[stops], None
+    unfinished = following[last:] if not is_end[last] else observations[last:]
+    return np.concatenate([observations[stops[:-1]], unfinished]), RESET_FINALS

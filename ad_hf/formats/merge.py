@@ -7,6 +7,8 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,96 +33,82 @@ class _Part(NamedTuple):
     files: dict[str, list[Path]]
     ids: set[str]
 
+    @classmethod
+    def open(cls, dataset: str | Path | HistoryDataset, config_name: str | None) -> _Part:
+        opened = HistoryDataset.open(dataset, config_name)
+        check_dataset(opened)
+        files = {split: opened.files(split) for split in opened.splits}
+        tables = [pq.read_table(shard, columns=["history_id"]) for shards in files.values() for shard in shards]
+        return cls(opened, files, {history for table in tables for history in table["history_id"].to_pylist()})
 
-def _read(dataset: str | Path | HistoryDataset, config_name: str | None) -> _Part:
-    opened = HistoryDataset.open(dataset, config_name)
-    check_dataset(opened)
-    files = {split: opened.files(split) for split in opened.splits}
-    ids: set[str] = set()
-    for shard in (shard for shards in files.values() for shard in shards):
-        ids.update(pq.read_table(shard, columns=["history_id"])["history_id"].to_pylist())
-    return _Part(opened, files, ids)
+    @property
+    def metadata(self) -> HistoryMetadata:
+        return self.dataset.metadata
 
 
 def _numbers(history: str) -> tuple[list[int], str]:
-    """By what histories are ordered: the numbers of which an id is made, task-seed-stream."""
+    """A key to order histories by: the numbers in an id, task-seed-stream."""
     return [int(number) for number in re.findall(r"\d+", history)], history
 
 
-def _check_same(first: HistoryDataset, other: HistoryDataset) -> None:
-    """Refuse two datasets of different environments or sources."""
-    here, there = first.metadata, other.metadata
-    found: dict[str, tuple[Any, Any]] = {name: (getattr(here, name), getattr(there, name)) for name in SAME}
-    for name in sorted({*here.source, *there.source}):
-        found[f"source.{name}"] = here.source.get(name), there.source.get(name)
-    for name, (of_first, of_other) in found.items():
-        if of_first != of_other:
-            raise ValueError(
-                f"{first} and {other} cannot be merged: {name} is {of_first!r} in the one, {of_other!r} in the other"
-            )
+def _check_pair(first: _Part, other: _Part) -> None:
+    """Refuse two datasets of different environments, sources or tasks, and those that hold the same histories."""
 
+    def refuse(reason: str) -> None:
+        raise ValueError(f"{first.dataset} and {other.dataset} cannot be merged: {reason}")
 
-def _check_tasks(first: HistoryDataset, other: HistoryDataset) -> None:
-    """Refuse two datasets that number or split their tasks differently."""
-    known = {task["task_id"]: task for task in first.metadata.tasks}
+    here, there = (
+        {name: getattr(metadata, name) for name in SAME}
+        | {f"source.{name}": value for name, value in sorted(metadata.source.items())}
+        for metadata in (first.metadata, other.metadata)
+    )
+    for name in {**here, **there}:
+        if here.get(name) != there.get(name):
+            refuse(f"{name} is {here.get(name)!r} in the one, {there.get(name)!r} in the other")
+    tasks = {task["task_id"]: task for task in first.metadata.tasks}
     for task in other.metadata.tasks:
-        there = known.get(task["task_id"])
-        if there is None and task["kwargs"]:  # conversions may know nothing of several tasks
-            there = next((same for same in known.values() if same["kwargs"] == task["kwargs"]), None)
-        if there not in (None, task):
-            raise ValueError(
-                f"{first} and {other} cannot be merged: the one has the task {there}, the other {task}; tasks have "
-                "the same number, arguments and split where the section `family` of the recipe is the same"
+        match = tasks.get(task["task_id"])
+        if match is None and task["kwargs"]:  # conversions may know nothing of several tasks
+            match = next((each for each in tasks.values() if each["kwargs"] == task["kwargs"]), None)
+        if match not in (None, task):
+            refuse(
+                f"the one has the task {match}, the other {task}; tasks have the same number, arguments and split "
+                "where the section `family` of the recipe is the same"
             )
-
-
-def _check_histories(first: _Part, other: _Part) -> None:
-    """Refuse two datasets that hold histories of the same ids."""
-    both = sorted(first.ids & other.ids, key=_numbers)
-    if both:
+    if both := sorted(first.ids & other.ids, key=_numbers):
         more = f" and {len(both) - NAMED} more" if len(both) > NAMED else ""
-        raise ValueError(
-            f"{first.dataset} and {other.dataset} cannot be merged: both hold the histories "
-            f"{', '.join(both[:NAMED])}{more} (task-seed-stream); collect one of them with other seeds"
+        refuse(
+            f"both hold the histories {', '.join(both[:NAMED])}{more} (task-seed-stream); collect one of them with "
+            "other seeds"
         )
 
 
 def _merge_metadata(parts: Sequence[_Part]) -> HistoryMetadata:
-    """What `metadata.json` says of all of some datasets, but for their shards."""
-    all_metadata = [part.dataset.metadata for part in parts]
-    tasks = {task["task_id"]: task for metadata in all_metadata for task in metadata.tasks}
-    learnt = {history.rpartition("-")[0] for part in parts for history in part.ids}  # task-seed
+    """The metadata of all of some datasets, but for their shards."""
+    tasks = {task["task_id"]: task for part in parts for task in part.metadata.tasks}
+    learners = {history.rpartition("-")[0] for part in parts for history in part.ids}  # task-seed
     failures = {
         (failure["task_id"], failure["seed"]): failure
-        for metadata in all_metadata
-        for failure in metadata.failures
-        if f"{failure['task_id']}-{failure['seed']}" not in learnt  # by another dataset's source it may have been
+        for part in parts
+        for failure in part.metadata.failures
+        if f"{failure['task_id']}-{failure['seed']}" not in learners  # another dataset may have learnt it
     }
-    tables = [metadata.progress for metadata in all_metadata if metadata.progress]
+    tables = [part.metadata.progress for part in parts if part.metadata.progress]
     columns = [table["columns"] for table in tables]
     if any(names != columns[0] for names in columns):
         raise ValueError(f"the datasets cannot be merged: their progress has different columns, {columns}")
     rows = sorted((row for table in tables for row in table["rows"]), key=lambda row: row[:2])
-    versions: dict[str, set[str]] = {}
-    for metadata in all_metadata:
-        for package, version in metadata.versions.items():
-            versions.setdefault(package, set()).add(version)
+    versions = sorted({pair for part in parts for pair in part.metadata.versions.items()})
     return replace(
-        all_metadata[0],
+        parts[0].metadata,
         tasks=[tasks[number] for number in sorted(tasks)],
-        seeds=sorted({seed for metadata in all_metadata for seed in metadata.seeds}),
-        versions={package: ", ".join(sorted(found)) for package, found in sorted(versions.items())},
+        seeds=sorted({seed for part in parts for seed in part.metadata.seeds}),
+        versions={
+            package: ", ".join(version for _, version in pairs) for package, pairs in groupby(versions, itemgetter(0))
+        },
         failures=[failures[key] for key in sorted(failures)],
         progress={"columns": columns[0], "rows": rows} if tables else {},
     )
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy, where there can be no such link or the file cannot be written to."""
-    if os.access(source, os.W_OK):  # it is opened to be put on disk
-        link_or_copy(source, target)
-    else:
-        shutil.copyfile(source, target)
 
 
 def _family_of(parts: Sequence[_Part], trust_remote_code: bool) -> dict[str, Any] | None:
@@ -129,7 +117,7 @@ def _family_of(parts: Sequence[_Part], trust_remote_code: bool) -> dict[str, Any
 
     It becomes a file of the user's own, so that names in it have to be known ones, or trusted.
     """
-    found = []
+    families = []
     for part in parts:
         repository = part.dataset.repository
         if RECIPE_FILE not in repository.files():
@@ -141,8 +129,8 @@ def _family_of(parts: Sequence[_Part], trust_remote_code: bool) -> dict[str, Any
         if not trust_remote_code:
             check_family_section(family, f"the dataset {part.dataset}")
         make_section(FamilyConfig, family, "family")
-        found.append(family)
-    return found[0] if all(family == found[0] for family in found) else None
+        families.append(family)
+    return families[0] if all(family == families[0] for family in families) else None
 
 
 def merge_datasets(
@@ -173,27 +161,26 @@ def merge_datasets(
 
     Raises:
         FileNotFoundError: if one of them is not there, or lacks files.
-        ValueError: if they do not fit together, with what differs: environments, spaces, sources, the numbers,
-            arguments or splits of tasks; if two hold the same histories; if there is something at `output_dir`.
+        ValueError: naming the difference, if their environments, spaces, sources or tasks (numbers, arguments,
+            splits) differ; if two hold the same histories; if there is something at `output_dir`.
     """
     if len(datasets) < 2:
         raise ValueError(f"expected two datasets or more to merge, got {', '.join(map(str, datasets)) or 'none'}")
-    parts = [_read(dataset, config_name) for dataset in datasets]
-    for index, other in enumerate(parts):
-        for first in parts[:index]:
-            _check_same(first.dataset, other.dataset)
-            _check_tasks(first.dataset, other.dataset)
-            _check_histories(first, other)
+    parts = [_Part.open(dataset, config_name) for dataset in datasets]
+    for pair in combinations(parts, 2):
+        _check_pair(*pair)
     parts.sort(key=lambda part: min(map(_numbers, part.ids)))
     metadata, family = _merge_metadata(parts), _family_of(parts, trust_remote_code)
     names = {part.dataset.config_name for part in parts}
     name = names.pop() if len(names) == 1 else "default"
     with new_dataset(output_dir, name) as folder:
         for split in SPLITS:
-            shards = [shard for part in parts for shard in part.files.get(split, [])]
+            shards = [shard.resolve() for part in parts for shard in part.files.get(split, [])]
             for index, shard in enumerate(shards):
-                _link(shard.resolve(), folder / name / f"{split}-{index:05d}-of-{len(shards):05d}.parquet")
-        merged = [f"- {part.dataset} (fingerprint {part.dataset.metadata.fingerprint})" for part in parts]
+                # A link has to be writable, to be put on disk.
+                copy = link_or_copy if os.access(shard, os.W_OK) else shutil.copyfile
+                copy(shard, folder / name / f"{split}-{index:05d}-of-{len(shards):05d}.parquet")
+        merged = [f"- {part.dataset} (fingerprint {part.metadata.fingerprint})" for part in parts]
         origin = "Merged by `ad-hf merge` from:\n\n" + "\n".join(merged)
         describe(folder, Path(output_dir).name, name, metadata, origin, family)
     return local_path(output_dir)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,30 +19,31 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDic
 import gymnasium as gym
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Features
 from gymnasium import spaces
-from tqdm.auto import tqdm
 
 from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
 from ad_hf.envs.spaces import outside, space_from_json
-from ad_hf.envs.task_family import SPLITS
+from ad_hf.envs.task_family import SPLITS, FamilyConfig
 from ad_hf.formats.array_files import check_hdf5, reading
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
-from ad_hf.histories.episodes import Episode, episodes_of_row, join_episodes, pieces_of_episodes
-from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
+from ad_hf.histories.frames import decompress_frames, has_frames
+from ad_hf.histories.schema import HistoryMetadata, history_features
+from ad_hf.histories.steps import STEPWISE, Steps
 from ad_hf.histories.writer import (
-    SHARD_TRANSITIONS,
+    KEYS,
     describe,
     history_rows,
     new_dataset,
     open_shard,
+    piece_steps,
     space_json,
-    split_writers,
-    with_columns,
+    to_storage,
+    write_shards,
 )
-from ad_hf.settings import parse_json, read_json, shown
+from ad_hf.progress import ProgressBar
+from ad_hf.settings import parse_json, read_json
 from ad_hf.storage.files import atomic_folder, local_path
 from ad_hf.storage.parquet import read_groups
 from ad_hf.structure import check_structure
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 ENTRY = "ad_hf"  # in the metadata of a Minari dataset
 DATASET_ID = re.compile(r"(?:(?P<namespace>\w[\w/-]*\w)/)?[\w-]+-v\d+")
 SHARD = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
-ROW_COLUMNS = ("history_id", "task_id", "stream", "piece", "start_step")
 
 
 class _Entry(TypedDict):
@@ -87,21 +87,6 @@ class _Spec(TypedDict):
     kwargs: dict[str, Any]
 
 
-def check_counts(**counts: int | None) -> None:
-    """Refuse numbers of steps, episodes or the like below 1."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-
-
-def check_environment(env_id: Any, env_kwargs: Any) -> None:
-    """Refuse what cannot be an environment's id and keyword arguments, which may be left out."""
-    if env_id is not None and (not isinstance(env_id, str) or not env_id.strip()):
-        raise ValueError(f"env_id must be the id of an environment, got {shown(env_id)}")
-    if env_kwargs is not None and not isinstance(env_kwargs, dict):
-        raise ValueError(f"env_kwargs must be keyword arguments by name, got {shown(env_kwargs)}")
-
-
 def _minari() -> Any:
     try:
         import minari
@@ -112,17 +97,43 @@ def _minari() -> Any:
     return minari
 
 
+def _episodes(table: pa.Table, row: int, metadata: HistoryMetadata, name: str) -> Iterator[dict[str, np.ndarray]]:
+    """The episodes of a row, an unfinished last one included, in the dtypes of the spaces."""
+    observation_space, action_space = metadata.spaces
+    history = f"{name}: row {row} (history {table['history_id'][row].as_py()!r})"
+    steps = Steps.of_table(table.slice(row, 1))
+    if len(steps.rewards) == 0:
+        raise ValueError(f"{history} has no steps")
+    stops = np.union1d(np.flatnonzero(steps.ends) + 1, len(steps.rewards))
+    if has_frames(observation_space):
+        steps.observations, steps.final_observations = (
+            decompress_frames(table[column][row].as_buffer(), count, observation_space.shape or ())
+            for column, count in (("observations", len(steps.rewards)), ("final_observations", len(stops)))
+        )
+    if len(steps.final_observations) != len(stops):
+        raise ValueError(
+            f"{history}, column final_observations: {len(steps.final_observations)} observations for {len(stops)} "
+            "episodes, each of which needs its last one in Minari"
+        )
+    for start, stop, final in zip([0, *stops[:-1]], stops, steps.final_observations):
+        part = slice(start, stop)
+        yield {
+            "observations": np.concatenate([steps.observations[part], final[None]]).astype(observation_space.dtype),
+            "actions": steps.actions[part].astype(action_space.dtype),
+            **{name: getattr(steps, name)[part] for name in ("rewards", "terminations", "truncations")},
+        }
+
+
 def _add_rows(storage: Any, table: pa.Table, metadata: HistoryMetadata, split: str, first_row: int, name: str) -> None:
     """Append the episodes of some rows to a Minari storage, each with a note of where it belongs."""
     from minari.data_collector import EpisodeBuffer
 
     first, buffers, notes = storage.total_episodes, [], []
-    columns = table.select(list(ROW_COLUMNS)).to_pylist()
-    for row, note in enumerate(columns):
-        for episode in episodes_of_row(table, row, metadata, name):
+    for row, keys in enumerate(table.select(list(KEYS)).to_pylist()):
+        for episode in _episodes(table, row, metadata, name):
             # Without infos, not even empty ones, Minari cannot print an episode.
-            buffers.append(EpisodeBuffer(**episode._asdict(), infos={}))
-            notes.append({"split": split, "row": first_row + row, **note})
+            buffers.append(EpisodeBuffer(**episode, infos={}))
+            notes.append({"split": split, "row": first_row + row, **keys})
     storage.update_episodes(buffers)
     storage.update_episode_metadata(notes, range(first, first + len(notes)))
 
@@ -187,9 +198,9 @@ def to_minari(
         raise ValueError(f"{target} exists already: give another id, or delete it with `minari delete {dataset_id}`")
     opened = HistoryDataset.open(dataset, config_name)
     metadata = opened.metadata
-    chosen = opened.splits if split is None else [split]
-    check_dataset(opened, chosen)
-    files = [file for name in chosen for file in opened.files(name)]
+    splits = opened.splits if split is None else [split]
+    check_dataset(opened, splits)
+    files = [file for name in splits for file in opened.files(name)]
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:
         (folder / "data").mkdir()
@@ -198,7 +209,7 @@ def to_minari(
         )
         shards = _fill(storage, files, metadata)
         described = asdict(metadata)
-        described["tasks"] = [task for task in described["tasks"] if task["split"] in chosen]
+        described["tasks"] = [task for task in described["tasks"] if task["split"] in splits]
         storage.update_metadata(
             {
                 "dataset_id": dataset_id,
@@ -223,14 +234,14 @@ def _fill(storage: Any, files: Iterable[Path], metadata: HistoryMetadata) -> dic
     """Append all episodes of some shards; returns the number of rows of each row group of each shard."""
     shards: dict[str, list[int]] = {}
     row, schema = 0, history_features(*metadata.spaces).arrow_schema
-    with tqdm(desc="convert to Minari", unit=" episodes", unit_scale=True) as bar:
+    with ProgressBar("convert to Minari", unit="episodes") as bar:
         for file in files:
             shards[file.name] = []
             for table in read_groups(file, schema.names):
                 for wanted in schema:
-                    found = table.schema.field(wanted.name).type
-                    if found != wanted.type:
-                        raise ValueError(f"{file}: column {wanted.name} is of type {found}, expected {wanted.type}")
+                    kind = table.schema.field(wanted.name).type
+                    if kind != wanted.type:
+                        raise ValueError(f"{file}: column {wanted.name} is of type {kind}, expected {wanted.type}")
                 _add_rows(storage, table, metadata, file.name.partition("-")[0], row, str(file))
                 shards[file.name].append(len(table))
                 row += len(table)
@@ -286,7 +297,6 @@ def from_minari(
     env_id: str | None = None,
     env_kwargs: dict[str, Any] | None = None,
     max_piece_steps: int | None = None,
-    shard_transitions: int = SHARD_TRANSITIONS,
     trust_remote_code: bool = False,
 ) -> Path:
     r"""
@@ -311,8 +321,6 @@ def from_minari(
         max_piece_steps (`int`, *optional*):
             Of a dataset that is not ours: histories are cut into rows of at most so many steps, as by
             [`~ad_hf.collect`].
-        shard_transitions (`int`, *optional*, defaults to 1000000):
-            Of a dataset that is not ours: steps per file.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether what the dataset says of its environment may run: Minari makes it where the dataset does not say
             its spaces, and `recipe.yaml` takes over names that import modules.
@@ -326,46 +334,42 @@ def from_minari(
         ValueError: if there is something at `output_dir`, for spaces that histories cannot have, for malformed
             episodes, and if episodes were added to or taken from a dataset of ours.
     """
-    check_environment(env_id, env_kwargs)
-    check_counts(episodes_per_history=episodes_per_history, max_piece_steps=max_piece_steps)
     dataset = _open(source, trust_remote_code)
     entry = dataset.storage.metadata.get(ENTRY)
-    name = Path(output_dir).name
-    if entry is not None:
-        if not (episodes_per_history is env_id is env_kwargs is max_piece_steps is None):
-            raise ValueError(
-                f"{dataset.id} was written by ad_hf and says which histories it holds, of which environment: "
-                "episodes_per_history, env_id, env_kwargs and max_piece_steps are for other datasets"
-            )
-        config_name = config_name or entry["config_name"]
+    is_ours, name = entry is not None, Path(output_dir).name
+    if is_ours and not (episodes_per_history is env_id is env_kwargs is max_piece_steps is None):
+        raise ValueError(
+            f"{dataset.id} was written by ad_hf and says which histories it holds, of which environment: "
+            "episodes_per_history, env_id, env_kwargs and max_piece_steps are for other datasets"
+        )
+    config_name = config_name or (entry["config_name"] if is_ours else "default")
+    if is_ours:
         with new_dataset(output_dir, config_name) as folder:
             metadata = _restore(dataset, entry, folder / config_name)
-            describe(folder, name, config_name, metadata, "", None)
+            describe(folder, name, config_name, metadata)
         return local_path(output_dir)
-    config_name = config_name or "default"
     if dataset.total_episodes == 0:
         raise ValueError(f"{dataset.id} has no episodes")
-    metadata = _metadata_of_others(dataset, env_id, env_kwargs, episodes_per_history, trust_remote_code)
-    max_piece_steps = max_piece_steps or default_piece_steps(metadata.spaces[0])
+    if episodes_per_history is not None and episodes_per_history < 1:
+        raise ValueError(f"episodes_per_history must be at least 1, got {episodes_per_history}")
+    metadata = _metadata_of_others(dataset, env_id, env_kwargs, trust_remote_code)
+    histories = _histories_of_others(dataset, metadata, episodes_per_history, max_piece_steps)
     with new_dataset(output_dir, config_name) as folder:
-        with split_writers(folder / config_name, shard_transitions) as add:
-            num_steps = 0
-            for rows in _histories_of_others(dataset, metadata, episodes_per_history, max_piece_steps):
-                num_steps += pc.sum(pc.list_value_length(rows["rewards"])).as_py()
-                add("train", rows)
-        if num_steps != dataset.total_steps:
-            raise ValueError(
-                f"{dataset.id} says that it has {dataset.total_steps} steps, total_steps; episodes have {num_steps}"
-            )
+        metadata.source |= write_shards(folder / config_name, histories)
+        metadata.source["converted_from"] = {
+            "format": "minari",
+            "name": dataset.id,
+            "episodes_per_history": episodes_per_history,
+        }
         origin = f"Converted from the Minari dataset `{dataset.id}` by `ad-hf convert`."
         family = {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": [{}]}
         describe(folder, name, config_name, metadata, origin, family)
     return local_path(output_dir)
 
 
-def _each(found: Iterable[Any], dataset: MinariDataset) -> Iterator[Any]:
-    """What there is of each episode, one by one; errors of reading it name the episode."""
-    remaining = iter(found)
+def _each(items: Iterable[Any], dataset: MinariDataset) -> Iterator[Any]:
+    """The item of each episode, one by one; errors of reading it name the episode."""
+    remaining = iter(items)
     for number in range(dataset.total_episodes):
         with reading(f"{dataset.id}, episode {number}"):
             item = next(remaining, None)
@@ -374,39 +378,58 @@ def _each(found: Iterable[Any], dataset: MinariDataset) -> Iterator[Any]:
         yield item
 
 
-def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Episode]:
+def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Steps]:
     """All episodes of a Minari dataset of these observation and action spaces, in order."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(Episode._fields, ())
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STEPWISE, ())
     shapes |= {name: space.shape or () for name, space in zip(("observations", "actions"), both)}
-    found = tqdm(_each(dataset.iterate_episodes(), dataset), "convert from Minari", dataset.total_episodes)
-    for number, data in enumerate(found):
-        values = {name: np.asarray(getattr(data, name)) for name in Episode._fields}
-        for name, array in values.items():
-            if array.dtype.kind not in "biuf" or array.shape[1:] != shapes[name] or not array.ndim:
-                raise ValueError(
-                    f"{dataset.id}, episode {number}: {name} are {array.dtype} of shape {array.shape}, expected "
-                    f"numbers of shape (steps{''.join(f', {size}' for size in shapes[name])})"
-                )
-        yield Episode(**values)
+    with ProgressBar("convert from Minari", dataset.total_episodes, "episodes") as bar:
+        for number, episode in enumerate(_each(dataset.iterate_episodes(), dataset)):
+            title = f"{dataset.id}, episode {number}"
+            values = {name: np.asarray(getattr(episode, name)) for name in STEPWISE}
+            length = len(np.atleast_1d(values["rewards"]))
+            for name, array in values.items():
+                expected = (length + (name == "observations"), *shapes[name])
+                if array.dtype.kind not in "biuf" or array.shape != expected or length == 0:
+                    raise ValueError(
+                        f"{title}: {name} are {array.dtype} of shape {array.shape}, expected numbers of shape "
+                        f"{expected}, of a step or more"
+                    )
+            steps = Steps(
+                values["observations"][:-1],
+                values["actions"],
+                values["rewards"].astype(np.float64),
+                values["terminations"].astype(bool),
+                values["truncations"].astype(bool),
+                values["observations"][-1:],
+            )
+            if outside(steps.rewards).any():
+                raise ValueError(f"{title}, rewards: expected finite numbers")
+            if steps.ends[:-1].any():
+                raise ValueError(f"{title}: it ends at step {int(np.argmax(steps.ends))}, and goes on")
+            bar.update()
+            yield steps
 
 
-def _read_notes(dataset: MinariDataset) -> Iterator[dict[str, Any]]:
-    """Where each episode belongs, as [`_add_rows`] has noted it."""
-    for number, note in enumerate(_each(dataset.storage.get_episode_metadata(dataset.episode_indices), dataset)):
-        with reading(f"{dataset.id}, note of episode {number}"):
-            numbers = {name: int(note[name]) for name in ("row", *ROW_COLUMNS[1:])}
-            yield {"history_id": str(note["history_id"]), **numbers}
+def _joined(episodes: Sequence[Steps]) -> Steps:
+    """Episodes one after another."""
+    columns = (*STEPWISE, "final_observations")
+    return Steps(*(np.concatenate([getattr(episode, name) for episode in episodes]) for name in columns))
 
 
 def _restored_rows(dataset: MinariDataset, features: Features, metadata: HistoryMetadata) -> Iterator[pa.Table]:
     """The rows that a dataset of ours was made of, one by one."""
-    both = zip(_read_notes(dataset), _read_episodes(dataset, *metadata.spaces))
-    for row, pairs in groupby(both, lambda pair: pair[0]["row"]):
-        (note, *_), found = zip(*pairs)
-        episodes = [_checked(episode, note["row"], True, f"{dataset.id}, row") for episode in found]
-        steps = join_episodes(episodes, *metadata.spaces, f"{dataset.id}, row {row}")
-        table = history_rows(steps, features, 0, 0, len(steps.rewards))
-        yield with_columns(table, **{name: note[name] for name in ROW_COLUMNS})
+    pairs = zip(_read_notes(dataset), _read_episodes(dataset, *metadata.spaces))
+    for row, group in groupby(pairs, lambda pair: pair[0][0]):
+        ((_, keys), *_), episodes = zip(*group)
+        steps = to_storage(_joined(episodes), *metadata.spaces, f"{dataset.id}, row {row}")
+        yield history_rows([(keys, steps)], features)
+
+
+def _read_notes(dataset: MinariDataset) -> Iterator[tuple[int, list[Any]]]:
+    """The row of each episode, as [`_add_rows`] has noted it, and the values of its first columns."""
+    for number, note in enumerate(_each(dataset.storage.get_episode_metadata(dataset.episode_indices), dataset)):
+        with reading(f"{dataset.id}, note of episode {number}"):
+            yield int(note["row"]), [str(note[KEYS[0]]), *(int(note[name]) for name in KEYS[1:])]
 
 
 def _restore(dataset: MinariDataset, entry: dict[str, Any], folder: Path) -> HistoryMetadata:
@@ -434,83 +457,78 @@ def _restore(dataset: MinariDataset, entry: dict[str, Any], folder: Path) -> His
 
 
 def _metadata_of_others(
-    dataset: MinariDataset,
-    env_id: str | None,
-    env_kwargs: dict[str, Any] | None,
-    episodes_per_history: int | None,
-    trust_remote_code: bool,
+    dataset: MinariDataset, env_id: str | None, env_kwargs: dict[str, Any] | None, trust_remote_code: bool
 ) -> HistoryMetadata:
     """The metadata of the histories of a Minari dataset that is not ours."""
-    spec = dataset.env_spec
-    origin = f"the Minari dataset {dataset.id}"
-    if env_id is None:
-        if spec is None or not spec.id:
-            raise ValueError(f"{dataset.id} does not say of which environment it is: give env_id")
+    spec, origin = dataset.env_spec, f"the Minari dataset {dataset.id}"
+    if env_id is None and spec is not None:
         env_id = spec.id
         if not trust_remote_code and (env_id in gym.registry or ":" in env_id):  # else it is a mere name
             check_env_id(env_id, origin)
+    if not env_id or not env_id.strip():
+        raise ValueError(f"{dataset.id} does not say of which environment it is: give env_id")
     if env_kwargs is None:
         kwargs = spec.kwargs if spec is not None and spec.id == env_id else {}
         env_kwargs = {name: value for name, value in kwargs.items() if name != "render_mode"}
         if not trust_remote_code:
             check_kwargs(env_kwargs, origin, "env_kwargs")
-    num_episodes = dataset.total_episodes
+    FamilyConfig(env_id=env_id, env_kwargs=env_kwargs)  # which refuses other types
+    both = {name: f"{dataset.id}, {name.removesuffix('_space')}s" for name in ("observation_space", "action_space")}
+    json_spaces = {name: space_json(getattr(dataset, name), title) for name, title in both.items()}
+    for name, title in both.items():
+        space_from_json(json_spaces[name], title)  # which refuses those that are too large to be read again
     return HistoryMetadata(
         env_id=env_id,
         env_kwargs=env_kwargs,
         tasks=[{"task_id": 0, "kwargs": {}, "split": "train"}],
-        observation_space=_bounded_space(dataset.observation_space, f"{dataset.id}, observations"),
-        action_space=_bounded_space(dataset.action_space, f"{dataset.id}, actions"),
-        source={
-            "algorithm": dataset.storage.metadata.get("algorithm_name", "unknown"),
-            "n_envs": -(-num_episodes // (episodes_per_history or num_episodes)),
-            "total_timesteps": dataset.total_steps,
-            "hyperparameters": {},
-            "converted_from": {"format": "minari", "name": dataset.id, "episodes_per_history": episodes_per_history},
-        },
+        observation_space=json_spaces["observation_space"],
+        action_space=json_spaces["action_space"],
+        source={"algorithm": dataset.storage.metadata.get("algorithm_name", "unknown")},
         seeds=[],
     )
 
 
-def _bounded_space(space: spaces.Space, name: str) -> dict[str, Any]:
-    """A space as JSON that will be read again."""
-    data = space_json(space, name)
-    space_from_json(data, name)
-    return data
-
-
 def _histories_of_others(
-    dataset: MinariDataset, metadata: HistoryMetadata, episodes_per_history: int | None, max_piece_steps: int
-) -> Iterator[pa.Table]:
-    """The rows of each history of a Minari dataset that is not ours."""
-    features, per_history = history_features(*metadata.spaces), episodes_per_history or dataset.total_episodes
-    numbered = enumerate(_read_episodes(dataset, *metadata.spaces))
+    dataset: MinariDataset, metadata: HistoryMetadata, episodes_per_history: int | None, max_piece_steps: int | None
+) -> Iterator[tuple[str, pa.Table]]:
+    """The split and the rows of each history of a Minari dataset that is not ours."""
+    both, features = metadata.spaces, history_features(*metadata.spaces)
+    limit, per_history = piece_steps(both[0], max_piece_steps), episodes_per_history or dataset.total_episodes
+    num_steps = 0
+    numbered = enumerate(_read_episodes(dataset, *both))
     for stream, group in groupby(numbered, lambda pair: pair[0] // per_history):
         last = min((stream + 1) * per_history, dataset.total_episodes) - 1
-        episodes = (_checked(episode, number, number == last, dataset.id) for number, episode in group)
-        pieces, start = [], 0
-        for piece, part in enumerate(pieces_of_episodes(episodes, max_piece_steps)):
-            steps = join_episodes(part, *metadata.spaces, f"{dataset.id}, history {stream}, from its step {start}")
-            rows = history_rows(steps, features, 0, stream, len(steps.rewards))
-            pieces.append(with_columns(rows, piece=piece, start_step=start))
+        pieces: list[pa.Table] = []
+        start = 0
+        for part in _pieces((_ended(episode, number == last) for number, episode in group), limit):
+            title = f"{dataset.id}, history {stream}, from its step {start}"
+            steps = to_storage(_joined(part), *both, title)
+            keys = (f"0-0-{stream}", 0, stream, len(pieces), start)
+            pieces.append(history_rows([(keys, steps)], features))
             start += len(steps.rewards)
-        yield pa.concat_tables(pieces)
+        num_steps += start
+        yield "train", pa.concat_tables(pieces)
+    if num_steps != dataset.total_steps:
+        raise ValueError(
+            f"{dataset.id} says that it has {dataset.total_steps} steps, total_steps; episodes have {num_steps}"
+        )
 
 
-def _checked(episode: Episode, number: int, is_last: bool, name: str) -> Episode:
-    """An episode of others, which has to be one; if another follows in its history, it ends with its last step."""
-    length = len(episode.rewards)
-    if length == 0:
-        raise ValueError(f"{name}, episode {number}: it has no steps")
-    for column, values in episode._asdict().items():
-        expected = length + (column == "observations")
-        if len(values) != expected:
-            raise ValueError(f"{name}, episode {number}, {column}: {len(values)} elements, expected {expected}")
-    if outside(episode.rewards).any():
-        raise ValueError(f"{name}, episode {number}, rewards: expected finite numbers")
-    ends = episode.terminations | episode.truncations
-    if ends[:-1].any():
-        raise ValueError(f"{name}, episode {number}: it ends at step {int(np.argmax(ends))}, and goes on")
-    if not ends[-1] and not is_last:
-        return episode._replace(truncations=np.append(episode.truncations[:-1], True))
+def _ended(episode: Steps, is_last: bool) -> Steps:
+    """An episode that ends with its last step, unless it is the last of its history."""
+    if not is_last and not episode.ends[-1]:
+        episode.truncations[-1] = True
     return episode
+
+
+def _pieces(episodes: Iterable[Steps], max_piece_steps: int) -> Iterator[list[Steps]]:
+    """As many whole episodes at a time as fit, at least one."""
+    waiting: list[Steps] = []
+    steps = 0
+    for episode in episodes:
+        if waiting and steps + len(episode.rewards) > max_piece_steps:
+            yield waiting
+            waiting, steps = [], 0
+        waiting.append(episode)
+        steps += len(episode.rewards)
+    yield waiting

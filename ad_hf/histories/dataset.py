@@ -30,6 +30,7 @@ from ad_hf.histories.steps import (
     HistoryRows,
     checked_rows,
     convert_histories,
+    number_on,
     step_dtype,
 )
 from ad_hf.storage.parquet import parquet_errors, read_footer, read_groups, read_schema
@@ -165,18 +166,18 @@ class HistoryDataset:
 
     def checked_rows(
         self, split: str, files: Sequence[Path], columns: Sequence[str] | None = COLUMNS
-    ) -> Iterator[tuple[HistoryRows, np.ndarray]]:
+    ) -> Iterator[HistoryRows]:
         """
-        The rows of a split's files, each table with whether its rows (num_rows,) begin a history.
+        The rows of a split's files, a row group at a time, with some columns or all of them.
 
         Raises:
             ValueError: for rows that are no learning histories or not of the split's tasks, with the shard, the row
                 and the column; at the end, for files that are not those of the metadata, with the difference.
         """
         histories = 0
-        for rows, begins in checked_rows(self.rows(split, files, columns), *self.metadata.spaces):
-            histories += int(begins.sum())
-            yield rows, begins
+        for rows in checked_rows(self.rows(split, files, columns), *self.metadata.spaces):
+            histories += int(rows.begins.sum())
+            yield rows
         described = self.metadata.statistics.get(split, {}).get("histories", histories)
         if described != histories:
             reason = f"statistics.{split}.histories of metadata.json is {described}"
@@ -200,7 +201,7 @@ class HistoryDataset:
         def write(folder: Path) -> None:
             schema = read_schema(files[0])
             with pa.OSFile(str(folder / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-                for rows, _ in self.checked_rows(split, files, None):
+                for rows in self.checked_rows(split, files, None):
                     if rows.table.schema != schema:
                         raise ValueError(f"{rows.name}: its columns differ from those of {files[0].name}")
                     writer.write_table(rows.table)
@@ -251,7 +252,7 @@ class HistoryDataset:
                 pa.OSFile(str(folder / FRAMES_FILE), "wb") as file,
                 pa.ipc.new_file(file, FRAMES_SCHEMA) as frames_file,
             ):
-                for part in convert_histories(self.checked_rows(split, files), *both, selection, labels):
+                for part in number_on(convert_histories(self.checked_rows(split, files), *both, selection, labels)):
                     part.steps.tofile(steps_file)
                     lengths.append(part.lengths)
                     hashes.append(part.hashes)

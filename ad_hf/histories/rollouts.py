@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
-from gymnasium import spaces
 
-from ad_hf.envs.making import read_wrappers
+from ad_hf.envs.making import read_calls
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import SPLITS, Task
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, has_frames
-from ad_hf.histories.schema import HistoryMetadata, default_piece_steps, history_features
-from ad_hf.histories.steps import COLUMNS, Steps
+from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.steps import COLUMNS, STEPWISE, Steps, column_values, row_lengths
 from ad_hf.histories.writer import (
-    SHARD_TRANSITIONS,
     describe,
-    history_rows,
+    histories_of_tasks,
     new_dataset,
-    split_writers,
     to_storage,
+    write_shards,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +44,6 @@ def from_rollout(
     output_dir: str | Path | None = None,
     config_name: str = "default",
     max_piece_steps: int | None = None,
-    shard_transitions: int = SHARD_TRANSITIONS,
     wrappers: Sequence[str | dict[str, Any]] = (),
     attributes: Sequence[str] = (),
 ) -> Dataset:
@@ -74,8 +69,8 @@ def from_rollout(
             in a recipe's words of which tasks they are, if all are training tasks numbered from 0.
         config_name (`str`, *optional*, defaults to `"default"`):
             Configuration of the dataset to write.
-        max_piece_steps (`int`, *optional*), shard_transitions (`int`, *optional*, defaults to 1000000):
-            Steps of a row and of a file, as of [`~ad_hf.collect`].
+        max_piece_steps (`int`, *optional*):
+            Steps of a row, as of [`~ad_hf.collect`].
         wrappers (`Sequence` of `str` or `dict`, *optional*), attributes (`Sequence[str]`, *optional*):
             What else made the environments, as of [`~ad_hf.TaskFamily`], for `metadata.json`.
 
@@ -90,16 +85,27 @@ def from_rollout(
     """
     if output.observations is None:
         raise ValueError("the rollout's output has no steps to make histories of: roll out with output_steps=True")
-    assigned = _assign_tasks(tasks, len(output.observations))
-    histories = list(_histories(output, assigned, max_piece_steps))
+    rollout: Any = output  # with all of its steps
+    assigned = _assign_tasks(tasks, len(rollout.observations))
+    both = space_from_json(rollout.observation_space), space_from_json(rollout.action_space)
+    envs = np.flatnonzero(rollout.num_steps).tolist()
+    lived = ((assigned[env], to_storage(_steps_of(rollout, env), *both, f"environment {env}")) for env in envs)
+    histories = list(histories_of_tasks(lived, both, max_piece_steps))
     if output_dir is not None:
-        settings: dict[str, Any] = {"env_id": env_id, "env_kwargs": env_kwargs or {}}
-        settings |= {"wrappers": read_wrappers(wrappers), "attributes": list(attributes)}
-        metadata = _metadata(output, histories, settings)
+        present = {assigned[env].task_id: asdict(assigned[env]) for env in envs}  # a split needs files
+        metadata = HistoryMetadata(
+            env_id=env_id,
+            env_kwargs=env_kwargs or {},
+            tasks=[present[task_id] for task_id in sorted(present)],
+            observation_space=rollout.observation_space,
+            action_space=rollout.action_space,
+            source={"algorithm": "ADModel"},
+            seeds=[],
+            wrappers=read_calls(wrappers, "wrappers", None),
+            attributes=list(attributes),
+        )
         with new_dataset(output_dir, config_name) as folder:
-            with split_writers(folder / config_name, shard_transitions) as add:
-                for task, rows in histories:
-                    add(task.split, rows)
+            metadata.source |= write_shards(folder / config_name, histories)
             section = _family_section(assigned, metadata)
             describe(folder, Path(output_dir).name, config_name, metadata, ORIGIN, section)
     return Dataset(pa.concat_tables([rows for _, rows in histories]))
@@ -114,63 +120,21 @@ def _assign_tasks(tasks: Sequence[Task] | None, num_envs: int) -> list[Task]:
             f"{len(tasks)} tasks for a rollout of {num_envs} environments: give one for each environment, or those "
             "of make_vec, whose number divides that of the environments"
         )
-    known: dict[int, Task] = {}
+    by_id: dict[int, Task] = {}
     for task in tasks:
-        if known.setdefault(task.task_id, task) != task:
-            raise ValueError(f"tasks must have task_ids of their own, got {known[task.task_id]} and {task}")
+        if by_id.setdefault(task.task_id, task) != task:
+            raise ValueError(f"tasks must have task_ids of their own, got {by_id[task.task_id]} and {task}")
         if task.split not in SPLITS:
             raise ValueError(f"{task}: expected a split of {', '.join(SPLITS)}")
     return list(tasks) * (num_envs // len(tasks))
 
 
-def _histories(output: Any, assigned: Sequence[Task], max_piece_steps: int | None) -> Iterator[tuple[Task, pa.Table]]:
-    """The task and the rows of each environment that took a step."""
-    both = space_from_json(output.observation_space), space_from_json(output.action_space)
-    features, max_piece_steps = history_features(*both), max_piece_steps or default_piece_steps(both[0])
-    streams: Counter[int] = Counter()
-    for env in np.flatnonzero(output.num_steps).tolist():
-        steps, task = _steps_of_environment(output, env, *both), assigned[env]
-        yield task, history_rows(steps, features, task.task_id, streams[task.task_id], max_piece_steps)
-        streams[task.task_id] += 1
-
-
-def _steps_of_environment(output: Any, env: int, observation_space: spaces.Space, action_space: spaces.Space) -> Steps:
+def _steps_of(output: Any, env: int) -> Steps:
     """The steps of an environment, without the padding."""
-    taken = slice(0, int(output.num_steps[env]))
-    terminations, truncations = output.terminations[env, taken], output.truncations[env, taken]
-    ends = terminations | truncations
-    finals = output.final_observations[env, : int(ends.sum()) + (not ends[-1])]
-    name = f"environment {env}"
-    return Steps(
-        to_storage(output.observations[env, taken], observation_space, f"{name}, observations"),
-        to_storage(output.actions[env, taken], action_space, f"{name}, actions", is_action=True),
-        output.rewards[env, taken],
-        terminations,
-        truncations,
-        to_storage(finals, observation_space, f"{name}, final_observations"),
-    )
-
-
-def _metadata(output: Any, histories: Sequence[tuple[Task, pa.Table]], settings: dict[str, Any]) -> HistoryMetadata:
-    """The metadata of a rollout's histories; tasks of which there is none are left out."""
-    found = {task.task_id: task for task, _ in histories}
-    streams = Counter(task.task_id for task, _ in histories)
-    transitions: Counter[int] = Counter()
-    for task, rows in histories:
-        transitions[task.task_id] += pc.sum(pc.list_value_length(rows["rewards"])).as_py()
-    return HistoryMetadata(
-        **settings,
-        tasks=[asdict(found[task_id]) for task_id in sorted(found)],
-        observation_space=output.observation_space,
-        action_space=output.action_space,
-        source={
-            "algorithm": "ADModel",
-            "n_envs": max(streams.values()),
-            "total_timesteps": max(transitions.values()),
-            "hyperparameters": {},
-        },
-        seeds=[],
-    )
+    length = int(output.num_steps[env])
+    steps = Steps(*(getattr(output, name)[env, :length] for name in STEPWISE))
+    steps.final_observations = output.final_observations[env, : int(steps.ends.sum()) + (not steps.ends[-1])]
+    return steps
 
 
 def _family_section(tasks: Sequence[Task], metadata: HistoryMetadata) -> dict[str, Any] | None:
@@ -178,8 +142,8 @@ def _family_section(tasks: Sequence[Task], metadata: HistoryMetadata) -> dict[st
     kwargs = {task.task_id: task.kwargs for task in tasks}
     if set(kwargs) != set(range(len(kwargs))) or any(task.split != "train" for task in tasks):
         return None
-    listed = [kwargs[task_id] for task_id in sorted(kwargs)]
     further = {name: getattr(metadata, name) for name in ("wrappers", "attributes") if getattr(metadata, name)}
+    listed = [kwargs[task_id] for task_id in sorted(kwargs)]
     return {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, **further, "tasks": listed}
 
 
@@ -228,31 +192,25 @@ def load_prompts(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     levels = None if level is None else np.asarray(level, dtype=np.float64)
-    if levels is not None:
-        if levels.shape not in ((), (len(tasks),)) or not np.isfinite(levels).all():
-            raise ValueError(
-                f"level must be a finite number, or one for each of the {len(tasks)} tasks, got {level!r}"
-            )
-        levels = np.broadcast_to(levels, len(tasks))
+    if levels is not None and (levels.shape not in ((), (len(tasks),)) or not np.isfinite(levels).all()):
+        raise ValueError(f"level must be a finite number, or one for each of the {len(tasks)} tasks, got {level!r}")
     opened = HistoryDataset.open(dataset, config_name)
-    ids = [_task_id(task, opened) for task in tasks]
     reader = _HistoryReader(opened, split)
-    chosen = _draw(ids, reader, seed)
-    return [
-        reader.prompt(rows, num_steps, None if levels is None else levels[index]) for index, rows in enumerate(chosen)
-    ]
+    histories = _draw([_task_id(task, opened) for task in tasks], reader, seed)
+    wanted = [None] * len(tasks) if levels is None else np.broadcast_to(levels, len(tasks))
+    return [reader.prompt(rows, num_steps, level) for rows, level in zip(histories, wanted)]
 
 
 def _task_id(task: Task | int, opened: HistoryDataset) -> int:
     """The number of a task, which has to be the dataset's own task of that number."""
     if not isinstance(task, Task):
         return int(task)
-    known = {entry["task_id"]: entry for entry in opened.metadata.tasks}
-    given = json.loads(json.dumps(asdict(task)))  # lists for tuples
-    if given != known.get(task.task_id, given):
+    entry = json.loads(json.dumps(asdict(task)))  # lists for tuples
+    own = {own["task_id"]: own for own in opened.metadata.tasks}.get(task.task_id, entry)
+    if own != entry:
         raise ValueError(
-            f"{opened}: its task {task.task_id} is {known[task.task_id]}, and not {given}: give tasks of the family "
-            "that it is of, or their numbers alone"
+            f"{opened}: its task {task.task_id} is {own}, and not {entry}: give tasks of the family that it is of, or "
+            "their numbers alone"
         )
     return task.task_id
 
@@ -260,13 +218,13 @@ def _task_id(task: Task | int, opened: HistoryDataset) -> int:
 def _draw(task_ids: Sequence[int], reader: _HistoryReader, seed: int) -> list[np.ndarray]:
     """The rows of the history of each prompt."""
     unused: dict[int, list[np.ndarray]] = {}
-    chosen = []
+    drawn = []
     for index, task_id in enumerate(task_ids):
         if not unused.get(task_id):
             unused[task_id] = reader.histories(task_id)
         candidates = unused[task_id]
-        chosen.append(candidates.pop(int(np.random.default_rng([seed, index]).integers(len(candidates)))))
-    return chosen
+        drawn.append(candidates.pop(int(np.random.default_rng([seed, index]).integers(len(candidates)))))
+    return drawn
 
 
 class _HistoryReader:
@@ -285,22 +243,22 @@ class _HistoryReader:
 
     def histories(self, task_id: int) -> list[np.ndarray]:
         """The numbers of the rows of each history of a task, in the order of their steps."""
-        found = [self._histories[index] for index in np.flatnonzero(self._owners == task_id)]
-        if not found:
+        histories = [self._histories[index] for index in np.flatnonzero(self._owners == task_id)]
+        if not histories:
             raise ValueError(
                 f"{self._name}: there are no histories of task {task_id}; there are some of the tasks "
                 f"{', '.join(map(str, np.unique(self._owners)))}: take one of them, or another split"
             )
-        return found
+        return histories
 
     def prompt(self, rows: np.ndarray, num_steps: int, level: float | None) -> dict[str, np.ndarray]:
         """The steps of that run of episodes of a history that comes closest to a level, or of the last."""
         table = self._ends[rows.tolist()]
-        rewards, terminations, truncations = (_values(table[name]) for name in table.column_names)
+        rewards, terminations, truncations = (column_values(table[name]) for name in table.column_names)
         borders = np.append(0, np.flatnonzero(terminations | truncations) + 1)
         if len(borders) == 1:
             raise ValueError(f"{self._name}: row {rows[0]} begins a history without a finished episode")
-        offsets = np.append(0, np.cumsum(np.asarray(pc.list_value_length(table["rewards"]))))
+        offsets = np.append(0, np.cumsum(row_lengths(table)))
         firsts, stops = _longest_runs(borders, num_steps)
         run = -1
         if level is not None:
@@ -312,35 +270,19 @@ class _HistoryReader:
         first = int(offsets[pieces.start])
         return self._read(rows[pieces], slice(start - first, stop - first))
 
-    def _read(self, rows: np.ndarray, steps: slice) -> dict[str, np.ndarray]:
+    def _read(self, rows: np.ndarray, part: slice) -> dict[str, np.ndarray]:
         """Some of the steps of rows that follow each other in a history."""
         table, (observation_space, action_space) = self._steps[rows.tolist()], self._spaces
+        steps = Steps.of_table(table)
+        prompt = {name: getattr(steps, name)[part].copy() for name in STEPWISE}
         if has_frames(observation_space):
-            observations = self._frames(table, rows, steps)
-        else:
-            observations = _values(table["observations"], observation_space)[steps].astype(observation_space.dtype)
-        return {
-            "observations": observations,
-            "actions": _values(table["actions"], action_space)[steps].astype(action_space.dtype),
-            **{name: _values(table[name])[steps].copy() for name in ("rewards", "terminations", "truncations")},
-        }
-
-    def _frames(self, table: pa.Table, rows: np.ndarray, steps: slice) -> np.ndarray:
-        shape = self._spaces[0].shape or ()
-        lengths = np.asarray(pc.list_value_length(table["rewards"]))
-        names = [f"{self._name}: row {row}" for row in rows]
-        numbers = np.arange(steps.start, steps.stop)
-        frames = np.empty((len(numbers), *shape), dtype=np.uint8)
-        FramePieces(table["observations"], lengths, shape, names).take(numbers, frames, np.arange(len(numbers)))
-        return frames
-
-
-def _values(column: pa.ChunkedArray, space: spaces.Space | None = None) -> np.ndarray:
-    """The elements (num_steps, ...) of all rows of a column of lists."""
-    values = column.combine_chunks().flatten()
-    while not pa.types.is_primitive(values.type):
-        values = values.flatten()
-    return values.to_numpy(zero_copy_only=False).reshape(-1, *((space.shape or ()) if space else ()))
+            numbers, shape = prompt["observations"], observation_space.shape or ()
+            prompt["observations"] = np.empty((len(numbers), *shape), dtype=np.uint8)
+            names = [f"{self._name}: row {row}" for row in rows]
+            frames = FramePieces(table["observations"], row_lengths(table), shape, names)
+            frames.take(numbers, prompt["observations"], np.arange(len(numbers)))
+        dtypes = {"observations": observation_space.dtype, "actions": action_space.dtype}
+        return {name: values.astype(dtypes.get(name, values.dtype), copy=False) for name, values in prompt.items()}
 
 
 def _longest_runs(borders: np.ndarray, num_steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from gymnasium import spaces
 
-from ad_hf.histories.schema import HistoryMetadata
-from ad_hf.histories.steps import COLUMNS, check_columns
+from ad_hf.histories.schema import HistoryMetadata, history_features
+from ad_hf.histories.steps import COLUMNS
 
 ENDS = ("terminations", "truncations")
 
@@ -74,6 +76,17 @@ def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
                 group.ends |= statistics.max
         groups.append(group)
     return groups
+
+
+def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> None:
+    """Raise a `ValueError` for a table, of this name, that lacks columns or has columns of another type."""
+    expected = history_features(observation_space, action_space).arrow_schema
+    for column in COLUMNS:
+        if column not in schema.names:
+            raise ValueError(f"{name}: column {column} is missing, there are {', '.join(schema.names)}")
+        if schema.field(column).type != expected.field(column).type:
+            types = f"{schema.field(column).type}, expected {expected.field(column).type}"
+            raise ValueError(f"{name}: column {column} is of type {types}")
 
 
 def check_complete(names: Collection[str], split: str, where: str) -> None:

@@ -16,7 +16,6 @@ from gymnasium import spaces
 from ad_hf.envs.spaces import outside, storage_dtype
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.schema import history_features
 from ad_hf.histories.selection import Selection
 
 STEPWISE = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -44,7 +43,7 @@ class Steps:
     rewards: np.ndarray
     terminations: np.ndarray
     truncations: np.ndarray
-    final_observations: np.ndarray | None = None
+    final_observations: Any = None
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Steps:
@@ -92,123 +91,103 @@ class HistoryRows(NamedTuple):
     table: pa.Table
     tasks: Collection[int] | None = None
 
+    @property
+    def begins(self) -> np.ndarray:
+        """Whether each row (num_rows,) begins a history."""
+        return np.asarray(self.table["start_step"]) == 0
+
     def row_name(self, row: int) -> str:
-        """What errors call a row."""
+        """The name of a row in errors."""
         return f"{self.name}: row {self.first_row + row}"
 
-    def refuse(self, row: int, column: str, reason: Any) -> None:
+    def refuse(self, row: int, column: str, reason: str) -> None:
         """Raise a `ValueError` about one of the rows."""
         history = self.table["history_id"][row].as_py()
         raise ValueError(f"{self.row_name(row)} (history {history!r}), column {column}: {reason}")
 
-
-def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> None:
-    """Raise a `ValueError` for a table, of this name, that lacks columns or has columns of another type."""
-    expected = history_features(observation_space, action_space).arrow_schema
-    for column in COLUMNS:
-        if column not in schema.names:
-            raise ValueError(f"{name}: column {column} is missing, there are {', '.join(schema.names)}")
-        if schema.field(column).type != expected.field(column).type:
-            types = f"{schema.field(column).type}, expected {expected.field(column).type}"
-            raise ValueError(f"{name}: column {column} is of type {types}")
+    def expect(self, right: np.ndarray, column: str, reason: str, *values: np.ndarray) -> None:
+        """Raise a `ValueError` about the first row of which `right` (num_rows,) is false, and its values."""
+        if not right.all():
+            row = int(np.argmin(right))
+            self.refuse(row, column, reason.format(*(value[row] for value in values)))
 
 
-def _first_missing(column: pa.ChunkedArray, num_steps: int) -> int | None:
-    """The first step, counted over all rows, at which a column of lists has no value."""
-    values = column.combine_chunks().flatten()
-    while True:
-        if values.null_count:  # before the next level is flattened, which would drop them
-            return int(np.argmax(np.asarray(values.is_null()))) * num_steps // len(values)
-        if pa.types.is_primitive(values.type):
-            return None
+def _check_steps(rows: HistoryRows, column: str, space: spaces.Space | None) -> None:
+    """Refuse a column of lists with a step that has no value, or one that a model cannot take."""
+    ends = np.cumsum(row_lengths(rows.table))
+    values = rows.table[column].combine_chunks().flatten()
+    while not values.null_count and not pa.types.is_primitive(values.type):  # flattening drops lists that are null
         values = values.flatten()
-
-
-def _check_values(rows: HistoryRows, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """Refuse rows with missing values, lengths that disagree, or elements that a model cannot take."""
-    table = rows.table
-    for column in COLUMNS:
-        if table[column].null_count:
-            rows.refuse(int(np.argmax(np.asarray(table[column].is_null()))), column, "no value")
-    lengths = row_lengths(table)
-    if not lengths.all():
-        rows.refuse(int(np.argmin(lengths)), "rewards", "no steps")
-    spaces_of = {"observations": observation_space, "actions": action_space}
-    # A wrong number of frames shows when they are decoded.
-    stepwise = [name for name in STEPWISE if pa.types.is_list(table.schema.field(name).type)]
-    for column in stepwise:
-        counts = np.asarray(pc.list_value_length(table[column]))
-        if (counts != lengths).any():
-            row = int(np.argmax(counts != lengths))
-            rows.refuse(row, column, f"{counts[row]} steps, where rewards has {lengths[row]}")
-    for column in stepwise:
-        space = spaces_of.get(column)
-        index, reason = _first_missing(table[column], int(lengths.sum())), "no value at step {step}"
-        if index is None:
-            values = column_values(table[column])
-            wrong = outside(values, space, column == "actions")
-            if not wrong.any():
-                continue
-            index = int(np.argmax(wrong))
-            expected = "a number that is finite as float32" if space is None else f"an element of {space}"
-            reason = f"{values[index].tolist()} at step {{step}}, expected {expected}"
-        row = int(np.searchsorted(np.cumsum(lengths), index, side="right"))
-        rows.refuse(row, column, reason.format(step=index - int(lengths[:row].sum())))
+    if values.null_count:
+        step = int(np.argmax(np.asarray(values.is_null()))) * int(ends[-1]) // len(values)
+        element, expected = "no value", ""
+    else:
+        elements = column_values(rows.table[column])
+        wrong = outside(elements, space, column == "actions")
+        if not wrong.any():
+            return
+        step = int(np.argmax(wrong))
+        element = elements[step].tolist()
+        expected = f", expected {'a number that is finite as float32' if space is None else f'an element of {space}'}"
+    row = int(np.searchsorted(ends, step, side="right"))
+    rows.refuse(row, column, f"{element} at step {step - (ends[row - 1] if row else 0)}{expected}")
 
 
 def checked_rows(
     histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
-) -> Iterator[tuple[HistoryRows, np.ndarray]]:
+) -> Iterator[HistoryRows]:
     """
-    Rows that are learning histories, in their order, each table with whether its rows (num_rows,) begin one.
+    Rows that are learning histories, in their order.
 
     Args:
         histories (iterable of [`HistoryRows`]):
-            Tables with the columns that training reads.
+            Tables with at least [`COLUMNS`], of the types of [`~ad_hf.histories.schema.history_features`].
         observation_space, action_space (`gymnasium.Space`):
             Spaces of one environment.
 
     Raises:
-        ValueError: with the row's number, its history, and the column: for columns that are missing or of another
-            type, missing values, lengths that disagree, numbers that are not finite as float32, elements outside of
-            their space (observations may be beyond the bounds of a Box), tasks of another split, pieces of a history
-            that are not in order or of several tasks, and histories that come a second time.
+        ValueError: with the row's number, its history, and the column: for missing values, lengths that disagree,
+            numbers that are not finite as float32, elements outside of their space (observations may be beyond the
+            bounds of a Box), tasks of another split, pieces of a history that are not in order or of several tasks,
+            and histories that come a second time.
     """
+    spaces_of = {"observations": observation_space, "actions": action_space}
     history, task, steps = None, -1, 0  # of the row before, and the steps of its history so far
     earlier: set[str] = set()
-    schema = None
     for rows in histories:
         table = rows.table
-        if table.schema != schema:
-            schema = table.schema
-            check_columns(schema, observation_space, action_space, rows.name)
         if not len(table):
             continue
-        _check_values(rows, observation_space, action_space)
+        for column in COLUMNS:
+            rows.expect(np.asarray(table[column].is_valid()), column, "no value")
+        lengths = row_lengths(table)
+        rows.expect(lengths > 0, "rewards", "no steps")
+        # A wrong number of frames shows when they are decoded.
+        stepwise = [column for column in STEPWISE if pa.types.is_list(table[column].type)]
+        for column in stepwise:
+            counts = np.asarray(pc.list_value_length(table[column]))
+            rows.expect(counts == lengths, column, "{} steps, where rewards has {}", counts, lengths)
+        for column in stepwise:
+            _check_steps(rows, column, spaces_of.get(column))
         tasks, starts = np.asarray(table["task_id"]), np.asarray(table["start_step"])
-        if rows.tasks is not None and not (known := np.isin(tasks, list(rows.tasks))).all():
-            row = int(np.argmin(known))
-            rows.refuse(row, "task_id", f"{tasks[row]}, which metadata.json does not have as a task of this split")
+        if rows.tasks is not None:
+            reason = "{}, which metadata.json does not have as a task of this split"
+            rows.expect(np.isin(tasks, list(rows.tasks)), "task_id", reason, tasks)
         ids = table["history_id"].to_pylist()
         begins = np.array([this != before for before, this in pairwise([history, *ids])])
         number = np.cumsum(begins)  # of each row's history, from 1; 0 goes on with that of the rows before
-        lengths = row_lengths(table)
         passed = np.cumsum(lengths) - lengths
         expected = passed - np.append(-steps, passed[begins])[number]
-        if (starts != expected).any():
-            row = int(np.argmax(starts != expected))
-            reason = "the pieces of a history must stand next to each other, in order"
-            rows.refuse(row, "start_step", f"{starts[row]}, expected {expected[row]}; {reason}")
-        of_history = np.append(task, tasks[begins])[number]
-        if (tasks != of_history).any():
-            row = int(np.argmax(tasks != of_history))
-            rows.refuse(row, "task_id", f"{tasks[row]}, where the history began with {of_history[row]}")
+        reason = "{}, expected {}; the pieces of a history must stand next to each other, in order"
+        rows.expect(starts == expected, "start_step", reason, starts, expected)
+        first = np.append(task, tasks[begins])[number]
+        rows.expect(tasks == first, "task_id", "{}, where the history began with {}", tasks, first)
         for row in np.flatnonzero(begins).tolist():
             if ids[row] in earlier:
                 rows.refuse(row, "history_id", REPEATED)
             earlier.add(ids[row])
         history, task, steps = ids[-1], tasks[-1], int(expected[-1] + lengths[-1])
-        yield rows, begins
+        yield rows
 
 
 class Histories(NamedTuple):
@@ -254,22 +233,6 @@ def history_hashes(ids: pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-def episode_numbers(ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """
-    Number of each step's episode in its history, from 0.
-
-    Args:
-        ends (`np.ndarray` of shape `(num_steps,)`):
-            Whether each step ended its episode; histories stand one after another.
-        offsets (`np.ndarray` of shape `(num_histories + 1,)`):
-            First step of each history, and the number of all steps.
-    """
-    starts = np.append(False, ends[:-1])
-    starts[offsets[:-1]] = True
-    numbers = np.cumsum(starts)
-    return numbers - np.repeat(numbers[offsets[:-1]], np.diff(offsets))
-
-
 def improvements(rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """
     By how much each history (num_histories,) got better: mean return of the last ten episodes, less that of the first
@@ -289,12 +252,16 @@ def improvements(rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> 
 
 def selected_steps(selection: Selection, rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """
-    Which steps (num_steps,) of whole histories are selected.
+    Which steps (num_steps,) of histories are selected, by what each step brought and whether it ended its episode
+    (num_steps,), and the first step of each history, and the number of all steps (num_histories + 1,).
 
     Subsampling makes the improvement from one episode to the next steeper (paper, "data efficiency"); the last
     episodes alone are for expert distillation (paper, section 4).
     """
-    lengths, numbers = np.diff(offsets), episode_numbers(ends, offsets)
+    lengths, starts = np.diff(offsets), np.append(False, ends[:-1])
+    starts[offsets[:-1]] = True
+    numbers = np.cumsum(starts) - 1  # of episodes, first of all and then in their history
+    numbers -= np.repeat(numbers[offsets[:-1]], lengths)
     last = np.repeat(numbers[offsets[1:] - 1], lengths)
     if selection.max_episodes is not None:
         last = np.minimum(last, selection.max_episodes - 1)
@@ -306,36 +273,35 @@ def selected_steps(selection: Selection, rewards: np.ndarray, ends: np.ndarray, 
     return selected
 
 
-def _whole_histories(rows: Iterable[tuple[HistoryRows, np.ndarray]]) -> Iterator[pa.Table]:
+def _whole_histories(parts: Iterable[HistoryRows]) -> Iterator[pa.Table]:
     """Tables of whole histories, as soon as these are complete; those with frames have the `name` of each row, too."""
     waiting: list[pa.Table] = []
-    for part, begins in rows:
-        table = part.table
+    for rows in parts:
+        table = rows.table
         if pa.types.is_binary(table["observations"].type):
-            names = [part.row_name(row) for row in range(len(table))]
+            names = [rows.row_name(row) for row in range(len(table))]
             table = table.append_column("name", pa.array(names, pa.string()))
-        if begins.any():
-            last = int(np.flatnonzero(begins)[-1])
+        if rows.begins.any():
+            last = int(np.flatnonzero(rows.begins)[-1])
             if complete := [each for each in (*waiting, table.slice(0, last)) if len(each)]:
                 yield pa.concat_tables(complete)
             waiting, table = [], table.slice(last)
         waiting.append(table)
-    if waiting:
-        yield pa.concat_tables(waiting)
+    yield pa.concat_tables(waiting)
 
 
 def convert_histories(
-    rows: Iterable[tuple[HistoryRows, np.ndarray]],
+    rows: Iterable[HistoryRows],
     observation_space: spaces.Space,
     action_space: spaces.Space,
     selection: Selection,
     labels: StepLabels | None = None,
 ) -> Iterator[Histories]:
     """
-    The selected steps of histories, some histories at a time: some rows and their history are in memory, no more.
+    The selected steps of checked rows, some histories at a time: some rows and their history are in memory, no more.
 
     Args:
-        rows (iterable):
+        rows (iterable of [`HistoryRows`]):
             What [`checked_rows`] yields.
         observation_space, action_space (`gymnasium.Space`):
             Spaces of one environment.
@@ -345,7 +311,6 @@ def convert_histories(
             Actions to learn other than those that were taken.
     """
     dtype, framed = step_dtype(observation_space, action_space, labels is not None), has_frames(observation_space)
-    passed = 0  # frames of earlier tables
     for table in _whole_histories(rows):
         steps, of_rows = Steps.of_table(table), row_lengths(table)
         firsts = np.flatnonzero(np.asarray(table["start_step"]) == 0)
@@ -359,15 +324,23 @@ def convert_histories(
             records["labels"] = labels(np.asarray(table["task_id"]), of_rows, steps.observations)[selected]
         frames = None
         if framed:
-            records["observations"] += passed
-            passed += len(selected)
             frames = pa.table([table["observations"], pa.array(of_rows), table["name"]], schema=FRAMES_SCHEMA)
         ids = table["history_id"].take(firsts[lengths > 0])
         yield Histories(records, lengths[lengths > 0], history_hashes(ids), frames)
 
 
+def number_on(parts: Iterable[Histories]) -> Iterator[Histories]:
+    """Parts whose frames are numbered over all parts, and no longer each from 0."""
+    frames = 0
+    for part in parts:
+        if part.frames is not None:
+            part.steps["observations"] += frames
+            frames += pc.sum(part.frames["num_frames"]).as_py()
+        yield part
+
+
 def join_histories(parts: Iterable[Histories]) -> Histories:
-    """Parts that [`convert_histories`] yields, as one."""
-    steps, lengths, hashes, frames = zip(*parts)
+    """Several parts as one."""
+    steps, lengths, hashes, frames = zip(*number_on(parts))
     steps, lengths, hashes = (each[0] if len(each) == 1 else np.concatenate(each) for each in (steps, lengths, hashes))
     return Histories(steps, lengths, hashes, None if frames[0] is None else pa.concat_tables(frames))

@@ -30,6 +30,7 @@ from ad_hf.histories.shards import RowGroup, read_row_groups
 from ad_hf.histories.steps import (
     COLUMNS,
     REPEATED,
+    Histories,
     HistoryRows,
     checked_rows,
     convert_histories,
@@ -37,7 +38,7 @@ from ad_hf.histories.steps import (
     join_histories,
     step_dtype,
 )
-from ad_hf.histories.windows import HistoryWindows, make_batch, share_of_batch
+from ad_hf.histories.windows import HistoryWindows, share_of_batch
 from ad_hf.storage.parquet import parquet_errors
 from ad_hf.storage.repositories import HubError, retried
 
@@ -54,16 +55,6 @@ class Block(NamedTuple):
     first: int
     first_row: int
     groups: list[RowGroup]
-
-    @property
-    def steps(self) -> int:
-        """Steps of its histories."""
-        return sum(group.steps for group in self.groups)
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of its compressed frames, if observations are such."""
-        return sum(group.frame_bytes for group in self.groups)
 
 
 def blocks_of_shard(path: str, groups: list[RowGroup], target: int) -> list[Block]:
@@ -164,7 +155,7 @@ class HistoryStream:
         """Refuse a block whose histories were in another, of those that this process has read."""
         if (place := block[:2]) in self._read:
             return
-        firsts = np.flatnonzero(np.asarray(rows.table["start_step"]) == 0)
+        firsts = np.flatnonzero(rows.begins)
         hashes = history_hashes(rows.table["history_id"].take(firsts))
         if (repeated := np.isin(hashes, self._known)).any():
             rows.refuse(int(firsts[np.argmax(repeated)]), "history_id", REPEATED)
@@ -180,10 +171,12 @@ class HistoryStream:
     def _held_bytes(self, block: Block) -> int:
         """About as many bytes as the windows of a block take in memory, after subsampling."""
         dtype = step_dtype(*self._spaces)
-        per_step = dtype.itemsize + dtype["actions"].itemsize
-        if block.frame_bytes:
+        per_step = dtype.itemsize + dtype["actions"].itemsize  # of the step, and of the step before
+        steps = sum(group.steps for group in block.groups)
+        frame_bytes = sum(group.frame_bytes for group in block.groups)
+        if frame_bytes:
             per_step -= dtype["observations"].itemsize
-        return block.steps // self.selection.keep_every_episode * per_step + block.frame_bytes
+        return steps // self.selection.keep_every_episode * per_step + frame_bytes
 
     def groups(self, epoch: int, consumer: int, consumers: int) -> list[list[Block]]:
         """
@@ -204,32 +197,28 @@ class HistoryStream:
         parts = np.array_split(mine, min(len(mine), -(-held // self._buffer_bytes)))
         return [[blocks[index] for index in part] for part in parts]
 
-    def read(self, blocks: list[Block]) -> list[HistoryWindows]:
-        """The windows of each of some blocks, of which few are in memory as tables at the same time."""
+    def read(self, blocks: list[Block]) -> HistoryWindows:
+        """The windows of a group of blocks, of which few are in memory as tables at the same time."""
         converting = Lock()
 
-        def read_one(block: Block) -> HistoryWindows:
+        def convert(block: Block) -> Histories:
             rows = self._read_rows(block)
             with converting:
                 checked = checked_rows([rows], *self._spaces)
                 histories = join_histories(convert_histories(checked, *self._spaces, self.selection, self._labels))
                 self._check_new(block, rows)
-            return HistoryWindows(histories, *self._spaces, self.context_length, self.seed)
+                return histories
 
         # A folder has no latency to hide, for which more blocks would be held as tables at the same time.
         with ThreadPoolExecutor(READERS if self._folder is None else 1) as executor:
-            parts = list(executor.map(read_one, blocks))
+            histories = join_histories(executor.map(convert, blocks))
         pa.default_memory_pool().release_unused()
-        return parts
+        return HistoryWindows(histories, *self._spaces, self.context_length, self.seed)
 
-    def group_order(
-        self, parts: list[HistoryWindows], epoch: int, consumer: int, group: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The windows (num_windows, 2) of a group of blocks in their order, and the block (num_windows,) of each."""
-        windows = [part.epoch_windows(epoch) for part in parts]
-        owners = np.repeat(np.arange(len(parts)), [len(part) for part in windows])
-        order = np.random.default_rng([self.seed, epoch, consumer, group]).permutation(len(owners))
-        return np.concatenate(windows)[order], owners[order]
+    def group_order(self, windows: HistoryWindows, epoch: int, consumer: int, group: int) -> np.ndarray:
+        """The windows (num_windows, 2) of a group of blocks in their order."""
+        tiles = windows.epoch_windows(epoch)
+        return tiles[np.random.default_rng([self.seed, epoch, consumer, group]).permutation(len(tiles))]
 
 
 Place = tuple[int, int, int]  # epoch, group of blocks in it, windows of the group that are used up
@@ -265,14 +254,14 @@ def _batches_of_consumer(
         parts: list[dict[str, torch.Tensor]] = []
         missing, without_any = size, 0
         while True:
-            blocks, here = reading.result(), (epoch, group)
-            windows, owners = stream.group_order(blocks, epoch, consumer, group)
-            if position > max(0, len(windows) - 1):  # of a checkpoint: later ones are 0
+            windows, here = reading.result(), (epoch, group)
+            order = stream.group_order(windows, epoch, consumer, group)
+            if position > max(0, len(order) - 1):  # of a checkpoint: later ones are 0
                 raise ValueError(
-                    f"{stream.dataset}: the checkpoint goes on after window {position} of a part of {len(windows)}: "
+                    f"{stream.dataset}: the checkpoint goes on after window {position} of a part of {len(order)}: "
                     "go on from another one"
                 )
-            without_any = 0 if len(windows) else without_any + 1
+            without_any = 0 if len(order) else without_any + 1
             if without_any == len(groups):
                 raise ValueError(f"{stream.dataset}: {NO_HISTORY}")
             group += 1
@@ -280,12 +269,12 @@ def _batches_of_consumer(
                 epoch, group = epoch + 1, 0
                 groups = stream.groups(epoch, consumer, consumers)
             reading = reader.submit(stream.read, groups[group])
-            while position < len(windows):
-                taken = slice(position, min(len(windows), position + missing))
-                parts.append(make_batch(blocks, owners[taken], windows[taken]))
-                missing, position = missing - (taken.stop - position), taken.stop
+            while position < len(order):
+                taken = order[position : position + missing]
+                parts.append(windows.batch(taken))
+                missing, position = missing - len(taken), position + len(taken)
                 if not missing:
-                    yield _join(parts), ((*here, position) if position < len(windows) else (epoch, group, 0))
+                    yield _join(parts), ((*here, position) if position < len(order) else (epoch, group, 0))
                     parts, missing = [], size
             position = 0
     finally:
@@ -360,30 +349,23 @@ class StreamedBatches:
         return {"places": [list(place) for place in self._places], "turn": self._turn, "consumers": self._total}
 
     def check_state_dict(self, state: Any, rank: int, done: int) -> None:
-        """Refuse a state, of some process, that cannot be the one after so many batches."""
+        """Refuse a state, of some process, that cannot be the one after so many batches, or of other readers."""
         turns = len(self._places)
         places: Any = state.get("places") if isinstance(state, dict) else None
         fits = isinstance(places, list) and len(places) == turns and state.get("turn") == done % turns
         fits = fits and state.get("consumers") == self._total
         for worker, place in enumerate(places if fits else ()):
-            known = isinstance(place, list) and len(place) == 3 and all(type(number) is int for number in place)
-            fits = fits and known and min(place) >= 0 and place[0] <= done * self._size
+            fits = fits and isinstance(place, list) and [type(number) for number in place] == [int] * 3
+            fits = fits and min(place) >= 0 and place[0] <= done * self._size
             fits = fits and place[1] < len(self.stream.groups(place[0], rank * turns + worker, self._total))
         if not fits:
-            raise ValueError(f"batches[{rank}] is no place in the stream after {done} batches: {state}")
+            raise ValueError(
+                f"batches[{rank}] is no place in the stream after {done} batches, of {self._total} readers (processes "
+                f"times workers), {turns} in each process: {state}"
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Go on where a [`~StreamedBatches.state_dict`] was taken.
-
-        Raises:
-            ValueError: if that was with another number of processes or workers, whose batches were others.
-        """
-        if (state["consumers"], len(state["places"])) != (self._total, len(self._places)):
-            raise ValueError(
-                f"the place in the stream is that of {state['consumers']} readers (processes times workers), "
-                f"{len(state['places'])} in each process; now there are {self._total} and {len(self._places)}"
-            )
+        """Go on where a [`~StreamedBatches.state_dict`] was taken, which fits this stream and its readers."""
         self._places = [(epoch, group, position) for epoch, group, position in state["places"]]
         self._turn = state["turn"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -147,65 +147,29 @@ class HistoryWindows:
         The model's arguments (batch, time, ...) for some windows (batch, 2) of [`~HistoryWindows.epoch_order`], with
         `attention_mask` where a window is padded.
         """
-        return make_batch([self], np.zeros(len(windows), dtype=np.int64), windows)
-
-    def empty_batch(self, size: int, time: int) -> dict[str, torch.Tensor]:
-        """A batch of so many windows of so many steps, to be filled."""
-        fields = self._steps.dtype
-        actions = fields["actions"]
-        observations = np.dtype((np.uint8, self._frames.shape)) if self._frames else fields["observations"]
-        dtypes = {
-            "observations": observations,
-            "previous_actions": np.dtype((self._previous_dtype, actions.shape)),
-            "previous_rewards": fields["rewards"],
-            "episode_starts": fields["ends"],
-            "labels": actions,
-        }
-        return {name: torch.from_numpy(np.empty((size, time), dtype)) for name, dtype in dtypes.items()}
-
-    def fill(self, batch: dict[str, torch.Tensor], rows: np.ndarray, windows: np.ndarray) -> None:
-        """Write windows (number, 2) into some rows (number,) of a batch."""
         first, lengths = windows[:, :1], windows[:, 1:]
-        time = batch["labels"].shape[1]
+        time = int(lengths.max())
         index = first + np.minimum(np.arange(time), lengths - 1)  # padding repeats the last step
         steps, previous = self._steps.take(index), self._steps.take(np.maximum(index - 1, 0))
-        is_first = (index == first) & (self.offsets[np.searchsorted(self.offsets, first)] == first)  # of a history
         previous_actions = previous["actions"].astype(self._previous_dtype)
+        is_first = (index == first) & (self.offsets[np.searchsorted(self.offsets, first)] == first)  # of a history
         for values, none in ((previous_actions, self._none), (previous["rewards"], 0.0), (previous["ends"], True)):
             values[is_first] = none
-        filled = {
-            "previous_actions": previous_actions,
-            "previous_rewards": previous["rewards"],
-            "episode_starts": previous["ends"],
-            "labels": steps["labels" if "labels" in steps.dtype.names else "actions"],
-        }
-        if self._frames is None:
-            filled["observations"] = steps["observations"]
-        for name, values in filled.items():
-            batch[name].numpy()[rows] = values  # torch cannot assign all unsigned integers
+        observations = steps["observations"].copy()  # torch takes no fields of records
         if self._frames is not None:
-            places = (rows[:, None] * time + np.arange(time)).ravel()
-            self._frames.take(steps["observations"].ravel(), batch["observations"].flatten(0, 1).numpy(), places)
-
-
-def make_batch(parts: Sequence[HistoryWindows], owners: np.ndarray, windows: np.ndarray) -> dict[str, torch.Tensor]:
-    """
-    The steps of windows of several sets of histories.
-
-    Args:
-        parts (`Sequence[HistoryWindows]`):
-            The sets, of the same spaces.
-        owners (`np.ndarray` of shape `(batch,)`), windows (`np.ndarray` of shape `(batch, 2)`):
-            The set of each window, and its row of the set's [`~HistoryWindows.epoch_order`].
-    """
-    time = int(windows[:, 1].max())
-    batch = parts[0].empty_batch(len(windows), time)
-    for owner in np.unique(owners):
-        rows = np.flatnonzero(owners == owner)
-        parts[owner].fill(batch, rows, windows[rows])
-    if int(windows[:, 1].min()) < time:
-        batch["attention_mask"] = (torch.arange(time) < torch.from_numpy(windows[:, 1:])).long()
-    return batch
+            numbers, observations = observations, np.empty((*index.shape, *self._frames.shape), np.uint8)
+            self._frames.take(numbers.ravel(), observations.reshape(-1, *self._frames.shape), np.arange(index.size))
+        arrays = {
+            "observations": observations,
+            "previous_actions": previous_actions,
+            "previous_rewards": previous["rewards"].copy(),
+            "episode_starts": previous["ends"].copy(),
+            "labels": steps["labels" if "labels" in steps.dtype.names else "actions"].copy(),
+        }
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if int(lengths.min()) < time:
+            batch["attention_mask"] = (torch.arange(time) < torch.from_numpy(lengths)).long()
+        return batch
 
 
 def share_of_batch(batch_size: int, world_size: int) -> int:
@@ -260,19 +224,18 @@ class WindowBatches:
     def _choices(self) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
         """Windows of this process's batches from here on, each with the epoch and position after it."""
         epoch, position = self.epoch, self.position
-        tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
-        while True:
-            parts = [tiling.windows(order[position : position + self.batch_size])]
-            missing = self.batch_size - len(parts[0])
-            position += self.batch_size
-            while position >= len(order):  # a batch may reach over the end of an epoch, or of several
-                position -= len(order)
-                epoch += 1
-                tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
-                parts.append(tiling.windows(order[:missing]))
-                missing -= len(parts[-1])
-            chosen = np.concatenate(parts)
-            yield chosen[self._part], (epoch, position)
+        parts: list[np.ndarray] = []
+        missing = self.batch_size
+        while True:  # a batch may reach over the end of an epoch, or of several
+            tiling, order = self.windows.tiling(epoch), self.windows.epoch_numbers(epoch)
+            while position < len(order):
+                parts.append(tiling.windows(order[position : position + missing]))
+                missing, position = missing - len(parts[-1]), position + len(parts[-1])
+                if not missing:
+                    place = (epoch, position) if position < len(order) else (epoch + 1, 0)
+                    yield np.concatenate(parts)[self._part], place
+                    parts, missing = [], self.batch_size
+            epoch, position = epoch + 1, 0
 
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
         choices = self._choices()

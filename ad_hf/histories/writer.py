@@ -1,63 +1,72 @@
-"""Writing a learning-history dataset that is not collected but converted: all of it, or nothing."""
+"""Writing a learning-history dataset: steps become rows, rows shards, and card and metadata go beside them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features
 from gymnasium import spaces
 
 from ad_hf.envs.spaces import Elements, space_to_json
+from ad_hf.envs.task_family import Task
 from ad_hf.histories.card import dataset_card, dataset_config
-from ad_hf.histories.schema import METADATA_FILE, ROW_GROUP_BYTES, HistoryMetadata, history_table, row_groups
+from ad_hf.histories.frames import compress_frames, has_frames
+from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, history_features
 from ad_hf.histories.statistics import describe_shards
-from ad_hf.histories.steps import Steps
+from ad_hf.histories.steps import STEPWISE, Steps, row_lengths
 from ad_hf.settings import dump_yaml
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_folder, local_path, write_text
 
 RECIPE_FILE = "recipe.yaml"
+ROW_GROUP_BYTES = 16 << 20
 SHARD_TRANSITIONS = 1_000_000
+KEYS = ("history_id", "task_id", "stream", "piece", "start_step")  # columns that say which steps a row has
 
 
-def to_storage(values: np.ndarray, space: spaces.Space, name: str, is_action: bool = False) -> np.ndarray:
+def to_storage(steps: Steps, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> Steps:
     """
-    Elements of a space as they are stored.
+    Steps as a dataset holds them.
 
     Args:
-        values (`np.ndarray` of shape `(num_elements, ...)`):
-            The elements, in any dtype that holds them, and in any shape with as many numbers each.
-        space (`gymnasium.Space`):
-            Their space.
+        steps ([`~ad_hf.histories.steps.Steps`]):
+            The steps, in any dtype that holds them, and in any shape with as many numbers in an element.
+        observation_space, action_space (`gymnasium.Space`):
+            Spaces of one environment.
         name (`str`):
-            What to call them in an error.
-        is_action (`bool`, *optional*, defaults to `False`):
-            Whether they are actions, which are held to the bounds of a Box.
-
-    Returns:
-        `np.ndarray` of shape `(num_elements, *space.shape)`
+            What to call the steps in an error.
 
     Raises:
-        ValueError: for elements of another size, and those that [`~ad_hf.envs.spaces.Elements`] finds.
+        ValueError: for elements of another size, and those that a model cannot take, with the first such step.
     """
-    shape = space.shape or ()
-    if int(np.prod(values.shape[1:])) != int(np.prod(shape)):
-        raise ValueError(f"{name}: elements of shape {values.shape[1:]}, expected {shape}, those of {space}")
-    values = values.reshape(len(values), *shape)
-    stored, wrong = Elements(space, is_action).store(values)
-    if wrong.any():
-        step = int(np.argmax(wrong))
-        raise ValueError(f"{name}: {values[step].tolist()} at step {step}, expected an element of {space}")
-    return stored
+
+    def stored(column: str, space: spaces.Space) -> np.ndarray:
+        values, shape, title = getattr(steps, column), space.shape or (), f"{name}, {column}"
+        if np.prod(values.shape[1:]) != np.prod(shape):
+            raise ValueError(f"{title}: elements of shape {values.shape[1:]}, expected {shape}, those of {space}")
+        values = values.reshape(len(values), *shape)
+        elements, wrong = Elements(space, is_bounded=column == "actions").store(values)
+        if wrong.any():
+            step = int(np.argmax(wrong))
+            raise ValueError(f"{title}: {values[step].tolist()} at step {step}, expected an element of {space}")
+        return elements
+
+    return replace(
+        steps,
+        observations=stored("observations", observation_space),
+        actions=stored("actions", action_space),
+        final_observations=stored("final_observations", observation_space),
+    )
 
 
 def space_json(space: spaces.Space, name: str) -> dict[str, Any]:
@@ -68,34 +77,151 @@ def space_json(space: spaces.Space, name: str) -> dict[str, Any]:
         raise ValueError(f"{name}: {error}") from error
 
 
-def with_columns(table: pa.Table, **values: Any) -> pa.Table:
-    """A table with one value for all rows of some columns."""
-    columns = {name: table[name] for name in table.schema.names}
-    for name, value in values.items():
-        columns[name] = pa.array([value] * len(table), type=table.schema.field(name).type)
-    return pa.Table.from_arrays(list(columns.values()), schema=table.schema)
+def piece_steps(observation_space: spaces.Space, max_piece_steps: int | None = None) -> int:
+    """
+    Steps of a row at most: longer histories are cut into several.
+
+    By default they are fewer for frames, of which a row is decoded at a time.
+
+    Raises:
+        ValueError: for a number below 1.
+    """
+    if max_piece_steps is None:
+        return 100 if has_frames(observation_space) else 10_000
+    if max_piece_steps < 1:
+        raise ValueError(f"max_piece_steps must be at least 1, got {max_piece_steps}")
+    return max_piece_steps
 
 
-def history_rows(steps: Steps, features: Features, task_id: int, stream: int, max_piece_steps: int) -> pa.Table:
-    """The rows of one history, cut as [`~ad_hf.histories.schema.history_table`] says; its seed is taken to be 0."""
-    one_stream = {name: array[None] for name, array in vars(steps).items() if name != "final_observations"}
-    recorded = SimpleNamespace(**one_stream, final_observations=[steps.final_observations])
-    table = history_table(recorded, features, task_id, 0, max_piece_steps)
-    return with_columns(table, history_id=f"{task_id}-0-{stream}", stream=stream)
+def _list_column(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
+    """Arrays (T_i, ...) as one Arrow column of lists, without a Python object per element."""
+    lengths, inner = [], kind.value_type
+    while pa.types.is_fixed_size_list(inner):
+        lengths.append(inner.list_size)
+        inner = inner.value_type
+    values = pa.array(np.concatenate([np.ravel(array) for array in arrays]), type=inner)
+    for length in reversed(lengths):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
+
+
+def history_rows(rows: Iterable[tuple[Sequence[Any], Steps]], features: Features) -> pa.Table:
+    """
+    Rows of learning histories as a table.
+
+    Args:
+        rows (`Iterable[tuple[Sequence, Steps]]`):
+            Of each row its `history_id`, `task_id`, `stream`, `piece` and `start_step`, and its steps as of
+            [`to_storage`].
+        features (`datasets.Features`):
+            From [`~ad_hf.histories.schema.history_features`].
+    """
+    values = [(*keys, *(getattr(steps, name) for name in (*STEPWISE, "final_observations"))) for keys, steps in rows]
+    columns = []
+    for field, column in zip(features.arrow_schema, zip(*values)):
+        if pa.types.is_list(field.type):
+            columns.append(_list_column(column, field.type))
+        else:
+            frames = pa.types.is_binary(field.type)
+            columns.append(pa.array(map(compress_frames, column) if frames else column, type=field.type))
+    return pa.Table.from_arrays(columns, schema=features.arrow_schema)
+
+
+def _pieces(
+    steps: Steps, task_id: int, seed: int, stream: int, max_piece_steps: int
+) -> Iterator[tuple[Sequence[Any], Steps]]:
+    """The rows of a history: pieces of as many whole episodes as fit into so many steps, at least one."""
+    ends, finals = steps.ends, steps.final_observations
+    stops = np.union1d(np.flatnonzero(ends) + 1, len(ends))  # of episodes, an unfinished last one included
+    start = episode = piece = 0
+    while start < len(ends):
+        later = max(episode + 1, int(np.searchsorted(stops, start + max_piece_steps, side="right")))
+        stop = int(stops[later - 1])
+        part = Steps(
+            **{name: getattr(steps, name)[start:stop] for name in STEPWISE}, final_observations=finals[episode:later]
+        )
+        yield (f"{task_id}-{seed}-{stream}", task_id, stream, piece, start), part
+        start, episode, piece = stop, later, piece + 1
+
+
+def history_table(recorded: Any, features: Features, task_id: int, seed: int, max_piece_steps: int) -> pa.Table:
+    """
+    The rows of one learner's streams.
+
+    Args:
+        recorded ([`~ad_hf.sources.recorder.RecordedSteps`]):
+            Steps, streams first.
+        features (`datasets.Features`):
+            From [`~ad_hf.histories.schema.history_features`].
+        task_id, seed (`int`):
+            Of the learner; with the stream they make the history's id.
+        max_piece_steps (`int`):
+            Longer histories are cut, at episode borders, into pieces of at most so many steps.
+    """
+    rows: list[tuple[Sequence[Any], Steps]] = []
+    for stream, finals in enumerate(recorded.final_observations):
+        steps = Steps(**{name: getattr(recorded, name)[stream] for name in STEPWISE}, final_observations=finals)
+        rows += _pieces(steps, task_id, seed, stream, max_piece_steps)
+    return history_rows(rows, features)
+
+
+def histories_of_tasks(
+    histories: Iterable[tuple[Task, Steps]], both: tuple[spaces.Space, spaces.Space], max_piece_steps: int | None
+) -> Iterator[tuple[str, pa.Table]]:
+    """
+    The split and the rows of each history, for [`write_shards`].
+
+    Args:
+        histories (`Iterable[tuple[Task, Steps]]`):
+            The task and the steps of each history. Those of a task are its streams 0, 1, ...; the seed is taken to
+            be 0.
+        both (`tuple[gymnasium.Space, gymnasium.Space]`):
+            Observation and action space of one environment.
+        max_piece_steps (`int`, *optional*):
+            As of [`piece_steps`].
+    """
+    features, max_piece_steps = history_features(*both), piece_steps(both[0], max_piece_steps)
+    streams: Counter[int] = Counter()
+    for task, steps in histories:
+        yield (
+            task.split,
+            history_rows(_pieces(steps, task.task_id, 0, streams[task.task_id], max_piece_steps), features),
+        )
+        streams[task.task_id] += 1
+
+
+def row_groups(table: pa.Table) -> Iterator[pa.Table]:
+    """
+    A table in runs of whole histories, each a row group of a parquet file, the least that is read at a time.
+
+    Runs hold up to 16 MiB in memory, and more only if a single history does.
+    """
+    borders = np.append(np.flatnonzero(np.asarray(table["start_step"]) == 0), len(table)).tolist()
+    first = 0  # border at which the next run begins
+    while first + 1 < len(borders):
+        rest = table.slice(borders[first])
+        # A search looks at few of the sizes, and counts these alone.
+        count = bisect_right(
+            borders, ROW_GROUP_BYTES, first + 1, key=lambda border: rest.slice(0, border - borders[first]).nbytes
+        )
+        last = max(count - 1, first + 1)
+        yield rest.slice(0, borders[last] - borders[first])
+        first = last
 
 
 def open_shard(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A shard to write to, with the same settings as those of a collection."""
+    """A shard to write to."""
     # Frames are compressed already, and none is like another: no dictionary for them.
     framed = pa.types.is_binary(schema.field("observations").type)
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=not framed, write_page_checksum=True)
 
 
-class SplitWriter:
-    """Writes the histories of a split, as they come, to shards of about `shard_transitions` steps."""
+class _SplitWriter:
+    """Writes the histories of a split, as they come, to shards of about `SHARD_TRANSITIONS` steps."""
 
-    def __init__(self, folder: Path, split: str, shard_transitions: int) -> None:
-        self._folder, self._split, self._shard_transitions = folder, split, shard_transitions
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
         self._waiting: list[pa.Table] = []
         self._shards: list[Path] = []
         self._writer: pq.ParquetWriter | None = None
@@ -104,8 +230,8 @@ class SplitWriter:
     def add(self, rows: pa.Table) -> None:
         """Write the rows of whole histories."""
         self._waiting.append(rows)
-        self._steps += int(pc.sum(pc.list_value_length(rows["rewards"])).as_py())
-        if self._steps >= self._shard_transitions or sum(table.nbytes for table in self._waiting) >= ROW_GROUP_BYTES:
+        self._steps += int(row_lengths(rows).sum())
+        if self._steps >= SHARD_TRANSITIONS or sum(table.nbytes for table in self._waiting) >= ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -116,12 +242,12 @@ class SplitWriter:
         for group in row_groups(rows):
             self._writer.write_table(group)
         self._waiting = []
-        if self._steps >= self._shard_transitions:
+        if self._steps >= SHARD_TRANSITIONS:
             self._writer.close()
             self._writer, self._steps = None, 0
 
     def close(self) -> None:
-        """Write what is left, and give the shards their names, which say how many there are."""
+        """Write the rest, and give the shards their names, which say how many there are."""
         if self._waiting:
             self._flush()
         if self._writer is not None:
@@ -130,19 +256,31 @@ class SplitWriter:
             shard.rename(self._folder / f"{self._split}-{index:05d}-of-{len(self._shards):05d}.parquet")
 
 
-@contextmanager
-def split_writers(folder: Path, shard_transitions: int) -> Iterator[Callable[[str, pa.Table], None]]:
-    """A function of a split and the rows of whole histories that writes them into a folder."""
-    if shard_transitions < 1:
-        raise ValueError(f"shard_transitions must be at least 1, got {shard_transitions}")
-    writers: dict[str, SplitWriter] = {}
+def write_shards(folder: Path, histories: Iterable[tuple[str, pa.Table]]) -> dict[str, Any]:
+    """
+    Write histories, as they come, into the folder of a configuration.
 
-    def add(split: str, rows: pa.Table) -> None:
-        writers.setdefault(split, SplitWriter(folder, split, shard_transitions)).add(rows)
+    Args:
+        folder (`Path`):
+            The folder.
+        histories (`Iterable[tuple[str, pyarrow.Table]]`):
+            The split and the rows of each history.
 
-    yield add
+    Returns:
+        `dict`: `n_envs`, `total_timesteps` and `hyperparameters` of a source of which only the histories are known:
+        the streams and the steps of the task that has most.
+    """
+    writers: dict[str, _SplitWriter] = {}
+    streams: Counter[int] = Counter()
+    steps: Counter[int] = Counter()
+    for split, rows in histories:
+        writers.setdefault(split, _SplitWriter(folder, split)).add(rows)
+        task_id = rows["task_id"][0].as_py()
+        streams[task_id] += 1
+        steps[task_id] += int(row_lengths(rows).sum())
     for writer in writers.values():
         writer.close()
+    return {"n_envs": max(streams.values()), "total_timesteps": max(steps.values()), "hyperparameters": {}}
 
 
 @contextmanager
@@ -165,7 +303,12 @@ def new_dataset(output_dir: str | Path, config_name: str) -> Iterator[Path]:
 
 
 def describe(
-    folder: Path, name: str, config_name: str, metadata: HistoryMetadata, origin: str, family: dict[str, Any] | None
+    folder: Path,
+    name: str,
+    config_name: str,
+    metadata: HistoryMetadata,
+    origin: str = "",
+    family: dict[str, Any] | None = None,
 ) -> None:
     """
     Write what goes beside the shards of a dataset: `metadata.json`, README.md and, for training, `recipe.yaml`.
@@ -177,8 +320,8 @@ def describe(
             Name of the folder that it becomes.
         config_name (`str`), metadata ([`~ad_hf.histories.schema.HistoryMetadata`]):
             Its configuration; statistics and fingerprint are filled in.
-        origin (`str`):
-            Text for README.md on where the dataset is from; may be empty.
+        origin (`str`, *optional*):
+            Text for README.md on where the dataset is from.
         family (`dict`, *optional*):
             Section `family` of a recipe that fits the dataset.
 

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from ad_hf.envs.sb3 import VecStep
-from ad_hf.sources.streams import ScoringAlgorithm, state_count
+from ad_hf.sources.vectorised import ScoringAlgorithm, state_count
 
 
 class BanditAlgorithm(ScoringAlgorithm):
@@ -37,8 +37,8 @@ class UCB(BanditAlgorithm):
     `exploration * sqrt(log(trials) / pulls)`; arms that were never pulled come first.
 
     Args:
-        policy, env, seed, tensorboard_log, verbose, device:
-            As of [`~ad_hf.sources.streams.StreamAlgorithm`]; there is one observation.
+        policy, env, common:
+            As of [`~ad_hf.sources.vectorised.VectorisedAlgorithm`]; there is one observation.
         exploration (`float`, *optional*, defaults to 1.4142):
             Weight of the bonus; the square root of 2 is UCB1's.
 
@@ -46,21 +46,11 @@ class UCB(BanditAlgorithm):
         ValueError: for a negative `exploration`, and for environments with more than one observation.
     """
 
-    def __init__(
-        self,
-        policy: str,
-        env: Any,
-        exploration: float = 2**0.5,
-        seed: int | None = None,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        device: torch.device | str = "cpu",
-        _init_setup_model: bool = True,
-    ) -> None:
+    def __init__(self, policy: str, env: Any, exploration: float = 2**0.5, **common: Any) -> None:
         if exploration < 0:
             raise ValueError(f"exploration must not be negative, got {exploration}")
         self.exploration = exploration
-        super().__init__(policy, env, seed, tensorboard_log, verbose, device, _init_setup_model)
+        super().__init__(policy, env, **common)
 
     def _score(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
         if deterministic:
@@ -77,8 +67,8 @@ class ThompsonSampling(BanditAlgorithm):
     under a uniform prior, is highest.
 
     Args:
-        policy, env, seed, tensorboard_log, verbose, device:
-            As of [`~ad_hf.sources.streams.StreamAlgorithm`]; there is one observation.
+        policy, env, common:
+            As of [`~ad_hf.sources.vectorised.VectorisedAlgorithm`]; there is one observation.
 
     Raises:
         ValueError: for rewards other than 0 and 1, and for environments with more than one observation.

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ad_hf.settings import check_settings, setting, shown
+from ad_hf.settings import check_settings, make_section, plain, setting, shown
+
+MOST = (1 << 63) - 1  # of whole numbers in metadata.json
+
+
+@dataclass
+class ConvergenceConfig:
+    """The setting `source.until_converged`: when returns count as converged, see `StopWhenConverged`.
+
+    Args:
+        window: Episodes of each stream that make a window.
+        tolerance: Share of the range of returns so far by which a window must exceed the best one to improve on it.
+        patience: Windows in a row without an improvement.
+        return_threshold: Least mean return of converged windows, in place of having risen.
+        min_timesteps: Transitions of a task, over its streams, before which it has not converged.
+    """
+
+    window: int = setting(20, least=1)
+    tolerance: float = setting(0.02, least=0)
+    patience: int = setting(3, least=1)
+    return_threshold: float | None = None
+    min_timesteps: int = setting(0, least=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self, "source.until_converged")
 
 
 @dataclass
@@ -13,28 +37,41 @@ class SourceConfig:
     """The `source` section: how each task is learnt.
 
     Args:
-        algorithm: Any Stable-Baselines3 or sb3-contrib algorithm.
+        algorithm: Any Stable-Baselines3 or sb3-contrib algorithm, `TabularQ`, `UCB`, `ThompsonSampling` or
+            `NoisedPolicy`.
         n_envs: Parallel environments of a learner; each gives one history.
         total_timesteps: Transitions per task and seed, over all environments.
         hyperparameters: Arguments of the algorithm.
         seeds: Each task is learnt once with each of them.
-        tasks_per_job: Tasks that one learner learns side by side, of those algorithms that can.
+        tasks_per_job: Tasks that one learner learns side by side, of those algorithms that can (ad_hf's own). Random
+            numbers depend on a task's place among them.
         until_converged: Learn until returns have stopped to improve, from `total_timesteps` at most: settings of
-            `StopWhenConverged` (window, tolerance, patience, return_threshold, min_timesteps); `{}` for its defaults.
+            `ConvergenceConfig` (window, tolerance, patience, return_threshold, min_timesteps); `{}` for its defaults.
         callbacks: Stable-Baselines3 callbacks of each learner: import paths, or `{name: import path, kwargs: {...}}`.
             `{task_id}` and `{seed}` in arguments that are text are filled in.
     """
 
     algorithm: str = "A2C"
-    n_envs: int = setting(50, least=1)
-    total_timesteps: int = setting(100_000, least=1)
+    n_envs: int = setting(50, least=1, most=MOST)
+    total_timesteps: int = setting(100_000, least=1, most=MOST)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
-    tasks_per_job: int = setting(1, least=1)
+    tasks_per_job: int = setting(1, least=1, most=MOST)
     until_converged: dict[str, Any] | None = None
     callbacks: list[str | dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            setattr(self, each.name, plain(getattr(self, each.name), f"source.{each.name}"))
         check_settings(self, "source")
-        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**32:
-            raise ValueError(f"source.seeds must hold whole numbers from 0 to 2**32 - 1, got {shown(self.seeds)}")
+        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**32 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"source.seeds must hold different whole numbers from 0 to 2**32 - 1, got {shown(self.seeds)}"
+            )
+        self.convergence()  # which refuses other settings
+
+    def convergence(self) -> ConvergenceConfig | None:
+        """The settings of `until_converged`, if that is set."""
+        if self.until_converged is None:
+            return None
+        return make_section(ConvergenceConfig, self.until_converged, "source.until_converged")

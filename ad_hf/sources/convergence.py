@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
-from typing import Any
-
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+
+from ad_hf.sources.config import ConvergenceConfig
 
 LEARNT_ERRORS = 3.0  # standard errors by which returns must have risen to count as learnt
 
@@ -27,16 +25,8 @@ class StopWhenConverged(BaseCallback):
     `patience` windows; `min_timesteps` rules that out.
 
     Args:
-        window (`int`, *optional*, defaults to 20):
-            Episodes of each stream that make a window.
-        tolerance (`float`, *optional*, defaults to 0.02):
-            Share of the range of returns seen so far by which a window must exceed the best one.
-        patience (`int`, *optional*, defaults to 3):
-            Windows in a row that have not improved.
-        return_threshold (`float`, *optional*):
-            Least mean return of converged windows.
-        min_timesteps (`int`, *optional*, defaults to 0):
-            Transitions of a task, over its streams, before which it has not converged.
+        config ([`~ad_hf.sources.config.ConvergenceConfig`]):
+            The settings: window, tolerance, patience, return_threshold and min_timesteps.
         num_tasks (`int`, *optional*, defaults to 1):
             Tasks that the learner learns side by side: stream i is of task i modulo their number. Each converges by
             itself; the learner stops when all have.
@@ -46,35 +36,12 @@ class StopWhenConverged(BaseCallback):
             Of each task, the steps of a stream after which it had converged, `None` if it has not.
 
     Raises:
-        ValueError: for numbers out of their range, and with algorithms that tell callbacks no rewards, such as ARS.
+        ValueError: with algorithms that tell callbacks no rewards, such as ARS.
     """
 
-    def __init__(
-        self,
-        window: int = 20,
-        tolerance: float = 0.02,
-        patience: int = 3,
-        return_threshold: float | None = None,
-        min_timesteps: int = 0,
-        num_tasks: int = 1,
-    ) -> None:
+    def __init__(self, config: ConvergenceConfig, num_tasks: int = 1) -> None:
         super().__init__()
-        for name, value, kind, least in (
-            ("window", window, Integral, 1),
-            ("patience", patience, Integral, 1),
-            ("tolerance", tolerance, Real, 0),
-            ("min_timesteps", min_timesteps, Integral, 0),
-            ("return_threshold", return_threshold, Real, -math.inf),
-        ):
-            if name == "return_threshold" and value is None:
-                continue
-            if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value) or value < least:
-                raise ValueError(
-                    f"source.until_converged.{name} must be a {'whole' if kind is Integral else 'finite'} number"
-                    f"{'' if least == -math.inf else f' of at least {least}'}, got {value!r}"
-                )
-        self.window, self.tolerance, self.patience = window, tolerance, patience
-        self.return_threshold, self.min_timesteps, self.num_tasks = return_threshold, min_timesteps, num_tasks
+        self.config, self.num_tasks = config, num_tasks
         self.converged_at: list[int | None] = [None] * num_tasks
 
     def _init_callback(self) -> None:
@@ -101,7 +68,7 @@ class StopWhenConverged(BaseCallback):
         self._counts[ended] += 1
         fewest = self._counts.reshape(-1, self.num_tasks).min(axis=0).tolist()
         for task, episodes in enumerate(fewest):
-            while self.converged_at[task] is None and episodes >= (len(self._windows[task]) + 1) * self.window:
+            while self.converged_at[task] is None and episodes >= (len(self._windows[task]) + 1) * self.config.window:
                 if self._close_window(task):
                     self.converged_at[task] = self.n_calls
         return any(step is None for step in self.converged_at)
@@ -109,42 +76,24 @@ class StopWhenConverged(BaseCallback):
     def _close_window(self, task: int) -> bool:
         """Take a window's episodes from a task's streams; returns whether it has converged."""
         streams = self._episodes[task :: self.num_tasks]
-        returns = np.array([episodes[: self.window] for episodes in streams])
+        returns = np.array([episodes[: self.config.window] for episodes in streams])
         for episodes in streams:
-            del episodes[: self.window]
+            del episodes[: self.config.window]
         windows = self._windows[task]
         windows.append((float(returns.mean()), float(returns.var()) / returns.size))
         means = [mean for mean, _ in windows]
-        if means[-1] > self._best[task] + self.tolerance * (max(means) - min(means)) or len(means) == 1:
+        if means[-1] > self._best[task] + self.config.tolerance * (max(means) - min(means)) or len(means) == 1:
             self._best[task], self._since_best[task] = means[-1], 0
             return False
         self._since_best[task] += 1
-        if self._since_best[task] < self.patience or self.n_calls * len(streams) < self.min_timesteps:
+        if self._since_best[task] < self.config.patience or self.n_calls * len(streams) < self.config.min_timesteps:
             return False
         return self._has_learnt(np.array(windows))
 
     def _has_learnt(self, windows: np.ndarray) -> bool:
-        (first, first_variance), last = windows[0], windows[-self.patience :]
+        (first, first_variance), last = windows[0], windows[-self.config.patience :]
         reached = last[:, 0].mean()
-        if self.return_threshold is not None:
-            return bool(reached >= self.return_threshold)
-        standard_error = np.sqrt(first_variance + last[:, 1].mean() / self.patience)
+        if self.config.return_threshold is not None:
+            return bool(reached >= self.config.return_threshold)
+        standard_error = np.sqrt(first_variance + last[:, 1].mean() / self.config.patience)
         return bool(reached - first > LEARNT_ERRORS * standard_error)
-
-
-def convergence_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """
-    All settings of [`StopWhenConverged`], where some may be given.
-
-    Raises:
-        ValueError: for settings that it does not take, and numbers out of their range.
-    """
-    names = ("window", "tolerance", "patience", "return_threshold", "min_timesteps")
-    if not isinstance(given, dict):
-        raise ValueError(f"source.until_converged must hold {', '.join(names)}, or nothing, {{}}, got {given!r}")
-    unknown = sorted(map(str, set(given) - set(names)))
-    if unknown:
-        raise ValueError(f"until_converged takes no {', '.join(map(repr, unknown))}: expected {', '.join(names)}")
-    callback = StopWhenConverged(**given)
-    settings = {name: getattr(callback, name) for name in names}
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}

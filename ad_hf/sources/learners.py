@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
-from pydoc import ErrorDuringImport, locate
+from dataclasses import asdict
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -19,44 +16,32 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from ad_hf.sources.streams import StreamAlgorithm
+from ad_hf.envs.making import read_calls
+from ad_hf.envs.tasks import import_callable
+from ad_hf.sources import bandits, noised, tabular
+from ad_hf.sources.config import SourceConfig
+from ad_hf.sources.sb3_algorithms import SB3_ALGORITHMS, Algorithms, algorithms_of, find_in
+from ad_hf.sources.vectorised import VectorisedAlgorithm
 
-ALGORITHM_PACKAGES = (
-    *("stable_baselines3", "sb3_contrib"),
-    *("ad_hf.sources.bandits", "ad_hf.sources.noised", "ad_hf.sources.tabular"),
-)
 # Ranges of numbers that most algorithms take, which they check late or never: 0 steps are an endless loop.
 COUNTS = {"n_steps", "n_epochs", "batch_size", "buffer_size", "train_freq", "policy_delay"}
 SHARES = {"gamma", "gae_lambda", "tau", "exploration_initial_eps", "exploration_final_eps"}
+NO_HYPERPARAMETERS = {"env", "seed", "_init_setup_model", "common"}
 
 
-def available_algorithms() -> dict[str, type[BaseAlgorithm]]:
+def available_algorithms() -> Algorithms:
     """Every algorithm that can be a source, by name: Stable-Baselines3's, if installed sb3-contrib's, and our own."""
-    found = {}
-    for package in ALGORITHM_PACKAGES:
-        if importlib.util.find_spec(package) is not None:
-            for name, value in vars(importlib.import_module(package)).items():
-                if inspect.isclass(value) and issubclass(value, BaseAlgorithm) and not inspect.isabstract(value):
-                    found[name] = value
-    return found
+    return SB3_ALGORITHMS | algorithms_of(bandits) | algorithms_of(noised) | algorithms_of(tabular)
 
 
 def find_algorithm(name: str) -> type[BaseAlgorithm]:
-    """
-    The algorithm class of a name such as `"A2C"`.
-
-    Raises:
-        ValueError: if there is none, with the names that exist.
-    """
-    algorithms = available_algorithms()
-    if name not in algorithms:
-        raise ValueError(f"unknown source algorithm {name!r}: expected one of {', '.join(sorted(algorithms))}")
-    return algorithms[name]
+    """The algorithm of a name such as `"A2C"`; a `ValueError` with all names if there is none."""
+    return find_in(available_algorithms(), name)
 
 
 def learns_side_by_side(algorithm: str) -> bool:
     """Whether one learner of an algorithm can learn several tasks, none of which changes what it does in another."""
-    return issubclass(find_algorithm(algorithm), StreamAlgorithm)
+    return issubclass(find_algorithm(algorithm), VectorisedAlgorithm)
 
 
 def has_independent_streams(algorithm: str, hyperparameters: dict[str, Any]) -> bool:
@@ -64,12 +49,21 @@ def has_independent_streams(algorithm: str, hyperparameters: dict[str, Any]) -> 
     return learns_side_by_side(algorithm) and not hyperparameters.get("shared", False)
 
 
+def _import_class(path: str, name: str, base: type = object) -> type:
+    """The class of an import path."""
+    imported = import_callable(path, name)
+    if not inspect.isclass(imported) or not issubclass(imported, base) or inspect.isabstract(imported):
+        kind = "" if base is object else f" that derives from {base.__name__}"
+        raise ValueError(f"{name} must be the import path of a class{kind}, got {path!r}, which is none")
+    return imported
+
+
 def _as_objects(settings: dict[str, Any], name: str = "source.hyperparameters.") -> dict[str, Any]:
     """
-    Settings, nested ones too, with what JSON has none of: classes for their import paths, and tuples for lists of a
-    number and its unit, as in `train_freq: [1, episode]`.
+    Settings, nested ones too, with the objects that JSON lacks: classes for their import paths, and tuples for lists
+    of a number and its unit, as in `train_freq: [1, episode]`.
     """
-    found = {}
+    objects = {}
     for key, value in settings.items():
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
@@ -79,47 +73,37 @@ def _as_objects(settings: dict[str, Any], name: str = "source.hyperparameters.")
         elif isinstance(value, list) and [isinstance(each, str) for each in value] == [False, True]:
             value = tuple(value)
         elif isinstance(value, str) and (key.endswith("_class") or key == "activation_fn"):
-            try:
-                resolved = locate(value)
-            except ErrorDuringImport as error:
-                raise ValueError(f"{name}{key}: {value!r} cannot be imported: {error}") from error
-            if not inspect.isclass(resolved):
-                raise ValueError(
-                    f"{name}{key} must be the import path of a class, such as 'torch.nn.ReLU', got {value!r}, which "
-                    "is none"
-                )
-            value = resolved
-        found[key] = value
-    return found
+            value = _import_class(value, f"{name}{key}")
+        objects[key] = value
+    return objects
 
 
-def _kinds(hint: Any) -> tuple[type, ...]:
-    """The types of an annotation, without what they hold."""
-    if get_origin(hint) in (Union, UnionType):
-        return tuple(kind for each in get_args(hint) for kind in _kinds(each))
+def _is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, of whose elements only the class counts."""
     kind = get_origin(hint) or hint
-    return (kind,) if isinstance(kind, type) and kind is not Any else (object,)
+    if kind in (Union, UnionType):
+        return any(_is_of_type(value, each) for each in get_args(hint))
+    if not isinstance(kind, type) or kind is object:  # `Any`, for instance
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _check_value(name: str, value: Any, hint: Any) -> None:
     """Refuse a value of a type that an algorithm's annotation does not have, or out of its range."""
-    kinds = _kinds(hint)
-    wider = {int: Integral, float: Real}  # of numpy's numbers, too
-    fits = value is None or any(isinstance(value, wider.get(kind, kind)) for kind in kinds)
-    if isinstance(value, bool) and not {bool, object} & set(kinds):
-        fits = False
-    if not fits:
-        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"source.hyperparameters.{name} must be of type {names}, got {value!r}")
+    expected = None if value is None or _is_of_type(value, hint) else f"of type {inspect.formatannotation(hint)}"
     number: Any = value[0] if isinstance(value, tuple) and value else value
-    if isinstance(number, int | float) and (
-        (name in COUNTS and number < 1) or (name in SHARES and not 0 <= number <= 1)
-    ):
-        expected = "at least 1" if name in COUNTS else "from 0 to 1"
+    if expected is None and isinstance(number, int | float):
+        if name in COUNTS and number < 1:
+            expected = "at least 1"
+        if name in SHARES and not 0 <= number <= 1:
+            expected = "from 0 to 1"
+    if expected is not None:
         raise ValueError(f"source.hyperparameters.{name} must be {expected}, got {value!r}")
 
 
-def check_hyperparameters(algorithm: str, hyperparameters: Any) -> dict[str, Any]:
+def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
     """
     Hyper-parameters as an algorithm takes them: classes for import paths, and tuples for lists such as
     `[1, "episode"]`.
@@ -128,19 +112,18 @@ def check_hyperparameters(algorithm: str, hyperparameters: Any) -> dict[str, Any
         ValueError: naming the setting, for those that the algorithm does not take, for values of another type than its
             annotations have, for numbers that are not finite or out of their range, and classes that do not exist.
     """
-    if not isinstance(hyperparameters, dict):
-        raise ValueError(f"source.hyperparameters must hold settings by their names, got {hyperparameters!r}")
-    found = find_algorithm(algorithm)
-    accepted = set(inspect.signature(found).parameters) - {"env", "seed", "_init_setup_model"}
-    unknown = sorted(map(str, set(hyperparameters) - accepted))
-    if unknown:
+    algorithm_class = find_algorithm(algorithm)
+    accepted = set(inspect.signature(algorithm_class).parameters) - NO_HYPERPARAMETERS
+    if issubclass(algorithm_class, VectorisedAlgorithm):
+        accepted |= set(inspect.signature(VectorisedAlgorithm).parameters) - NO_HYPERPARAMETERS
+    if unknown := sorted(map(str, set(hyperparameters) - accepted)):
         raise ValueError(
             f"{algorithm} takes no hyper-parameter {', '.join(map(repr, unknown))}: expected "
             f"{', '.join(sorted(accepted))}"
         )
     arguments = _as_objects(hyperparameters)
     try:
-        hints = get_type_hints(found.__init__, localns={"VecEnv": VecEnv})
+        hints = get_type_hints(algorithm_class.__init__, localns={"VecEnv": VecEnv})
     except NameError:  # of an annotation that is there for type checkers alone
         hints = {}
     for name, value in arguments.items():
@@ -148,47 +131,13 @@ def check_hyperparameters(algorithm: str, hyperparameters: Any) -> dict[str, Any
     return arguments
 
 
-def callback_settings(given: Sequence[str | dict[str, Any]]) -> list[dict[str, Any]]:
+def make_callbacks(callbacks: Sequence[str | dict[str, Any]], **places: int) -> list[BaseCallback]:
     """
-    Callbacks with all that can be said about them: an import path alone stands for one without arguments.
-
-    Raises:
-        ValueError: for what is no import path of a Stable-Baselines3 callback, and arguments that it does not take.
-    """
-    if isinstance(given, str | dict) or not isinstance(given, Sequence):
-        raise ValueError(f"source.callbacks must be a list of callbacks, got {given!r}")
-    settings = []
-    for callback in given:
-        entry: Any = {"name": callback} if isinstance(callback, str) else callback
-        if not isinstance(entry, dict) or "name" not in entry or set(entry) - {"name", "kwargs"}:
-            raise ValueError(
-                f"a callback is an import path or {{name: import path, kwargs: {{...}}}}, got {callback!r}"
-            )
-        name, kwargs = entry["name"], entry.get("kwargs") or {}
-        try:
-            found = locate(name)
-        except ErrorDuringImport as error:
-            raise ValueError(f"callback {name!r} cannot be imported: {error}") from error
-        if not (inspect.isclass(found) and issubclass(found, BaseCallback)) or inspect.isabstract(found):
-            raise ValueError(
-                f"callback {name!r} is no import path of a Stable-Baselines3 callback, such as "
-                "'stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes'"
-            )
-        try:
-            inspect.signature(found).bind(**kwargs)
-        except TypeError as error:
-            raise ValueError(f"callback {name!r}: {error}; its arguments are {inspect.signature(found)}") from error
-        settings.append({"name": name, "kwargs": kwargs})
-    return settings
-
-
-def make_callbacks(settings: Sequence[dict[str, Any]], **places: int) -> list[BaseCallback]:
-    """
-    Callbacks from what [`callback_settings`] returns.
+    The callbacks of [`~ad_hf.sources.config.SourceConfig`].
 
     Args:
-        settings (`Sequence[dict]`):
-            Their names and arguments.
+        callbacks (`Sequence[str | dict]`):
+            Their import paths, and arguments.
         places (`int`):
             Numbers that take the place of their names in braces in arguments that are text: with `task_id=3`,
             `"saved/{task_id}"` becomes `"saved/3"`.
@@ -200,9 +149,45 @@ def make_callbacks(settings: Sequence[dict[str, Any]], **places: int) -> list[Ba
         return value
 
     return [
-        locate(entry["name"])(**{name: filled(value) for name, value in entry["kwargs"].items()})  # type: ignore[operator]
-        for entry in settings
+        import_callable(name, "source.callbacks")(**{key: filled(value) for key, value in kwargs.items()})
+        for name, kwargs in (call.values() for call in read_calls(callbacks, "source.callbacks"))
     ]
+
+
+def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
+    """
+    Refuse a source whose algorithm or callbacks do not exist or do not take their settings.
+
+    An expert that is a saved model, which can run code when it is read, needs `trust_remote_code`.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    check_hyperparameters(source.algorithm, source.hyperparameters)
+    if isinstance(source.hyperparameters.get("expert"), dict) and not trust_remote_code:
+        raise ValueError(
+            "source.hyperparameters.expert is a model that Stable-Baselines3 has saved, which is unpickled and can "
+            "run code: if you trust where it is from, allow it with trust_remote_code=True (--trust_remote_code)"
+        )
+    if source.tasks_per_job > 1 and not learns_side_by_side(source.algorithm):
+        raise ValueError(
+            f"{source.algorithm} learns one task at a time: set tasks_per_job to 1, got {source.tasks_per_job}"
+        )
+    for call in read_calls(source.callbacks, "source.callbacks"):
+        _import_class(call["name"], "source.callbacks", BaseCallback)
+
+
+def describe_source(source: SourceConfig) -> dict[str, Any]:
+    """The entry `source` of `metadata.json`, with all settings of callbacks and convergence where these are used."""
+    settings = asdict(source)
+    convergence = source.convergence()
+    settings |= {
+        "callbacks": read_calls(source.callbacks, "source.callbacks"),
+        "until_converged": convergence and asdict(convergence) | settings["until_converged"],
+    }
+    unused = {"seeds", *(name for name in ("callbacks", "until_converged") if not settings[name])}
+    settings = {name: value for name, value in settings.items() if name not in unused}
+    return {**settings, "independent_streams": has_independent_streams(source.algorithm, source.hyperparameters)}
 
 
 def make_learner(algorithm: str, envs: VecEnv, seed: int | None, hyperparameters: dict[str, Any]) -> BaseAlgorithm:
@@ -223,15 +208,14 @@ def make_learner(algorithm: str, envs: VecEnv, seed: int | None, hyperparameters
     Raises:
         ValueError: for what [`check_hyperparameters`] refuses.
     """
-    given = check_hyperparameters(algorithm, hyperparameters)
     space = envs.observation_space
     if isinstance(space, spaces.Dict):
         policy = "MultiInputPolicy"
     else:
         policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
-    arguments = {"policy": policy, "device": "cpu", "verbose": 0, **given}
+    arguments = {"policy": policy, "device": "cpu", "verbose": 0, **check_hyperparameters(algorithm, hyperparameters)}
     learner = find_algorithm(algorithm)(env=envs, seed=seed, **arguments)
     if not (arguments["verbose"] or arguments.get("tensorboard_log")):
-        # That which it would make by itself leaves an empty temporary folder behind, for each learner.
+        # The logger that it would make by itself leaves an empty temporary folder behind, for each learner.
         learner.set_logger(Logger(folder=None, output_formats=[]))
     return learner

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pydoc import locate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,13 +12,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from ad_hf.envs.sb3 import SB3VecEnv, VecStep
-from ad_hf.sources.streams import StreamAlgorithm, TablePolicy
+from ad_hf.envs.tasks import import_callable
+from ad_hf.sources.sb3_algorithms import SB3_ALGORITHMS, find_in
+from ad_hf.sources.vectorised import TablePolicy, VectorisedAlgorithm
 
 SCHEDULES = ("step", "episode")
-MODEL_SETTINGS = ("algorithm", "path", "deterministic")
 
 
-class NoisedPolicy(StreamAlgorithm):
+class NoisedPolicy(VectorisedAlgorithm):
     r"""
     A policy, the expert, whose actions are replaced by uniformly random ones with a probability epsilon that falls
     over a history: AD^eps. What it leaves looks like learning, and **no reinforcement learning takes
@@ -29,8 +29,9 @@ class NoisedPolicy(StreamAlgorithm):
     The history of a stream is what one call of `learn` lets it live through.
 
     Args:
-        policy, env, seed, tensorboard_log, verbose, device:
-            As of [`~ad_hf.sources.streams.StreamAlgorithm`]. Actions are Discrete, MultiDiscrete, MultiBinary or Box.
+        policy, env, common:
+            As of [`~ad_hf.sources.vectorised.VectorisedAlgorithm`]. Actions are Discrete, MultiDiscrete,
+            MultiBinary or Box.
         expert (`str` or `dict`):
             Import path of a function of observations (streams, ...), as the source sees them, and the vector
             environment underneath that returns actions (streams, ...), such as `"ad_hf.envs.dark_room.expert"`. Or a
@@ -63,11 +64,7 @@ class NoisedPolicy(StreamAlgorithm):
         end_epsilon: float | Sequence[float] = 0.0,
         decay: float | Sequence[float] = 0.9,
         schedule: str = "step",
-        seed: int | None = None,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        device: torch.device | str = "cpu",
-        _init_setup_model: bool = True,
+        **common: Any,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
@@ -79,7 +76,7 @@ class NoisedPolicy(StreamAlgorithm):
         }
         if self._ranges["decay"][0] == 0:
             raise ValueError(f"decay must be above 0, got {decay}")
-        super().__init__(policy, env, seed, tensorboard_log, verbose, device, _init_setup_model)
+        super().__init__(policy, env, **common)
 
     def _setup_model(self) -> None:
         if self.env is not None:
@@ -94,13 +91,7 @@ class NoisedPolicy(StreamAlgorithm):
         """From observations (streams, ...) to the expert's actions (streams, ...)."""
         if isinstance(self.expert, dict):
             return self._load_models(self.expert)
-        function: Any = locate(self.expert) if isinstance(self.expert, str) else None
-        if not callable(function):
-            raise ValueError(
-                "expert must be the import path of a function of observations and environments, such as "
-                "'ad_hf.envs.dark_room.expert', or a model's {'algorithm': 'A2C', 'path': 'models/{task_id}.zip'}, "
-                f"got {self.expert!r}"
-            )
+        function = import_callable(self.expert, "expert")
         return lambda observations: function(observations, self._environments())
 
     def _environments(self) -> Any:
@@ -112,19 +103,16 @@ class NoisedPolicy(StreamAlgorithm):
 
     def _load_models(self, settings: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
         """The action of each stream's model."""
-        from ad_hf.sources.learners import find_algorithm  # which imports this module to find it
-
-        unknown = sorted(set(settings) - set(MODEL_SETTINGS))
-        if unknown or not {"algorithm", "path"} <= set(settings):
+        if not {"algorithm", "path"} <= set(settings) <= {"algorithm", "path", "deterministic"}:
             raise ValueError(f"a model that is an expert has algorithm, path and maybe deterministic, got {settings}")
-        algorithm, deterministic = find_algorithm(settings["algorithm"]), settings.get("deterministic", True)
-        path = str(settings["path"])
+        algorithm, path = find_in(SB3_ALGORITHMS, settings["algorithm"]), str(settings["path"])
         if "{task_id}" in path and self._task_ids is None:
             raise ValueError(f"the environments do not tell their tasks, by which {path} names a model: use collect")
         paths = [path.replace("{task_id}", str(task_id)) for task_id in self._task_ids or [0] * self.n_envs]
         models = [
             (_load_model(algorithm, path), np.flatnonzero(np.array(paths) == path)) for path in dict.fromkeys(paths)
         ]
+        deterministic = settings.get("deterministic", True)
 
         def act(observations: np.ndarray) -> np.ndarray:
             actions = np.zeros((self.n_envs, *(self.action_space.shape or ())), dtype=self.action_space.dtype)
@@ -168,9 +156,8 @@ class NoisedPolicy(StreamAlgorithm):
             return self._rng.uniform(space.low, space.high, size=size)
         if isinstance(space, spaces.MultiBinary):
             return self._rng.integers(2, size=size)
-        return space.start + self._rng.integers(
-            space.n if isinstance(space, spaces.Discrete) else space.nvec, size=size
-        )
+        counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        return space.start + self._rng.integers(counts, size=size)
 
     def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:
         self._starting = steps.terminations | steps.truncations  # nothing is learnt

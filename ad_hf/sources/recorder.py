@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,49 +10,29 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 from ad_hf.envs.spaces import Elements, storage_dtype
 from ad_hf.envs.vector import check_same_step, checked_reset, checked_step, final_observations
+from ad_hf.histories.steps import STEPWISE, Steps
 
 
-@dataclass
-class RecordedSteps:
+class RecordedSteps(Steps):
     """
-    The histories of the streams of one learner; step t of a stream holds what it saw, did and got at that step.
-
-    Attributes:
-        observations (`np.ndarray` of shape `(num_envs, num_steps, ...)`), actions (`(num_envs, num_steps, ...)`),
-        rewards, terminations, truncations (`(num_envs, num_steps)`):
-            The steps. `observations[:, t]` led to `actions[:, t]`, which brought `rewards[:, t]`.
-        final_observations (`list[np.ndarray]` of shape `(num_episodes, ...)`):
-            Per stream, the last observation of each episode, that of an unfinished last episode included.
+    The histories of the streams of one learner: arrays (num_envs, num_steps, ...), and for each stream the final
+    observations (num_episodes, ...).
     """
 
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminations: np.ndarray
-    truncations: np.ndarray
-    final_observations: list[np.ndarray]
-
-    def streams(self, chosen: slice) -> RecordedSteps:
+    def streams(self, indices: slice) -> RecordedSteps:
         """Some of the streams."""
-        arrays = {
-            name: getattr(self, name)[chosen]
-            for name in ("observations", "actions", "rewards", "terminations", "truncations")
-        }
-        return RecordedSteps(**arrays, final_observations=self.final_observations[chosen])
+        return RecordedSteps(**{name: values[indices] for name, values in vars(self).items()})
 
     def until(self, step: int) -> RecordedSteps:
         """The first steps only."""
         if step >= self.rewards.shape[1]:
             return self
-        ends = self.terminations[:, :step] | self.truncations[:, :step]
-        finals = [kept[:episodes] for kept, episodes in zip(self.final_observations, ends.sum(axis=1))]
+        arrays = {name: getattr(self, name)[:, :step] for name in STEPWISE}
+        ends = self.ends[:, :step]
+        finals = [of_stream[:episodes] for of_stream, episodes in zip(self.final_observations, ends.sum(axis=1))]
         if step:
             for stream in np.flatnonzero(~ends[:, -1]):  # in the middle of an episode
                 finals[stream] = np.concatenate([finals[stream], self.observations[stream, step : step + 1]])
-        arrays = {
-            name: getattr(self, name)[:, :step]
-            for name in ("observations", "actions", "rewards", "terminations", "truncations")
-        }
         return RecordedSteps(**arrays, final_observations=finals)
 
 
@@ -82,33 +61,30 @@ class HistoryRecorder(VectorWrapper):
         self._on_step = on_step
         self._num_steps = 0
         observations, actions = envs.single_observation_space, envs.single_action_space
-        self._observation_dtype = storage_dtype(observations)
-        self._elements = Elements(observations, is_bounded=self._observation_dtype.kind != "f")
+        self._elements = Elements(observations, is_bounded=storage_dtype(observations).kind != "f")
         self._rewards_allowed, self._actions_allowed = Elements(), Elements(actions, is_bounded=True)
+        shapes = {"observations": observations.shape, "actions": actions.shape}
+        dtypes = {"observations": self._elements.dtype, "actions": storage_dtype(actions), "rewards": np.float64}
         # Time comes first while recording, so that a step is one contiguous write.
-        self._observations = self._empty(num_steps, observations.shape, self._observation_dtype)
-        self._actions = self._empty(num_steps, actions.shape, storage_dtype(actions))
-        self._rewards = self._empty(num_steps, (), np.float64)
-        self._terminations = self._empty(num_steps, (), np.bool_)
-        self._truncations = self._empty(num_steps, (), np.bool_)
+        self._arrays = {
+            name: np.empty((max(1, num_steps), envs.num_envs, *(shapes.get(name) or ())), dtypes.get(name, np.bool_))
+            for name in STEPWISE
+        }
         self._final_observations: list[list[np.ndarray]] = [[] for _ in range(envs.num_envs)]
         self._last_observations: np.ndarray | None = None
 
-    def _empty(self, num_steps: int, shape: tuple[int, ...] | None, dtype: Any) -> np.ndarray:
-        return np.empty((max(1, num_steps), self.env.num_envs, *(shape or ())), dtype=dtype)
-
-    def _grow(self) -> None:
-        for name in ("_observations", "_actions", "_rewards", "_terminations", "_truncations"):
-            array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.empty_like(array)]))
+    def _ended(self) -> np.ndarray:
+        """Environments (num_envs,) in which the last step has ended an episode."""
+        last = self._num_steps - 1
+        return self._arrays["terminations"][last] | self._arrays["truncations"][last]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Reset the environments; episodes under way are recorded as truncated at their last step."""
         last = self._last_observations
-        if self._num_steps and last is not None:
-            ended = self._terminations[self._num_steps - 1] | self._truncations[self._num_steps - 1]
-            self._truncations[self._num_steps - 1, ~ended] = True
-            self._keep_final(np.flatnonzero(~ended), last)
+        if self._num_steps:
+            under_way = ~self._ended()
+            self._arrays["truncations"][self._num_steps - 1, under_way] = True
+            self._keep_final(np.flatnonzero(under_way), last)
         try:
             returned = self.env.reset(seed=seed, options=options)
         except Exception as error:
@@ -120,18 +96,18 @@ class HistoryRecorder(VectorWrapper):
 
     def _checked(self, observations: Any, indices: np.ndarray) -> np.ndarray:
         """A copy of observations (number, ...) of some environments (number,), as they are stored."""
-        given, space = np.asarray(observations), self.env.single_observation_space
-        if given.shape[1:] != space.shape:
+        values, space = np.asarray(observations), self.env.single_observation_space
+        if values.shape[1:] != space.shape:
             raise ValueError(
-                f"environment {indices[0]} gave an observation of shape {given.shape[1:]} at step {self._num_steps}, "
+                f"environment {indices[0]} gave an observation of shape {values.shape[1:]} at step {self._num_steps}, "
                 f"expected an element of {space}"
             )
-        stored, wrong = self._elements.store(given)
+        stored, wrong = self._elements.store(values)
         if wrong.any():
             first = int(np.argmax(wrong))
             expected = "finite numbers" if stored.dtype.kind == "f" else "an element"
             raise ValueError(
-                f"environment {indices[first]} gave the observation {_shortened(given[first])} at step "
+                f"environment {indices[first]} gave the observation {_shortened(values[first])} at step "
                 f"{self._num_steps}, expected {expected} of {space}"
             )
         return stored
@@ -145,10 +121,10 @@ class HistoryRecorder(VectorWrapper):
 
     def step(self, actions: np.ndarray):
         """Step the environments and keep what they return."""
-        step = self._num_steps
+        step, arrays = self._num_steps, self._arrays
         if self._actions_allowed.outside(np.asarray(actions)).any():
-            given, space = _shortened(np.asarray(actions)), self.env.single_action_space
-            raise ValueError(f"the source gave the actions {given} at step {step}, expected elements of {space}")
+            text, space = _shortened(np.asarray(actions)), self.env.single_action_space
+            raise ValueError(f"the source gave the actions {text} at step {step}, expected elements of {space}")
         try:
             returned = self.env.step(actions)
         except Exception as error:
@@ -158,13 +134,12 @@ class HistoryRecorder(VectorWrapper):
         if (wrong := self._rewards_allowed.outside(rewards)).any():
             index = int(np.argmax(wrong))
             raise ValueError(f"environment {index} gave the reward {rewards[index]} at step {step}, expected a number")
-        if step == len(self._rewards):
-            self._grow()
-        self._observations[step] = self._last_observations
-        self._actions[step] = actions
-        self._rewards[step] = rewards
-        self._terminations[step] = terminations
-        self._truncations[step] = truncations
+        if step == len(arrays["rewards"]):
+            self._arrays = arrays = {
+                name: np.concatenate([array, np.empty_like(array)]) for name, array in arrays.items()
+            }
+        for name, values in zip(STEPWISE, (self._last_observations, actions, rewards, terminations, truncations)):
+            arrays[name][step] = values
         self._num_steps += 1
         ended = np.flatnonzero(terminations | truncations)
         if ended.size:
@@ -176,26 +151,17 @@ class HistoryRecorder(VectorWrapper):
 
     def recorded(self) -> RecordedSteps:
         """Everything recorded so far, streams first."""
-        steps = self._num_steps
-        finals = []
-        for index, kept in enumerate(self._final_observations):
-            ended = steps and (self._terminations[steps - 1, index] or self._truncations[steps - 1, index])
-            if steps and not ended and self._last_observations is not None:
-                kept = [*kept, self._last_observations[index]]
-            shape = (len(kept), *self._observations.shape[2:])
-            finals.append(np.array(kept, dtype=self._observation_dtype).reshape(shape))
-
-        def streams_first(array: np.ndarray) -> np.ndarray:
-            return np.ascontiguousarray(np.swapaxes(array[:steps], 0, 1))
-
-        return RecordedSteps(
-            observations=streams_first(self._observations),
-            actions=streams_first(self._actions),
-            rewards=streams_first(self._rewards),
-            terminations=streams_first(self._terminations),
-            truncations=streams_first(self._truncations),
-            final_observations=finals,
-        )
+        finals = [list(of_stream) for of_stream in self._final_observations]
+        if self._num_steps:
+            for index in np.flatnonzero(~self._ended()):
+                finals[index].append(self._last_observations[index])  # type: ignore[index]
+        shape, dtype = self.env.single_observation_space.shape or (), self._elements.dtype
+        arrays = {
+            name: np.ascontiguousarray(np.swapaxes(array[: self._num_steps], 0, 1))
+            for name, array in self._arrays.items()
+        }
+        stacked = [np.array(of_stream, dtype=dtype).reshape(len(of_stream), *shape) for of_stream in finals]
+        return RecordedSteps(**arrays, final_observations=stacked)
 
 
 def _shortened(observation: np.ndarray) -> str:

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from ad_hf.envs.sb3 import VecStep
-from ad_hf.sources.streams import ScoringAlgorithm, break_ties, state_count, state_numbers
+from ad_hf.sources.vectorised import ScoringAlgorithm, break_ties, state_count, state_numbers
 
 
 class TabularQ(ScoringAlgorithm):
@@ -22,8 +22,9 @@ class TabularQ(ScoringAlgorithm):
     by epsilon-greedy exploration.
 
     Args:
-        policy, env, seed, tensorboard_log, verbose, device:
-            As of [`~ad_hf.sources.streams.StreamAlgorithm`]; observations are Discrete, MultiDiscrete or MultiBinary.
+        policy, env, common:
+            As of [`~ad_hf.sources.vectorised.VectorisedAlgorithm`]. Observations are Discrete, MultiDiscrete or
+            MultiBinary.
         learning_rate (`float`, *optional*, defaults to 0.5):
             Step towards the target, in (0, 1]; 1 is right where nothing is random.
         gamma (`float`, *optional*, defaults to 0.95):
@@ -49,11 +50,7 @@ class TabularQ(ScoringAlgorithm):
         initial_value: float = 1.0,
         epsilon: float = 0.0,
         shared: bool = False,
-        seed: int | None = None,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        device: torch.device | str = "cpu",
-        _init_setup_model: bool = True,
+        **common: Any,
     ) -> None:
         if not 0 < learning_rate <= 1:
             raise ValueError(f"learning_rate must be in (0, 1], got {learning_rate}")
@@ -62,7 +59,7 @@ class TabularQ(ScoringAlgorithm):
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
         self.step_size, self.gamma, self.initial_value, self.epsilon = learning_rate, gamma, initial_value, epsilon
         self.shared = shared
-        super().__init__(policy, env, seed, tensorboard_log, verbose, device, _init_setup_model)
+        super().__init__(policy, env, **common)
 
     def _tables(self) -> dict[str, torch.Tensor]:
         assert isinstance(self.action_space, spaces.Discrete)

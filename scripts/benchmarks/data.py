@@ -22,21 +22,23 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.schema import HistoryMetadata, history_features, history_table
+from ad_hf.histories.schema import HistoryMetadata, history_features
 from ad_hf.histories.selection import Selection
 from ad_hf.histories.steps import step_dtype
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
-from ad_hf.histories.writer import describe, new_dataset, split_writers
+from ad_hf.histories.writer import describe, history_table, new_dataset, write_shards
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.recorder import RecordedSteps
 from ad_hf.training.machine import keep_freed_memory
@@ -91,18 +93,21 @@ def write_histories(folder: Path, num_bytes: float) -> None:
     features = history_features(OBSERVATIONS, ACTIONS)
     size = (STREAMS, HISTORY_STEPS)
     ends = np.broadcast_to(np.arange(1, HISTORY_STEPS + 1) % EPISODE_STEPS == 0, size)
+
+    def histories() -> Iterator[tuple[str, pa.Table]]:
+        for seed in range(max(1, round(num_bytes / STEP_BYTES / STREAMS / HISTORY_STEPS))):
+            recorded = RecordedSteps(
+                observations=rng.standard_normal((*size, 17), dtype=np.float32),
+                actions=rng.integers(0, 6, size, dtype=np.uint8),
+                rewards=rng.standard_normal(size),
+                terminations=ends,
+                truncations=ends & False,
+                final_observations=[np.zeros((HISTORY_STEPS // EPISODE_STEPS, 17), np.float32)] * STREAMS,
+            )
+            yield "train", history_table(recorded, features, 0, seed, 10_000)
+
     with new_dataset(folder, "default") as temporary:
-        with split_writers(temporary / "default", 2_000_000) as add:
-            for seed in range(max(1, round(num_bytes / STEP_BYTES / STREAMS / HISTORY_STEPS))):
-                recorded = RecordedSteps(
-                    observations=rng.standard_normal((*size, 17), dtype=np.float32),
-                    actions=rng.integers(0, 6, size, dtype=np.uint8),
-                    rewards=rng.standard_normal(size),
-                    terminations=ends,
-                    truncations=ends & False,
-                    final_observations=[np.zeros((HISTORY_STEPS // EPISODE_STEPS, 17), np.float32)] * STREAMS,
-                )
-                add("train", history_table(recorded, features, 0, seed, 10_000))
+        write_shards(temporary / "default", histories())
         metadata = HistoryMetadata(
             env_id=FAMILY["env_id"],
             env_kwargs={},

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -34,18 +33,21 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ad_hf
 from ad_hf.collection.collect import collect
-from ad_hf.collection.jobs import Job, Outcome, Source, learn_job, run_job
-from ad_hf.collection.ray_executor import run_jobs_on_ray
-from ad_hf.collection.workers import RunJob, available_cores, prepare_process, run_jobs
+from ad_hf.collection.executors import Pool, RunJob, run_jobs
+from ad_hf.collection.jobs import Job, Outcome, learn_job, run_job
+from ad_hf.collection.processes import ProcessPool, available_cores, prepare_process
+from ad_hf.collection.ray_pool import RayPool
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.schema import history_features, history_table
+from ad_hf.histories.schema import history_features
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.writer import history_table
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import load_recipe
+from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.learners import make_learner
 from ad_hf.storage.folders import Folder
 from ad_hf.training.config import TrainingConfig
@@ -69,7 +71,7 @@ def print_line(part: str, **figures: Any) -> None:
     print(json.dumps({"part": part, **rounded}), flush=True)
 
 
-def _paired_jobs(family: TaskFamily, source: Source, jobs: list[Job]) -> list[tuple[float, float]]:
+def _paired_jobs(family: TaskFamily, source: SourceConfig, jobs: list[Job]) -> list[tuple[float, float]]:
     """Seconds of each job with recording and writing, and of the same learner without, in turn."""
     prepare_process()
     envs = family.make_vec(family.tasks()[:1])
@@ -78,7 +80,7 @@ def _paired_jobs(family: TaskFamily, source: Source, jobs: list[Job]) -> list[tu
     with tempfile.TemporaryDirectory() as folder:
         for number, job in enumerate([jobs[0], *jobs]):  # the first warms up
             start = time.perf_counter()
-            table = history_table(learn_job(family, source, job)[0].steps, features, 0, 0, 10_000)
+            table = history_table(learn_job(family, source, job)[0][1], features, 0, 0, 10_000)
             feather.write_feather(table, str(Path(folder) / "part.arrow"), compression="uncompressed")
             recorded = time.perf_counter() - start
             start = time.perf_counter()
@@ -101,25 +103,34 @@ def _public_recipe_rate(family: TaskFamily, timesteps: int = 8000) -> float:
     return timesteps / (time.perf_counter() - start)
 
 
-def _seconds_after_start(run: Callable[..., Iterator[Outcome]], jobs: list[Job], counted: int) -> float:
+def _seconds_after_start(run: Callable[[list[Job]], Iterator[Outcome]], jobs: list[Job], counted: int) -> float:
     """
     Seconds from the end of the first job, by when processes have started, to that of so many later ones: an even
     number, so that two workers have done as many each, whichever was first, and are both at work all the time.
     """
-    ends = [time.perf_counter() for _ in run(jobs=jobs, on_progress=lambda transitions: None)]
+    ends = [time.perf_counter() for _ in run(jobs)]
     return ends[counted] - ends[0]
 
 
-def _plain_loop(run: RunJob, jobs: Iterable[Job], on_progress: Callable[[int], Any]) -> Iterator[Outcome]:
+def _ignore(transitions: int) -> None:
+    """Show no progress."""
+
+
+def _plain_loop(run: RunJob, jobs: Iterable[Job]) -> Iterator[Outcome]:
     """The same jobs one after the other, in this process."""
     for job in jobs:
-        yield run(job, on_progress)
+        yield run(job, _ignore)
+
+
+def _pool_loop(make_pool: Callable[..., Pool], run: RunJob, num_workers: int, jobs: list[Job]) -> Iterator[Outcome]:
+    """The same jobs on a pool of workers."""
+    return run_jobs(make_pool(run, _ignore, num_workers), jobs)
 
 
 def _loop_beside_another(run: RunJob, jobs: list[Job], started: Barrier) -> float:
     """Seconds of a plain loop over all jobs but the first, in a process of its own, once the other one has started."""
     prepare_process()
-    run(jobs[0], lambda transitions: None)
+    run(jobs[0], _ignore)
     started.wait()
     return _seconds_after_start(partial(_plain_loop, run), jobs, len(jobs) - 1)
 
@@ -142,8 +153,7 @@ def benchmark_executors(num_jobs: int, repeats: int = 3) -> None:
     prepare_process()
     recipe = load_recipe("dark_room")
     family = TaskFamily(recipe.family)
-    settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
-    source, tasks = Source(**settings), family.tasks("train")
+    source, tasks = recipe.source, family.tasks("train")
     envs = family.make_vec(tasks[:1])
     spaces = space_to_json(envs.single_observation_space), space_to_json(envs.single_action_space)
     seconds: dict[str, list[float]] = {}
@@ -152,9 +162,9 @@ def benchmark_executors(num_jobs: int, repeats: int = 3) -> None:
         for _ in range(repeats):
             for name, warm, execute in (
                 ("plain loop", 1, partial(_plain_loop, run)),
-                ("local, 1 worker", 1, partial(run_jobs, run, num_workers=1)),
-                ("local, 2 workers", 2, partial(run_jobs, run, num_workers=2)),
-                ("ray, 1 worker", 1, partial(run_jobs_on_ray, run, num_workers=1)),
+                ("local, 1 worker", 1, partial(_pool_loop, ProcessPool, run, 1)),
+                ("local, 2 workers", 2, partial(_pool_loop, ProcessPool, run, 2)),
+                ("ray, 1 worker", 1, partial(_pool_loop, RayPool, run, 1)),
             ):
                 # After the first one of each worker, as many for all.
                 jobs = [Job((task,), 0) for task in tasks[: 2 * num_jobs + warm]]
@@ -179,8 +189,7 @@ def benchmark_collect(num_jobs: int) -> None:
     """Collection with all cores, against the same learner that neither records nor writes."""
     recipe = load_recipe("dark_room")
     family = TaskFamily(recipe.family)
-    settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
-    source, cores = Source(**settings), available_cores()
+    source, cores = recipe.source, available_cores()
     tasks = family.tasks("train")[:num_jobs]
     parts = [[Job((task,), 0) for task in tasks[start::cores]] for start in range(cores)]
     with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as executor:
@@ -190,7 +199,7 @@ def benchmark_collect(num_jobs: int) -> None:
     few = TaskFamily(family.env_id, [task.kwargs for task in tasks], family.env_kwargs, native_vector=True)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        collect(few, **settings, output_dir=folder)
+        collect(few, source, output_dir=folder)
         whole = time.perf_counter() - start
     recorded = source.total_timesteps * cores / statistics.median(pair[0] for pair in pairs)
     bare = source.total_timesteps * cores / statistics.median(pair[1] for pair in pairs)
@@ -270,8 +279,7 @@ def benchmark_loader(batches: int = 200) -> None:
         family.env_id, [task.kwargs for task in family.tasks("train")[:4]], family.env_kwargs, native_vector=True
     )
     with tempfile.TemporaryDirectory() as folder:
-        settings = {name: value for name, value in asdict(recipe.source).items() if name != "seeds"}
-        collect(few, **settings, output_dir=folder)
+        collect(few, recipe.source, output_dir=folder)
         dataset = HistoryDataset.open(folder)
         start = time.perf_counter()
         windows = HistoryWindows(dataset.histories("train"), *dataset.metadata.spaces, WINDOW)

@@ -35,10 +35,11 @@ from gymnasium import spaces
 import ad_hf
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.schema import HistoryMetadata, history_features, history_table, row_groups
+from ad_hf.histories.schema import HistoryMetadata, history_features
 from ad_hf.histories.selection import Selection
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.writer import history_table, row_groups
 from ad_hf.recipe import load_recipe
 from ad_hf.sources.recorder import RecordedSteps
 from ad_hf.training.config import TrainingConfig

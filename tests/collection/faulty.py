@@ -1,4 +1,8 @@
-"""Environments with faults of many kinds; worker processes import them by the names of their environment ids."""
+"""
+Environments with faults of many kinds, families of them, and the files that their collections leave.
+
+Worker processes import the environments by the names of their ids.
+"""
 
 import os
 import signal
@@ -6,6 +10,10 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+
+from ad_hf.envs.task_family import TaskFamily
+
+SMALL = {"algorithm": "TabularQ", "n_envs": 2, "total_timesteps": 60}
 
 
 class Faulty(gym.Env):
@@ -53,3 +61,19 @@ class Faulty(gym.Env):
 
 gym.register("Faulty-v0", "faulty:Faulty", max_episode_steps=5)
 gym.register("Endless-v0", "faulty:Faulty")
+
+
+def make_tasks(faults, **kwargs):
+    """Tasks with goals from 1 on, each with a fault or none."""
+    return [{"goal": 1 + index, **({"fault": fault, **kwargs} if fault else {})} for index, fault in enumerate(faults)]
+
+
+def make_family(faults, num_test_tasks=0, **kwargs):
+    """A family of such tasks."""
+    return TaskFamily("faulty:Faulty-v0", make_tasks(faults, **kwargs), num_test_tasks=num_test_tasks)
+
+
+def contents(folder, pattern="*"):
+    """Bytes of every file, hidden ones included, but for the card, which names the folder."""
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob(pattern)) if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != "README.md"}

@@ -1,5 +1,6 @@
-"""Collection: the dataset that it leaves, and what interruptions do to it."""
+"""Collection: the dataset that it leaves, and the effects of interruptions."""
 
+import inspect
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,12 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Features, List, Value, load_dataset
+from faulty import contents
 from pyarrow import feather
 
 from ad_hf.collection.collect import collect
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import read_metadata
+from ad_hf.sources.config import SourceConfig
 
 FAMILY = {
     "env_id": "ad_hf/DarkRoom-v0",
@@ -41,6 +45,7 @@ COLLECTION = {
     "shard_transitions": 1860,
     "max_piece_steps": 200,
 }
+SPLITS = ("train", "validation", "test")
 STEPS = 310  # of each stream
 SCRIPT = """
 import json, signal, sys
@@ -57,13 +62,6 @@ def collect_to(folder, family=FAMILY, **changes):
     return collect(TaskFamily(**family), output_dir=folder, **{"num_workers": 2, **COLLECTION, **changes})
 
 
-def contents(folder):
-    """Bytes of every file, hidden ones included; the card, which names the folder, apart."""
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    assert "README.md" in files
-    return {name: path.read_bytes() for name, path in files.items() if name != "README.md"}
-
-
 def file_states(folder):
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
@@ -74,46 +72,11 @@ def collected(tmp_path_factory):
     return collect_to(tmp_path_factory.mktemp("collected") / "histories", num_workers=1)
 
 
-def read_split(folder, split, tmp_path):
-    return load_dataset(str(folder), split=split, cache_dir=str(tmp_path / "cache"))
-
-
-def test_load_dataset_reads_documented_columns_with_small_types(collected, tmp_path):
-    cells = List(List(Value("uint8"), length=2))
-    features = Features(
-        {
-            "history_id": Value("string"),
-            "task_id": Value("int32"),
-            "stream": Value("int32"),
-            "piece": Value("int32"),
-            "start_step": Value("int64"),
-            "observations": cells,
-            "actions": List(Value("uint8")),
-            "rewards": List(Value("float64")),
-            "terminations": List(Value("bool")),
-            "truncations": List(Value("bool")),
-            "final_observations": cells,
-        }
-    )
-    for split in ("train", "validation", "test"):
-        rows = read_split(collected, split, tmp_path)
-        streamed = load_dataset(str(collected), split=split, streaming=True)
-        assert rows.features == features
-        assert streamed.features == features
-        assert list(streamed) == list(rows)
-
-
-def test_tasks_are_in_the_files_of_their_own_split_only(collected, tmp_path):
-    family = TaskFamily(**FAMILY)
-    for split in ("train", "validation", "test"):
-        rows = read_split(collected, split, tmp_path)
-        expected = [task.task_id for task in family.tasks(split)]
-        assert sorted(set(rows["task_id"])) == expected
-        ids = [f"{task}-{seed}-{stream}" for task in expected for seed in (0, 3) for stream in range(3)]
-        assert sorted(set(rows["history_id"])) == sorted(ids)
-        for row in rows:
-            task, _, stream = row["history_id"].split("-")
-            assert (row["task_id"], row["stream"]) == (int(task), int(stream))
+@pytest.fixture(scope="module")
+def rows(collected, tmp_path_factory):
+    """The rows of each split, as `load_dataset` reads them."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return {split: load_dataset(str(collected), split=split, cache_dir=cache) for split in SPLITS}
 
 
 def join_pieces(rows):
@@ -135,14 +98,38 @@ def join_pieces(rows):
     return histories
 
 
-def test_rows_are_what_the_real_environment_returns(collected, tmp_path):
+def test_load_dataset_reads_documented_columns_with_small_types(collected, rows):
+    cells = List(List(Value("uint8"), length=2))
+    features = Features(
+        {
+            "history_id": Value("string"),
+            **{name: Value("int32") for name in ("task_id", "stream", "piece")},
+            "start_step": Value("int64"),
+            "observations": cells,
+            "actions": List(Value("uint8")),
+            "rewards": List(Value("float64")),
+            **{name: List(Value("bool")) for name in ("terminations", "truncations")},
+            "final_observations": cells,
+        }
+    )
+    for split in SPLITS:
+        streamed = load_dataset(str(collected), split=split, streaming=True)
+        assert rows[split].features == streamed.features == features
+        assert list(streamed) == list(rows[split])
+
+
+def test_rows_are_what_the_real_environment_returns_of_the_tasks_of_their_split(rows):
     family = TaskFamily(**FAMILY)
-    for split in ("train", "validation", "test"):
-        histories = join_pieces(read_split(collected, split, tmp_path))
-        assert len(histories) == len(family.tasks(split)) * 2 * 3
+    for split in SPLITS:
+        histories = join_pieces(rows[split])
+        tasks = [task.task_id for task in family.tasks(split)]
+        ids = {(task, seed, stream) for task in tasks for seed in (0, 3) for stream in range(3)}
+        assert sorted(tuple(map(int, history["history_id"].split("-"))) for history in histories) == sorted(ids)
         for history in histories:
+            task, _, stream = map(int, history["history_id"].split("-"))
+            assert (history["task_id"], history["stream"]) == (task, stream)
             assert len(history["rewards"]) == STEPS
-            env = gym.make(FAMILY["env_id"], **FAMILY["env_kwargs"], **FAMILY["tasks"][history["task_id"]])
+            env = gym.make(FAMILY["env_id"], **FAMILY["env_kwargs"], **FAMILY["tasks"][task])
             finals = iter(history["final_observations"])
             observation, _ = env.reset(seed=0)
             for step in range(STEPS):
@@ -158,30 +145,24 @@ def test_rows_are_what_the_real_environment_returns(collected, tmp_path):
             assert next(finals, None) is None
 
 
-def test_every_learner_and_stream_lives_through_something_of_its_own(collected, tmp_path):
-    histories = join_pieces(read_split(collected, "train", tmp_path))
+def test_every_stream_learns_something_of_its_own(rows):
+    histories = join_pieces(rows["train"])
     assert len({tuple(history["actions"]) for history in histories}) == len(histories)
-
-
-def test_source_learns(collected, tmp_path):
-    histories = join_pieces(read_split(collected, "train", tmp_path))
     rewards = np.array([history["rewards"] for history in histories])
     assert rewards[:, -100:].mean() > rewards[:, :100].mean() + 0.05
 
 
-def test_long_histories_are_cut_at_episode_borders(collected, tmp_path):
-    for row in read_split(collected, "train", tmp_path):
+def test_histories_are_cut_at_episode_borders_and_shards_hold_as_many_learners_as_asked_for(collected, rows):
+    for row in rows["train"]:
         steps = len(row["rewards"])
         last = row["start_step"] + steps == STEPS
         assert steps == (112 if last else 198)  # as many episodes of 6 steps as fit in 200
         assert last or row["truncations"][-1]
         assert len(row["final_observations"]) == -(-steps // 6)
-
-
-def test_shards_hold_as_many_learners_as_asked_for(collected):
-    names = sorted(path.name for path in (collected / "default").glob("*.parquet"))
     train = [f"train-{index:05d}-of-00004.parquet" for index in range(4)]
-    assert names == ["test-00000-of-00001.parquet", *train, "validation-00000-of-00001.parquet"]
+    names = {"metadata.json", "test-00000-of-00001.parquet", *train, "validation-00000-of-00001.parquet"}
+    assert {path.name for path in (collected / "default").iterdir()} == names
+    assert sorted(path.name for path in collected.iterdir()) == ["README.md", "default"]
     for name in train:
         table = pq.read_table(collected / "default" / name)
         assert sum(len(rewards) for rewards in table["rewards"].to_pylist()) == 1860
@@ -197,111 +178,55 @@ def test_metadata_describes_tasks_spaces_and_source(collected):
     assert space_from_json(metadata.observation_space) == envs.single_observation_space
     assert space_from_json(metadata.action_space) == envs.single_action_space
     source = ("algorithm", "n_envs", "total_timesteps", "hyperparameters")
-    assert metadata.source == {
-        **{name: COLLECTION[name] for name in source},
-        "tasks_per_job": 1,
-        "independent_streams": False,
-    }
+    settings = {name: COLLECTION[name] for name in source}
+    assert metadata.source == {**settings, "tasks_per_job": 1, "independent_streams": False}
     assert metadata.seeds == COLLECTION["seeds"]
     assert metadata.versions["gymnasium"] == gym.__version__
 
 
-def test_finished_folder_holds_the_dataset_and_nothing_else(collected):
-    assert sorted(path.name for path in collected.iterdir()) == ["README.md", "default"]
-    assert {path.suffix for path in (collected / "default").iterdir()} == {".parquet", ".json"}
-
-
-def test_second_call_changes_nothing(collected):
+def test_a_second_call_changes_nothing_and_other_settings_are_refused_by_name(collected):
     before = file_states(collected)
-    assert collect_to(collected) == collected
-    assert file_states(collected) == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "setting"),
-    [
+    source = SourceConfig(**{each.name: COLLECTION[each.name] for each in fields(SourceConfig)[:5]})
+    others = {name: COLLECTION[name] for name in ("shard_transitions", "max_piece_steps")}
+    assert collect(TaskFamily(**FAMILY), source, output_dir=collected, **others) == collected
+    kwargs = {"size": 3, "max_episode_steps": 7}
+    for changes, setting in (
         ({"n_envs": 5}, "source"),
         ({"total_timesteps": 1000}, "source"),
         ({"hyperparameters": {}}, "source"),
         ({"seeds": [0]}, "seeds"),
         ({"split": "test"}, "tasks"),
         ({"family": {**FAMILY, "split_seed": 3}}, "tasks"),
-        ({"family": {**FAMILY, "env_kwargs": {"size": 3, "max_episode_steps": 7}}}, "env_kwargs"),
-    ],
-)
-def test_other_settings_in_a_finished_folder_are_refused_by_name(collected, changes, setting):
-    before = file_states(collected)
-    with pytest.raises(ValueError, match=rf"already holds histories with {setting} = "):
-        collect_to(collected, **changes)
+        ({"family": {**FAMILY, "env_kwargs": kwargs}}, "env_kwargs"),
+    ):
+        with pytest.raises(ValueError, match=rf"already holds histories with {setting} = "):
+            collect_to(collected, **changes)
     assert file_states(collected) == before
 
 
-def test_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "default").mkdir()
-    (tmp_path / "default" / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="holds no learning histories"):
-        collect_to(tmp_path)
-    assert (tmp_path / "default" / "thesis.txt").read_text() == "precious"
+def test_settings_of_sources_are_keywords_of_collect():
+    parameters = inspect.signature(collect).parameters
+    for each in fields(SourceConfig):
+        assert parameters[each.name].default == getattr(SourceConfig(), each.name)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"n_envs": 0},
-        {"total_timesteps": 0},
-        {"num_workers": 0},
-        {"shard_transitions": -1},
-        {"max_piece_steps": 0},
-        {"seeds": []},
-        {"seeds": [1, 1]},
-        {"split": "eval"},
-        {"algorithm": "A3C"},
-        {"hyperparameters": {"lr": 1.0}},
-    ],
-    ids=str,
-)
-def test_impossible_arguments_are_refused_before_anything_is_written(tmp_path, changes):
-    name = next(iter(changes))
-    with pytest.raises(ValueError, match={"hyperparameters": "'lr'", "algorithm": "A3C"}.get(name, name)):
-        collect_to(tmp_path / "histories", **changes)
-    assert not (tmp_path / "histories").exists()
-
-
-def all_shards_written(collected, folder):
-    """The state of a collection that was killed when only the last touches were missing."""
+def test_a_run_killed_before_its_last_touches_is_finished_by_the_next(collected, tmp_path):
+    """Half-written files do not get into the dataset; the card is written, and what was left behind is removed."""
+    folder = tmp_path / "histories"
     work = folder / ".incomplete" / "default"
     shards = Path(shutil.copytree(collected / "default", work / "shards"))
     (shards / "metadata.json").unlink()
-    rows = read_metadata(collected).progress["rows"]
+    progress = read_metadata(collected).progress["rows"]
     for path in shards.glob("*.parquet"):
         tasks = set(pq.read_table(path, columns=["task_id"])["task_id"].to_pylist())
-        progress = [row for row in rows if row[0] in tasks]
-        (work / f"progress-{path.name}.json").write_text(json.dumps(progress))
-
-
-def test_half_written_files_of_a_killed_run_do_not_get_into_the_dataset(collected, tmp_path):
-    folder = tmp_path / "histories"
-    all_shards_written(collected, folder)
-    (folder / ".incomplete" / "default" / "shards" / ".train-00001-of-00004.parquet.123.tmp").write_bytes(b"PAR1 half")
+        (work / f"progress-{path.name}.json").write_text(json.dumps([row for row in progress if row[0] in tasks]))
+    (shards / ".train-00001-of-00004.parquet.123.tmp").write_bytes(b"PAR1 half")
     assert contents(collect_to(folder)) == contents(collected)
-
-
-def test_run_killed_before_its_card_is_finished_by_the_next(collected, tmp_path):
-    folder = tmp_path / "histories"
-    all_shards_written(collected, folder)
-    collect_to(folder)
     card = (folder / "README.md").read_text()
     (folder / "README.md").unlink()
-    (folder / ".incomplete" / "default").mkdir(parents=True)
+    work.mkdir(parents=True)
     assert contents(collect_to(folder)) == contents(collected)
     assert (folder / "README.md").read_text() == card
-
-
-def test_learner_that_cannot_be_made_is_refused_by_its_setting(tmp_path):
-    with pytest.raises(ValueError, match=r"^source\.hyperparameters\.device: with 'no such device', A2C"):
-        collect_to(tmp_path, num_workers=1, hyperparameters={"device": "no such device"})
-    with pytest.raises(FileNotFoundError, match="ad-hf collect"):
-        read_metadata(tmp_path)
 
 
 class Running:
@@ -356,33 +281,17 @@ def test_killed_collection_leaves_no_orphans_and_resumes_to_the_same_bytes(colle
     assert not (folder / "default").exists()
     with pytest.raises(FileNotFoundError, match="ad-hf collect"):
         read_metadata(folder)
-    finished = list((folder / ".incomplete" / "default" / "shards").glob("*.parquet"))
-    states = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished}
-    assert 0 < len(finished) < 6
+    shards = list((folder / ".incomplete" / "default" / "shards").glob("*.parquet"))
+    states = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
+    assert 0 < len(shards) < 6
 
     assert contents(collect_to(folder)) == contents(collected)
     for name, state in states.items():
-        kept = (folder / "default" / name).stat()
-        assert (kept.st_ino, kept.st_mtime_ns) == state
+        stat = (folder / "default" / name).stat()
+        assert (stat.st_ino, stat.st_mtime_ns) == state
 
 
 INTERRUPTED = {"config_name": "other", "shard_transitions": 100_000, "num_workers": 1}
-
-
-@pytest.fixture(scope="module")
-def interrupted(collected, tmp_path_factory):
-    """A folder with a finished configuration and another, interrupted as by Ctrl-C, with some learners finished."""
-    tmp_path = tmp_path_factory.mktemp("interrupted")
-    folder = shutil.copytree(collected, tmp_path / "histories")
-    with Running(tmp_path, folder, **INTERRUPTED) as running:
-        workers = running.wait_for(folder, ".incomplete/other/part-*.arrow")
-        os.killpg(running.process.pid, signal.SIGINT)
-        assert running.process.wait(timeout=30) != 0
-        assert_gone(workers)
-    assert "KeyboardInterrupt" in running.errors.read_text()
-    assert "BrokenProcessPool" not in running.errors.read_text()
-    assert 0 < len(list((folder / ".incomplete" / "other").glob("part-*.arrow"))) < 12
-    return folder
 
 
 def mark(part: Path):
@@ -394,45 +303,41 @@ def mark(part: Path):
     feather.write_feather(table, part)
 
 
-def test_interrupted_collection_goes_on_without_running_finished_learners_again(collected, interrupted, tmp_path):
-    folder = shutil.copytree(interrupted, tmp_path / "histories")
+def test_interrupted_collection_goes_on_without_running_finished_learners_again(collected, rows, tmp_path):
+    """Another configuration is interrupted as by Ctrl-C, with some learners finished; other settings are refused."""
+    folder = shutil.copytree(collected, tmp_path / "histories")
+    with Running(tmp_path, folder, **INTERRUPTED) as running:
+        workers = running.wait_for(folder, ".incomplete/other/part-*.arrow")
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.process.wait(timeout=30) != 0
+        assert_gone(workers)
+    assert "KeyboardInterrupt" in running.errors.read_text()
+    assert "BrokenProcessPool" not in running.errors.read_text()
     parts = list((folder / ".incomplete" / "other").glob("part-*.arrow"))
+    assert 0 < len(parts) < 12
+
+    before = file_states(folder)
+    for changes, message in (
+        ({"max_piece_steps": 100}, "max_piece_steps = 200, now it is 100"),
+        ({"shard_transitions": 5}, "shard_transitions = 100000, now it is 5"),
+        ({"seeds": [0]}, r"seeds = \[0, 3\], now it is \[0\]"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a collection with {message}"):
+            collect_to(folder, **{**INTERRUPTED, **changes})
+    collect_to(folder)  # the finished configuration
+    assert file_states(folder) == before
+
     for part in parts:
         mark(part)
     collect_to(folder, **INTERRUPTED)
     marked = {tuple(map(int, part.stem.split("-")[1:])) for part in parts}
-    for split in ("train", "validation", "test"):
-        cache = str(tmp_path / "cache")
-        rows = load_dataset(str(folder), "other", split=split, cache_dir=cache).to_list()
-        expected = load_dataset(str(folder), "default", split=split, cache_dir=cache).to_list()
-        for row, expected_row in zip(rows, expected, strict=True):
+    for split in SPLITS:
+        others = load_dataset(str(folder), "other", split=split, cache_dir=str(tmp_path / "cache")).to_list()
+        for row, expected in zip(others, rows[split].to_list(), strict=True):
             task, seed, _ = map(int, row["history_id"].split("-"))
             if (task, seed) in marked:
                 assert set(row["rewards"]) == {7.0}
-                row["rewards"] = expected_row["rewards"]
-            assert row == expected_row
-    before = contents(collected)
-    assert {name: data for name, data in contents(folder).items() if name in before} == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"max_piece_steps": 100}, "max_piece_steps = 200, now it is 100"),
-        ({"shard_transitions": 5}, "shard_transitions = 100000, now it is 5"),
-        ({"seeds": [0]}, r"seeds = \[0, 3\], now it is \[0\]"),
-    ],
-    ids=str,
-)
-def test_other_settings_in_an_interrupted_folder_are_refused_by_name(interrupted, changes, message):
-    before = file_states(interrupted)
-    with pytest.raises(ValueError, match=f"holds a collection with {message}"):
-        collect_to(interrupted, **{**INTERRUPTED, **changes})
-    assert file_states(interrupted) == before
-
-
-def test_call_for_a_finished_configuration_keeps_the_interrupted_one(interrupted, tmp_path):
-    folder = shutil.copytree(interrupted, tmp_path / "histories")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    collect_to(folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+                row["rewards"] = expected["rewards"]
+            assert row == expected
+    default = contents(collected)
+    assert {name: data for name, data in contents(folder).items() if name in default} == default

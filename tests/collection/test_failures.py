@@ -1,48 +1,39 @@
-"""Collections of which some tasks fail: the others are learnt, and the next call tries again what failed."""
+"""Collections of which some tasks fail: the others are learnt, and the next call tries again those that failed."""
 
 import json
 import pickle
 import re
+import sys
+from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from faulty import SMALL, contents, make_family
 
+from ad_hf import CollectionError
 from ad_hf.cli import main
 from ad_hf.collection.collect import collect
-from ad_hf.collection.failures import CollectionError, TaskFailure
-from ad_hf.envs.task_family import TaskFamily
+from ad_hf.collection.executors import run_jobs
+from ad_hf.collection.failures import TaskFailure
+from ad_hf.collection.jobs import Job, Outcome
+from ad_hf.collection.processes import ProcessPool
+from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.histories.schema import read_metadata
 
-SMALL = {"algorithm": "TabularQ", "n_envs": 2, "total_timesteps": 60, "num_workers": 2}
+SMALL = {**SMALL, "num_workers": 2}
 
 
-def make_family(faults, num_test_tasks=0, env_id="faulty:Faulty-v0", **kwargs):
-    tasks = [
-        {"goal": 1 + index, **({"fault": fault, **kwargs} if fault else {})} for index, fault in enumerate(faults)
-    ]
-    return TaskFamily(env_id, tasks, num_test_tasks=num_test_tasks)
-
-
-def shards(folder):
-    return {path.name: path.read_bytes() for path in sorted((folder / "default").glob("*.parquet"))}
-
-
-def learnt(folder):
-    tables = [pq.read_table(path) for path in sorted((folder / "default").glob("*.parquet"))]
-    return sorted(
-        {
-            (task, int(name.split("-")[1]))
-            for table in tables
-            for task, name in zip(table["task_id"].to_pylist(), table["history_id"].to_pylist(), strict=True)
-        }
-    )
+def tasks_and_seeds(folder):
+    """The tasks and seeds of a dataset's histories."""
+    ids = [name for path in (folder / "default").glob("*.parquet") for name in pq.read_table(path)["history_id"]]
+    return sorted({tuple(map(int, name.as_py().split("-")[:2])) for name in ids})
 
 
 FAULTS = {
     "construction": r"RuntimeError: no such room",
     "reset": r"KeyError: 'lost'",
-    "step": r"ZeroDivisionError: a long story",
+    "step": r"ZeroDivisionError: a long story \(in step 5\)",
     "exit": r"SystemExit: bye",
     "reward": r"ValueError: environment 0 gave the reward nan at step 5, expected a number",
     "outside": r"ValueError: environment 0 gave the observation 7 at step 6, expected an element of Discrete\(4\)",
@@ -65,7 +56,7 @@ def test_every_fault_is_named_and_all_other_tasks_are_learnt(tmp_path):
         assert failure.kwargs["fault"] == fault
         assert re.search(message, failure.error), failure.error
         assert ("faulty.py" in failure.traceback) == (fault in ("construction", "reset", "step", "exit"))
-    assert learnt(tmp_path) == [(0, 0), (11, 0)]
+    assert tasks_and_seeds(tmp_path) == [(0, 0), (11, 0)]
     metadata = read_metadata(tmp_path)
     assert metadata.failures == [
         {"task_id": failure.task_id, "seed": 0, "error": failure.error} for failure in failures
@@ -75,81 +66,85 @@ def test_every_fault_is_named_and_all_other_tasks_are_learnt(tmp_path):
     assert len(load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))) == 4
 
 
-def test_task_that_ends_no_episode_is_named(tmp_path):
-    family = TaskFamily("faulty:Endless-v0", [{"goal": 3}])
-    with pytest.raises(CollectionError, match=r"no episode ended in the 30 steps .*max_episode_steps") as caught:
-        collect(family, **SMALL, output_dir=tmp_path)
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (
+            {"env_id": "faulty:Endless-v0", "tasks": [{"goal": 3}]},
+            r"no episode ended in the 30 steps .*max_episode_steps",
+        ),
+        (
+            {
+                "env_id": "faulty:Faulty-v0",
+                "splits": {"train": [{"goal": 1}], "test": [{"goal": 2, "fault": "step"}]},
+            },
+            r"no dataset is written to .*all tasks of the split 'test' failed",
+        ),
+    ],
+    ids=["endless", "split"],
+)
+def test_split_without_any_histories_is_refused(family, message, tmp_path):
+    with pytest.raises(CollectionError, match=message) as caught:
+        collect(TaskFamily(**family), **SMALL, output_dir=tmp_path)
     assert caught.value.output_dir is None
-    assert not (tmp_path / "default").exists()
-
-
-def test_split_without_any_histories_is_refused(tmp_path):
-    family = TaskFamily("faulty:Faulty-v0", splits={"train": [{"goal": 1}], "test": [{"goal": 2, "fault": "step"}]})
-    with pytest.raises(CollectionError, match=r"no dataset is written to .*all tasks of the split 'test' failed"):
-        collect(family, **SMALL, output_dir=tmp_path)
     with pytest.raises(FileNotFoundError):
         read_metadata(tmp_path)
 
 
 @pytest.mark.parametrize("tasks_per_job", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_call_after_a_transient_fault_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, tasks_per_job):
+def test_call_after_a_transient_fault_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, caplog, tasks_per_job):
     """What was finished is not run again, shards that are whole stay the same files, and none is missing meanwhile."""
     cured, faults = tmp_path / "cured", [None, "step", None, None, "death", "reset", None, None, None]
     family = make_family(faults, cured=str(cured))
     settings = {**SMALL, "seeds": [0, 1], "tasks_per_job": tasks_per_job, "shard_transitions": 120 * tasks_per_job}
     cured.touch()
-    undisturbed = collect(family, **settings, output_dir=tmp_path / "undisturbed")
+    one_worker = settings | {"num_workers": 1}
+    undisturbed = collect(family, **one_worker, output_dir=tmp_path / "undisturbed")
     cured.unlink()
     folder = tmp_path / "histories"
     with pytest.raises(CollectionError, match="6 of 18 tasks and seeds failed") as caught:
         collect(family, **settings, output_dir=folder)
-    assert learnt(folder) == [(task, seed) for task, fault in enumerate(faults) if not fault for seed in (0, 1)]
-    numbers = [name.split("-")[1:] for name in shards(folder)]
-    assert all(number[2] == f"{len(numbers):05d}.parquet" for number in numbers)
-    states = {path.stat().st_ino for path in (folder / "default").glob("*.parquet")}
+    assert len(caplog.records) == 3  # what fails alike is told once
+    assert tasks_and_seeds(folder) == [
+        (task, seed) for task, fault in enumerate(faults) if not fault for seed in (0, 1)
+    ]
+    shards = list((folder / "default").glob("*.parquet"))
+    assert all(path.name.endswith(f"-of-{len(shards):05d}.parquet") for path in shards)
+    inodes = {path.stat().st_ino for path in shards}
 
     with pytest.raises(CollectionError) as again:  # nothing has changed
-        collect(family, **settings, output_dir=folder)
+        collect(family, **one_worker, output_dir=folder)
     assert again.value.failures == caught.value.failures
     parts = list((folder / ".incomplete" / "default").glob("part-*"))  # of shards that lack others
     assert bool(parts) == (tasks_per_job > 1)
 
     cured.touch()
-    assert collect(family, **settings, output_dir=folder) == folder
-    assert shards(folder) == shards(undisturbed)
-    assert (folder / "default" / "metadata.json").read_bytes() == (
-        undisturbed / "default" / "metadata.json"
-    ).read_bytes()
+    assert collect(family, **one_worker, output_dir=folder) == folder
+    assert contents(folder) == contents(undisturbed)
     assert not (folder / ".incomplete").exists()
-    kept = states & {path.stat().st_ino for path in (folder / "default").glob("*.parquet")}
-    assert len(kept) == (6 if tasks_per_job == 1 else 0)
+    same = inodes & {path.stat().st_ino for path in (folder / "default").glob("*.parquet")}
+    assert len(same) == (6 if tasks_per_job == 1 else 0)
 
 
-def test_folder_that_lacks_tasks_and_its_work_is_refused(tmp_path):
-    family = make_family([None, "step"])
-    with pytest.raises(CollectionError):
-        collect(family, **SMALL, output_dir=tmp_path)
-    settings = tmp_path / ".incomplete" / "default" / "collection.json"
-    settings.write_text("{")
-    with pytest.raises(ValueError, match=r"collection\.json is not JSON"):
-        collect(family, **SMALL, output_dir=tmp_path)
-    settings.unlink()
-    with pytest.raises(ValueError, match="lacks 1 tasks that failed"):
-        collect(family, **SMALL, output_dir=tmp_path)
-
-
-def test_command_line_tells_failed_tasks_from_wrong_settings(tmp_path, capsys):
-    recipe = tmp_path / "recipe.yaml"
-    tasks = [{"goal": 1}, {"goal": 2, "fault": "step"}]
-    family = {"env_id": "faulty:Faulty-v0", "tasks": tasks}
+def test_command_line_tells_failed_tasks_from_wrong_settings_and_needs_its_work_to_go_on(tmp_path, capsys):
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "histories"
+    family = {"env_id": "faulty:Faulty-v0", "tasks": [{"goal": 1}, {"goal": 2, "fault": "step"}]}
     source = {name: value for name, value in SMALL.items() if name != "num_workers"}
     recipe.write_text(json.dumps({"family": family, "source": source}))
-    command = ["collect", "--recipe", str(recipe), "--output_dir", str(tmp_path / "histories"), "--num_workers", "1"]
+    command = ["collect", "--recipe", str(recipe), "--output_dir", str(folder), "--num_workers", "1"]
     assert main(command) == 3
     printed = capsys.readouterr().err
     assert "1 of 2 tasks and seeds failed" in printed
     assert "ZeroDivisionError: a long story" in printed
     assert main([*command, "--source.n_envs", "0"]) == 2
+
+    settings = folder / ".incomplete" / "default" / "collection.json"
+    settings.write_text("{")
+    with pytest.raises(ValueError, match=r"collection\.json is not JSON"):
+        collect(TaskFamily(**family), **SMALL, output_dir=folder)
+    settings.unlink()
+    with pytest.raises(ValueError, match="lacks 1 tasks that failed"):
+        collect(TaskFamily(**family), **SMALL, output_dir=folder)
 
 
 def test_error_shows_some_failures_and_survives_pickling():
@@ -161,3 +156,17 @@ def test_error_shows_some_failures_and_survives_pickling():
     assert lines[:5] == ["15 failed", "task 0 {'goal': 0}, seed 0: ValueError: x0", "    a", "    b", alike]
     assert len(lines) == 1 + 10 * 3 + 3 + 1
     assert lines[-1] == "... and 2 more"
+
+
+def write_loaded_modules(file, job, on_step):
+    """A job that learns nothing."""
+    loaded = [name for name in ("ad_hf", "stable_baselines3", "transformers", "accelerate") if name in sys.modules]
+    file.write_text(" ".join(loaded))
+    return Outcome(job, 0)
+
+
+def test_a_worker_starts_without_the_model_that_it_does_not_need(tmp_path):
+    job = Job((Task(0, {}, "train"),), 0)
+    pool = ProcessPool(partial(write_loaded_modules, tmp_path / "loaded"), lambda transitions: None, 1)
+    assert list(run_jobs(pool, [job])) == [Outcome(job, 0)]
+    assert (tmp_path / "loaded").read_text() == "ad_hf stable_baselines3"

@@ -1,40 +1,33 @@
 """A disk that fills up in a collection: a clear error, and nothing that was finished is lost."""
 
 import pytest
+from faulty import contents
 
 from ad_hf.collection.collect import collect
 from ad_hf.envs.task_family import TaskFamily
 
 FAMILY = {
     "env_id": "ad_hf/DarkRoom-v0",
-    "tasks": [{"goal": [x, y]} for x in range(4) for y in range(3)],
+    "grid": {"goal": {"shape": [4, 3]}},
     "env_kwargs": {"size": 4, "max_episode_steps": 10},
     "native_vector": True,
 }
-SETTINGS = {"algorithm": "TabularQ", "n_envs": 20, "total_timesteps": 40_000, "num_workers": 1, "tasks_per_job": 1}
+SETTINGS = {"algorithm": "TabularQ", "n_envs": 20, "total_timesteps": 40_000, "num_workers": 1}
 
 
-def contents(folder):
-    return {file.name: file.read_bytes() for file in (folder / "default").iterdir()}
-
-
-def test_a_collection_goes_on_when_there_is_room_again(disk, tmp_path):
+def test_a_collection_goes_on_when_there_is_room_again_and_a_read_only_folder_is_named(disk, tmp_path):
     folder, mount = disk
-    whole = collect(TaskFamily(**FAMILY), **SETTINGS, output_dir=tmp_path / "whole")
-    mount("remount,size=3m")  # parts of some of the twelve tasks
+    family = TaskFamily(**FAMILY)
+    mount("remount,ro")
+    with pytest.raises(OSError, match=r"Read-only file system"):
+        collect(family, **SETTINGS, output_dir=folder / "histories")
+    whole = collect(family, **SETTINGS, output_dir=tmp_path / "whole")
+    mount("remount,rw,size=3m")  # parts of some of the twelve tasks
     with pytest.raises(OSError, match=r"histories could not be written to .*make room.*the same call") as error:
-        collect(TaskFamily(**FAMILY), **SETTINGS, output_dir=folder / "histories")
+        collect(family, **SETTINGS, output_dir=folder / "histories")
     assert "No space left" in str(error.value)
     assert 0 < len(list(folder.rglob("part-*.arrow"))) < 12
     assert not list(folder.rglob("*.tmp"))
     mount("remount,size=64m")
-    collect(TaskFamily(**FAMILY), **SETTINGS, output_dir=folder / "histories")
+    collect(family, **SETTINGS, output_dir=folder / "histories")
     assert contents(folder / "histories") == contents(whole)
-
-
-def test_a_read_only_folder_is_named(disk):
-    folder, mount = disk
-    mount("remount,ro")
-    with pytest.raises(OSError, match=r"Read-only file system"):
-        collect(TaskFamily(**FAMILY), **SETTINGS, output_dir=folder / "histories")
-    mount("remount,rw")

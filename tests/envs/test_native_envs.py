@@ -1,10 +1,11 @@
-"""Every native world: gymnasium's and Stable-Baselines3's contracts, and vectors against single environments."""
+"""Every native world: gymnasium's and Stable-Baselines3's contracts, vectors against single environments, refusals."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
@@ -48,6 +49,10 @@ WORLDS = {
 }
 
 
+def make_native(world, num_envs=3, **kwargs):
+    return gym.make_vec(f"ad_hf/{world}-v0", num_envs, vectorization_mode="vector_entry_point", **kwargs)
+
+
 def assert_same_infos(native, single):
     """Infos of a native vector environment hold what SyncVectorEnv's do, where those are valid."""
     if single.get("final_info") == {}:  # of which there is nothing to say
@@ -64,9 +69,16 @@ def assert_same_infos(native, single):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("world", WORLDS)
-def test_single_environments_keep_both_libraries_contracts(world):
-    env = gym.make(f"ad_hf/{world}-v0")
+@pytest.mark.parametrize(
+    ("world", "kwargs"),
+    [
+        *((world, {}) for world in WORLDS),
+        ("DarkRoom", {"size": 1}),
+        ("DarkRoom", {"goal": (3, 1), "sparse_reward": True}),
+    ],
+)
+def test_single_environments_keep_both_libraries_contracts(world, kwargs):
+    env = gym.make(f"ad_hf/{world}-v0", **kwargs)
     check_env(env.unwrapped, skip_render_check=True)
     check_env_for_sb3(env.unwrapped, warn=True)
 
@@ -81,9 +93,7 @@ def test_a_vector_lives_through_what_single_environments_do(world, data):
     rng = np.random.default_rng(number)
     kwargs, tasks = WORLDS[world](rng)
     env_id, kwargs = f"ad_hf/{world}-v0", {**kwargs, "max_episode_steps": limit}
-    native = gym.make_vec(
-        env_id, num_envs=5, vectorization_mode="vector_entry_point", autoreset_mode=mode, **kwargs, **tasks
-    )
+    native = make_native(world, 5, autoreset_mode=mode, **kwargs, **tasks)
     own = [{name: values[index].tolist() for name, values in tasks.items()} for index in range(5)]
     single = SyncVectorEnv([lambda task=task: gym.make(env_id, **kwargs, **task) for task in own], autoreset_mode=mode)
     assert native.observation_space == single.observation_space
@@ -110,3 +120,84 @@ def test_a_vector_lives_through_what_single_environments_do(world, data):
         if mask.any():
             for envs in (native, single):
                 envs.reset(options={"reset_mask": mask.copy()})
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_arrays_that_were_handed_out_are_the_callers(world):
+    """One of two equal vectors returns the same, and keeps it, whatever happens to the arrays of the other."""
+    kwargs, tasks = WORLDS[world](np.random.default_rng(1))
+    scribbled, plain = (make_native(world, 5, max_episode_steps=3, **kwargs, **tasks) for _ in range(2))
+    kept = []
+    for step in range(10):
+        actions = plain.action_space.sample()
+        returned = [envs.step(actions) if step else envs.reset(seed=0) for envs in (scribbled, plain)]
+        arrays = [[*values[:-1], *values[-1].values()] for values in returned]
+        for array, own in zip(*arrays, strict=True):
+            if isinstance(array, np.ndarray):
+                np.testing.assert_array_equal(array, own)
+                kept.append((own, own.copy()))
+                array[...] = 0
+    for own, copy in kept:
+        np.testing.assert_array_equal(own, copy)
+
+
+@pytest.mark.parametrize("world", ["DarkRoom", "DarkKeyToDoor", "Watermaze"])
+def test_pictures_of_a_vector_are_those_of_its_environments(world):
+    env_id, kwargs = f"ad_hf/{world}-v0", {"render_mode": "rgb_array"}
+    native = make_native(world, 3, **kwargs)
+    single = SyncVectorEnv([lambda: gym.make(env_id, **kwargs)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    for envs in (native, single):
+        envs.reset(seed=0)
+        envs.step(np.arange(3))
+    np.testing.assert_array_equal(native.render(), single.render())
+    assert make_native(world).render() is None
+    assert gym.make(env_id).unwrapped.render() is None
+
+
+@pytest.mark.parametrize(
+    ("world", "kwargs", "message"),
+    [
+        *(("DarkRoom", {"goal": goal}, "goal must") for goal in [(9, 0), (0, -1), (0, 0, 0), 3, (0.5, 1.0), "up"]),
+        ("DarkRoom", {"goal": np.zeros((2, 2), dtype=int)}, r"goal must .*\(., 2\)"),
+        ("DarkRoom", {"size": 0}, "size must be at least 1, got 0"),
+        *(("DarkKeyToDoor", {name: (9, 0)}, f"^{name} must lie in the room") for name in ("key", "door")),
+        *(("DarkKeyToDoor", {name: (0.5, 1)}, f"^{name} must hold integers") for name in ("key", "door")),
+        *(
+            ("Watermaze", {"platform": each}, "platform must")
+            for each in [(0.8, 0.8), (float("nan"), 0), (1, 2, 3), "a"]
+        ),
+        ("Watermaze", {"height": 0, "width": 12}, "height and width must be at least 1, got 0 and 12"),
+        ("AdversarialBandit", {"rewarding": "both"}, "rewarding must be one of odd, even, uniform, got 'both'"),
+        ("AdversarialBandit", {"task_seed": -1}, "task_seed at least 0"),
+    ],
+)
+def test_impossible_worlds_are_refused_by_name(world, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        gym.make(f"ad_hf/{world}-v0", **kwargs)
+    with pytest.raises(ValueError, match=message):
+        make_native(world, **kwargs)
+
+
+def test_episodes_have_steps_and_end_before_the_next_one():
+    with pytest.raises(ValueError, match="max_episode_steps must be at least 1, got 0"):
+        make_native("DarkRoom", max_episode_steps=0)
+    envs = make_native("DarkRoom", 2, max_episode_steps=1, autoreset_mode=AutoresetMode.DISABLED)
+    envs.reset(seed=0)
+    assert envs.step(np.zeros(2, dtype=int))[3].all()
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    with pytest.raises(RuntimeError, match="reset_mask"):
+        envs.step(np.zeros(2, dtype=int))
+
+
+@pytest.mark.parametrize("autoreset_mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_episode_statistics_wrapper_counts_episodes_and_returns(autoreset_mode):
+    goals = np.array([[4, 4], [4, 5], [0, 0]])
+    envs = RecordEpisodeStatistics(make_native("DarkRoom", goal=goals, autoreset_mode=autoreset_mode))
+    envs.reset(seed=0)
+    episodes = [
+        infos["episode"]["r"].tolist()
+        for *_, infos in (envs.step(np.full(3, 4)) for _ in range(45))
+        if "episode" in infos
+    ]
+    assert episodes == [[20.0, 0.0, 0.0]] * 2
+    assert list(envs.length_queue) == [20] * 6

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ad_hf.envs.task_family import FamilyConfig, TaskFamily
+from ad_hf.envs.task_family import TaskFamily
 from ad_hf.envs.tasks import draw_tasks
 
 MAP = "gymnasium.envs.toy_text.frozen_lake.generate_random_map"
@@ -24,43 +24,31 @@ def values_of(name, num_tasks=2000, **random):
 
 
 def test_values_are_what_was_asked_for():
-    gravities = np.array(values_of("gravity"))
-    assert gravities.min() >= 2
-    assert gravities.max() < 18
+    numbers = {name: value for name, value in VALUES.items() if name != "desc"}
+    tasks = draw_tasks({"num_tasks": 2000, "values": numbers})
+    gravities, rates = np.array([[task["gravity"], task["rate"]] for task in tasks]).T
+    assert (gravities.min() >= 2, gravities.max() < 18) == (True, True)
     assert np.histogram(gravities, 8, (2, 18))[0].min() > 180
-    assert {json.dumps(sign) for sign in values_of("sign")} == {"-10", '"ten"', "[1, 2]"}
-    assert [values_of("count").count(number) > 550 for number in (1, 2, 3)] == [True] * 3
-    assert {type(number) for number in values_of("count")} == {int}
-    rates = np.array(values_of("rate"))
     assert np.histogram(np.log10(rates), 3, (-3, 0))[0].min() > 550
-    assert np.shape(values_of("means")) == (2000, 2, 3)
+    assert {json.dumps(task["sign"]) for task in tasks} == {"-10", '"ten"', "[1, 2]"}
+    counts = [task["count"] for task in tasks]
+    assert {type(count) for count in counts} == {int}
+    assert min(counts.count(number) for number in (1, 2, 3)) > 550
+    assert np.shape([task["means"] for task in tasks]) == (2000, 2, 3)
     for rows in values_of("desc", 50):
-        assert [len(row) for row in rows] == [3, 3, 3]
-        assert rows[0][0] == "S"
-        assert rows[2][2] == "G"
+        assert ([len(row) for row in rows], rows[0][0], rows[2][2]) == ([3, 3, 3], "S", "G")
 
 
-def test_tasks_are_plain_json():
-    tasks = draw_tasks({"num_tasks": 20, "values": VALUES})
-    assert json.loads(json.dumps(tasks)) == tasks
-
-
-def test_tasks_are_a_function_of_seed_and_values():
-    assert draw_tasks({"num_tasks": 9, "values": VALUES}) == draw_tasks({"num_tasks": 9, "seed": 0, "values": VALUES})
+def test_tasks_are_json_and_a_function_of_their_seed_and_own_values():
+    tasks = draw_tasks({"num_tasks": 9, "values": VALUES})
+    assert json.loads(json.dumps(tasks)) == tasks == draw_tasks({"num_tasks": 9, "seed": 0, "values": VALUES})
     assert values_of("gravity", seed=1) != values_of("gravity")
-
-
-def test_more_tasks_begin_with_the_same_ones():
-    few = {"a": {"choices": list(range(12))}}
-    for values in (VALUES, few):
+    alone = draw_tasks({"num_tasks": 9, "values": {"gravity": VALUES["gravity"]}})
+    turned = draw_tasks({"num_tasks": 9, "values": dict(reversed(VALUES.items()))})
+    assert [task["gravity"] for task in alone] == [task["gravity"] for task in turned] == values_of("gravity", 9)
+    for values in (VALUES, {"a": {"choices": list(range(12))}}):  # more tasks begin with the same ones
         longer = draw_tasks({"num_tasks": 12, "values": values})
         assert [draw_tasks({"num_tasks": number, "values": values}) for number in (1, 7)] == [longer[:1], longer[:7]]
-
-
-def test_values_do_not_depend_on_their_neighbours():
-    alone = draw_tasks({"num_tasks": 5, "values": {"gravity": VALUES["gravity"]}})
-    turned = draw_tasks({"num_tasks": 5, "values": dict(reversed(VALUES.items()))})
-    assert [task["gravity"] for task in alone] == [task["gravity"] for task in turned] == values_of("gravity", 5)
 
 
 def test_no_two_tasks_are_equal():
@@ -123,26 +111,17 @@ def test_wrong_values_are_named(value, named):
         draw_tasks({"num_tasks": 3, "values": {"g": value}})
 
 
-def test_splits_can_be_drawn_from_values_of_their_own():
+def test_a_family_may_be_drawn_whole_or_by_split():
+    random = {"num_tasks": 10, "values": {"g": VALUES["gravity"]}}
+    family = TaskFamily("Pendulum-v1", random=random, num_validation_tasks=1, num_test_tasks=2)
+    assert [len(family.tasks(split)) for split in ("train", "validation", "test")] == [7, 1, 2]
+    drawn = [task["g"] for task in draw_tasks(random)]
+    assert [task.kwargs["g"] for task in family.tasks()] == drawn
+    assert [env.unwrapped.g for env in family.make_vec(family.tasks()[:2]).envs] == drawn[:2]
     low, high = ({"num_tasks": 4, "values": {"g": {"low": g, "high": g + 1}}} for g in (2, 9))
-    config = FamilyConfig(env_id="Pendulum-v1", splits={"train": {"random": low}, "test": {"random": high}})
-    family = TaskFamily(config)
-    assert [round(np.floor(task.kwargs["g"])) for task in family.tasks()] == [2] * 4 + [9] * 4
+    splits = {"train": {"random": low}, "test": {"random": high}}
+    tasks = TaskFamily("Pendulum-v1", splits=splits).tasks()
+    assert [round(np.floor(task.kwargs["g"])) for task in tasks] == [2] * 4 + [9] * 4
     high["num_tasks"] = 0
     with pytest.raises(ValueError, match=r"family\.splits\.test\.random\.num_tasks"):
-        TaskFamily(config)
-
-
-def test_a_family_of_random_tasks_is_split_as_any_other():
-    config = FamilyConfig(
-        env_id="Pendulum-v1",
-        random={"num_tasks": 10, "values": {"g": VALUES["gravity"]}},
-        num_validation_tasks=1,
-        num_test_tasks=2,
-    )
-    family = TaskFamily(config)
-    assert [len(family.tasks(split)) for split in ("train", "validation", "test")] == [7, 1, 2]
-    drawn = [task["g"] for task in draw_tasks(config.random)]
-    assert [task.kwargs["g"] for task in family.tasks()] == drawn
-    envs = family.make_vec(family.tasks()[:2])
-    assert [env.unwrapped.g for env in envs.envs] == drawn[:2]
+        TaskFamily("Pendulum-v1", splits=splits)

@@ -28,8 +28,9 @@ from history_files import (
 )
 
 import ad_hf
-from ad_hf.histories.schema import history_features, history_table
+from ad_hf.histories.schema import history_features
 from ad_hf.histories.windows import WindowBatches
+from ad_hf.histories.writer import history_table
 from ad_hf.recipe import load_recipe
 from ad_hf.sources.recorder import RecordedSteps
 

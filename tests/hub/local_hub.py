@@ -1,10 +1,5 @@
-"""A small Hugging Face Hub on this machine, for tests: the real clients talk to it over real HTTP.
+"""A small Hugging Face Hub on this machine, for tests: the real clients talk to it over real HTTP."""
 
-By hand: `python tests/hub/local_hub.py FOLDER --port 8000` serves what FOLDER holds and prints the environment
-variables under which the clients use it.
-"""
-
-import argparse
 import contextlib
 import os
 import re
@@ -318,21 +313,3 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(SLOW_SECONDS / SLOW_PIECES)
         if fault == "cut":
             self.close_connection = True
-
-
-def main() -> None:
-    """Serve a folder until interrupted."""
-    parser = argparse.ArgumentParser(description="Serve a Hugging Face Hub from a folder.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--port", type=int, default=8000)
-    options = parser.parse_args()
-    with LocalHub(options.folder, options.port) as hub:
-        environment = hub.environment(options.folder.absolute() / "hf_home")
-        for name in sorted(environment.keys() - os.environ.keys() | {"HF_ENDPOINT", "HF_TOKEN", "HF_HOME"}):
-            print(f"export {name}={environment[name]}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

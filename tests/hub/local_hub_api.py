@@ -1,14 +1,13 @@
 """What a local Hub answers: the endpoints of the Hub's API that huggingface_hub, datasets and transformers call."""
 
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 from local_hub_storage import Commit, File, HubError, Repo, Storage, is_lfs, lfs_pointer
 
@@ -141,12 +140,6 @@ class Api:
     def _repo_url(self, repo_type: str, repo_id: str) -> str:
         return f"{self.url}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}"
 
-    @route("GET", "/api/whoami-v2", login=True)
-    def whoami(self, call: Call) -> Answer:
-        token = {"displayName": "local", "role": "write", "createdAt": "2026-01-01T00:00:00.000Z"}
-        auth = {"type": "access_token", "accessToken": token}
-        return as_json({"type": "user", "id": USER, "name": USER, "fullname": USER, "orgs": [], "auth": auth})
-
     @route("GET", CLIENTS_OWN)
     def agent_harnesses(self, call: Call) -> Answer:
         return as_json({"standardEnvVars": [], "harnesses": {}})
@@ -166,23 +159,10 @@ class Api:
         self.storage.create(repo_type, repo_id, wanted.get("visibility") == "private" or bool(wanted.get("private")))
         return as_json(answer)
 
-    @route("DELETE", "/api/repos/delete", login=True)
-    def delete_repo(self, call: Call) -> Answer:
-        wanted = json.loads(call.body())
-        repo_id = f"{wanted.get('organization') or USER}/{wanted['name']}"
-        self.storage.delete(self._find(call, wanted.get("type") or "model", repo_id))
-        return as_json({})
-
     @route("GET", REPO_API + "(/revision/(?P<revision>[^/]+))?")
     def info(self, call: Call, repo: Repo, revision: str) -> Answer:
         commit = repo.find(revision or "main")
-        siblings: list[dict[str, Any]] = [{"rfilename": path} for path in commit.files]
-        if call.flag("blobs"):
-            for sibling, file in zip(siblings, commit.files.values()):
-                sibling.update(size=file.size, blobId=file.oid)
-                if file.lfs:
-                    pointer_size = len(lfs_pointer(file.sha256, file.size))
-                    sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": pointer_size}
+        siblings = [{"rfilename": path} for path in commit.files]
         common = {"private": repo.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
         author = repo.repo_id.split("/")[0]
         names = {"_id": repo.repo_id, "id": repo.repo_id, "author": author, "sha": commit.oid}
@@ -200,42 +180,18 @@ class Api:
         found = {"/".join(names[:depth]) for names in parts for depth in range(1, len(names) + 1)}
         if not call.flag("recursive"):
             found = {name for name in found if "/" not in name}
-        expand = call.flag("expand")
-        return as_json([self._entry(repo, commit, prefix + name, expand) for name in sorted(found)])
+        return as_json([self._entry(commit, prefix + name) for name in sorted(found)])
 
-    @route("POST", REPO_API + "/paths-info/(?P<revision>[^/]+)")
-    def paths_info(self, call: Call, repo: Repo, revision: str) -> Answer:
-        commit = repo.find(revision)
-        form = parse_qs(call.body().decode())
-        expand = form.get("expand", ["false"])[0].lower() == "true"
-        paths = [path for path in form.get("paths", []) if commit.below(path)]
-        return as_json([self._entry(repo, commit, path, expand) for path in paths])
-
-    def _entry(self, repo: Repo, commit: Commit, path: str, expand: bool) -> dict[str, Any]:
+    def _entry(self, commit: Commit, path: str) -> dict[str, Any]:
         """A file or folder as the tree lists it."""
         file = commit.files.get(path)
         if file is None:
-            below = sorted((name, file.oid) for name, file in commit.below(path).items())
-            oid = hashlib.sha1(json.dumps(below).encode()).hexdigest()
-            entry = {"type": "directory", "path": path, "oid": oid, "size": 0}
-        else:
-            entry = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
-            if file.lfs:
-                pointer_size = len(lfs_pointer(file.sha256, file.size))
-                entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": pointer_size}
-        if expand:
-            last = repo.last_change(commit, path)
-            entry["lastCommit"] = {"id": last.oid, "title": last.title, "date": last.date}
+            return {"type": "directory", "path": path, "oid": commit.oid, "size": 0}
+        entry: dict[str, Any] = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
+        if file.lfs:
+            pointer_size = len(lfs_pointer(file.sha256, file.size))
+            entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": pointer_size}
         return entry
-
-    @route("GET", REPO_API + "/refs")
-    def refs(self, call: Call, repo: Repo) -> Answer:
-        listed: dict[str, list] = {"converts": [], "pullRequests": []}
-        for kind, folder, names in (("branches", "heads", repo.branches), ("tags", "tags", repo.tags)):
-            listed[kind] = [
-                {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": oid} for name, oid in names.items()
-            ]
-        return as_json(listed)
 
     @route("GET", REPO_API + "/commits/(?P<revision>[^/]+)")
     def commits(self, call: Call, repo: Repo, revision: str) -> Answer:
@@ -263,29 +219,12 @@ class Api:
         self.storage.save(repo)
         return as_json({})
 
-    @route("DELETE", REPO_API + "/branch/(?P<branch>[^/]+)", login=True)
-    def delete_branch(self, call: Call, repo: Repo, branch: str) -> Answer:
-        if branch == "main":
-            raise HubError(403, "The main branch cannot be deleted")
-        return self._delete_reference(repo, repo.branches, branch)
-
     @route("POST", REPO_API + "/tag/(?P<revision>[^/]+)", login=True)
     def create_tag(self, call: Call, repo: Repo, revision: str) -> Answer:
         commit, tag = repo.find(revision), json.loads(call.body())["tag"]
         if tag in repo.tags:
             raise HubError(409, f"Tag reference exists already: {tag}")
         repo.tags[tag] = commit.oid
-        self.storage.save(repo)
-        return as_json({})
-
-    @route("DELETE", REPO_API + "/tag/(?P<tag>[^/]+)", login=True)
-    def delete_tag(self, call: Call, repo: Repo, tag: str) -> Answer:
-        return self._delete_reference(repo, repo.tags, tag)
-
-    def _delete_reference(self, repo: Repo, names: dict[str, str], name: str) -> Answer:
-        if name not in names:
-            raise HubError(404, f"Invalid rev id: {name}", "RevisionNotFound")
-        del names[name]
         self.storage.save(repo)
         return as_json({})
 
@@ -355,10 +294,9 @@ class Api:
             if size is None or size != value.get("size", size):
                 raise HubError(400, f"An LFS pointer pointed to a file that does not exist. Offending file: {path}")
             return {path: self.storage.lfs_file(value["oid"], size)}
-        deleted = head.below(path) if key == "deletedFolder" else {path} & head.files.keys()
-        if not deleted:
+        if path not in head.files:
             raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-        return dict.fromkeys(deleted)
+        return {path: None}
 
     @route("GET HEAD", REPO_PAGE + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
     def resolve(self, call: Call, repo: Repo, revision: str, path: str) -> Answer:

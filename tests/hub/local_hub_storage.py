@@ -1,7 +1,6 @@
 """What a local Hub keeps: repositories made of commits, over one content-addressed store of files."""
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -52,10 +51,6 @@ class Commit:
     date: str
     files: dict[str, File]
 
-    def below(self, path: str) -> dict[str, File]:
-        """The file of that path, or the files of that folder ("" is the root)."""
-        return {name: file for name, file in self.files.items() if not path or f"{name}/".startswith(f"{path}/")}
-
 
 @dataclass
 class Repo:
@@ -84,14 +79,6 @@ class Repo:
         while commits[-1].parent is not None:
             commits.append(self.commits[commits[-1].parent])
         return commits
-
-    def last_change(self, commit: Commit, path: str) -> Commit:
-        """The commit that gave a file or folder the content that it has at `commit`."""
-        history = self.history(commit)
-        for newer, older in itertools.pairwise(history):
-            if older.below(path) != newer.below(path):
-                return newer
-        return history[-1]
 
 
 def now() -> str:
@@ -145,11 +132,6 @@ class Storage:
         self.commit(repo, "main", {".gitattributes": self.regular_file(GITATTRIBUTES)}, "initial commit")
         self.repos[repo_type, repo_id] = repo
         return repo
-
-    def delete(self, repo: Repo) -> None:
-        """Forget a repository; contents stay, other repositories may have the same."""
-        del self.repos[repo.repo_type, repo.repo_id]
-        self._json_path(repo).unlink()
 
     def save(self, repo: Repo) -> None:
         """Write a repository's state: wholly or not at all."""

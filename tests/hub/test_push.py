@@ -11,44 +11,12 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import RepoCard
+from hub_files import BEGIN, END, ask_private, card_in, is_untouched, refusal, shards_in, shards_of, uploads
 
 from ad_hf.histories.schema import read_metadata
 from ad_hf.histories.statistics import describe_shards
 
-BEGIN, END = "<!-- ad_hf writes", "<!-- Here ends what ad_hf writes. -->"
-
-
-def shards_of(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*.parquet")}
-
-
-def shards_in(hub, repo, revision="main"):
-    files = hub.files("dataset", repo, revision)
-    return {path: content for path, content in files.items() if path.endswith(".parquet")}
-
-
-def card_of(hub, repo):
-    return hub.files("dataset", repo)["README.md"].decode()
-
-
-def uploads(hub, status=200):
-    return {request.path for request in hub.requests if request.method == "PUT" and request.status == status}
-
-
-def is_untouched(hub):
-    """Whether nobody has asked for a change."""
-    return {request.method for request in hub.requests} <= {"GET", "HEAD"}
-
-
-def refusal(done):
-    """The one line that a command ends with when it gives up."""
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    *_, last = done.stderr.splitlines()
-    assert last.startswith("ad-hf: error: ")
-    assert done.stderr.count("ad-hf: error: ") == 1
-    return last
+SHARD = "default/train-00000-of-00001.parquet"
 
 
 @pytest.fixture
@@ -92,17 +60,31 @@ os._exit(0)  # after a stream that was not read to its end, pyarrow may abort at
 """
 
 
-def test_a_pushed_dataset_is_whole_and_loads_without_the_package(hub, ad_hf_with_hub, run_with_hub, tiny_histories):
+def test_a_pushed_dataset_is_whole_loads_without_the_package_and_can_be_copied(
+    hub, ad_hf_with_hub, run_with_hub, tiny_histories
+):
     done = ad_hf_with_hub("push", "dataset", tiny_histories, "local/histories")
     commits = hub.commits("dataset", "local/histories")
     assert done.stdout == f"{hub.url}/datasets/local/histories/tree/{commits[0]}\n"
     assert len(commits) == 2  # the first is the Hub's own
     files = hub.files("dataset", "local/histories")
     assert shards_in(hub, "local/histories") == shards_of(tiny_histories) != {}
-    assert files.pop("default/metadata.json") == (tiny_histories / "default" / "metadata.json").read_bytes()
-    assert {path for path in files if not path.endswith(".parquet")} == {".gitattributes", "README.md"}
+    assert files["default/metadata.json"] == (tiny_histories / "default" / "metadata.json").read_bytes()
+    others = {path for path in files if not path.endswith(".parquet")}
+    assert others == {".gitattributes", "README.md", "default/metadata.json"}
     printed = run_with_hub(LOAD, "local/histories", tiny_histories).stdout
     assert re.fullmatch(r"\d+-0-0 \d+ \d+\.\d+\n", printed)  # history, steps, return
+
+    hub.clear_log()
+    assert ad_hf_with_hub("push", "dataset", tiny_histories, "local/histories").stdout == done.stdout
+    assert hub.commits("dataset", "local/histories") == commits
+    assert not uploads(hub)
+
+    done = ad_hf_with_hub("push", "dataset", "local/histories", "second")  # whose owner is left out
+    assert done.stdout.startswith(f"{hub.url}/datasets/local/second/tree/")
+    second = hub.files("dataset", "local/second")
+    assert second.pop("README.md") == files.pop("README.md").replace(b"local/histories", b"local/second")
+    assert second == files
 
 
 FROM_PYTHON = """
@@ -114,35 +96,18 @@ url = ad_hf.push_dataset(
     sys.argv[1], "local/secret", private=True, revision="new", token="hf_local", commit_message="mine"
 )
 api = HfApi(token="hf_local")
-info = api.dataset_info("local/secret", revision="new")
-assert info.private
-assert url == f"{api.endpoint}/datasets/local/secret/tree/{info.sha}"
+assert url == f"{api.endpoint}/datasets/local/secret/tree/{api.dataset_info('local/secret', revision='new').sha}"
 assert api.list_repo_commits("local/secret", repo_type="dataset", revision="new")[0].title == "mine"
 """
 
 
-def test_from_python_a_dataset_goes_to_a_private_repository_on_a_new_branch(hub, ad_hf_with_hub, tiny_histories):
+def test_a_dataset_goes_to_a_private_repository_on_a_new_branch(hub, ad_hf_with_hub, tiny_histories):
     ad_hf_with_hub(tiny_histories, script=FROM_PYTHON, token=None)
-    assert shards_in(hub, "local/secret", "new") == shards_of(tiny_histories)
-    assert hub.files("dataset", "local/secret").keys() == {".gitattributes"}
-
-
-def test_options_of_the_command_line_make_a_private_repository_and_a_branch(hub, ad_hf_with_hub, tiny_histories):
     ad_hf_with_hub("push", "dataset", tiny_histories, "local/hidden", "--private", "--revision", "side/way")
-    assert shards_in(hub, "local/hidden", "side/way") == shards_of(tiny_histories)
-    assert not shards_in(hub, "local/hidden")
-    asked = "from huggingface_hub import HfApi; print(HfApi().dataset_info('local/hidden').private)"
-    assert ad_hf_with_hub(script=asked).stdout == "True\n"
-
-
-def test_a_repository_can_be_copied_and_its_owner_left_out(hub, ad_hf_with_hub, tiny_histories):
-    ad_hf_with_hub("push", "dataset", tiny_histories, "local/first")
-    done = ad_hf_with_hub("push", "dataset", "local/first", "second")
-    assert done.stdout.startswith(f"{hub.url}/datasets/local/second/tree/")
-    first, second = (hub.files("dataset", name) for name in ("local/first", "local/second"))
-    assert {path for path in first if first[path] != second.pop(path)} == {"README.md"}
-    assert not second
-    assert card_of(hub, "local/second") == card_of(hub, "local/first").replace("local/first", "local/second")
+    for repo, branch in (("local/secret", "new"), ("local/hidden", "side/way")):
+        assert shards_in(hub, repo, branch) == shards_of(tiny_histories)
+        assert hub.files("dataset", repo).keys() == {".gitattributes"}
+        assert ask_private(ad_hf_with_hub, "dataset", repo)
 
 
 LOAD_BOTH = """
@@ -160,87 +125,72 @@ for name, size in (("large", 4), ("small", 3)):
 
 
 def test_families_pushed_one_after_another_are_configurations_of_one_repository(
-    hub, ad_hf_with_hub, tiny_histories, another_family
+    hub, ad_hf_with_hub, histories, another_family
 ):
-    ad_hf_with_hub("push", "dataset", tiny_histories, "local/families", "--config_name", "small")
+    ad_hf_with_hub("push", "dataset", histories, "local/families", "--config_name", "small")
     ad_hf_with_hub("push", "dataset", another_family, "local/families", "--config_name", "large")
     files = hub.files("dataset", "local/families")
     assert {path.partition("/")[0] for path in files} == {".gitattributes", "README.md", "large", "small"}
-    assert {path.rpartition("/")[2] for path in shards_in(hub, "local/families")} == {
-        path.rpartition("/")[2] for path in shards_of(tiny_histories)
-    }
-    card = RepoCard(card_of(hub, "local/families"))
+    names = {path.rpartition("/")[2] for path in shards_of(histories)}
+    assert {path.rpartition("/")[2] for path in shards_in(hub, "local/families")} == names
+    card = card_in(hub, "dataset", "local/families")
     assert [config["config_name"] for config in card.data.configs] == ["large", "small"]
     assert card.text.count("## Configuration `small`") == card.text.count("## Configuration `large`") == 1
     ad_hf_with_hub(script=LOAD_BOTH)
 
-
-def test_a_configuration_that_is_not_there_is_told_with_those_that_are(hub, ad_hf_with_hub, histories, another_family):
     shutil.copytree(another_family / "default", histories / "large")
-    arguments = ("push", "dataset", histories, "local/histories")
-    last = refusal(ad_hf_with_hub(*arguments, "--config_name", "medium", check=False))
+    hub.clear_log()
+    arguments = ("push", "dataset", histories, "local/histories", "--config_name")
+    last = refusal(ad_hf_with_hub(*arguments, "medium", check=False))
     assert "'medium'" in last
     assert "default, large" in last
     assert is_untouched(hub)
-    ad_hf_with_hub(*arguments, "--config_name", "large")
+    ad_hf_with_hub(*arguments, "large")
     assert {path.partition("/")[0] for path in shards_in(hub, "local/histories")} == {"large"}
-    assert [config["config_name"] for config in RepoCard(card_of(hub, "local/histories")).data.configs] == ["large"]
+    configs = card_in(hub, "dataset", "local/histories").data.configs
+    assert [config["config_name"] for config in configs] == ["large"]
 
 
-def test_pushing_again_sends_nothing(hub, ad_hf_with_hub, tiny_histories):
-    first = ad_hf_with_hub("push", "dataset", tiny_histories, "local/again")
-    before = hub.commits("dataset", "local/again")
-    hub.clear_log()
-    again = ad_hf_with_hub("push", "dataset", tiny_histories, "local/again")
-    assert again.stdout == first.stdout
-    assert hub.commits("dataset", "local/again") == before
-    assert not uploads(hub)
-
-
-def test_what_people_write_into_a_card_survives(hub, ad_hf_with_hub, histories, another_family):
+def test_text_of_people_in_a_card_survives(hub, ad_hf_with_hub, histories, another_family):
     local = (histories / "README.md").read_text()
     (histories / "README.md").write_text(local.replace("---\n\n", "---\n\nWritten before the first push.\n\n", 1))
     push = ("push", "dataset", histories, "local/card")
     ad_hf_with_hub(*push)
-    card = card_of(hub, "local/card")
+    card = hub.files("dataset", "local/card")["README.md"].decode()
     assert card.index("Written before the first push.") < card.index(BEGIN) < card.index(END)
 
     body = card.partition(BEGIN)[2].partition(END)[0]
     card = card.replace("---\n", "---\nlicense: mit\nlanguage:\n- cs\n", 1).replace("tags:\n", "tags:\n- dark\n", 1)
     card = card.replace(BEGIN, f"Žluťoučký.\n\n{BEGIN}").replace(END, f"{END}\n\nAfterwards.\n")
-    card = card.replace("## Limits", "## Nonsense")
-    hub.commit("dataset", "local/card", {"README.md": card.encode()})
+    hub.commit("dataset", "local/card", {"README.md": card.replace("## Limits", "## Nonsense").encode()})
     ad_hf_with_hub(*push)
-    card = RepoCard(card_of(hub, "local/card"))
-    assert (card.data.license, card.data.language) == ("mit", ["cs"])
-    assert card.data.tags[0] == "dark"
+    card = card_in(hub, "dataset", "local/card")
+    assert (card.data.license, card.data.language, card.data.tags[0]) == ("mit", ["cs"], "dark")
     assert "algorithm-distillation" in card.data.tags
     before, _, rest = card.text.partition(BEGIN)
     ours, _, after = rest.partition(END)
     assert before.split() == ["Written", "before", "the", "first", "push.", "Žluťoučký."]
-    assert after.strip() == "Afterwards."
-    assert ours == body
+    assert (ours, after.strip()) == (body, "Afterwards.")
 
     hub.commit("dataset", "local/card", {"README.md": b"---\nlicense: mit\n---\n\n# All my own\n\nText.\n"})
-    ad_hf_with_hub("push", "dataset", another_family, "local/card", "--config_name", "large")
-    card = RepoCard(card_of(hub, "local/card"))
+    commits = []
+    for _ in range(2):
+        ad_hf_with_hub("push", "dataset", another_family, "local/card", "--config_name", "large")
+        commits.append(hub.commits("dataset", "local/card"))
+    card = card_in(hub, "dataset", "local/card")
     assert card.data.license == "mit"
     assert card.text.index("# All my own\n\nText.\n") < card.text.index(BEGIN)
     assert card.text.count(BEGIN) == 1
-
-    commits = hub.commits("dataset", "local/card")
-    ad_hf_with_hub("push", "dataset", another_family, "local/card", "--config_name", "large")
-    assert hub.commits("dataset", "local/card") == commits
+    assert commits[0] == commits[1]
 
 
 def test_stale_shards_go_and_the_files_of_others_stay(hub, ad_hf_with_hub, histories, another_family):
-    whole = histories / "default" / "train-00000-of-00001.parquet"
-    content, table = whole.read_bytes(), pq.read_table(whole)
-    whole.unlink()
+    whole, described = (histories / SHARD).read_bytes(), (histories / "default" / "metadata.json").read_text()
+    table = pq.read_table(histories / SHARD)
+    (histories / SHARD).unlink()
     for index, rows in enumerate((table.slice(0, 8), table.slice(8))):
-        pq.write_table(rows, whole.with_name(f"train-0000{index}-of-00002.parquet"))
+        pq.write_table(rows, histories / "default" / f"train-0000{index}-of-00002.parquet")
     metadata = read_metadata(histories)
-    described = metadata.to_json()
     describe_shards(metadata, histories / "default")
     (histories / "default" / "metadata.json").write_text(metadata.to_json())
     ad_hf_with_hub("push", "dataset", histories, "local/shards")
@@ -250,7 +200,7 @@ def test_stale_shards_go_and_the_files_of_others_stay(hub, ad_hf_with_hub, histo
 
     for path in histories.glob("default/train-*"):
         path.unlink()
-    whole.write_bytes(content)
+    (histories / SHARD).write_bytes(whole)
     (histories / "default" / "metadata.json").write_text(described)
     ad_hf_with_hub("push", "dataset", histories, "local/shards")
     found = shards_in(hub, "local/shards")
@@ -259,9 +209,7 @@ def test_stale_shards_go_and_the_files_of_others_stay(hub, ad_hf_with_hub, histo
     assert hub.files("dataset", "local/shards")["notes.txt"] == b"mine"
 
 
-def test_a_push_that_the_hub_fails_ends_in_one_line_and_is_made_up_for_by_the_next(
-    hub, ad_hf_with_hub, tiny_histories
-):
+def test_a_push_that_the_hub_fails_is_made_up_for_by_the_next(hub, ad_hf_with_hub, tiny_histories):
     push = ("push", "dataset", tiny_histories, "local/broken")
     hub.fail("503", times=5, path="/commit/")
     last = refusal(ad_hf_with_hub(*push, check=False))
@@ -311,20 +259,16 @@ def test_a_killed_push_leaves_the_branch_as_it_was_and_the_next_sends_only_the_r
     assert hub.files("dataset", "local/killed")["notes.txt"] == b"mine"
 
 
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, ad_hf_with_hub, tiny_histories):
+def test_lost_answers_and_pushes_of_others_neither_double_nor_lose_a_commit(hub, ad_hf_with_hub, tiny_histories):
     hub.fail("lost_answer", path="/commit/")
     done = ad_hf_with_hub("push", "dataset", tiny_histories, "local/lost")
     commits = hub.commits("dataset", "local/lost")
     assert len(commits) == 2
     assert done.stdout.strip().endswith(commits[0])
-
-
-def test_a_push_that_another_one_overtakes_keeps_both(hub, ad_hf_with_hub, tiny_histories):
     hub.fail("stale", times=2)
     ad_hf_with_hub("push", "dataset", tiny_histories, "local/race")
     assert {"someone_else-1.txt", "someone_else-2.txt"} < hub.files("dataset", "local/race").keys()
     assert shards_in(hub, "local/race") == shards_of(tiny_histories)
-    assert len(uploads(hub)) == 3
 
 
 CONCURRENTLY = """
@@ -344,12 +288,25 @@ def test_configurations_pushed_at_the_same_time_are_all_kept(hub, ad_hf_with_hub
     for name in ("a", "b", "c"):
         wanted = {path.replace("default/", f"{name}/"): data for path, data in shards_of(tiny_histories).items()}
         assert wanted.items() <= shards_in(hub, "local/crowd").items()
-    card = RepoCard(card_of(hub, "local/crowd"))
+    card = card_in(hub, "dataset", "local/crowd")
     assert [config["config_name"] for config in card.data.configs] == ["a", "b", "c"]
     assert all(f"## Configuration `{name}`" in card.text for name in ("a", "b", "c"))
 
 
-def test_who_may_not_write_is_told_of_the_token(hub, ad_hf_with_hub, tiny_histories):
+OFFLINE = """
+import sys
+from huggingface_hub import constants
+from ad_hf.cli import main
+
+constants.HF_HUB_OFFLINE = True
+try:
+    sys.exit(main(sys.argv[1:]))
+finally:
+    constants.HF_HUB_OFFLINE = False
+"""
+
+
+def test_refusals_of_the_hub_say_what_to_do(hub, ad_hf_with_hub, tiny_histories):
     hub.commit("dataset", "local/theirs", {})
     for repo, fault, path, token in [
         ("local/new", None, None, None),
@@ -364,33 +321,25 @@ def test_who_may_not_write_is_told_of_the_token(hub, ad_hf_with_hub, tiny_histor
         assert repo in last, (repo, fault, token)
         assert "HF_TOKEN" in last, (repo, fault, token)
     assert hub.files("dataset", "local/theirs").keys() == {".gitattributes"}
-
-
-def test_what_is_no_whole_dataset_is_refused_before_anything_is_sent(hub, ad_hf_with_hub, histories, tmp_path):
-    def refused():
-        last = refusal(ad_hf_with_hub("push", "dataset", histories, "local/half", check=False))
-        assert is_untouched(hub)
-        return last
-
-    shard = histories / "default" / "train-00000-of-00001.parquet"
-    content, table = shard.read_bytes(), pq.read_table(shard)
-    shard.unlink()
-    assert shard.name in refused()
-    pq.write_table(table.drop_columns(["rewards"]), shard)
-    last = refused()
-    assert shard.name in last
-    assert "rewards" in last
-    shard.write_bytes(content[:-100])
-    assert shard.name in refused()
-    shard.write_bytes(content)
-    (histories / "default" / "metadata.json").unlink()
-    assert "metadata.json" in refused()
-    last = refusal(ad_hf_with_hub("push", "dataset", tmp_path / "nowhere", "local/half", check=False))
-    assert "nowhere" in last
-
-
-def test_offline_mode_is_told(hub, run_with_hub, tiny_histories):
-    command = [sys.executable, "-m", "ad_hf.cli", "push", "dataset", tiny_histories, "local/offline"]
-    last = refusal(run_with_hub(command, environment={"HF_HUB_OFFLINE": "1"}, check=False))
+    hub.clear_log()
+    last = refusal(ad_hf_with_hub("push", "dataset", tiny_histories, "local/new", script=OFFLINE, check=False))
     assert "HF_HUB_OFFLINE" in last
+    assert not hub.requests
+
+
+def test_a_damaged_dataset_is_refused_before_anything_is_sent(hub, ad_hf_with_hub, histories):
+    content, table = (histories / SHARD).read_bytes(), pq.read_table(histories / SHARD)
+    for damage, names in (
+        (lambda: (histories / SHARD).unlink(), ["train-00000-of-00001"]),
+        (
+            lambda: pq.write_table(table.drop_columns(["rewards"]), histories / SHARD),
+            ["train-00000-of-00001", "rewards"],
+        ),
+        (lambda: (histories / SHARD).write_bytes(content[:-100]), ["train-00000-of-00001"]),
+        (lambda: (histories / "default" / "metadata.json").unlink(), ["metadata.json"]),
+        (lambda: shutil.rmtree(histories), ["neither a folder nor"]),
+    ):
+        damage()
+        last = refusal(ad_hf_with_hub("push", "dataset", histories, "local/half", check=False))
+        assert all(name in last for name in names)
     assert is_untouched(hub)

@@ -5,14 +5,7 @@ import sys
 
 import pytest
 import yaml
-
-UPLOAD = """
-import json, sys
-from huggingface_hub import HfApi
-kind, name, files = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-for path, text in files.items():
-    HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo=path, repo_id=name, repo_type=kind)
-"""
+from hub_files import refusal
 
 CODE = "open({marker!r}, 'w').close()\n"
 COMMAND = "touch {marker}"
@@ -106,18 +99,10 @@ def somebody(hub, ad_hf_with_hub, tiny_run, tiny_histories, marker):
     )
 
     def put(kind, files):
-        ad_hf_with_hub(kind, {"model": "local/model", "dataset": "local/data"}[kind], json.dumps(files), script=UPLOAD)
+        name = {"model": "local/model", "dataset": "local/data"}[kind]
+        hub.commit(kind, name, {path: text.encode() for path, text in files.items()})
 
     return put
-
-
-def refused(done):
-    """That a verb said in one line what it does not do, and how it could."""
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("ad-hf: error:")]
-    assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return lines[0]
 
 
 def hostile_recipe(honest, changes, marker):
@@ -140,7 +125,7 @@ def test_evaluate_runs_nothing_of_a_recipe_that_lies_beside_a_model(
         if name == NOT_READ:
             assert done.returncode == 0, done.stderr
         else:
-            print(name, refused(done))
+            print(name, refusal(done))
 
 
 def test_no_verb_runs_what_lies_in_a_repository(
@@ -177,7 +162,7 @@ def test_the_flag_lets_a_recipe_name_its_own_code(somebody, ad_hf_with_hub, tiny
     somebody("model", {"recipe.yaml": yaml.safe_dump(recipe)})
     ad_hf_with_hub(script=f"import sys; sys.path.append({str(own)!r})")
     evaluate = ["evaluate", "--model", "local/model", "--output_dir", tmp_path / "out", "--num_seeds", "1"]
-    assert "--trust_remote_code" in refused(ad_hf_with_hub(*evaluate, check=False))
+    assert "--trust_remote_code" in refusal(ad_hf_with_hub(*evaluate, check=False))
     ad_hf_with_hub(*evaluate, "--trust_remote_code")
     assert (tmp_path / "out" / "evaluation.json").is_file()
     assert "benign_module" not in sys.modules

@@ -113,7 +113,7 @@ def test_lists_of_a_number_and_its_unit_are_tuples():
     learner.learn(10)
     assert learner.train_freq.unit.value == "episode"
     assert given["train_freq"] == [1, "episode"]  # as the metadata will say it
-    with pytest.raises(ValueError, match=r"train_freq must be of type int or tuple, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"train_freq must be of type int \| tuple\[int, str\], got \[1, 2\]"):
         check_hyperparameters("DQN", {"train_freq": [1, 2]})
 
 

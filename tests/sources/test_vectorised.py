@@ -9,15 +9,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ad_hf.envs  # noqa: F401  registers the environments
 from ad_hf.collection.collect import collect
-from ad_hf.collection.jobs import Job, Source, learn_job
+from ad_hf.collection.jobs import Job, learn_job
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import read_metadata
 from ad_hf.sources.bandits import UCB, ThompsonSampling
+from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.learners import has_independent_streams, learns_side_by_side
 from ad_hf.sources.recorder import HistoryRecorder
-from ad_hf.sources.streams import state_count, state_numbers
 from ad_hf.sources.tabular import TabularQ
+from ad_hf.sources.vectorised import state_count, state_numbers
 
 LEARNERS = [TabularQ, UCB, ThompsonSampling]
 ROOM = {"size": 3, "max_episode_steps": 6}
@@ -192,14 +193,14 @@ def test_states_are_numbered_one_to_one(sizes):
 
 def test_parts_of_a_job_live_through_what_they_do_in_all_of_it():
     family = family_of(ThompsonSampling)
-    source = Source("ThompsonSampling", 3, 90, {}, tasks_per_job=4)
+    source = SourceConfig("ThompsonSampling", 3, 90, tasks_per_job=4)
     job = Job(tuple(family.tasks()), 0)
     whole = learn_job(family, source, job)
     halves = [each for half in job.halves() for each in learn_job(family, source, half)]
-    assert [each.task for each in halves] == [each.task for each in whole] == family.tasks()
-    for one, other in zip(whole, halves, strict=True):
-        for name, array in vars(one.steps).items():
-            np.testing.assert_array_equal(getattr(other.steps, name), array)
+    assert [task for task, *_ in halves] == [task for task, *_ in whole] == family.tasks()
+    for (_, one, _), (_, other, _) in zip(whole, halves, strict=True):
+        for name, array in vars(one).items():
+            np.testing.assert_array_equal(getattr(other, name), array)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,8 @@ def collected(tmp_path_factory):
     tasks = [{"goal": goal} for goal in ([0, 0], [2, 2], [1, 0], [0, 2], [2, 0])]
     family = TaskFamily("ad_hf/DarkRoom-v0", tasks, ROOM, num_test_tasks=1, native_vector=True)
     folder = tmp_path_factory.mktemp("streams") / "histories"
-    return collect(family, "TabularQ", 3, 360, seeds=[0, 1], output_dir=folder, tasks_per_job=2, num_workers=1)
+    source = SourceConfig("TabularQ", n_envs=3, total_timesteps=360, seeds=[0, 1], tasks_per_job=2)
+    return collect(family, source, output_dir=folder, num_workers=1)
 
 
 def test_jobs_of_several_tasks_give_every_task_histories_of_its_own_goal(collected):

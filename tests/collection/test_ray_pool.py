@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from faulty import SMALL, contents, make_family
 
-from ad_hf.cli import main
+from ad_hf import CollectionError
+from ad_hf.collection import ray_pool
 from ad_hf.collection.collect import collect
-from ad_hf.collection.failures import CollectionError
+from ad_hf.collection.executors import run_jobs
 from ad_hf.collection.jobs import Job, Outcome
-from ad_hf.collection.ray_executor import run_jobs_on_ray
-from ad_hf.envs.task_family import TaskFamily
-from ad_hf.sources import ray_executor
+from ad_hf.collection.ray_pool import RayPool
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
@@ -24,7 +24,6 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 # So that a machine that is gone is missed within seconds, and one that is slow is not.
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 10}
-SMALL = {"algorithm": "TabularQ", "n_envs": 2, "total_timesteps": 60}
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +49,9 @@ def further_node(cluster):
         cluster.remove_node(node)
 
 
-def contents(folder):
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != "README.md"}
-
-
-def make_family(number, faults=None):
-    faults = faults or {}
-    return TaskFamily(
-        "faulty:Faulty-v0",
-        [{"goal": 1 + index, **({"fault": faults[index]} if index in faults else {})} for index in range(number)],
-        num_test_tasks=1,
-    )
-
-
 @pytest.mark.slow
 def test_dataset_is_that_of_the_local_executor_though_a_machine_is_lost(cluster, further_node, tmp_path):
-    family = make_family(6)
+    family = make_family([None] * 6, 1)
     settings = {**SMALL, "total_timesteps": 12000, "seeds": [0, 1], "shard_transitions": 24000}
     local = collect(family, **settings, output_dir=tmp_path / "local", num_workers=1)
     folder = tmp_path / "ray"
@@ -91,8 +76,8 @@ def test_dataset_is_that_of_the_local_executor_though_a_machine_is_lost(cluster,
 def test_failing_tasks_and_those_that_kill_their_workers_are_named_and_the_others_learnt(
     cluster, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ray_executor, "MAX_RETRIES", 1)
-    family = make_family(4, {1: "step", 2: "death"})
+    monkeypatch.setattr(ray_pool, "MAX_RETRIES", 1)
+    family = make_family([None, "step", "death", None], 1)
     settings = {**SMALL, "tasks_per_job": 2}
     with pytest.raises(CollectionError) as caught:
         collect(family, **settings, output_dir=tmp_path / "ray", executor="ray")
@@ -102,11 +87,7 @@ def test_failing_tasks_and_those_that_kill_their_workers_are_named_and_the_other
     assert "ZeroDivisionError: a long story" in caught.value.failures[0].error
     assert "its worker process died, 2 times" in caught.value.failures[1].error
     assert [failure.task_id for failure in expected.value.failures] == [1, 2]
-    shards = [
-        {name: data for name, data in contents(tmp_path / each).items() if name.endswith(".parquet")}
-        for each in ("ray", "local")
-    ]
-    assert shards[0] == shards[1]
+    assert contents(tmp_path / "ray" / "default", "*.parquet") == contents(tmp_path / "local" / "default", "*.parquet")
 
 
 class Once:
@@ -128,13 +109,13 @@ class Once:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["death", "straggler"])
 def test_job_that_is_lost_or_late_once_is_run_again(cluster, further_node, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(ray_executor, "STRAGGLER_SECONDS", 1.0)
-    jobs = [Job((task,), 0) for task in make_family(6).tasks()]
+    monkeypatch.setattr(ray_pool, "STRAGGLER_SECONDS", 1.0)
+    jobs = [Job((task,), 0) for task in make_family([None] * 6).tasks()]
     counted = []
     start = time.monotonic()
-    outcomes = list(run_jobs_on_ray(Once(str(tmp_path), fault), iter(jobs), None, counted.append))
+    outcomes = list(run_jobs(RayPool(Once(str(tmp_path), fault), counted.append), jobs))
     assert sorted(outcome.job.tasks[0].task_id for outcome in outcomes) == list(range(6))
-    assert not any(outcome.error for outcome in outcomes)
+    assert not any(outcome.failure for outcome in outcomes)
     assert sum(counted) == 60
     assert time.monotonic() - start < 60
 
@@ -144,12 +125,13 @@ def test_jobs_are_asked_for_when_there_is_a_core_for_them(cluster, tmp_path):
     asked = []
 
     def jobs():
-        for task in make_family(6).tasks():
+        for task in make_family([None] * 6).tasks():
             asked.append(task)
             yield Job((task,), 0)
 
     (tmp_path / "seen").touch()
-    for number, _ in enumerate(run_jobs_on_ray(Once(str(tmp_path), ""), jobs(), 1, lambda added: None)):
+    pool = RayPool(Once(str(tmp_path), ""), lambda added: None, 1)
+    for number, _ in enumerate(run_jobs(pool, jobs())):
         assert len(asked) <= number + 2
 
 
@@ -162,18 +144,9 @@ class NoSuchFolder:
 
 @pytest.mark.slow
 def test_worker_that_does_not_see_the_folder_is_explained(cluster):
-    jobs = [Job((task,), 0) for task in make_family(2).tasks()]
+    jobs = [Job((task,), 0) for task in make_family([None] * 2).tasks()]
     with pytest.raises(FileNotFoundError, match=r"/shared/histories.*all machines share, or a URL"):
-        list(run_jobs_on_ray(NoSuchFolder(), jobs, 1, lambda added: None))
-
-
-def test_address_of_no_cluster_and_of_the_local_executor_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="set executor to ray"):
-        collect(make_family(2), **SMALL, output_dir=tmp_path / "histories", address="auto")
-    with pytest.raises(ValueError, match="executor must be local or ray"):
-        collect(make_family(2), **SMALL, output_dir=tmp_path / "histories", executor="dask")
-    assert not (tmp_path / "histories").exists()
-    assert main(["collect", "--output_dir", str(tmp_path / "histories"), "--address", "auto"]) == 2
+        list(run_jobs(RayPool(NoSuchFolder(), lambda added: None, 1), jobs))
 
 
 def test_the_command_leaves_the_files_of_the_local_executor(tmp_path, tiny_recipe_file, tiny_histories):
