@@ -482,7 +482,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         kwargs["output_loading_info"] = True
         if not lenient:
             kwargs["ignore_mismatched_sizes"] = True  # so that all of them are told
-        model, info = super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
+        loaded: Any = super().from_pretrained(path, *args, **kwargs)
+        model, info = loaded
         if not lenient:
             check_loaded(path, model, info)
         if path is not None:
