@@ -16,7 +16,7 @@ from ad_hf.envs.vector import check_same_step
 
 
 class VecStep(NamedTuple):
-    """A step of all environments, (num_envs, ...) each; final observations have a meaning where episodes have ended."""
+    """A step of all environments, (num_envs, ...) each; final observations are of ended episodes only."""
 
     observations: Any
     rewards: np.ndarray

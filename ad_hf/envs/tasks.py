@@ -34,7 +34,7 @@ class RandomTasks:
 
 @dataclass
 class Range:
-    """A random value: a number, uniformly from `low` to `high`, or uniform in its logarithm; an integer may be both."""
+    """A random value: a number, uniformly from `low` to `high`, or in its logarithm; an integer may be either."""
 
     low: int | float
     high: int | float

@@ -76,7 +76,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     A subclass says how episodes start (`_start`), what actions do (`_move`), and what the agent sees (`_observe`,
     `_information`). All random numbers come from generators that an environment owns, so that environment i with seed
-    s lives through the same as a single environment with seed s + i. After `max_episode_steps` an episode is truncated.
+    s lives through the same as a single environment with seed s + i. `max_episode_steps` truncate an episode.
 
     Args:
         autoreset_mode (`AutoresetMode` or `str`, *optional*, defaults to `"SameStep"`):
