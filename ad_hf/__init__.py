@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ad_hf.collection.collect import collect
     from ad_hf.collection.failures import CollectionError
     from ad_hf.envs.task_family import Task, TaskFamily
-    from ad_hf.evaluation.evaluate import Evaluation, evaluate
+    from ad_hf.evaluation.rollouts import Evaluation, evaluate
     from ad_hf.formats.merge import merge_datasets
     from ad_hf.histories.dataset import config_from_dataset, load_histories
     from ad_hf.hub.push import push_dataset, push_model
@@ -33,7 +33,7 @@ _NAMES = {
     "ad_hf.collection.collect": ("collect",),
     "ad_hf.collection.failures": ("CollectionError",),
     "ad_hf.envs.task_family": ("Task", "TaskFamily"),
-    "ad_hf.evaluation.evaluate": ("Evaluation", "evaluate"),
+    "ad_hf.evaluation.rollouts": ("Evaluation", "evaluate"),
     "ad_hf.formats.merge": ("merge_datasets",),
     "ad_hf.histories.dataset": ("config_from_dataset", "load_histories"),
     "ad_hf.hub.push": ("push_dataset", "push_model"),

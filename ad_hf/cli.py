@@ -137,12 +137,13 @@ def quickstart(
         config_name: Configuration of the dataset.
     """
     from ad_hf import pipeline
+    from ad_hf.evaluation.summary import describe
     from ad_hf.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides)
     trust = common.trust_remote_code
-    report = pipeline.quickstart(settings, output_dir, num_seeds, num_workers, dataset, config_name, trust)
-    print(pipeline.summary(report, output_dir))
+    evaluation = pipeline.quickstart(settings, output_dir, num_seeds, num_workers, dataset, config_name, trust)
+    print(describe(evaluation, output_dir))
 
 
 @app.command
@@ -246,6 +247,7 @@ def rollout(
         no_video: Write no replay.
     """
     from ad_hf import pipeline
+    from ad_hf.evaluation.summary import describe
     from ad_hf.evaluation.video import check_formats
     from ad_hf.hub.models import load_model
     from ad_hf.recipe import load_recipe
@@ -254,10 +256,8 @@ def rollout(
     formats = () if no_video else VIDEOS[video]
     check_formats(formats)  # before a model is downloaded
     loaded, origin = load_model(model, common.trust_remote_code)
-    report = pipeline.evaluate_recipe(
-        settings, loaded, dataset, output_dir, num_seeds, {"model": origin}, config_name, formats
-    )
-    print(pipeline.summary(report, output_dir))
+    own = pipeline.EvaluatedModel(loaded, settings, dataset, config_name, origin)
+    print(describe(pipeline.evaluate_models([own], output_dir, num_seeds, formats), output_dir))
 
 
 @app.command
@@ -281,8 +281,7 @@ def evaluate(
         num_seeds: Rollouts of each model per task.
     """
     from ad_hf import pipeline
-    from ad_hf.evaluation.protocol import EVALUATION_FILES
-    from ad_hf.evaluation.results import evaluation_summary
+    from ad_hf.evaluation.summary import describe
 
     datasets: list[str | None] = list(dataset) if dataset else [None]
     if len(datasets) not in (1, len(model)):
@@ -291,8 +290,7 @@ def evaluate(
         pipeline.EvaluatedModel.load(name, histories, recipe, overrides, common.trust_remote_code)
         for name, histories in zip(model, datasets * (len(model) // len(datasets)))
     ]
-    evaluation = pipeline.evaluate_models(models, output_dir, num_seeds)
-    print(evaluation_summary(evaluation, [Path(output_dir) / file for file in EVALUATION_FILES]))
+    print(describe(pipeline.evaluate_models(models, output_dir, num_seeds), output_dir))
 
 
 @push_app.command(name="dataset")

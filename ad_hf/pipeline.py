@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,20 +18,21 @@ from accelerate import PartialState
 
 from ad_hf.collection.collect import collect
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import evaluate
-from ad_hf.evaluation.headlines import OF_RETURN, evidence_words, is_comparable, pace_lines, verdict_words
-from ad_hf.evaluation.protocol import SUMMARY_FILE, evaluation_rows, random_rows, source_rows
+from ad_hf.evaluation.card import evaluation_card, write_evaluation
+from ad_hf.evaluation.headlines import is_comparable
 from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
-from ad_hf.evaluation.report import source_curves, write_report
-from ad_hf.evaluation.results import write_evaluation
+from ad_hf.evaluation.returns import ROWS_FILE, evaluation_rows, join_rows, random_rows, source_rows
+from ad_hf.evaluation.rollouts import evaluate
+from ad_hf.evaluation.summary import CURVES_FILE, SUMMARY_FILE
 from ad_hf.evaluation.video import check_formats
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.model_card import write_model_card
-from ad_hf.hub.model_files import weights_digest
+from ad_hf.hub.model_files import CONFIG_FILE, weights_digest
 from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
-from ad_hf.storage.files import local_path, writable_folder, write_text
+from ad_hf.storage.cards import CARD
+from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_text
 from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.loop import run
 from ad_hf.training.machine import keep_freed_memory, train_on_cpu
@@ -39,6 +40,8 @@ from ad_hf.training.run_folder import check_run_folder, find_checkpoint
 from ad_hf.training.trainer import Trainer
 
 LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
+
+RANDOM_EPISODES = 10  # of random actions in each environment of an evaluation
 
 
 def peak_memory_gigabytes() -> float | None:
@@ -128,97 +131,6 @@ def train(
     return load_model(output_dir / "model")[0]
 
 
-def evaluate_recipe(
-    recipe: Recipe,
-    model: ADModel,
-    dataset: str | Path | None,
-    output_dir: str | Path,
-    num_seeds: int = 3,
-    details: dict[str, Any] | None = None,
-    config_name: str | None = None,
-    replay_formats: Sequence[str] = ("gif",),
-) -> dict[str, Any]:
-    r"""
-    Roll a model out on the test tasks of a recipe's family and write `report.json`, `learning_curve.png` and, where
-    the environments can be seen, a replay; of a run, they and a card go into the model's folder, too.
-
-    Args:
-        recipe ([`Recipe`]):
-            Whose `family` and `rollout` sections say on which tasks and how.
-        model ([`ADModel`]):
-            The model.
-        dataset (`str` or `Path`, *optional*):
-            Histories of the source on the same tasks; without any, the report is of the model alone.
-        output_dir (`str` or `Path`):
-            Folder to write to.
-        num_seeds (`int`, *optional*, defaults to 3):
-            Rollouts per task.
-        details (`dict`, *optional*):
-            Further entries of the report.
-        config_name (`str`, *optional*):
-            Configuration of the dataset.
-        replay_formats (`Sequence[str]`, *optional*, defaults to `("gif",)`):
-            Of `replay.gif` and `replay.mp4`, those to write: `"gif"`, `"mp4"`, both or none.
-
-    Returns:
-        `dict`: the report.
-
-    Raises:
-        FileNotFoundError: if there is no such dataset.
-        ImportError: for an MP4 without the package av.
-        ValueError: for another format, and if the model is for other spaces than the family has.
-    """
-    check_formats(replay_formats)
-    opened = None if dataset is None else HistoryDataset.open(dataset, config_name)
-    family, output_dir = TaskFamily(recipe.family), writable_folder(output_dir)
-    if opened is not None:
-        check_tasks(family, opened, "test")
-    learnt = None if opened is None else source_curves(opened)  # what cannot be read is found out before a rollout
-    shown = bool(replay_formats) and can_be_seen(family)
-    start = time.perf_counter()
-    evaluation = evaluate(model, family, "test", num_seeds=num_seeds, rollout_config=recipe.rollout, progress=True)
-    seconds = {**(details or {}).get("seconds", {}), "rollout": round(time.perf_counter() - start, 1)}
-    report = write_report(
-        output_dir,
-        evaluation,
-        family,
-        opened,
-        {
-            "env_id": family.env_id,
-            "peak_memory_gigabytes": peak_memory_gigabytes(),
-            "seeds": {
-                "split": recipe.family.split_seed,
-                "source": None if opened is None else opened.metadata.seeds,
-                "training": recipe.training.seed,
-            },
-            "weights_digest": weights_digest(model),
-            **(details or {}),
-            "seconds": seconds,
-        },
-        learnt,
-    )
-    for name in REPLAY_FILES:  # of the rollout that was reported there before
-        (output_dir / name).unlink(missing_ok=True)
-    if shown:
-        num_episodes = evaluation.returns.shape[2]
-        write_replay(output_dir, model, family, num_episodes, recipe.rollout, replay_formats, progress=True)
-    if (output_dir / "model" / "config.json").is_file():
-        with _if_writable(output_dir):
-            for name in REPLAY_FILES:
-                (output_dir / "model" / name).unlink(missing_ok=True)
-            write_model_card(output_dir)
-    return report
-
-
-@contextmanager
-def _if_writable(run: Path) -> Iterator[None]:
-    """Warn where the card of a run's model cannot be written: the results are there, and the run may be read-only."""
-    try:
-        yield
-    except OSError as error:
-        warnings.warn(f"the card of the model in {run} does not tell of these results: {error}", stacklevel=3)
-
-
 @dataclass
 class EvaluatedModel:
     """
@@ -231,6 +143,8 @@ class EvaluatedModel:
             Of its run: its family's test tasks are played, as its `rollout` section says.
         dataset (`str` or `Path`, *optional*):
             Histories of its source on these tasks.
+        config_name (`str`, *optional*):
+            Configuration of the dataset.
         origin (`dict`, *optional*):
             Where it is from, for `evaluation.json`.
         run (`Path`, *optional*):
@@ -240,6 +154,7 @@ class EvaluatedModel:
     model: ADModel
     recipe: Recipe
     dataset: str | Path | None = None
+    config_name: str | None = None
     origin: dict[str, Any] | None = None
     run: Path | None = None
 
@@ -281,7 +196,7 @@ class EvaluatedModel:
             read = load_recipe(run_recipe(name), overrides)
         else:
             read = load_foreign_recipe(run_recipe(name), f"the model {name}", overrides)
-        return cls(model, read, dataset, origin, run)
+        return cls(model, read, dataset, None, origin, run)
 
     @property
     def agent(self) -> str:
@@ -295,64 +210,112 @@ def evaluate_models(
     models: Sequence[EvaluatedModel],
     output_dir: str | Path,
     num_seeds: int = 5,
-    details: dict[str, Any] | None = None,
+    replay_formats: Sequence[str] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     r"""
-    Roll several models out on the test tasks of their families, by the protocol of
-    [`~ad_hf.evaluation.protocol`], beside their source and random actions.
+    Roll models out on the test tasks of their families, beside their source and random actions.
 
     Args:
         models (`Sequence[EvaluatedModel]`):
-            The models: trainings of one recipe with several seeds and splits, or of several recipes.
+            The models: one, or trainings of one recipe with several seeds and splits, or of several recipes.
         output_dir (`str` or `Path`):
-            Folder of `evaluation.json`, `returns.parquet`, `learning_curves.png`, `rooms.png` where tasks are cells
-            of a room, and a card, with which it is a dataset of its own. The cards of the models tell of it, too.
+            Folder of `returns.parquet`, `evaluation.json`, `learning_curve.png`, `rooms.png` where tasks are cells of
+            a room, and the replay. In the folder of a run, the card of its model tells of them; elsewhere a card of
+            their own makes them a dataset. The runs of the models get the results, too.
         num_seeds (`int`, *optional*, defaults to 5):
             Rollouts of each model per task.
-        details (`dict`, *optional*):
-            Further entries of `evaluation.json`.
+        replay_formats (`Sequence[str]`, *optional*):
+            Of `replay.gif` and `replay.mp4` of the first model, those to write: `"gif"`, `"mp4"`, both or none. By
+            default, a replay that is there stays.
+        seconds (`Mapping`, *optional*):
+            Duration of what came before, for `evaluation.json`.
 
     Returns:
-        `dict`: what `evaluation.json` holds.
+        `dict`: the content of `evaluation.json`.
+
+    Raises:
+        FileNotFoundError: if there is no such dataset.
+        ImportError: for an MP4 without the package av.
+        ValueError: for another format, models that are the same training, and histories or a model of other tasks.
     """
-    output_dir = writable_folder(output_dir)
+    check_formats(replay_formats or ())
     _check_different(models)
-    tables, start = [], time.perf_counter()
+    output_dir = writable_folder(output_dir)
     families = [TaskFamily(each.recipe.family) for each in models]
-    learnt: dict[int, tuple[dict[str, Any], pa.Table]] = {}
-    for each, family in zip(models, families):  # histories that cannot be read are found out before a rollout
-        split = each.recipe.family.split_seed
+    sources = _sources_of(models, families)  # histories that cannot be read are found out before a rollout
+    shown = bool(replay_formats) and can_be_seen(families[0])
+    rollouts, tables, entries, start = [], [], [], time.perf_counter()
+    for each, family in zip(models, families):
+        evaluation = evaluate(
+            each.model, family, num_seeds=num_seeds, rollout_config=each.recipe.rollout, progress=True
+        )
+        rollouts.append(evaluation)
+        split, training = each.recipe.family.split_seed, each.recipe.training.seed
+        tables.append(evaluation_rows(evaluation, family, each.agent, split, training))
+        seeds = {"split_seed": split, "training_seed": training, "rollout_seed": evaluation.seed}
+        whose = {"agent": each.agent, **seeds, "weights_digest": weights_digest(each.model)}
+        entries.append({**(each.origin or {}), **whose})
+        if split not in [entry["split_seed"] for entry in entries[:-1]]:
+            # For about as many steps as the rollouts took at most.
+            most = max(evaluation.lengths.sum(axis=2).max(), RANDOM_EPISODES * evaluation.lengths.max())
+            tables.append(random_rows(family, RANDOM_EPISODES, num_seeds, split, int(most)))
+            tables += [sources[split][1]] if split in sources else []
+    opened = [dataset for dataset, _ in sources.values()]
+    details = {
+        "env_id": families[0].env_id,
+        "models": entries,
+        "datasets": [{**dataset.to_json(), "seeds": dataset.metadata.seeds} for dataset in opened],
+        # Of several sources, one that is not comparable, if there is any.
+        "source": min((dataset.metadata.source for dataset in opened), key=is_comparable, default=None),
+        "peak_memory_gigabytes": peak_memory_gigabytes(),
+        "seconds": {**(seconds or {}), "rollout": round(time.perf_counter() - start, 1)},
+    }
+    own = [{name: entry[name] for name in ("agent", "split_seed", "weights_digest")} for entry in entries]
+    results = write_evaluation(output_dir, join_rows(tables), {**details, **(own[0] if len(own) == 1 else {})})
+    if replay_formats is not None:
+        for name in REPLAY_FILES:  # of an evaluation there before
+            for folder in (output_dir, output_dir / "model"):
+                (folder / name).unlink(missing_ok=True)
+    if shown:
+        first, episodes = models[0], rollouts[0].returns.shape[2]
+        config = first.recipe.rollout
+        write_replay(output_dir, first.model, families[0], episodes, config, replay_formats or (), progress=True)
+    is_run = (output_dir / "model" / CONFIG_FILE).is_file()
+    for each, whose in zip(models, own):
+        run = output_dir if is_run and len(models) == 1 else each.run
+        if run is not None:
+            _tell_run(run, output_dir, {**results, **whose})
+    if not is_run:
+        write_text(output_dir / CARD, evaluation_card(output_dir, output_dir.name, results))
+    return results
+
+
+def _sources_of(
+    models: Sequence[EvaluatedModel], families: Sequence[TaskFamily]
+) -> dict[int, tuple[HistoryDataset, pa.Table]]:
+    """The first histories of each split, and the returns of their source."""
+    sources: dict[int, tuple[HistoryDataset, pa.Table]] = {}
+    for each, family in zip(models, families):
         if each.dataset is None:
             continue
-        opened = HistoryDataset.open(each.dataset)
-        check_tasks(family, opened, "test")
-        if split not in learnt:
-            learnt[split] = opened.metadata.source, source_rows(source_curves(opened), family, split)
-    known = set()
-    for each, family in zip(models, families):
-        split = each.recipe.family.split_seed
-        evaluation = evaluate(
-            each.model, family, "test", num_seeds=num_seeds, rollout_config=each.recipe.rollout, progress=True
-        )
-        tables.append(evaluation_rows(evaluation, family, each.agent, split, each.recipe.training.seed))
-        if split in known:
-            continue
-        known.add(split)
-        tables.append(random_rows(family, num_seeds=num_seeds, split_seed=split))
-        if split in learnt:
-            tables.append(learnt[split][1])
-    details = {"env_id": models[0].recipe.family.env_id, "models": [each.origin for each in models], **(details or {})}
-    if learnt:  # of several sources, one that is not comparable, if there is any
-        details["source"] = min((source for source, _ in learnt.values()), key=is_comparable)
-    details["seconds"] = round(time.perf_counter() - start, 1)
-    found = write_evaluation(output_dir, pa.concat_tables(tables), details)
-    for each in models:
-        if each.run is not None:
-            own = {**found, "agent": each.agent, "weights_digest": weights_digest(each.model)}
-            with _if_writable(each.run):
-                write_text(each.run / SUMMARY_FILE, json.dumps(own, indent=2) + "\n")
-                write_model_card(each.run)
-    return found
+        dataset, split = HistoryDataset.open(each.dataset, each.config_name), each.recipe.family.split_seed
+        check_tasks(family, dataset, "test")
+        if split not in sources:
+            sources[split] = dataset, source_rows(dataset, family, split)
+    return sources
+
+
+def _tell_run(run: Path, output_dir: Path, results: dict[str, Any]) -> None:
+    """Put an evaluation into the folder of a run, and tell of it in its model's card, unless it is read-only."""
+    try:
+        for name in (ROWS_FILE, CURVES_FILE) if run.resolve() != output_dir.resolve() else ():
+            with atomic_path(run / name) as path:
+                shutil.copyfile(output_dir / name, path)
+        write_text(run / SUMMARY_FILE, json.dumps(results, indent=2) + "\n")
+        write_model_card(run)
+    except OSError as error:
+        warnings.warn(f"the card of the model in {run} does not tell of these results: {error}", stacklevel=3)
 
 
 def _check_different(models: Sequence[EvaluatedModel]) -> None:
@@ -385,8 +348,8 @@ def quickstart(
         recipe ([`Recipe`] or `str`, *optional*, defaults to `"dark_room"`):
             What to do.
         output_dir (`str` or `Path`, *optional*, defaults to `"runs/quickstart"`):
-            Folder of the run: `histories/`, `model/`, `report.json`, `learning_curve.png`, `replay.gif`. Histories
-            that are there already are not collected again.
+            Folder of the run: `histories/`, `model/`, `returns.parquet`, `evaluation.json`, `learning_curve.png`,
+            `replay.gif`. Histories that are there already are not collected again.
         num_seeds (`int`, *optional*, defaults to 3):
             Rollouts per test task.
         num_workers (`int`, *optional*):
@@ -399,7 +362,7 @@ def quickstart(
             As of [`~ad_hf.collect`].
 
     Returns:
-        `dict`: the report.
+        `dict`: the content of `evaluation.json`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     output_dir = local_path(output_dir)
@@ -414,35 +377,5 @@ def quickstart(
     model = train(recipe, histories, output_dir, config_name)
     trained = time.perf_counter()
     seconds = {"collect": round(collected - begin, 1), "train": round(trained - collected, 1)}
-    report = evaluate_recipe(recipe, model, histories, output_dir, num_seeds, {"seconds": seconds}, config_name)
-    return report
-
-
-def summary(report: dict[str, Any], output_dir: str | Path) -> str:
-    """A report in a few lines."""
-    first, last = report["final_episodes"]
-    low, high = report["test_return_final_interval"]
-    of_source, learns = report["source_return_final"], report["learns"]
-    plain, share = report["fraction_of"] == OF_RETURN, report["fraction_of_optimal"]
-    bests = {
-        "random actions": report["random_return"],
-        "the best possible": None if plain else report["optimal_return"],
-    }
-    others = [f"{who}: {value:.2f}" for who, value in bests.items() if value is not None]
-    if share is not None and not plain:
-        others.append(f"of that gain: {share:.2f}")
-    lines = [
-        f"return on {report['num_test_tasks']} held-out tasks, episodes {first} to {last}: "
-        f"{report['test_return_final']:.2f} (95% interval {low:.2f} to {high:.2f})"
-        + (f" of {report['optimal_return']:.2f} possible" if plain else ""),
-        f"in the first episode: {report['test_return_first']:.2f}"
-        + ("" if of_source is None else f"; the source's final return: {of_source:.2f}"),
-        "; ".join(others),
-        ": ".join(words for words in (verdict_words(learns), evidence_words(learns)) if words is not None),
-        *pace_lines(report["env_steps_to"], "ad"),
-    ]
-    lines = [line for line in lines if line]
-    written = {"picture": "learning_curve.png", "replay": "replay.gif", "video": "replay.mp4", "report": "report.json"}
-    files = {what: Path(output_dir) / name for what, name in written.items()}
-    lines.append("   ".join(f"{what}: {file}" for what, file in files.items() if file.is_file()))
-    return "\n".join(lines)
+    own = EvaluatedModel(model, recipe, histories, config_name)
+    return evaluate_models([own], output_dir, num_seeds, ("gif",), seconds)

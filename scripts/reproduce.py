@@ -25,15 +25,17 @@ from typing import Any
 import pyarrow as pa
 from scipy import stats
 from studies.attention import attention_of, plot_attention, plot_paths, record_episodes
+from studies.pictures import agents_table, plot_study
 from studies.study import FULL, Cell, NotFinishedError, Study, StudyRunner, cells, load_study, source_settings
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.agent_plots import plot_study
+from ad_hf.evaluation.card import evaluation_card, write_evaluation
 from ad_hf.evaluation.headlines import number
-from ad_hf.evaluation.protocol import PICTURES, RANDOM, ROWS_FILE, SUMMARY_FILE, agents_of, random_rows, read_rows
-from ad_hf.evaluation.results import agents_table, write_evaluation
+from ad_hf.evaluation.returns import RANDOM, ROWS_FILE, random_rows, read_rows
+from ad_hf.evaluation.summary import PICTURES, SUMMARY_ENTRIES, SUMMARY_FILE, last_of
 from ad_hf.model.modeling_ad import ADModel
+from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, write_text
 
 STUDIES = Path(__file__).resolve().parent / "studies"
@@ -62,7 +64,7 @@ def study_names() -> list[str]:
 def paper_table(study: Study, found: dict[str, Any]) -> str:
     """The paper's values beside ours, as a table of markdown; if their order is the same, and where ours are lower."""
     lines = [f"| {study.varied or 'variant'} | ours (95% interval) | the paper's | parameters |", "|---|---|---|---|"]
-    ends = {name: list(found["agents"][name]["at"].values())[-1] for name in study.variants}
+    ends = {name: last_of(found["agents"][name]) for name in study.variants}
     for name, variant in study.variants.items():
         low, high = ends[name]["return_interval"]
         cells_of_line = [
@@ -132,7 +134,7 @@ def results_written(study: Study, folder: Path) -> tuple[pa.Table, dict[str, Any
         rows = pa.concat_tables(
             [rows, *(random_rows(each, num_seeds=seeds, split_seed=split) for split, each in families.items())]
         )
-    return rows, {name: details[name] for name in details if name not in ("agents", "versions")}
+    return rows, {name: details[name] for name in details if name not in SUMMARY_ENTRIES}
 
 
 def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
@@ -150,9 +152,10 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
         rows, details = results_written(study, output_dir / study.name)
     folder, source = output_dir / study.name, source_settings(study)
     found = write_evaluation(folder, rows, details if source is None else {**details, "source": source})
+    write_text(folder / CARD, evaluation_card(folder, folder.name, found))
     if study.varied is not None:
         with atomic_path(folder / "study.png") as path:
-            plot_study(path, study, agents_of(rows))
+            plot_study(path, study, found)
     if study.look_inside is not None:
         seen = Cell(study, study.look_inside, details["splits"][0], details["training_seeds"][0])
         if runner.is_finished(seen):
@@ -219,7 +222,7 @@ def main() -> int:
     arguments = make_parser().parse_args()
     names = study_names() if "all" in arguments.study else arguments.study
     studies = [load_study(STUDIES / f"{name}.yaml", arguments.full) for name in names]
-    runner = StudyRunner(arguments.folder, tqdm.write)
+    runner = StudyRunner(arguments.folder)
     left = (
         []
         if arguments.report

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import ad_hf
+from ad_hf.evaluation.summary import last_of
 from ad_hf.formats.minari import from_minari, to_minari
 from ad_hf.histories.rollouts import from_rollout
 from ad_hf.histories.schema import HistoryMetadata, read_metadata
-from ad_hf.pipeline import collect_recipe, evaluate_recipe
+from ad_hf.pipeline import EvaluatedModel, collect_recipe, evaluate_models
 from ad_hf.recipe import load_recipe
 
 FAMILIES = {
@@ -77,9 +78,9 @@ def test_any_family_goes_all_the_way(name, collected, tmp_path):
     assert again.env_settings == family.env_settings
     assert [task.kwargs for task in again.tasks()] == [task.kwargs for task in family.tasks()]
     model = ad_hf.train(recipe, histories, tmp_path / "run")
-    report = evaluate_recipe(recipe, model, histories, tmp_path / "run", num_seeds=1)
-    assert np.isfinite(report["test_return_final"])
-    assert np.isfinite(report["source_return_final"])
+    evaluation = evaluate_models([EvaluatedModel(model, recipe, histories)], tmp_path / "run", 1, ("gif",))
+    assert {"AD", "source"} < set(evaluation["agents"])
+    assert all(np.isfinite(last_of(agent)["return"]) for agent in evaluation["agents"].values())
     output = model.rollout(family.make_vec(family.tasks()), num_episodes=1, output_steps=True)
     from_rollout(output, family.tasks(), **family.env_settings, output_dir=tmp_path / "rollout")
     rolled = read_metadata(tmp_path / "rollout")
@@ -119,7 +120,7 @@ def test_cards_tell_of_attributes_and_their_example_makes_the_environments(cart_
     model = ad_hf.train(recipe, histories, tmp_path / "run")
     for evaluated in (False, True):
         if evaluated:
-            evaluate_recipe(recipe, model, histories, tmp_path / "run", num_seeds=1)
+            evaluate_models([EvaluatedModel(model, recipe, histories)], tmp_path / "run", num_seeds=1)
         text = (tmp_path / "run" / "model" / "README.md").read_text()
         (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         names = {}

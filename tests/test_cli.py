@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from ad_hf.cli import app, main
+from ad_hf.evaluation.summary import last_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,23 +32,18 @@ def fails(capsys, *arguments):
 def test_quickstart_goes_from_nothing_to_a_report_and_a_picture(tiny_recipe_file, tmp_path):
     run = tmp_path / "run"
     assert main(["quickstart", "--recipe", str(tiny_recipe_file), "--output_dir", str(run), "--num_workers", "2"]) == 0
-    report = json.loads((run / "report.json").read_text())
-    for key in (
-        "test_return_final",
-        "optimal_return",
-        "source_return_final",
-        "env_steps_to",
-        "learns",
-        "versions",
-        "seeds",
-    ):
-        assert report[key] is not None
-    assert set(report["seconds"]) == {"collect", "train", "rollout"}
-    assert report["num_test_tasks"] == 2
-    assert report["num_rollout_seeds"] == 3
-    assert len(report["curves"]["ad"]["mean"]) == 12
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    for key in ("env_id", "optimal_return", "random_return", "source", "tasks", "versions", "weights_digest"):
+        assert evaluation[key] is not None
+    assert set(evaluation["seconds"]) == {"collect", "train", "rollout"}
+    assert list(evaluation["agents"]) == ["AD", "random", "source"]
+    own = evaluation["agents"]["AD"]
+    assert (own["num_models"], own["num_rollouts"], own["num_tasks"]) == (1, 3, 2)
+    assert len(own["curve"]["mean"]) == 12
     card = ModelCard.load(run / "model" / "README.md")
-    assert card.data.eval_results[0].metric_value.startswith(f"{report['test_return_final']:.2f} +/- ")
+    assert card.data.eval_results[0].metric_value.startswith(f"{own['at']['12']['return']:.2f} +/- ")
+    names = {"evaluation.json", "learning_curve.png", "replay.gif", "returns.parquet", "rooms.png"}
+    assert names < {path.name for path in run.iterdir()}
     assert "keep_every_episode" in card.text
     with Image.open(run / "learning_curve.png") as picture:
         assert picture.width > 600
@@ -65,28 +61,28 @@ def test_verbs_one_by_one_and_the_script_that_accelerate_launches(tiny_recipe_fi
     assert yaml.safe_load((run / "recipe.yaml").read_text())["training"]["learning_rate"] == 3e-4
     arguments = ["--model", str(run / "model"), "--dataset", str(histories), "--output_dir", str(run)]
     assert main(["rollout", *common, *arguments, "--num_seeds", "2", "--rollout.num_episodes", "11"]) == 0
-    report = json.loads((run / "report.json").read_text())
-    assert report["num_rollout_seeds"] == 2
-    assert report["final_episodes"] == [2, 11]
-    assert report["source"]["n_envs"] == 4  # as of the histories, whatever the recipe says
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["agents"]["AD"]["num_rollouts"] == 2
+    assert evaluation["agents"]["AD"]["at"]["11"]["episodes"] == [2, 11]
+    assert evaluation["source"]["n_envs"] == 4  # as of the histories, whatever the recipe says
     assert (run / "replay.gif").is_file()
     assert (run / "model" / "replay.gif").is_file()
     assert not (run / "replay.mp4").exists()
 
 
 def rollout(tiny_recipe_file, tiny_run, output_dir, *options):
-    """Roll the tiny model out on the command line; returns the report."""
+    """Roll the tiny model out on the command line; returns the evaluation."""
     arguments = ["--recipe", tiny_recipe_file, "--model", tiny_run / "model", "--output_dir", output_dir, *options]
     assert main(["rollout", *map(str, arguments), "--num_seeds", "1"]) == 0
-    return json.loads((output_dir / "report.json").read_text())
+    return json.loads((output_dir / "evaluation.json").read_text())
 
 
 def test_rollout_without_histories_reports_on_the_model_alone(tiny_recipe_file, tiny_run, tmp_path, capsys):
-    report = rollout(tiny_recipe_file, tiny_run, tmp_path)
+    evaluation = rollout(tiny_recipe_file, tiny_run, tmp_path)
     printed = capsys.readouterr().out
-    assert report["source"] is report["dataset"] is report["source_return_final"] is report["curves"]["source"] is None
-    assert report["seeds"]["source"] is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["learning_curve.png", "replay.gif", "report.json"]
+    assert (evaluation["source"], evaluation["datasets"], list(evaluation["agents"])) == (None, [], ["AD", "random"])
+    names = ["README.md", "evaluation.json", "learning_curve.png", "replay.gif", "returns.parquet", "rooms.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert "in the first episode: " in printed
     assert "source" not in printed
     assert f"replay: {tmp_path / 'replay.gif'}" in printed
@@ -96,10 +92,11 @@ def test_rollout_with_histories_compares_with_their_source(
     tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys
 ):
     options = ["--dataset", tiny_histories, "--source.algorithm", "PPO", "--video", "gif"]
-    report = rollout(tiny_recipe_file, tiny_run, tmp_path, *options)
-    assert report["source"]["algorithm"] == "A2C"  # which is true of the histories
-    assert report["seeds"]["source"] == [0]
-    assert f"the source's final return: {report['source_return_final']:.2f}" in capsys.readouterr().out
+    evaluation = rollout(tiny_recipe_file, tiny_run, tmp_path, *options)
+    assert evaluation["source"]["algorithm"] == "A2C"  # which is true of the histories
+    assert evaluation["datasets"][0]["seeds"] == [0]
+    source = last_of(evaluation["agents"]["source"])["return"]
+    assert f"the source's final return: {source:.2f}" in capsys.readouterr().out
 
 
 def test_rollout_writes_an_mp4_beside_the_gif_if_asked(tiny_recipe_file, tiny_run, tmp_path, capsys):
@@ -203,8 +200,8 @@ def test_rollout_settings_reach_the_rollout(tiny_recipe_file, tiny_run, tiny_his
     arguments = ["--recipe", tiny_recipe_file, "--model", tiny_run / "model", "--dataset", tiny_histories]
     arguments += ["--output_dir", tmp_path / "run", "--rollout.do_sample", "false"]
     assert main(["rollout", *map(str, arguments)]) == 0
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert all(float(task["return"]).is_integer() for task in report["tasks"])
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert all(task["returns"]["AD"].is_integer() for task in evaluation["tasks"])
 
 
 def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_runs(
@@ -224,10 +221,11 @@ def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_r
     ad = found["agents"]["AD"]
     assert (ad["num_models"], ad["num_rollouts"], ad["num_tasks"]) == (2, 2, 2)
     assert list(ad["at"]) == ["1", "10", "13"]
-    assert "AD: " in capsys.readouterr().out
+    assert "return of 2 trainings on 2 held-out tasks, episodes 4 to 13: " in capsys.readouterr().out
     for run in (tiny_run, other):
         card = ModelCard.load(run / "model" / "README.md")
-        assert "It is one of 2 trainings, which together, in 2 rollouts each on 2" in card.text
+        assert "On 2 held-out tasks, in 2 rollouts of each of 2 trainings, of which this model is one" in card.text
+        assert (run / "returns.parquet").read_bytes() == (tmp_path / "seen" / "returns.parquet").read_bytes()
         last = ad["at"]["13"]
         assert f"| AD, which this is | {ad['at']['1']['return']:.2f} | {last['return']:.2f} (" in card.text
         assert card.data.eval_results[0].dataset_args["trainings"] == 2

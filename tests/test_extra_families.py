@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import ad_hf
+from ad_hf.evaluation.summary import last_of
 from ad_hf.histories.schema import read_metadata
-from ad_hf.pipeline import collect_recipe, evaluate_recipe
+from ad_hf.pipeline import EvaluatedModel, collect_recipe, evaluate_models
 from ad_hf.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
@@ -25,10 +26,10 @@ def tiny(name, *overrides):
 
 
 def go_all_the_way(recipe, folder):
-    """Collects on two spawned workers, trains and evaluates; returns the histories and the report."""
+    """Collects on two spawned workers, trains and evaluates; returns the histories and the evaluation."""
     histories = collect_recipe(recipe, folder / "histories", num_workers=2)
     model = ad_hf.train(recipe, histories, folder / "run")
-    return histories, evaluate_recipe(recipe, model, histories, folder / "run", num_seeds=1)
+    return histories, evaluate_models([EvaluatedModel(model, recipe, histories)], folder / "run", 1, ("gif",))
 
 
 @pytest.fixture
@@ -62,11 +63,11 @@ def reach():
 
 @pytest.mark.filterwarnings("ignore:.*A seed has been passed to `ReseedWrapper.reset`")
 def test_minigrid_goes_all_the_way_and_is_seen(four_rooms, tmp_path):
-    histories, report = go_all_the_way(four_rooms, tmp_path)
+    histories, evaluation = go_all_the_way(four_rooms, tmp_path)
     metadata = read_metadata(histories)
     assert metadata.env_id == "minigrid:MiniGrid-FourRooms-v0"
     assert metadata.observation_space["shape"] == [75]
-    assert 0 <= report["test_return_final"] <= 1
+    assert 0 <= last_of(evaluation["agents"]["AD"])["return"] <= 1
     assert (tmp_path / "run" / "replay.gif").is_file()
     assert "minigrid:MiniGrid-FourRooms-v0" in (tmp_path / "run" / "model" / "README.md").read_text()
 
@@ -90,12 +91,11 @@ def test_rooms_differ_in_the_goal_alone_in_all_episodes(four_rooms):
 
 @pytest.mark.filterwarnings("ignore:.*Box", "ignore:there will be no replay")
 def test_meta_world_goes_all_the_way(reach, tmp_path):
-    histories, report = go_all_the_way(reach, tmp_path)
+    histories, evaluation = go_all_the_way(reach, tmp_path)
     metadata = read_metadata(histories)
     assert metadata.env_id == "metaworld:Meta-World/goal_hidden"
     assert metadata.observation_space["dtype"] == "float32"
-    assert np.isfinite(report["test_return_final"])
-    assert np.isfinite(report["source_return_final"])
+    assert all(np.isfinite(last_of(agent)["return"]) for agent in evaluation["agents"].values())
 
 
 @pytest.mark.filterwarnings("ignore:.*Box")

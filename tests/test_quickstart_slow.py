@@ -12,13 +12,14 @@ def test_quickstart_learns_held_out_rooms_in_context(tmp_path):
     command = [sys.executable, "-m", "ad_hf.cli", "quickstart", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["num_test_tasks"] >= 16
-    assert report["num_rollout_seeds"] >= 3
-    assert report["final_episodes"] == [91, 100]
-    assert report["test_return_final"] >= 0.88 * report["optimal_return"]
-    assert report["test_return_first"] < 0.2 * report["optimal_return"]
-    assert report["learns"]["verdict"] == "learns"
-    for steps in report["env_steps_to"].values():
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    own, optimal = evaluation["agents"]["AD"], evaluation["optimal_return"]
+    assert own["num_tasks"] >= 16
+    assert own["num_rollouts"] >= 3
+    assert own["at"]["100"]["episodes"] == [91, 100]
+    assert own["at"]["100"]["return"] >= 0.88 * optimal
+    assert own["at"]["1"]["return"] < 0.2 * optimal
+    assert own["learns"]["verdict"] == "learns"
+    for steps in own["steps_to"].values():
         assert steps["ratio"] > 5
-    assert report["peak_memory_gigabytes"] < 4
+    assert evaluation["peak_memory_gigabytes"] < 4

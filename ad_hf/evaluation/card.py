@@ -1,20 +1,63 @@
-"""The card of an evaluation, with which it is a dataset of returns."""
+"""An evaluation as files, with a card that makes it a dataset of returns; and the results in its models' cards."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCardData
+import pyarrow as pa
+from huggingface_hub import DatasetCardData, EvalResult
 
-from ad_hf.evaluation.headlines import learns_cell, pace_lines
-from ad_hf.evaluation.upgrades import upgrade_evaluation
+from ad_hf.evaluation.headlines import is_comparable, learns_cell, pace_lines
+from ad_hf.evaluation.returns import ROWS_FILE, write_rows
+from ad_hf.evaluation.summary import CURVES_FILE, PICTURES, ROOMS_FILE, SUMMARY_FILE, Summary, last_of
+from ad_hf.evaluation.upgrades import upgrade
+from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.storage.cards import LICENSE, card_of, merge_card, render_card
+from ad_hf.storage.files import atomic_path, local_path, write_text
+
+
+def write_evaluation(output_dir: str | Path, rows: pa.Table, details: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Write `returns.parquet`, `evaluation.json`, `learning_curve.png` and, where tasks are cells of a room, `rooms.png`.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder to write to.
+        rows (`pa.Table`):
+            Returns of all agents, as of [`~ad_hf.evaluation.returns`].
+        details (`Mapping`):
+            Further entries of `evaluation.json`, among them `env_id` and, of a source among the agents, `source`: its
+            `algorithm`, `n_envs` and `independent_streams`, as the metadata of histories say it.
+
+    Returns:
+        `dict`: the content of `evaluation.json`.
+    """
+    from ad_hf.evaluation.pictures import plot_curves, plot_rooms, rooms_of  # only here is matplotlib needed
+
+    output_dir = local_path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_rows(output_dir / ROWS_FILE, rows)
+    source = details.get("source")
+    evaluation = {
+        **details,
+        **Summary(rows, source is None or is_comparable(source)).to_json(),
+        "versions": package_versions((*VERSIONED_PACKAGES, "accelerate", "huggingface_hub", "transformers")),
+    }
+    with atomic_path(output_dir / CURVES_FILE) as path:
+        plot_curves(path, evaluation)
+    (output_dir / ROOMS_FILE).unlink(missing_ok=True)  # of an evaluation there before
+    if rooms_of(evaluation):
+        with atomic_path(output_dir / ROOMS_FILE) as path:
+            plot_rooms(path, evaluation)
+    write_text(output_dir / SUMMARY_FILE, json.dumps(evaluation, indent=2) + "\n")
+    return evaluation
 
 
 def evaluation_card(
-    folder: Path, name: str, found: Mapping[str, Any], old: str | None = None, license: str | None = None
+    folder: Path, name: str, evaluation: Mapping[str, Any], old: str | None = None, license: str | None = None
 ) -> str:
     """
     The text of the card of an evaluation, with which it is a dataset of returns.
@@ -23,9 +66,9 @@ def evaluation_card(
         folder (`Path`):
             Of the evaluation's files.
         name (`str`):
-            What `load_dataset` takes: a Hub id or a folder.
-        found (`Mapping`):
-            What its `evaluation.json` holds.
+            The argument of `load_dataset`: a Hub id or a folder.
+        evaluation (`Mapping`):
+            The content of its `evaluation.json`.
         old (`str`, *optional*):
             The card so far; see [`merge_card`].
         license (`str`, *optional*):
@@ -34,27 +77,48 @@ def evaluation_card(
     Raises:
         ValueError: for an `evaluation.json` that holds something else than it should.
     """
-    with card_of(str(folder / "evaluation.json")):
-        return _evaluation_card(folder, name, found, old, license)
+    with card_of(str(folder / SUMMARY_FILE)):
+        title = f"In-context reinforcement learning on {evaluation['env_id']}: returns"
+        data = DatasetCardData(
+            license=LICENSE,
+            pretty_name=title,
+            task_categories=["reinforcement-learning"],
+            tags=["in-context-reinforcement-learning", "algorithm-distillation", "evaluation", evaluation["env_id"]],
+            configs=[{"config_name": "default", "data_files": [{"split": "test", "path": ROWS_FILE}]}],
+        )
+        text = render_card(
+            "dataset_cards",
+            "evaluation.md",
+            title=title,
+            name=name,
+            evaluation=upgrade(evaluation),
+            pictures=[picture for picture in PICTURES if (folder / picture).is_file()],
+            words={each.__name__: each for each in (learns_cell, pace_lines)},
+        )
+        return merge_card(old, data.to_dict(), text, license)
 
 
-def _evaluation_card(folder: Path, name: str, found: Mapping[str, Any], old: str | None, license: str | None) -> str:
-    title = f"In-context reinforcement learning on {found['env_id']}: returns"
-    data = DatasetCardData(
-        license=LICENSE,
-        pretty_name=title,
-        task_categories=["reinforcement-learning"],
-        tags=["in-context-reinforcement-learning", "algorithm-distillation", "evaluation", found["env_id"]],
-        configs=[{"config_name": "default", "data_files": [{"split": "test", "path": "returns.parquet"}]}],
-    )
-    pictures = [picture for picture in ("learning_curves.png", "rooms.png") if (folder / picture).is_file()]
-    text = render_card(
-        "dataset_cards",
-        "evaluation.md",
-        title=title,
-        name=name,
-        found=upgrade_evaluation(dict(found)),
-        pictures=pictures,
-        words={each.__name__: each for each in (learns_cell, pace_lines)},
-    )
-    return merge_card(old, data.to_dict(), text, license)
+def model_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
+    """The results in the card of a model, from the newest evaluation that it took part in."""
+    agent, datasets = evaluation["agents"][evaluation["agent"]], evaluation["datasets"]
+    last = last_of(agent)
+    (first, episodes), (low, high) = last["episodes"], last["return_interval"]
+    return [
+        EvalResult(
+            task_type="reinforcement-learning",
+            task_name="in-context reinforcement learning",
+            dataset_type=evaluation["env_id"],
+            dataset_name=f"{evaluation['env_id']}, {agent['num_tasks']} held-out tasks",
+            dataset_split="test",
+            dataset_revision=datasets[0]["revision"] if len(datasets) == 1 else None,
+            dataset_args={
+                "tasks": agent["num_tasks"],
+                "trainings": agent["num_models"],
+                "rollouts_per_training_and_task": agent["num_rollouts"],
+                "episodes": episodes,
+            },
+            metric_type="mean_reward",
+            metric_name=f"mean return of episodes {first} to {episodes}",
+            metric_value=f"{last['return']:.2f} +/- {(high - low) / 2:.2f}",
+        )
+    ]

@@ -1,4 +1,4 @@
-"""Metrics of in-context learning: means and interquartile means with intervals, regret, steps to a level."""
+"""Statistics of in-context learning: means and interquartile means with intervals, regret, steps to a level."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def bootstrap_means(blocks: Sequence[np.ndarray], resamples: int = RESAMPLES, se
 
     Args:
         blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks, ...)`):
-            Values of each split of the tasks into those to train on and those to test on: a split has models, which
-            were trained on its tasks, of its own.
+            Values of each split of the tasks into those to train on and those to test on; each split has models of
+            its own.
         resamples (`int`, *optional*, defaults to 1000):
             Bootstrap samples.
         seed (`int`, *optional*, defaults to 0):
@@ -66,10 +66,10 @@ def bootstrap_means(blocks: Sequence[np.ndarray], resamples: int = RESAMPLES, se
     for sample in range(resamples):
         for block in blocks:
             models, rollouts, tasks = block.shape[:3]
-            chosen: Any = rng.integers(models, size=models) if models > 1 else np.zeros(1, dtype=np.int64)
+            own: Any = rng.integers(models, size=models) if models > 1 else np.zeros(1, dtype=np.int64)
             drawn: Any = rng.integers(tasks, size=tasks)
             runs = rng.integers(rollouts, size=(models, rollouts, tasks) if models > 1 else (rollouts, tasks))
-            values = block[chosen[:, None, None], runs.reshape(models, rollouts, tasks), drawn]
+            values = block[own[:, None, None], runs.reshape(models, rollouts, tasks), drawn]
             means[sample] += values.mean(axis=(0, 1)).sum(axis=0) / num_tasks
     return means
 
@@ -85,30 +85,15 @@ def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def bootstrap_curve(
-    returns: np.ndarray | Sequence[np.ndarray], env_steps: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Curve:
+def bootstrap_curve(blocks: Sequence[np.ndarray], env_steps: np.ndarray) -> Curve:
     """
-    Mean return by episode, with the interval of [`bootstrap_means`].
-
-    Args:
-        returns (`np.ndarray` of shape `(num_rollouts, num_tasks, num_episodes)`):
-            Return of each episode, of one model; or blocks (num_models, num_rollouts, num_tasks, num_episodes), one
-            for each split.
-        env_steps (`np.ndarray` of shape `(num_episodes,)`):
-            Environment steps until the end of each episode.
-        resamples (`int`, *optional*, defaults to 1000):
-            Bootstrap samples.
-        seed (`int`, *optional*, defaults to 0):
-            Of the bootstrap.
+    Mean by episode of blocks (num_models, num_rollouts, num_tasks, num_episodes) with the interval of
+    [`bootstrap_means`], at the environment steps (num_episodes,) until the end of each episode.
     """
-    blocks = [returns[None]] if isinstance(returns, np.ndarray) else list(returns)
-    return Curve(env_steps, mean_of(blocks), *interval(bootstrap_means(blocks, resamples, seed)))
+    return Curve(env_steps, mean_of(blocks), *interval(bootstrap_means(blocks)))
 
 
-def interquartile_mean(
-    blocks: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, tuple[float, float] | None]:
+def interquartile_mean(blocks: Sequence[np.ndarray]) -> tuple[float, tuple[float, float] | None]:
     """
     Interquartile mean, and its stratified bootstrap interval: tasks stay, the runs of each are drawn anew.
 
@@ -120,10 +105,6 @@ def interquartile_mean(
     Args:
         blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks)`):
             A score of each run, comparable between tasks, such as its share of the optimum.
-        resamples (`int`, *optional*, defaults to 1000):
-            Bootstrap samples.
-        seed (`int`, *optional*, defaults to 0):
-            Of the bootstrap.
 
     Returns:
         `tuple`: the interquartile mean, and the bounds of its 95% interval, or `None` where each task has one run.
@@ -136,25 +117,14 @@ def interquartile_mean(
     value = float(statistic(*strata))
     if min(map(len, strata)) < 2:
         return value, None
-    found = stats.bootstrap(
-        strata, statistic, n_resamples=resamples, vectorized=True, method="percentile", rng=np.random.default_rng(seed)
+    bounds = stats.bootstrap(
+        strata, statistic, n_resamples=RESAMPLES, vectorized=True, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    return value, (float(found.low), float(found.high))
+    return value, (float(bounds.low), float(bounds.high))
 
 
 def regret(returns: np.ndarray, optimal: np.ndarray) -> np.ndarray:
-    """
-    What was missed over all episodes, against always doing the best that is possible.
-
-    Args:
-        returns (`np.ndarray` of shape `(..., num_tasks, num_episodes)`):
-            Return of each episode.
-        optimal (`np.ndarray` of shape `(num_tasks,)`):
-            Best possible return of an episode of each task.
-
-    Returns:
-        `np.ndarray` of shape `(..., num_tasks)`: in units of return.
-    """
+    """Sum over episodes of the best possible return (num_tasks,) less a return (..., num_tasks, num_episodes)."""
     return (optimal[:, None] - returns).sum(axis=-1)
 
 

@@ -168,7 +168,7 @@ def is_comparable(source: Mapping[str, Any]) -> bool:
 
 
 def steps_to_shares(
-    own: Curve, source: Curve | None, gain: Gain | None, verdict: str | None, comparable: bool, name: str
+    own: Curve, source: Curve | None, gain: Gain | None, verdict: str | None, comparable: bool
 ) -> dict[str, dict[str, Any]]:
     """
     Environment steps to 50% and 90% of a gain.
@@ -182,35 +182,33 @@ def steps_to_shares(
             Whether the model learns: of one that does not, no ratio is told.
         comparable (`bool`):
             As of [`is_comparable`].
-        name (`str`):
-            Under which the model's steps are.
 
     Returns:
-        `dict`: by share the `level`, of whose gain it is (`gain_of`), the steps of the model and of the `source`,
-        `None` where the level is not reached, whether the model is there `at_start`, in its first episode, and the
-        `ratio` of the source's steps to the model's. There is none where either begins at 50% of the gain or above:
-        what was known before was not learnt in these steps.
+        `dict`: by share the `level`, of whose gain it is (`gain_of`), the `env_steps` of the model and those of the
+        `source`, `None` where the level is not reached, whether the model is there `at_start`, in its first episode,
+        and the `ratio` of the source's steps to the model's. There is none where either begins at 50% of the gain or
+        above: what was known before was not learnt in these steps.
     """
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     lowest = None if gain is None else gain.level(min(SHARES))
     begins_there = lowest is not None and any(curve.mean[0] >= lowest for curve in (own, source) if curve is not None)
     for share in SHARES:
         level = None if gain is None else gain.level(share)
-        steps: dict[str, int | None] = dict.fromkeys((name, "source"))
-        for who, curve in ((name, own), ("source", source)):
-            if curve is not None and level is not None:
-                steps[who] = steps_to_level(curve, level)
-        both, ratio = (steps[name], steps["source"]), None
-        if comparable and verdict == LEARNS and not begins_there and both[0] and both[1]:
-            ratio = both[1] / both[0]
-        found[f"{share:.0%}"] = {
+        steps, of_source = (
+            None if curve is None or level is None else steps_to_level(curve, level) for curve in (own, source)
+        )
+        ratio = None
+        if comparable and verdict == LEARNS and not begins_there and steps and of_source:
+            ratio = of_source / steps
+        entries[f"{share:.0%}"] = {
             "level": level,
             "gain_of": None if gain is None else gain.of,
-            **steps,
+            "env_steps": steps,
+            "source": of_source,
             "at_start": level is not None and bool(own.mean[0] >= level),
             "ratio": ratio,
         }
-    return found
+    return entries
 
 
 def share_of_optimum(
@@ -248,11 +246,11 @@ def learns_cell(learns: Mapping[str, Any]) -> str:
     return f"{words}: {number(learns['difference'])}{interval}"
 
 
-def steps_cell(steps: Mapping[str, Any] | None, name: str) -> str:
+def steps_cell(steps: Mapping[str, Any] | None) -> str:
     """Steps to a share of a gain in a table: of a model, of its source, and how many times more the source took."""
     if steps is None or steps["level"] is None:
         return "-"
-    own = "from its first episode" if steps["at_start"] else _steps(steps[name])
+    own = "from its first episode" if steps["at_start"] else _steps(steps["env_steps"])
     if "source" not in steps or steps["gain_of"] != "source":
         return own
     ratio = ""
@@ -304,34 +302,33 @@ def _whose(steps: Mapping[str, Any]) -> str:
     return "its source's" if "source" in steps else "its own"
 
 
-def pace_words(share: str, steps: Mapping[str, Any], name: str) -> str | None:
+def pace_words(share: str, steps: Mapping[str, Any]) -> str | None:
     """When a model reaches a share of a gain; nothing where there is none."""
     if steps["level"] is None:
         return None
     whose = f"{share} of {_whose(steps)} gain over random play"
     if steps["at_start"]:
         return f"{whose} from its first episode on"
-    if steps[name] is None:
+    if steps["env_steps"] is None:
         return f"{whose} not reached"
-    if steps["ratio"] is not None:
-        return f"{whose} after {steps[name]:,} steps, {ratio_words(steps['ratio'])} ({steps['source']:,})"
-    return f"{whose} after {steps[name]:,} steps"
+    words = f"{whose} after {steps['env_steps']:,} steps"
+    return words if steps["ratio"] is None else f"{words}, {ratio_words(steps['ratio'])} ({steps['source']:,})"
 
 
-def pace_lines(steps: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+def pace_lines(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is said of all shares; of a source that is no better than random play, that."""
     if all(entry["gain_of"] == "source" and entry["level"] is None for entry in steps.values()):
         return ["no steps are counted: the source's end is not above random play"]
-    words = [pace_words(share, steps[share], name) for share in (f"{share:.0%}" for share in SHARES)]
+    words = [pace_words(share, steps[share]) for share in (f"{share:.0%}" for share in SHARES)]
     return [line for line in words if line is not None]
 
 
-def headline(learns: Mapping[str, Any], steps: Mapping[str, Any], name: str) -> str:
+def headline(learns: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
     """A line for a title: whether a model learns, and how fast to the highest share that is reached."""
     words = verdict_words(learns)
     if all(entry["level"] is None for entry in steps.values()):
         return words
-    reached = [share for share, entry in steps.items() if entry[name] is not None or entry["at_start"]]
+    reached = [share for share, entry in steps.items() if entry["env_steps"] is not None or entry["at_start"]]
     whose = f"{_whose(next(iter(steps.values())))} gain"
     if not reached:
         return f"{words}; {next(iter(steps))} of {whose} not reached"
@@ -341,7 +338,9 @@ def headline(learns: Mapping[str, Any], steps: Mapping[str, Any], name: str) -> 
         words += f"; {begins[-1]} of {whose} from its first episode on"
     if share not in begins:
         words += f", {share}" if begins else f"; {share} of {whose}"
-        words += f" after {entry[name]:,} steps" if entry["ratio"] is None else f" in {ratio_words(entry['ratio'])}"
+        words += (
+            f" after {entry['env_steps']:,} steps" if entry["ratio"] is None else f" in {ratio_words(entry['ratio'])}"
+        )
     return words + "".join(f", {other} not reached" for other in steps if other not in reached)
 
 

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from PIL import Image, ImageDraw, ImageFont
 
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.evaluation.evaluate import EpisodeProgress
+from ad_hf.evaluation.rollouts import EpisodeProgress
 from ad_hf.evaluation.video import FORMATS, write_video
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
@@ -178,10 +178,9 @@ def write_replay(
     episodes = sorted({0, num_episodes - 1})
     envs = family.make_vec(tasks, autoreset_mode=AutoresetMode.NEXT_STEP, render_mode="rgb_array")
     recorder = FrameRecorder(envs, episodes)
-    with EpisodeProgress(f"replay of {len(tasks)} tasks", len(tasks) * num_episodes, progress) as show:
-        callback = show if progress else None
-        output = model.rollout(recorder, rollout_config, callback=callback, num_episodes=num_episodes)
-        show.update(output)
+    with EpisodeProgress(f"replay of {len(tasks)} tasks", len(tasks) * num_episodes, progress) as bar:
+        output = model.rollout(recorder, rollout_config, callback=bar, num_episodes=num_episodes)
+        bar.show(output)
     returns: np.ndarray = output["episode_returns"]
     recorder.close()
     captions = {

@@ -1,14 +1,15 @@
-"""Reports and evaluations of earlier versions, with what is said of the curves that they hold now."""
+"""Evaluations of earlier versions, with no more said of them than their curves allow."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
 from ad_hf.evaluation.curves import Curve
 from ad_hf.evaluation.headlines import (
-    OF_RETURN,
     Gain,
     compared_points,
     is_comparable,
@@ -17,105 +18,123 @@ from ad_hf.evaluation.headlines import (
     steps_to_shares,
     untested,
 )
+from ad_hf.evaluation.returns import RANDOM, SOURCE
+from ad_hf.evaluation.summary import EPISODES, last_of, models_of
 
 
-def upgrade_report(
-    report: dict[str, Any], random: np.ndarray | None = None, random_steps: np.ndarray | None = None
-) -> dict[str, Any]:
+def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     """
-    A `report.json`, as it is now written.
+    The content of an `evaluation.json`, or of a `report.json` of earlier versions, as `evaluation.json` is now.
 
     Earlier versions counted steps to 90% of a model's own end, which a model that learns nothing reaches at once. Of
-    those reports the curves are kept: what can be said of them is, and the rest is left out.
-
-    Args:
-        report (`dict`):
-            The report.
-        random (`np.ndarray` of shape `(num_tasks,)`, *optional*):
-            Return of random play in each task, if the report does not say it. Without it, no steps are counted.
-        random_steps (`np.ndarray` of shape `(num_steps,)`, *optional*):
-            Of rollouts of a single episode, mean reward of random play at each step. Without it, nothing is said of
-            whether such a model learns.
+    those the curves are kept: learning is tested by their bands, and steps are counted where random play is known.
     """
+    if "curves" in content:
+        content = _from_report(content)
+    agents = content["agents"]
+    evaluation = {"of": EPISODES, "tasks": [], "groups": {}, "models": [], "datasets": [], "source": None, **content}
+    if "random_return" not in evaluation:
+        curve = None if RANDOM not in agents else agents[RANDOM]["curve"]["mean"]
+        evaluation["random_return"] = None if curve is None else float(np.mean(curve))
+        evaluation["optimal_return"] = next((agent["optimal_return"] for agent in agents.values()), None)
+    if any("learns" not in agent for agent in models_of(evaluation).values()):
+        evaluation["agents"] = deepcopy(agents)
+        _test(evaluation)
+    return evaluation
+
+
+def _from_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A `report.json` as an `evaluation.json`, of the agents AD, source and random."""
+    tasks, curves, source = report["tasks"], report["curves"], report.get("source")
+    shared = {
+        **dict.fromkeys(("num_splits", "num_models"), 1),
+        "num_rollouts": report["num_rollout_seeds"],
+        "num_tasks": report["num_test_tasks"],
+        "optimal_return": report["optimal_return"],
+        "shares_of": report.get("fraction_of"),
+    }
+    last = {
+        "episodes": report["final_episodes"],
+        "return": report["test_return_final"],
+        "return_interval": report["test_return_final_interval"],
+        "of_optimal": report["fraction_of_optimal"],
+    }
+    at = {"1": {"episodes": [1, 1], "return": report["test_return_first"]}, str(last["episodes"][1]): last}
+    agents = {"AD": {**shared, "at": at, "curve": curves["ad"]}}
     if "learns" in report:
-        return report
-    own, source = (
-        None if report["curves"][who] is None else Curve.from_json(report["curves"][who]) for who in ("ad", "source")
-    )
-    assert own is not None
-    by_task = {name: _column(report["tasks"], name) for name in ("return", "optimal", "random")}
-    if by_task["random"] is None:
-        by_task["random"] = random
-    runs = report["num_test_tasks"] * report["num_rollout_seeds"]
-    of, steps = "episodes", 1
-    learns = learning_of_curve(own, runs)
-    if report["curves"]["of"] != "return of an episode":
-        of, steps = "steps", len(own.mean)
-        beyond = None if random_steps is None else [band - random_steps for band in (own.mean, own.low, own.high)]
-        learns = untested(of) if beyond is None else learning_of_curve(Curve(own.env_steps, *beyond), runs, of)
-    gain = None
-    known, optimal = by_task["random"], by_task["optimal"]
-    if known is not None and source is not None:
-        gain = _gain_of(source, float(known.mean()) / steps, of)
-    elif known is not None:
-        gain = Gain.of_optimum(None if optimal is None else optimal / steps, known / steps)
-    found = {name: value for name, value in report.items() if name != "env_steps_to_90"}
-    means = {name: None if values is None else float(values.mean()) for name, values in by_task.items()}
-    returns = [curve.mean for curve in (own, source) if curve is not None]
-    least = min(each.min() for each in (*returns, *by_task.values()) if each is not None)
-    share, of_what = share_of_optimum(report["test_return_final"], means["optimal"], means["random"], bool(least < 0))
-    comparable = report.get("source") is not None and is_comparable(report["source"])
-    return found | {
-        "learns": learns,
-        "fraction_of_optimal": share,
-        "fraction_of": of_what,
-        "random_return": means["random"],
-        "env_steps_to": steps_to_shares(own, source, gain, learns["verdict"], comparable, "ad"),
+        steps_to = {
+            share: {**{name: value for name, value in steps.items() if name != "ad"}, "env_steps": steps["ad"]}
+            for share, steps in report["env_steps_to"].items()
+        }
+        agents["AD"] |= {"learns": report["learns"], "steps_to": steps_to}
+    if source is not None:
+        agents[SOURCE] = {**shared, "at": {"": {"return": report["source_return_final"]}}, "curve": curves["source"]}
+    known = [task.get("random") for task in tasks]
+    random = report.get("random_return", None if None in known else float(np.mean(known)))
+    if random is not None:
+        agents[RANDOM] = {**shared, "at": {"": {"return": random}}, "curve": None}
+    names = {"AD": "return", SOURCE: "source", RANDOM: "random"}
+    return {
+        **{
+            name: report[name]
+            for name in ("env_id", "source", "seconds", "versions", "weights_digest")
+            if name in report
+        },
+        "agent": "AD",
+        "models": [{"training_seed": report.get("seeds", {}).get("training"), "rollout_seed": report["rollout_seed"]}],
+        "datasets": [report["dataset"]] if report.get("dataset") else [],
+        "of": curves["of"],
+        "optimal_return": report["optimal_return"],
+        "random_return": random,
+        "agents": agents,
+        "groups": {
+            name: {
+                **{key: group.get(key) for key in ("num_tasks", "optimal", "random")},
+                "returns": {agent: group.get(names[agent]) for agent in agents},
+                "normalized": {"AD": group["normalized"]},
+            }
+            for name, group in (report.get("groups") or {}).items()
+        },
         "tasks": [
-            {**task, "random": None if known is None else float(known[index])}
-            for index, task in enumerate(report["tasks"])
+            {
+                **{name: task.get(name) for name in ("task_id", "kwargs", "optimal", "random")},
+                "returns": {agent: task.get(names[agent]) for agent in agents},
+            }
+            for task in tasks
         ],
     }
 
 
-def upgrade_evaluation(found: dict[str, Any]) -> dict[str, Any]:
-    """
-    An `evaluation.json`, as it is now written; see [`upgrade_report`]. Steps are told and not compared: earlier
-    versions did not say what the source was.
-    """
-    agents = found["agents"]
-    if all("learns" in agent for name, agent in agents.items() if name != "random"):
-        return found
-    curves = {name: Curve.from_json(agent["curve"]) for name, agent in agents.items()}
-    random = float(curves["random"].mean.mean()) if "random" in curves else None
-    optimal = next((agent["optimal_return"] for agent in agents.values()), None)
-    gain = None
-    if random is not None and "source" in curves:
-        gain = _gain_of(curves["source"], random, "episodes")
+def _test(evaluation: dict[str, Any]) -> None:
+    """Say of the curves of an earlier version what is said of curves now."""
+    agents, optimal, random = evaluation["agents"], evaluation["optimal_return"], evaluation["random_return"]
+    curves = {name: Curve.from_json(agent["curve"]) for name, agent in agents.items() if agent["curve"] is not None}
+    by_step = evaluation["of"] != EPISODES
+    steps = len(next(iter(curves.values())).mean) if by_step else 1
+    source, gain = curves.get(SOURCE), None
+    if random is not None and source is not None:
+        gain = _gain_of(source, random / steps, "steps" if by_step else "episodes")
     elif random is not None and optimal is not None:
-        gain = Gain.of_optimum(np.array([optimal]), np.array([random]))
-    negative = min(curve.mean.min() for curve in curves.values()) < 0 or (optimal is not None and optimal < 0)
-    upgraded = {}
+        gain = Gain.of_optimum(np.array([optimal / steps]), np.array([random / steps]))
+    least = min(
+        *(curve.mean.min() for curve in curves.values()), *(each for each in (optimal, random) if each is not None), 0
+    )
+    comparable = bool(evaluation.get("source")) and is_comparable(evaluation["source"])
     for name, agent in agents.items():
-        kept = {key: value for key, value in agent.items() if key != "steps_to"}
-        last = list(agent["at"].values())[-1]
-        kept["shares_of"] = None if negative or "of_optimal" not in last else OF_RETURN
-        if name != "random":
-            runs = agent["num_models"] * agent["num_rollouts"] * agent["num_tasks"]
-            learns = learning_of_curve(curves[name], runs)
-            source = None if name == "source" else curves.get("source")
-            steps = steps_to_shares(curves[name], source, gain, learns["verdict"], False, "env_steps")
-            kept |= {"learns": learns, "steps_to": steps}
-            if name == "source":
-                for entry in steps.values():
-                    del entry["source"]
-        upgraded[name] = kept
-    return {**found, "agents": upgraded}
-
-
-def _column(tasks: list[dict[str, Any]], name: str) -> np.ndarray | None:
-    values = [task.get(name) for task in tasks]
-    return None if None in values else np.array(values, dtype=np.float64)
+        last = last_of(agent)
+        share, agent["shares_of"] = share_of_optimum(last["return"], optimal, random, bool(least < 0))
+        last.pop("of_optimal", None)
+        last |= {} if share is None else {"of_optimal": share}
+        agent.pop("steps_to", None)
+        if name == RANDOM:
+            continue
+        runs = agent["num_models"] * agent["num_rollouts"] * agent["num_tasks"]
+        agent["learns"] = untested("steps") if by_step else learning_of_curve(curves[name], runs)
+        beside = None if name == SOURCE else source
+        agent["steps_to"] = steps_to_shares(curves[name], beside, gain, agent["learns"]["verdict"], comparable)
+        if name == SOURCE:
+            for entry in agent["steps_to"].values():
+                del entry["source"]
 
 
 def _gain_of(source: Curve, random: float, of: str) -> Gain:
@@ -123,5 +142,5 @@ def _gain_of(source: Curve, random: float, of: str) -> Gain:
     points = compared_points(len(source.mean), of)
     last = slice(None) if points is None else points[1]
     if source.low[last].mean() <= random:
-        return Gain("source", None, None)
-    return Gain("source", random, float(source.mean[last].mean()))
+        return Gain(SOURCE, None, None)
+    return Gain(SOURCE, random, float(source.mean[last].mean()))

@@ -24,10 +24,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # the latter of weights in parts
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
-# What a run leaves beside its model, and a model's repository shows.
-REPORT_FILE, EVALUATION_FILE = "report.json", "evaluation.json"
-REPORT_FILES = (REPORT_FILE, "learning_curve.png", "replay.gif", "replay.mp4")  # the Hub shows the last by itself
-RESULT_FILES = (*REPORT_FILES, EVALUATION_FILE)
+# Results beside a model, which its repository shows: its newest evaluation, or a report of earlier versions.
+EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.json"
+RESULT_FILES = (EVALUATION_FILE, REPORT_FILE, "learning_curve.png", "replay.gif", "replay.mp4")
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
 CHECKPOINT_FOLDER = "checkpoint"  # of a model's repository, in which its run's newest checkpoint is
 CHECKPOINT_FILES = TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
@@ -113,8 +112,12 @@ def checkpoint_files(folder: Path) -> dict[str, Content]:
 
 def run_files(model: Path) -> dict[str, Path]:
     """Recipe, data and results of a model's run, from its folder or, with precedence, from that of the run."""
-    found = files_in(model, RUN_FILES)
-    return {**found, **files_in(model.parent, RUN_FILES)} if model.name == "model" else found
+    files = files_in(model, RUN_FILES)
+    if model.name == "model":
+        files |= files_in(model.parent, RUN_FILES)
+    if EVALUATION_FILE in files:
+        files.pop(REPORT_FILE, None)
+    return files
 
 
 def weights_digest(model: ADModel) -> str:
@@ -128,20 +131,17 @@ def weights_digest(model: ADModel) -> str:
 
 def own_results(files: Mapping[str, Path], digest: Callable[[], str]) -> dict[str, Path]:
     """
-    What there is of a model's run, without results that say of themselves that they are of other weights.
+    The files of a model's run, without results whose `weights_digest` is of other weights.
 
     Args:
         files (`Mapping[str, Path]`):
             Of [`run_files`].
         digest (`Callable[[], str]`):
-            The [`weights_digest`] of the model, where it is asked for: reports of earlier versions have none.
+            Gives the [`weights_digest`] of the model; results of earlier versions have none to compare with.
     """
-    left_out: set[str] = set()
-    for name, dependent in ((REPORT_FILE, REPORT_FILES), (EVALUATION_FILE, [EVALUATION_FILE])):
-        claimed = read_json(files[name]).get("weights_digest") if name in files else None
-        if claimed is not None and claimed != digest():
-            warnings.warn(
-                f"{files[name]} is of other weights than the model's: its results are left out", stacklevel=2
-            )
-            left_out.update(dependent)
-    return {name: path for name, path in files.items() if name not in left_out}
+    results = files.get(EVALUATION_FILE, files.get(REPORT_FILE))
+    claimed = None if results is None else read_json(results).get("weights_digest")
+    if claimed is None or claimed == digest():
+        return dict(files)
+    warnings.warn(f"{results} is of other weights than the model's: its results are left out", stacklevel=2)
+    return {name: path for name, path in files.items() if name not in RESULT_FILES}

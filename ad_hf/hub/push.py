@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ad_hf.evaluation.card import evaluation_card
-from ad_hf.evaluation.protocol import EVALUATION_FILES, ROWS_FILE, SUMMARY_FILE, read_rows
+from ad_hf.evaluation.returns import ROWS_FILE, read_rows
+from ad_hf.evaluation.summary import EVALUATION_FILES, SUMMARY_FILE
 from ad_hf.histories.card import dataset_card, dataset_config
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.evaluation.evaluate import play_at_random
 from ad_hf.evaluation.headlines import SHARES, Gain
+from ad_hf.evaluation.rollouts import play_at_random
 from ad_hf.sources.learners import learns_side_by_side, make_learner
 from ad_hf.sources.recorder import HistoryRecorder, RecordedSteps
 from ad_hf.storage.files import atomic_path, write_text

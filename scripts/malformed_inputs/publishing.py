@@ -213,7 +213,7 @@ def _lost(place: Place, value: Any) -> str | None:
 def inputs() -> Iterator[Input]:
     """Hostile text and links in what is published, and the user's own files."""
     for what, text in HOSTILE.items():
-        in_run = _in_run("run.json:env_id", "report.json:env_id")
+        in_run = _in_run("run.json:env_id", "evaluation.json:env_id")
         yield refused(
             AREA,
             f"card of a model: an env_id with {what}",
@@ -319,7 +319,7 @@ def inputs() -> Iterator[Input]:
         ("convert", "notes", True),
         ("rollout", "model", True),
         ("evaluate", "evaluation.json", True),
-        ("rollout", "report.json", True),
+        ("rollout", "returns.parquet", True),
         ("train", "metrics.jsonl", True),
     ):
         lost = f"out/{name}/notes.txt" if is_folder else f"out/{name}"

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.evaluation.plots import AD_COLOUR, INK
+from ad_hf.evaluation.pictures import AD_COLOUR, INK, new_figure
 from ad_hf.histories.windows import none_action
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
@@ -133,8 +131,7 @@ def plot_paths(
     """
     ends = np.asarray(output.terminations) | np.asarray(output.truncations)
     numbers = np.cumsum(ends, axis=1) - ends + 1
-    figure = Figure(figsize=(1.9 * len(tasks) + 0.6, 2.0 * len(episodes) + 0.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.9 * len(tasks) + 0.6, 2.0 * len(episodes) + 0.2)
     grid = figure.subplots(len(episodes), len(tasks), squeeze=False)
     rng = np.random.default_rng(0)
     for row, episode in enumerate(episodes):
@@ -164,8 +161,7 @@ def plot_attention(path: str | Path, attention: Attention) -> None:
         attention ([`Attention`]):
             What a model attended to.
     """
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.4, 3.2)
     left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
     masses = attention.by_episode()
     image = left.imshow(masses, aspect="auto", cmap="Reds", vmin=0)

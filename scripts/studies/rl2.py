@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import Evaluation
+from ad_hf.evaluation.rollouts import Evaluation
 from ad_hf.storage.files import atomic_path
 
 MODEL_FILE = "rl2.zip"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,16 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import Evaluation, evaluate
-from ad_hf.evaluation.protocol import ROWS_FILE, evaluation_rows, random_rows, read_rows, source_rows, write_rows
-from ad_hf.evaluation.report import source_curves
-from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.evaluation.returns import (
+    ROWS_FILE,
+    evaluation_rows,
+    join_rows,
+    random_rows,
+    read_rows,
+    source_rows,
+    write_rows,
+)
+from ad_hf.evaluation.rollouts import Evaluation, evaluate
 from ad_hf.histories.rollouts import load_prompts
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.pipeline import collect_recipe, train
@@ -233,12 +239,10 @@ class StudyRunner:
     Args:
         folder (`str` or `Path`):
             The folder, of all studies.
-        say (`Callable[[str], None]`, *optional*):
-            Prints a line for people.
     """
 
-    def __init__(self, folder: str | Path, say: Callable[[str], None] = print) -> None:
-        self.folder, self.say = Path(folder), say
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether a cell's returns are there."""
@@ -380,7 +384,7 @@ class StudyRunner:
         for variant in study.variants:
             tables += [read_rows(self.folder / cell.folder / ROWS_FILE) for cell in chosen if cell.variant == variant]
         tables += self._baselines([cell for cell in chosen if cell.variant == next(iter(study.variants))])
-        return pa.concat_tables(tables), chosen
+        return join_rows(tables), chosen
 
     def _baselines(self, chosen: Sequence[Cell]) -> list[pa.Table]:
         """Rows of the sources, if they are shown, and of random actions, for each split."""
@@ -389,8 +393,7 @@ class StudyRunner:
             recipe = cell.recipe
             family = TaskFamily(recipe.family)
             if cell.study.baselines:
-                curves = source_curves(HistoryDataset.open(self.histories(recipe)))
-                tables.append(source_rows(curves, family, cell.split))
+                tables.append(source_rows(self.histories(recipe), family, cell.split))
             tables.append(random_rows(family, num_seeds=cell.study.num_rollouts, split_seed=cell.split))
         return tables
 

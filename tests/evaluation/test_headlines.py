@@ -9,16 +9,14 @@ from huggingface_hub import ModelCard
 
 from ad_hf.cli import main
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.card import evaluation_card
-from ad_hf.evaluation.evaluate import Evaluation, play_at_random
-from ad_hf.evaluation.headlines import learning_of
-from ad_hf.evaluation.plots import title_of
-from ad_hf.evaluation.protocol import agents_of, evaluation_rows, source_rows
-from ad_hf.evaluation.report import SourceCurves, write_report
-from ad_hf.evaluation.results import evaluation_summary, write_evaluation
-from ad_hf.evaluation.upgrades import upgrade_evaluation, upgrade_report
+from ad_hf.evaluation.card import evaluation_card, write_evaluation
+from ad_hf.evaluation.headlines import is_comparable, learning_of
+from ad_hf.evaluation.pictures import title_of
+from ad_hf.evaluation.returns import evaluation_rows
+from ad_hf.evaluation.rollouts import Evaluation
+from ad_hf.evaluation.summary import Summary, describe, last_of
+from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.hub.model_card import model_card
-from ad_hf.pipeline import summary
 
 EPISODES, STEPS, STREAMS = 40, 10, 5  # a source's step on a task is a step of all its streams
 
@@ -54,131 +52,163 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def tasks():
-    return [{"goal": [x, y]} for x in range(2) for y in range(2)]
-
-
-def reported(tmp_path, histories, tasks, own, source, random, optimal, **details):
-    """A report, a card and an evaluation of a model and a source whose returns in four tasks differ a little."""
+def rows_of(own, source, random, optimal):
+    """Rows of a model and a source whose returns in four tasks differ a little, and of random play."""
     family = TaskFamily(
         "ad_hf/DarkRoom-v0",
-        splits={"train": [{"goal": [2, 2]}], "test": tasks},
+        splits={"train": [{"goal": [2, 2]}], "test": [{"goal": [x, y]} for x in range(2) for y in range(2)]},
         env_kwargs={"size": 3},
         optimal_return=lambda **_: optimal,
-        random_return=lambda **_: random,
         native_vector=True,
     )
-    near = 1 + 0.003 * np.array([-3, -1, 1, 3])[:, None]
-    found = family.tasks("test")
-    evaluation = Evaluation(found, own * near * np.ones((3, 4, 1)), np.full((3, 4, EPISODES), STEPS), 0)
-    returns = source * near * np.ones((STREAMS, 4, 1))
-    lengths = np.full(returns.shape, STEPS)
-    ids = [task.task_id for task in found]
-    curves = SourceCurves(returns, lengths, STREAMS * STEPS * np.arange(1.0, EPISODES + 1), ids, None, STREAMS)
-    details = {"env_id": "ad_hf/DarkRoom-v0", "seeds": {"training": 0}, **details}
-    report = write_report(tmp_path, evaluation, family, histories, details, curves)
-    rows = [evaluation_rows(evaluation, family, "AD", 0, 0), source_rows(curves, family)]
-    played = Evaluation(found, np.full((3, 4, 5), float(random)), np.full((3, 4, 5), STEPS), 0)
-    rows.append(evaluation_rows(played, family, "random"))
-    return report, pa.concat_tables(rows)
+    near, tasks = 1 + 0.003 * np.array([-3, -1, 1, 3])[:, None], family.tasks("test")
+    tables = []
+    for agent, returns, streams in (
+        ("AD", own * near * np.ones((3, 4, 1)), 1),
+        ("source", source * near * np.ones((STREAMS, 4, 1)), STREAMS),
+        ("random", np.full((3, 4, 5), float(random)), 1),
+    ):
+        evaluation = Evaluation(tasks, returns, np.full(returns.shape, STEPS), 0, None, streams)
+        tables.append(evaluation_rows(evaluation, family, agent, 0, 0 if agent == "AD" else None))
+    return pa.concat_tables(tables)
 
 
-def card_of(report):
+DETAILS = {
+    "env_id": "ad_hf/DarkRoom-v0",
+    "agent": "AD",
+    "models": [{"training_seed": 0, "rollout_seed": 0}],
+    "datasets": [],
+    "source": {"algorithm": "A2C", "n_envs": STREAMS, "independent_streams": False},
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """A case, and its evaluation."""
+    return request.param, write_evaluation(
+        tmp_path_factory.mktemp("evaluation"), rows_of(*CASES[request.param][0]), DETAILS
+    )
+
+
+def card_of(content, file="evaluation.json"):
     config = {"observation_space": {}, "action_space": {}, "context_length": 4}
-    files = {
-        name: json.dumps(content).encode() for name, content in (("config.json", config), ("report.json", report))
-    }
+    files = {name: json.dumps(each).encode() for name, each in (("config.json", config), (file, content))}
     return ModelCard(model_card(files, "someone/something")).text
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_all_that_is_said_follows_from_a_test_and_from_the_sources_levels(name, tmp_path, tiny_histories, tasks):
+def test_all_that_is_said_follows_from_a_test_and_from_the_sources_levels(case, tmp_path):
+    name, evaluation = case
     made, verdict, half, most, ratio, words, share = CASES[name]
-    report, rows = reported(tmp_path, tiny_histories, tasks, *made)
-    found = write_evaluation(tmp_path / "evaluation", rows, {"env_id": "ad_hf/DarkRoom-v0"})
-    agent = found["agents"]["AD"]
+    agent = evaluation["agents"]["AD"]
 
-    texts = {
-        "console": summary(report, tmp_path),
-        "title": title_of(report),
-        "card": card_of(report),
-        "evaluation": evaluation_summary({"agents": {"AD": agent}}, []),
-    }
-    assert report["learns"]["verdict"] == agent["learns"]["verdict"] == verdict
-    low, high = report["learns"]["interval"]
+    assert agent["learns"]["verdict"] == verdict
+    low, high = agent["learns"]["interval"]
     assert (low > 0, high < 0) == (verdict == "learns", verdict == "gets worse")
-    for steps, who in ((report["env_steps_to"], "ad"), (agent["steps_to"], "env_steps")):
-        for entry, expected in ((steps["50%"], half), (steps["90%"], most)):
-            assert entry["at_start"] == (expected == "start")
-            if expected != "start":
-                assert entry[who] == expected
-        assert steps["90%"]["ratio"] == (None if ratio is None else pytest.approx(ratio))
-        assert ratio is not None or steps["50%"]["ratio"] is None or steps["90%"][who] is None
-    assert report["fraction_of_optimal"] == pytest.approx(share, abs=0.01)
-    last = list(agent["at"].values())[-1]
-    assert last["of_optimal"] == pytest.approx(share, abs=0.01)
+    steps = agent["steps_to"]
+    for entry, expected in ((steps["50%"], half), (steps["90%"], most)):
+        assert entry["at_start"] == (expected == "start")
+        if expected != "start":
+            assert entry["env_steps"] == expected
+    assert steps["90%"]["ratio"] == (None if ratio is None else pytest.approx(ratio))
+    assert ratio is not None or steps["50%"]["ratio"] is None or steps["90%"]["env_steps"] is None
+    assert last_of(agent)["of_optimal"] == pytest.approx(share, abs=0.01)
     negative = made[2] < 0
-    assert report["fraction_of"] == agent["shares_of"] == ("gain over random play" if negative else "return")
+    assert agent["shares_of"] == ("gain over random play" if negative else "return")
+    texts = {"console": describe(evaluation, tmp_path), "title": title_of(evaluation), "card": card_of(evaluation)}
     assert (" possible" in texts["console"].splitlines()[0]) != negative
     assert words in texts["title"]
-    ratios = [entry["ratio"] for entry in report["env_steps_to"].values() if entry["ratio"] is not None]
+    ratios = [entry["ratio"] for entry in steps.values() if entry["ratio"] is not None]
     for which, text in texts.items():
         told = ratios[-1:] if which == "title" else ratios  # of the highest share that is reached
         assert ("times fewer" in text) == any(each > 1 for each in told)
         assert ("times more steps" in text) == any(each < 1 for each in told)
-        if which != "card":
-            assert verdict in text
+        assert which == "card" or verdict in text
     assert ("wanders at first and gets better from episode to episode" in texts["card"]) == (verdict == "learns")
     assert (f"**On held-out tasks it {verdict} in its context**" in texts["card"]) == (verdict != "learns")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_old_reports_and_evaluations_say_no_more_than_their_curves(name, tmp_path, tiny_histories, tasks):
-    made, verdict, _, most, ratio, _, share = CASES[name]
-    report, rows = reported(tmp_path, tiny_histories, tasks, *made)
-    found = write_evaluation(tmp_path / "evaluation", rows, {"env_id": "ad_hf/DarkRoom-v0"})
-    flattering = {"ad": 50, "source": 25000, "level": 0.1, "ratio": 500.0}
-    for new in ("learns", "env_steps_to", "fraction_of", "random_return", "random_episodes"):
-        del report[new]
-    old = {**report, "env_steps_to_90": flattering, "fraction_of_optimal": -1.2}
-    for agent in found["agents"].values():
+def as_a_report(evaluation):
+    """A `report.json` as the first version wrote it, which counted steps to 90% of a model's own end."""
+    agents = evaluation["agents"]
+    last = last_of(agents["AD"])
+    return {
+        "env_id": evaluation["env_id"],
+        "test_return_final": last["return"],
+        "test_return_final_interval": last["return_interval"],
+        "test_return_first": agents["AD"]["at"]["1"]["return"],
+        "optimal_return": evaluation["optimal_return"],
+        "fraction_of_optimal": -1.2,
+        "source_return_final": last_of(agents["source"])["return"],
+        "groups": {},
+        "env_steps_to_90": {"ad": 50, "source": 25000, "level": 0.1, "ratio": 500.0},
+        "final_episodes": [31, 40],
+        "num_test_tasks": 4,
+        "num_rollout_seeds": 3,
+        "rollout_seed": 0,
+        "tasks": [
+            {**{key: task[key] for key in ("task_id", "kwargs", "optimal", "random")}, "return": task["returns"]["AD"]}
+            for task in evaluation["tasks"]
+        ],
+        "source": evaluation["source"],
+        "seeds": {"training": 0},
+        "curves": {
+            "of": "return of an episode",
+            **{name: agents[who]["curve"] for name, who in (("ad", "AD"), ("source", "source"))},
+        },
+    }
+
+
+def as_it_was(evaluation):
+    """An `evaluation.json` as the first version wrote it."""
+    old = {**json.loads(json.dumps(evaluation)), "datasets": []}
+    for new in ("of", "optimal_return", "random_return", "groups", "tasks", "source"):
+        del old[new]
+    for agent in old["agents"].values():
         agent["steps_to"] = {"90%": {"level": 0.1, "env_steps": 50, "source": 25000, "ratio": 500.0}}
         for new in {"learns", "shares_of"} & set(agent):
             del agent[new]
+    return old
 
-    new = upgrade_report(old)
-    agent = upgrade_evaluation(found)["agents"]["AD"]
 
-    assert new["learns"]["conservative"]
-    assert new["learns"]["verdict"] == agent["learns"]["verdict"] == verdict
-    assert new["env_steps_to"]["90%"]["ad"] == (None if most is None else agent["steps_to"]["90%"]["env_steps"])
-    assert new["env_steps_to"]["90%"]["ratio"] == (None if ratio is None else pytest.approx(ratio))
-    assert agent["steps_to"]["90%"]["ratio"] is None  # what the source was is not known
-    assert new["fraction_of_optimal"] == pytest.approx(share, abs=0.01)
-    unknown = {**old, "tasks": [{**task, "random": None} for task in old["tasks"]]}
-    for text in (card_of(old), card_of(unknown), evaluation_card(tmp_path, "x/y", found)):
+def test_old_reports_and_evaluations_say_no_more_than_their_curves(case, tmp_path):
+    name, evaluation = case
+    _, verdict, _, most, ratio, _, share = CASES[name]
+    report, old = as_a_report(evaluation), as_it_was(evaluation)
+    before = json.dumps([report, old])
+
+    from_report, from_old = (upgrade(each)["agents"]["AD"] for each in (report, old))
+
+    assert json.dumps([report, old]) == before
+    for agent in (from_report, from_old):
+        assert agent["learns"]["conservative"]
+        assert agent["learns"]["verdict"] == verdict
+        assert most in (None, "start") or agent["steps_to"]["90%"]["env_steps"] == most
+        assert last_of(agent)["of_optimal"] == pytest.approx(share, abs=0.01)
+    assert from_report["steps_to"]["90%"]["ratio"] == (None if ratio is None else pytest.approx(ratio))
+    assert from_old["steps_to"]["90%"]["ratio"] is None  # the source is not known
+    unknown = {**report, "tasks": [{**task, "random": None} for task in report["tasks"]]}
+    cards = [card_of(report, "report.json"), card_of(unknown, "report.json"), card_of(old)]
+    for text in (*cards, evaluation_card(tmp_path, "x/y", old)):
         assert "500 times" not in text
         assert "25,000" not in text
-    assert "gain over random play" not in card_of(unknown)  # of which it knows nothing
+    assert "gain over random play" not in cards[1]  # of which it knows nothing
 
 
-def test_what_a_source_is_decides_whether_steps_are_compared(tmp_path, tiny_histories, tasks):
-    made = CASES["learns faster"][0]
-    ratios = {}
-    for case, entries in {
-        "synthetic": {"algorithm": "NoisedPolicy", "independent_streams": True},
-        "streams not known": {"independent_streams": None},
-        "each stream for itself": {"independent_streams": True},
-        "one stream": {"independent_streams": None, "n_envs": 1},
-    }.items():
-        report, _ = reported(tmp_path, tiny_histories, tasks, *made)
-        source = {**report["source"], **entries}
-        old = {name: value for name, value in report.items() if name != "learns"}
-        ratios[case] = upgrade_report({**old, "source": source})["env_steps_to"]["90%"]["ratio"]
-
-    assert ratios["synthetic"] is ratios["streams not known"] is None
-    assert ratios["each stream for itself"] == ratios["one stream"] == pytest.approx(1200 / 140)
+@pytest.mark.parametrize(
+    ("entries", "comparable"),
+    [
+        ({"algorithm": "NoisedPolicy", "independent_streams": True}, False),  # synthetic
+        ({"independent_streams": None}, False),
+        ({"independent_streams": True}, True),
+        ({"independent_streams": None, "n_envs": 1}, True),
+    ],
+)
+def test_what_a_source_is_decides_whether_steps_are_compared(entries, comparable):
+    source = {**DETAILS["source"], **entries}
+    assert is_comparable(source) == comparable
+    rows = rows_of(*CASES["learns faster"][0])
+    ratio = Summary(rows, is_comparable(source)).to_json()["agents"]["AD"]["steps_to"]["90%"]["ratio"]
+    assert ratio == (pytest.approx(1200 / 140) if comparable else None)
 
 
 def test_a_verdict_needs_points_to_compare_and_runs():
@@ -192,50 +222,38 @@ def test_a_verdict_needs_points_to_compare_and_runs():
         assert learning_of([block])["verdict"] is None
 
 
-def test_random_play_is_bounded_and_seeded(dark_room_family):
-    tasks = dark_room_family.tasks("test")
-    first, again = (play_at_random(dark_room_family, tasks, max_steps=9) for _ in range(2))
-    assert first.returns.shape == (3, 3, 2)  # of episodes of four steps
-    np.testing.assert_array_equal(first.returns, again.returns)
-    np.testing.assert_array_equal(first.step_rewards.sum(axis=2), first.returns[..., 0])
-    assert play_at_random(dark_room_family, tasks, max_steps=3) is None
-
-
-@pytest.mark.parametrize("option", [[], ["--independent_streams"], ["--no-independent_streams"]])
-def test_histories_of_arrays_are_compared_with(option, tmp_path, tiny_run, tiny_recipe_file, tiny_recipe):
-    family = TaskFamily(tiny_recipe.family)
+@pytest.mark.parametrize("independent", [None, True, False])
+def test_histories_of_arrays_are_compared_with(independent, tmp_path, tiny_run, tiny_recipe_file, tiny_recipe):
     (tmp_path / "arrays").mkdir()
     length, rng = 6 * 20, np.random.default_rng(0)
-    for task in family.all_tasks:
-        ends = np.arange(1, length + 1) % 6 == 0
+    for task in TaskFamily(tiny_recipe.family).all_tasks:
         np.savez(
             tmp_path / "arrays" / f"{task.task_id:03d}.npz",
             observations=np.zeros((4, length, 2), dtype=np.int64),
             actions=rng.integers(5, size=(4, length)),
             rewards=np.broadcast_to(np.linspace(0, 1, length), (4, length)),
-            truncations=np.broadcast_to(ends, (4, length)),
+            truncations=np.broadcast_to(np.arange(1, length + 1) % 6 == 0, (4, length)),
         )
+    option = {None: [], True: ["--independent_streams"], False: ["--no-independent_streams"]}[independent]
     arguments = ["from-arrays", tmp_path / "arrays", tmp_path / "histories", "--recipe", tiny_recipe_file, *option]
     assert main(["convert", *map(str, arguments)]) == 0
 
     arguments = ["--model", tiny_run / "model", "--recipe", tiny_recipe_file, "--dataset", tmp_path / "histories"]
     assert main(["rollout", *map(str, arguments), "--output_dir", str(tmp_path / "run"), "--no_video"]) == 0
 
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    independent = {"--independent_streams": True, "--no-independent_streams": False}.get(option[0] if option else "")
-    assert report["source"].get("independent_streams") is independent
-    assert report["curves"]["source"]["env_steps"][0] == 6 * (1 if independent else 4)
-    assert independent is not None or report["env_steps_to"]["90%"]["ratio"] is None
-    text = card_of(report)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["source"].get("independent_streams") is independent
+    assert evaluation["agents"]["source"]["curve"]["env_steps"][0] == 6 * (1 if independent else 4)
+    assert independent is not None or evaluation["agents"]["AD"]["steps_to"]["90%"]["ratio"] is None
     counted = {None: "whether they learn together is not known", True: "each stream counted by itself"}
-    assert counted.get(independent, "all streams that learn together counted") in text
+    assert counted.get(independent, "all streams that learn together counted") in card_of(evaluation)
 
 
-def test_agents_of_negative_returns_have_shares_of_the_gain(tmp_path, tiny_histories, tasks):
-    _, rows = reported(tmp_path, tiny_histories, tasks, *CASES["gets worse, around zero"][0])
-    agents = {agent.agent: agent for agent in agents_of(rows)}
-    assert agents["random"].at(5)["of_optimal"] == pytest.approx(0)
-    assert agents["AD"].summary()["regret"]["of_optimal"] > 0
-    alone = agents_of(rows.filter(pa.compute.field("agent") == "AD"))[0]
-    assert alone.shares() is None  # without random play there is none
-    assert "of_optimal" not in alone.at(40)
+def test_agents_of_negative_returns_have_shares_of_the_gain():
+    rows = rows_of(*CASES["gets worse, around zero"][0])
+    agents = Summary(rows).to_json()["agents"]
+    assert last_of(agents["random"])["of_optimal"] == pytest.approx(0)
+    assert agents["AD"]["regret"]["of_optimal"] > 0
+    alone = Summary(rows.filter(pa.compute.field("agent") == "AD")).to_json()["agents"]["AD"]
+    assert alone["shares_of"] is None  # without random play there is none
+    assert "of_optimal" not in last_of(alone)

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from history_files import ACTIONS, make_table, of_histories, open_dataset, write_dataset, write_shard
 
 import ad_hf
-from ad_hf.evaluation.report import source_curves
+from ad_hf.evaluation.returns import source_returns
 from ad_hf.formats.merge import merge_datasets
 from ad_hf.histories.dataset import check_dataset
 from ad_hf.histories.selection import Selection
@@ -322,7 +322,7 @@ def test_that_no_episode_ends_is_said(undescribed, tmp_path, read):
         pytest.warns(UserWarning, match="no episode ever ends"),
         pytest.raises(ValueError, match="split train: a history of task 0 has no finished episode"),
     ):
-        source_curves(open_dataset(folder), "train")
+        source_returns(open_dataset(folder), "train")
 
 
 @pytest.mark.parametrize(

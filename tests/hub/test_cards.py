@@ -14,7 +14,7 @@ from ad_hf.histories.card import dataset_config, write_dataset_card
 from ad_hf.histories.schema import HistoryMetadata, read_metadata
 from ad_hf.hub.model_card import model_card, write_model_card
 from ad_hf.hub.model_files import model_files
-from ad_hf.pipeline import evaluate_recipe
+from ad_hf.pipeline import EvaluatedModel, evaluate_models
 from ad_hf.storage.cards import BEGIN, END, merge_card, without_configs
 
 DATA = {
@@ -134,7 +134,7 @@ def test_a_licence_is_that_which_is_given_else_that_which_people_chose():
 WRONG_FILES = {
     "run.json": ['{"dataset": 5}', '{"dataset": {}}', '{"versions": []}', "[]", "{"],
     "report.json": ["{}", '{"tasks": 5}', "[]", "\xff"],
-    "evaluation.json": ['{"agents": []}', '{"agent": "AD", "agents": {}}'],
+    "evaluation.json": ['{"agents": []}', '{"agent": "AD", "agents": {}}', "{}", "[]"],
 }
 
 
@@ -238,14 +238,15 @@ def test_a_card_of_imported_histories_needs_no_settings_of_a_source(dataset):
 
 @pytest.fixture(scope="module")
 def evaluated_run(tiny_run, tiny_histories, tmp_path_factory):
-    """A run with a report and pictures."""
+    """A run with an evaluation and pictures."""
     run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("cards") / "run"))
     recipe = ad_hf.load_recipe(run / "recipe.yaml")
-    evaluate_recipe(recipe, ad_hf.ADModel.from_pretrained(run / "model"), tiny_histories, run, num_seeds=2)
+    own = EvaluatedModel(ad_hf.ADModel.from_pretrained(run / "model"), recipe, tiny_histories)
+    evaluate_models([own], run, 2, ("gif",))
     return run
 
 
-def test_a_model_card_without_a_report_says_so(tiny_run, tiny_recipe):
+def test_a_model_card_without_an_evaluation_says_so(tiny_run, tiny_recipe):
     card = ModelCard((tiny_run / "model" / "README.md").read_text())
     assert "has not been evaluated" in card.text
     assert card.data.eval_results is None
@@ -259,48 +260,51 @@ def test_a_model_card_without_a_report_says_so(tiny_run, tiny_recipe):
 def test_a_model_card_tells_kinds_of_tasks_apart(evaluated_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(evaluated_run, run)
-    report = json.loads((run / "report.json").read_text())
-    kind = {"return": 3.5, "normalized": 0.875, "num_tasks": 2}
-    report["groups"] = {"all": kind, "even": kind, "odd": {**kind, "normalized": None}}
-    report["source"]["independent_streams"] = True
-    for folder in (run, run / "model"):
-        (folder / "report.json").write_text(json.dumps(report))
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    kind = {"num_tasks": 2, "returns": {"AD": 3.5}, "normalized": {"AD": 0.875}}
+    evaluation["groups"] = {"all": kind, "even": kind, "odd": {**kind, "normalized": {"AD": None}}}
+    evaluation["source"]["independent_streams"] = True
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
     write_model_card(run)
     text = (run / "model" / "README.md").read_text()
-    assert "| on the 2 tasks of kind `even`; with random play as 0 and the source as 1: 0.88 | 3.50 |" in text
-    assert "| on the 2 tasks of kind `odd` | 3.50 |" in text
+    assert (
+        "- On the 2 tasks of kind `even` it ends at 3.50, or 0.88 with random play as 0 and the source as 1." in text
+    )
+    assert "- On the 2 tasks of kind `odd` it ends at 3.50.\n" in text
     assert "each stream counted by itself" in text
 
 
-def test_a_model_card_with_a_report_says_what_it_says(evaluated_run):
-    report = json.loads((evaluated_run / "report.json").read_text())
+def test_a_model_card_says_what_its_evaluation_says(evaluated_run):
+    evaluation = json.loads((evaluated_run / "evaluation.json").read_text())
+    first, last = (evaluation["agents"]["AD"]["at"][episode] for episode in ("1", "12"))
     card = ModelCard((evaluated_run / "model" / "README.md").read_text())
     (result,) = card.data.eval_results
-    assert result.metric_value.startswith(f"{report['test_return_final']:.2f} +/- ")
+    assert result.metric_value.startswith(f"{last['return']:.2f} +/- ")
     assert result.dataset_type == "ad_hf/DarkRoom-v0"
     assert result.dataset_args["episodes"] == 12
     assert "has not been evaluated" not in card.text
     assert "(learning_curve.png)" in card.text
     assert "(replay.gif)" in card.text
-    assert f"| in the first episode | {report['test_return_first']:.2f} |" in card.text
+    assert f"| AD, which this is | {first['return']:.2f} | {last['return']:.2f} (" in card.text
     fingerprint = json.loads((evaluated_run / "run.json").read_text())["dataset"]["fingerprint"]
     assert fingerprint in card.text
     (recipe,) = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
     assert yaml.safe_load(recipe) == yaml.safe_load((evaluated_run / "recipe.yaml").read_text())
-    names = {"README.md", "recipe.yaml", "run.json", "report.json", "learning_curve.png", "replay.gif"}
+    names = {"README.md", "recipe.yaml", "run.json", "evaluation.json", "learning_curve.png", "replay.gif"}
     assert names <= {path.name for path in (evaluated_run / "model").iterdir()}
 
 
 def test_a_model_card_of_a_rollout_without_histories_speaks_of_no_source(tiny_run, tmp_path):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     recipe, model = ad_hf.load_recipe(run / "recipe.yaml"), ad_hf.ADModel.from_pretrained(run / "model")
-    report = evaluate_recipe(recipe, model, None, run, num_seeds=1, replay_formats=["gif", "mp4"])
+    evaluation = evaluate_models([EvaluatedModel(model, recipe)], run, 1, ("gif", "mp4"))
+    first, last = (evaluation["agents"]["AD"]["at"][episode]["return"] for episode in ("1", "12"))
     card = ModelCard((run / "model" / "README.md").read_text())
     (result,) = card.data.eval_results
-    assert result.metric_value.startswith(f"{report['test_return_final']:.2f} +/- ")
+    assert result.metric_value.startswith(f"{last:.2f} +/- ")
     assert result.dataset_revision is None
-    assert f"| in the first episode | {report['test_return_first']:.2f} |" in card.text
-    assert f"| random actions | {report['random_return']:.2f} |" in card.text
+    assert f"| AD, which this is | {first:.2f} | {last:.2f} (" in card.text
+    assert "| random | " in card.text
     assert "50% of the optimum's gain over random play" in card.text
     for words in ("the source", "A2C learners", "that it was distilled from"):
         assert words not in card.text
@@ -341,9 +345,9 @@ def test_a_model_without_a_run_has_a_card(tiny_run, tmp_path):
     [
         ("run.json", "dataset", 3),
         ("run.json", "versions", []),
-        ("report.json", "test_return_final", "high"),
-        ("report.json", "test_return_final_interval", []),
-        ("report.json", "tasks", {"0": None}),
+        ("evaluation.json", "agents", {"AD": {}}),
+        ("evaluation.json", "tasks", {"0": None}),
+        ("evaluation.json", "groups", []),
         ("config.json", None, [1]),
     ],
 )

@@ -131,23 +131,26 @@ def test_results_are_those_of_the_weights(tiny_run, tmp_path):
     model = ad_hf.ADModel.from_pretrained(run / "model")
     digest = weights_digest(model)
     assert weights_digest(ad_hf.ADModel.from_pretrained(run / "model")) == digest
-    for name in ("learning_curve.png", "replay.gif"):
-        (run / name).touch()
-    all_names = {"recipe.yaml", "run.json", "report.json", "evaluation.json", "learning_curve.png", "replay.gif"}
-    for of_report, of_evaluation, left_out in (
-        (digest, digest, set()),
-        (None, None, set()),  # as earlier versions write them
-        ("other", digest, {"report.json", "learning_curve.png", "replay.gif"}),
-        (digest, "other", {"evaluation.json"}),
+    results = {"evaluation.json", "learning_curve.png", "replay.gif"}
+    for name in results:
+        (run / name).write_text("{}")
+    for file, of in (
+        ("evaluation.json", digest),
+        ("evaluation.json", None),
+        ("evaluation.json", "other"),
+        ("report.json", "other"),
     ):
-        (run / "report.json").write_text(json.dumps({"weights_digest": of_report} if of_report else {}))
-        (run / "evaluation.json").write_text(json.dumps({"weights_digest": of_evaluation} if of_evaluation else {}))
+        (run / "evaluation.json").unlink(missing_ok=True)
+        (run / file).write_text(json.dumps({"weights_digest": of} if of else {}))  # earlier versions write none
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            assert set(own_results(run_files(run / "model"), lambda: digest)) == all_names - left_out
-        assert [str(each.message).split(" is of other weights")[0] for each in told] == [
-            str(run / name) for name in ("report.json", "evaluation.json") if name in left_out
-        ]
+            left = set(own_results(run_files(run / "model"), lambda: digest))
+        assert left == {"recipe.yaml", "run.json"} | (set() if of == "other" else results)
+        assert [str(each.message) for each in told] == [
+            f"{run / file} is of other weights than the model's: its results are left out"
+        ] * (of == "other")
+    (run / "evaluation.json").write_text("{}")
+    assert "report.json" not in run_files(run / "model")  # which is older
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1
     assert weights_digest(model) != digest

@@ -15,11 +15,12 @@ from huggingface_hub import ModelCard
 from local_hub import LocalHub
 
 import ad_hf
+from ad_hf.evaluation.summary import last_of
 
 PACKAGE = Path(ad_hf.__file__).parent
 CODE = {path.name for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
 MODEL = {"config.json", "model.safetensors", "rollout_config.json", *CODE}
-RUN = {"recipe.yaml", "run.json", "report.json", "learning_curve.png", "replay.gif"}
+RUN = {"recipe.yaml", "run.json", "evaluation.json", "learning_curve.png", "replay.gif"}
 BEGIN, END = "<!-- ad_hf writes", "<!-- Here ends what ad_hf writes. -->"
 
 
@@ -63,13 +64,18 @@ def test_a_pushed_run_is_complete_and_its_card_tells_what_it_reached_on_what(hub
     assert yaml.safe_load(files["recipe.yaml"])["training"]["max_steps"] == 10
     assert json.loads(files["run.json"])["dataset"]["revision"] == revision
 
-    card, report = card_of(hub, "local/model"), json.loads(files["report.json"])
+    card, evaluation = card_of(hub, "local/model"), json.loads(files["evaluation.json"])
     (result,) = card.data.eval_results
-    low, high = report["test_return_final_interval"]
-    assert result.metric_value == f"{report['test_return_final']:.2f} +/- {(high - low) / 2:.2f}"
+    last = last_of(evaluation["agents"]["AD"])
+    low, high = last["return_interval"]
+    assert result.metric_value == f"{last['return']:.2f} +/- {(high - low) / 2:.2f}"
     assert result.dataset_type == "ad_hf/DarkRoom-v0"
-    assert result.dataset_revision == report["dataset"]["revision"] == revision
-    assert (result.dataset_split, result.dataset_args["tasks"], result.dataset_args["rollouts_per_task"]) == (
+    assert result.dataset_revision == evaluation["datasets"][0]["revision"] == revision
+    assert (
+        result.dataset_split,
+        result.dataset_args["tasks"],
+        result.dataset_args["rollouts_per_training_and_task"],
+    ) == (
         "test",
         2,
         3,
@@ -93,6 +99,7 @@ FROM_PYTHON = """
 import sys
 import torch
 import ad_hf
+
 from huggingface_hub import HfApi
 
 model = ad_hf.ADModel.from_pretrained(sys.argv[1])
@@ -138,6 +145,7 @@ def test_from_python_a_model_is_pushed_with_all_that_belongs_to_it(hub, ad_hf_wi
 
 A_REVISION = """
 import ad_hf
+
 from huggingface_hub import HfApi
 
 first = HfApi().list_repo_commits("local/newer")[1].commit_id
@@ -147,12 +155,10 @@ ad_hf.push_model(ad_hf.ADModel.from_pretrained("local/newer", revision=first), "
 
 def test_a_model_loaded_at_a_revision_is_pushed_with_the_report_of_that_revision(hub, ad_hf_with_hub, run):
     ad_hf_with_hub("push", "model", run, "local/newer")
-    report = (run / "report.json").read_bytes()
-    hub.commit(
-        "model", "local/newer", {"report.json": report.replace(b'"num_rollout_seeds": 3', b'"num_rollout_seeds": 9')}
-    )
+    report = (run / "evaluation.json").read_bytes()
+    hub.commit("model", "local/newer", {"evaluation.json": report.replace(b'"num_rollouts": 3', b'"num_rollouts": 9')})
     ad_hf_with_hub(script=A_REVISION)
-    assert hub.files("model", "local/older")["report.json"] == report
+    assert hub.files("model", "local/older")["evaluation.json"] == report
 
 
 def test_a_repository_can_be_copied_and_its_owner_left_out(hub, ad_hf_with_hub, evaluated_run):
@@ -205,7 +211,7 @@ def test_a_model_is_not_shown_with_the_results_of_the_one_before_it(hub, ad_hf_w
     assert "has not been evaluated" in card.text
     assert not card.data.eval_results
     assert not card.data.datasets  # it was trained on a local folder
-    unevaluated = RUN - {"report.json", "learning_curve.png", "replay.gif"}
+    unevaluated = RUN - {"evaluation.json", "learning_curve.png", "replay.gif"}
     assert (
         hub.files("model", "local/other").keys() == {".gitattributes", "README.md", "notes.txt"} | MODEL | unevaluated
     )
@@ -218,7 +224,7 @@ def test_a_run_that_is_trained_anew_is_not_shown_with_the_results_of_before(
     ad_hf_with_hub("train", *options, "--output_dir", run)
     ad_hf_with_hub("push", "model", run, "local/anew")
     assert "has not been evaluated" in card_of(hub, "local/anew").text
-    assert "report.json" not in hub.files("model", "local/anew")
+    assert "evaluation.json" not in hub.files("model", "local/anew")
 
 
 PICKLES = """
@@ -291,6 +297,7 @@ def test_no_code_of_the_package_decides_to_trust_code_of_others():
 WITH_A_BACKBONE = """
 import sys
 import ad_hf
+
 
 llama = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 llama |= {"intermediate_size": 32, "vocab_size": 4, "bos_token_id": None, "eos_token_id": None}

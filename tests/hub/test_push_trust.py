@@ -11,17 +11,18 @@ from transformers import PreTrainedModel
 import ad_hf
 
 CODE = {path.name: path.read_bytes() for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
-RESULTS = {"report.json", "learning_curve.png", "replay.gif"}
+RESULTS = {"evaluation.json", "learning_curve.png", "replay.gif"}
 
 
 @pytest.fixture(scope="module")
 def evaluated_run(tiny_run, tiny_histories, tmp_path_factory):
-    """A run with a report of its model's weights."""
-    from ad_hf.pipeline import evaluate_recipe
+    """A run with an evaluation of its model's weights."""
+    from ad_hf.pipeline import EvaluatedModel, evaluate_models
 
     run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluated") / "run"))
     recipe = ad_hf.load_recipe(run / "recipe.yaml", ["--rollout.num_episodes=2"])
-    evaluate_recipe(recipe, ad_hf.ADModel.from_pretrained(run / "model"), tiny_histories, run, num_seeds=1)
+    own = EvaluatedModel(ad_hf.ADModel.from_pretrained(run / "model"), recipe, tiny_histories)
+    evaluate_models([own], run, 1, ("gif",))
     return run
 
 
@@ -52,10 +53,10 @@ def test_secrets_and_code_of_others_are_not_pushed_on(hub, ad_hf_with_hub, run):
         assert set(files) == set(honest)
         assert json.loads(files["config.json"]) == json.loads(honest["config.json"])
         assert {name: files[name] for name in CODE} == CODE
-    (run / "report.json").unlink()
-    (run / "report.json").symlink_to("/etc/passwd")
+    (run / "evaluation.json").unlink()
+    (run / "evaluation.json").symlink_to("/etc/passwd")
     done = ad_hf_with_hub("push", "model", run, "local/refused", check=False)
-    assert (done.returncode, "report.json is a link out of its folder" in done.stderr) == (2, True)
+    assert (done.returncode, "evaluation.json is a link out of its folder" in done.stderr) == (2, True)
 
 
 CHANGED = """
@@ -90,19 +91,19 @@ def test_results_of_other_weights_never_stay_beside_new_ones(hub, ad_hf_with_hub
     assert set(files) > RESULTS
     assert "mine" in ModelCard(files["README.md"].decode()).data.tags
     done = ad_hf_with_hub("push", "model", "local/plain", "local/plain")
-    assert "report.json is of other weights" in done.stderr
+    assert "evaluation.json is of other weights" in done.stderr
     assert not RESULTS & names(hub, "local/plain")
     assert hub.files("model", "local/plain")["model.safetensors"] == files["model.safetensors"]
 
 
-def test_a_report_of_a_checkpoint_is_not_shown_as_that_of_the_runs_model(run, tiny_histories):
-    from ad_hf.pipeline import evaluate_recipe
+def test_an_evaluation_of_a_checkpoint_is_not_shown_as_that_of_the_runs_model(run, tiny_histories):
+    from ad_hf.pipeline import EvaluatedModel, evaluate_models
 
     model = ad_hf.ADModel.from_pretrained(run / "model")
     model.head.linear.bias.data += 1
     recipe = ad_hf.load_recipe(run / "recipe.yaml", ["--rollout.num_episodes=2"])
-    with pytest.warns(UserWarning, match=r"report\.json is of other weights"):
-        evaluate_recipe(recipe, model, tiny_histories, run, num_seeds=1, replay_formats=())
+    with pytest.warns(UserWarning, match=r"evaluation\.json is of other weights"):
+        evaluate_models([EvaluatedModel(model, recipe, tiny_histories)], run, 1, ())
     assert "has not been evaluated" in (run / "model" / "README.md").read_text()
 
 
@@ -136,10 +137,10 @@ def test_a_licence_is_given_once(hub, ad_hf_with_hub, run, tiny_histories):
 def test_a_run_that_can_only_be_read_is_pushed_and_evaluated(hub, ad_hf_with_hub, run, tiny_histories, disk, tmp_path):
     folder, mount = disk
     there = Path(shutil.copytree(run, folder / "run"))
-    (there / "model" / "report.json").unlink()
+    (there / "model" / "evaluation.json").unlink()
     mount("remount,ro")
     ad_hf_with_hub("push", "model", there, "local/model")
-    assert hub.files("model", "local/model")["report.json"] == (run / "report.json").read_bytes()
+    assert hub.files("model", "local/model")["evaluation.json"] == (run / "evaluation.json").read_bytes()
     short = ["--num_seeds", "1", "--rollout.num_episodes", "2"]
     evaluate = ["evaluate", "--model", there, "--dataset", tiny_histories, *short, "--output_dir"]
     done = ad_hf_with_hub(*evaluate, tmp_path / "out")

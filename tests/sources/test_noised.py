@@ -18,11 +18,11 @@ from ad_hf.cli import main
 from ad_hf.collection.jobs import Job, learn_job
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.report import source_curves
+from ad_hf.evaluation.returns import source_returns
 from ad_hf.histories.card import write_dataset_card
 from ad_hf.histories.schema import read_metadata
 from ad_hf.histories.steps import STEPWISE
-from ad_hf.pipeline import evaluate_recipe
+from ad_hf.pipeline import EvaluatedModel, evaluate_models
 from ad_hf.recipe import load_recipe
 from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.learners import make_learner
@@ -270,7 +270,7 @@ def test_collected_histories_get_better_and_say_that_they_are_synthetic(syntheti
     metadata = read_metadata(synthetic)
     assert metadata.source["algorithm"] == "NoisedPolicy"
     assert metadata.source["hyperparameters"] == {"expert": EXPERT}
-    returns = source_curves(synthetic, "train").returns
+    returns = source_returns(synthetic, "train").returns
     assert returns[..., -1].mean() > 2 * returns[..., 0].mean()
     card = DatasetCard((synthetic / "README.md").read_text())
     assert "synthetic" in card.data.tags
@@ -304,12 +304,13 @@ def test_a_model_of_synthetic_histories_says_so(synthetic, tiny_recipe_file, tmp
     words = "made by a policy whose noise went down, and no reinforcement learning took place"
     card = (tmp_path / "model" / "README.md").read_text()
     assert words in card
-    report = evaluate_recipe(load_recipe(tiny_recipe_file), model, synthetic, tmp_path, num_seeds=1)
+    own = EvaluatedModel(model, load_recipe(tiny_recipe_file), synthetic)
+    evaluation = evaluate_models([own], tmp_path, num_seeds=1)
     card = (tmp_path / "model" / "README.md").read_text()
     assert words in card
-    assert "| the source, NoisedPolicy (synthetic, no reinforcement learning), at its end |" in card
+    assert "| source, NoisedPolicy (synthetic, no reinforcement learning) |" in card
     assert "learners did" not in card
-    assert report["source"]["algorithm"] == "NoisedPolicy"
-    assert report["dataset"]["source"] == "NoisedPolicy"
+    assert evaluation["source"]["algorithm"] == "NoisedPolicy"
+    assert evaluation["datasets"][0]["source"] == "NoisedPolicy"
     # How fast noise goes down is a setting.
-    assert all(steps["ratio"] is None for steps in report["env_steps_to"].values())
+    assert all(steps["ratio"] is None for steps in evaluation["agents"]["AD"]["steps_to"].values())

@@ -5,7 +5,6 @@ import html
 import json
 import math
 import re
-import shutil
 
 import pytest
 import yaml
@@ -173,33 +172,28 @@ def test_a_model_card_cannot_be_broken_out_of(tiny_run, tmp_path, name):
 
 @pytest.fixture(scope="module")
 def evaluation(tiny_run, tiny_histories, tmp_path_factory):
-    """The summary of an evaluation, and a run that has it and a report."""
-    from ad_hf.cli import main
+    """The content of an evaluation of a run."""
+    from ad_hf.pipeline import EvaluatedModel, evaluate_models
 
     folder = tmp_path_factory.mktemp("evaluations")
-    run = shutil.copytree(tiny_run, folder / "run")
-    recipe = ["--recipe", run / "recipe.yaml", "--output_dir", run, "--rollout.num_episodes", "2", "--num_seeds", "1"]
-    for argv in (["rollout", "--model", run, *recipe], ["evaluate", "--model", run, *recipe[:-4], "--num_seeds", "1"]):
-        assert main([*map(str, argv), "--dataset", str(tiny_histories)]) == 0
-    return run
+    own = EvaluatedModel.load(tiny_run, tiny_histories, overrides=["--rollout.num_episodes", "2"])
+    own.run = None  # whose card is left as it is
+    return evaluate_models([own], folder, num_seeds=1)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_cards_of_results_cannot_be_broken_out_of(evaluation, tmp_path, name):
-    found = json.loads((evaluation / "evaluation.json").read_text())
-    found |= {"env_id": name, "versions": {name: name}, "agent": name}
+    found = json.loads(json.dumps(evaluation)) | {"env_id": name, "versions": {name: name}, "agent": name}
     found["agents"] = {name if agent == "AD" else agent: each for agent, each in found["agents"].items()}
     ((_, program),) = check_card(evaluation_card(tmp_path, name, found), name)
     assert name in strings(program)
-    report = json.loads((evaluation / "report.json").read_text())
-    report |= {"env_id": name, "groups": {"all": report["groups"]["all"], "b": report["groups"]["all"]}}
-    report["groups"][name] = report["groups"]["all"]
-    report["source"]["algorithm"] = name
-    for task in report["tasks"]:
+    group = {"num_tasks": 2, "returns": {name: 1.0}, "normalized": {name: 0.5}}
+    found["groups"] = {"all": group, "b": group, name: group}
+    found["source"]["algorithm"] = name
+    for task in found["tasks"]:
         task["kwargs"] = {name: name}
-    for file, content in (("evaluation.json", found), ("report.json", report)):
-        (tmp_path / file).write_text(json.dumps(content))
-    files = {each: tmp_path / each for each in ("evaluation.json", "report.json")}
+    files = {"evaluation.json": tmp_path / "evaluation.json"}
+    files["evaluation.json"].write_text(json.dumps(found))
     ((_, program),) = check_card(
         model_card(
             files | {"config.json": b'{"observation_space": {}, "action_space": {}, "context_length": 5}'}, name

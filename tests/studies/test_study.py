@@ -16,7 +16,8 @@ import yaml
 from filelock import FileLock
 from studies.study import NotFinishedError, Study, StudyRunner, Variant, cells, load_study
 
-from ad_hf.evaluation.protocol import ROWS_FILE
+from ad_hf.evaluation.returns import ROWS_FILE
+from ad_hf.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUDIES = sorted((REPOSITORY / "scripts" / "studies").glob("*.yaml"))
@@ -45,26 +46,39 @@ def tiny_study(tiny_recipe_file):
     )
 
 
+@pytest.fixture(scope="module")
+def collected(tiny_recipe_file, tmp_path_factory):
+    """A folder of runs in which there are histories of the tiny recipe."""
+    folder = tmp_path_factory.mktemp("collected")
+    StudyRunner(folder).histories(load_recipe(tiny_recipe_file))
+    return folder
+
+
+@pytest.fixture
+def runner(collected, tmp_path):
+    """Runs cells in a folder of its own."""
+    return StudyRunner(shutil.copytree(collected, tmp_path / "runs"))
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("full", [False, True])
-def test_the_studies_there_are_can_be_read_and_their_recipes_are_what_they_say(path, full):
-    study = load_study(path, full)
+def test_the_studies_there_are_can_be_read_and_their_recipes_are_what_they_say(path):
+    for full in (False, True):
+        study = load_study(path, full)
+        for cell in cells(study):
+            recipe = cell.recipe
+            assert (recipe.family.split_seed, recipe.training.seed) == (cell.split, cell.seed)
+            assert recipe.rollout.resolve().num_episodes == study.settings["rollout.num_episodes"]
+        assert study.minutes is not None
 
-    for cell in cells(study):
-        recipe = cell.recipe
-        assert (recipe.family.split_seed, recipe.training.seed) == (cell.split, cell.seed)
-        assert recipe.rollout.resolve().num_episodes == study.settings["rollout.num_episodes"]
-    assert study.minutes is not None
 
-
-def test_processes_that_share_a_folder_take_different_cells(tiny_study, tmp_path):
-    runner, (first, second, *_) = StudyRunner(tmp_path, say=lambda line: None), cells(tiny_study)
+def test_processes_that_share_a_folder_take_different_cells(tiny_study, runner):
+    first, second, *_ = cells(tiny_study)
     code = (
         "import sys, time; from pathlib import Path; from filelock import FileLock; folder = Path(sys.argv[1]); "
         "folder.mkdir(parents=True); lock = FileLock(folder / '.lock').acquire(); print('held', flush=True); "
         "time.sleep(600)"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / first.folder], stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", code, runner.folder / first.folder], stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline().strip() == b"held"
         assert not runner.run(first)
@@ -78,8 +92,7 @@ def test_processes_that_share_a_folder_take_different_cells(tiny_study, tmp_path
     assert runner.is_finished(first)
 
 
-def test_cells_of_other_settings_are_neither_gone_on_with_nor_reported(tiny_study, tmp_path):
-    runner = StudyRunner(tmp_path, say=lambda line: None)
+def test_cells_of_other_settings_are_neither_gone_on_with_nor_reported(tiny_study, runner):
     for cell in cells(tiny_study)[:2]:
         assert runner.run(cell)
     tiny_study.variants["wide"].paper = 3.0  # which is no setting
@@ -93,15 +106,16 @@ def test_cells_of_other_settings_are_neither_gone_on_with_nor_reported(tiny_stud
         runner.rows(tiny_study)
 
 
-def test_the_seconds_of_a_run_that_was_interrupted_count(tiny_study, tmp_path):
-    def interrupt(line):
+def test_the_seconds_of_a_run_that_was_interrupted_count(tiny_study, runner, monkeypatch):
+    def interrupt(*_, **__):
         time.sleep(1)
         raise KeyboardInterrupt
 
     cell = cells(tiny_study)[0]
-    with pytest.raises(KeyboardInterrupt):
-        StudyRunner(tmp_path, say=interrupt).run(cell)
-    runner = StudyRunner(tmp_path, say=lambda line: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("studies.study.train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(cell)
     before = runner.details(cell)["seconds"]
     assert before >= 1
 
@@ -139,8 +153,8 @@ def test_every_variant_comes_once_before_any_is_repeated(tiny_study):
     ]
 
 
-def test_cells_share_histories_and_finished_ones_are_not_run_again(tiny_study, tmp_path):
-    runner = StudyRunner(tmp_path, say=lambda line: None)
+def test_cells_share_histories_and_finished_ones_are_not_run_again(tiny_study, runner):
+    tmp_path = runner.folder
     with pytest.raises(ValueError, match="no split and seed is finished in all variants"):
         runner.rows(tiny_study)
     for cell in cells(tiny_study)[:3]:
@@ -159,10 +173,9 @@ def test_cells_share_histories_and_finished_ones_are_not_run_again(tiny_study, t
     assert runner.details(finished[1])["parameters"] > runner.details(finished[0])["parameters"]
 
 
-def test_a_variant_takes_anothers_model_with_demonstrations(tiny_study, tmp_path):
+def test_a_variant_takes_anothers_model_with_demonstrations(tiny_study, runner):
     tiny_study.variants = {"AD": Variant(), "prompted": Variant(model_of="tiny/AD", prompt=0.5)}
     tiny_study.settings["model.initializer_range"] = 0.5  # of a model that cares what it sees, untrained as it is
-    runner = StudyRunner(tmp_path, say=lambda line: None)
     own, prompted = cells(tiny_study)[:2]
     with pytest.raises(ValueError, match="takes the model of tiny/AD, of which there is none: run it first"):
         runner.run(prompted)
@@ -173,10 +186,10 @@ def test_a_variant_takes_anothers_model_with_demonstrations(tiny_study, tmp_path
     rows, _ = runner.rows(tiny_study)
     returns = {name: rows.filter(pc.equal(rows["agent"], name))["returns"].to_pylist() for name in ("AD", "prompted")}
     assert returns["AD"] != returns["prompted"]
-    assert not (tmp_path / prompted.folder / "model").exists()
+    assert not (runner.folder / prompted.folder / "model").exists()
 
 
-def test_a_study_that_is_killed_goes_on_without_losing_a_finished_cell(tiny_study, tiny_recipe_file, tmp_path):
+def test_a_study_that_is_killed_goes_on_without_losing_a_finished_cell(tiny_recipe_file, collected, runner, tmp_path):
     study = {
         "title": "t",
         "recipe": str(tiny_recipe_file),
@@ -214,7 +227,7 @@ def test_a_study_that_is_killed_goes_on_without_losing_a_finished_cell(tiny_stud
     assert (results / "study.png").is_file()
     assert "| AD | " in (results / "table.md").read_text()
     # As if nobody had killed it.
-    whole = StudyRunner(tmp_path / "other", say=lambda line: None)
+    whole = StudyRunner(shutil.copytree(collected, tmp_path / "other"))
     loaded = load_study(scripts / "studies" / "tiny.yaml")
     for each in cells(loaded):
         whole.run(each)
@@ -232,10 +245,9 @@ def write_studies(script, tiny_recipe_file, folder, monkeypatch):
     return [load_study(folder / f"{name}.yaml") for name in ("base", "taker")]
 
 
-def test_a_cell_that_takes_another_studys_model_runs_after_it(tiny_recipe_file, tmp_path, monkeypatch, capsys):
+def test_a_cell_that_takes_another_studys_model_runs_after_it(tiny_recipe_file, runner, tmp_path, monkeypatch, capsys):
     script = reproduce()
     base, taker = (cells(study)[0] for study in write_studies(script, tiny_recipe_file, tmp_path, monkeypatch))
-    runner = StudyRunner(tmp_path / "runs", say=lambda line: None)
     (runner.folder / base.folder).mkdir(parents=True)
     with FileLock(runner.folder / base.folder / ".lock"):
         script.run_with_model(taker, runner)
@@ -250,10 +262,10 @@ def test_a_cell_that_takes_another_studys_model_runs_after_it(tiny_recipe_file, 
     assert not (runner.folder / taker.folder / "model").exists()
 
 
-def test_a_study_whose_runs_are_gone_is_reported_of_its_returns(tiny_recipe_file, tmp_path, monkeypatch):
+def test_a_study_whose_runs_are_gone_is_reported_of_its_returns(tiny_recipe_file, runner, tmp_path, monkeypatch):
     script = reproduce()
     study, _ = write_studies(script, tiny_recipe_file, tmp_path, monkeypatch)
-    runner, gone = (StudyRunner(tmp_path / name, say=lambda line: None) for name in ("runs", "gone"))
+    gone = StudyRunner(tmp_path / "gone")
     with pytest.raises(NotFinishedError):
         script.report(study, gone, tmp_path / "results")
     runner.run(cells(study)[0])

@@ -1,4 +1,4 @@
-"""Rollouts on a split of a family's tasks."""
+"""Rollouts on a split of a family's tasks, of a model and of random actions."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.evaluation.curves import FINAL_EPISODES
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.prompt_ad import Prompt
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
+from ad_hf.progress import ProgressBar
 
-RANDOM_EPISODES = 10
 SECONDS_BETWEEN_LOOKS = 0.1  # at a rollout's returns, for the progress bar
 
 
 @dataclass
 class Evaluation:
     """
-    Returns of an evaluation.
+    Returns of rollouts on some tasks.
 
     Attributes:
         tasks (`list[Task]`):
@@ -35,8 +34,10 @@ class Evaluation:
         seed (`int`):
             Seed of the first environment's rollout; environment i of the flattened first two axes has `seed + i`.
         step_rewards (`np.ndarray` of shape `(num_seeds, num_tasks, num_steps)`, *optional*):
-            Of rollouts of a single episode, in which all there is to learn is learnt, the reward of each step, if
-            episodes are equally long.
+            Reward of each step of the first episode, if first episodes are equally long; of a model only for rollouts
+            of a single episode, in which all learning happens within it.
+        streams (`int`, *optional*, defaults to 1):
+            Environments whose steps count together, as those that a source learns from together.
     """
 
     tasks: list[Task]
@@ -44,56 +45,42 @@ class Evaluation:
     lengths: np.ndarray
     seed: int
     step_rewards: np.ndarray | None = None
+    streams: int = 1
 
     @property
     def final_returns(self) -> np.ndarray:
-        """Returns of the last ten episodes (num_seeds, num_tasks, 10), which count as what was learnt in the end."""
+        """Returns of the last ten episodes (num_seeds, num_tasks, 10), which count as learnt in the end."""
         return self.returns[..., -FINAL_EPISODES:]
 
 
-class EpisodeProgress:
+class EpisodeProgress(ProgressBar):
     """
     A progress bar in episodes, with the mean return of the newest one that every environment has finished.
 
-    As the callback of a rollout it is called at every step of the environments, and looks at the returns only a few
-    times a second.
-
-    Args:
-        description (`str`):
-            What the bar says.
-        total (`int`, *optional*):
-            Episodes of all environments, if that is known.
-        visible (`bool`):
-            Whether to show the bar.
+    It is the callback of a rollout, which calls it at every step; it looks at the returns only a few times a second.
     """
 
     def __init__(self, description: str, total: int | None, visible: bool) -> None:
         # Drawn at every update, of which there are few, so that the mean return is that of the episodes counted.
-        self._bar = tqdm(desc=description, total=total, unit=" episodes", mininterval=0, disable=not visible)
+        super().__init__(description, total, "episodes", mininterval=0, disable=not visible)
         self._next_look = 0.0
 
-    def __enter__(self) -> EpisodeProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
     def __call__(self, output: RolloutOutput) -> None:
-        """Update the bar, if it is time to."""
+        """Show the episodes finished so far, if it is time to."""
         now = monotonic()
-        if now >= self._next_look:
+        if now >= self._next_look and not self.disable:
             self._next_look = now + SECONDS_BETWEEN_LOOKS
-            self.update(output)
+            self.show(output)
 
-    def update(self, output: RolloutOutput) -> None:
-        """Update the bar to the episodes finished so far."""
+    def show(self, output: RolloutOutput) -> None:
+        """Show the episodes finished so far."""
         returns: np.ndarray = output["episode_returns"]
         finished = ~np.isnan(returns)
         by_all = int(finished.sum(axis=1).min())
         if by_all:
             mean = returns[:, by_all - 1].mean()
-            self._bar.set_postfix_str(f"mean return of episode {by_all}: {mean:.2f}", refresh=False)
-        self._bar.update(int(finished.sum()) - self._bar.n)
+            self.set_postfix_str(f"mean return of episode {by_all}: {mean:.2f}", refresh=False)
+        self.update(int(finished.sum()) - self.n)
 
 
 def evaluate(
@@ -117,7 +104,7 @@ def evaluate(
         family ([`TaskFamily`]):
             The tasks.
         split (`str`, *optional*, defaults to `"test"`):
-            Which of them.
+            `"train"`, `"validation"` or `"test"`.
         num_episodes (`int`, *optional*):
             Episodes per rollout, by default as many as `rollout_config` says, or as every environment finishes in its
             `max_steps`.
@@ -126,14 +113,14 @@ def evaluate(
         seed (`int`, *optional*):
             Seed of the first rollout, by default that of `rollout_config`.
         rollout_config ([`RolloutConfig`], *optional*):
-            How to act; what it leaves unset is taken from the model's.
+            How to act; the model's own config fills in unset fields.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
         prompt (`Mapping` or a sequence of them, *optional*):
             Histories that the contexts begin with: one for all, or one for each of `num_seeds` rollouts of each task,
             all tasks of the first seed first.
         callback (`Callable[[RolloutOutput], None]`, *optional*):
-            Called after each step with what is known so far; an error that it raises ends the evaluation.
+            Called after each step with the rollout so far; an error that it raises ends the evaluation.
 
     Raises:
         ValueError: if the family has no task in the split, or an environment finishes no episode in `max_steps`.
@@ -149,16 +136,15 @@ def evaluate(
         raise ValueError(f"num_seeds must be a whole number, at least 1, got {num_seeds!r}")
     envs = family.make_vec(tasks, num_envs=len(tasks) * num_seeds)
     total = None if config.num_episodes is None else envs.num_envs * config.num_episodes
-    with closing(envs), EpisodeProgress(f"rollout on {split} tasks", total, progress) as show:
+    with closing(envs), EpisodeProgress(f"rollout on {split} tasks", total, progress) as bar:
 
-        def look(known: RolloutOutput) -> None:
-            if progress:
-                show(known)
+        def look(output: RolloutOutput) -> None:
+            bar(output)
             if callback is not None:
-                callback(known)
+                callback(output)
 
         output = model.rollout(envs, config, prompt, look)
-        show.update(output)
+        bar.show(output)
     shape = (num_seeds, len(tasks), output["episode_returns"].shape[1])
     returns, lengths = output["episode_returns"].reshape(shape), output["episode_lengths"].reshape(shape)
     finished = int((~np.isnan(returns)).sum(axis=2).min())
@@ -173,50 +159,36 @@ def evaluate(
 def play_at_random(
     family: TaskFamily,
     tasks: list[Task],
-    num_episodes: int = RANDOM_EPISODES,
+    num_episodes: int = 10,
     num_seeds: int = 3,
     seed: int = 0,
     max_steps: int | None = None,
 ) -> Evaluation | None:
     """
-    Take uniformly random actions in some tasks.
-
-    Args:
-        family ([`TaskFamily`]), tasks (`list[Task]`):
-            The tasks, and whose they are.
-        num_episodes (`int`, *optional*, defaults to 10), num_seeds (`int`, *optional*, defaults to 3):
-            Episodes in each environment, and environments of each task.
-        seed (`int`, *optional*, defaults to 0):
-            Of environments and actions.
-        max_steps (`int`, *optional*):
-            Steps of an environment after which it is over: with as many episodes as all have finished by then.
-
-    Returns:
-        [`Evaluation`], or `None` if some environment has finished no episode in `max_steps`.
+    Take uniformly random actions in some tasks: `num_episodes` in `num_seeds` environments of each, or as many as all
+    finish in `max_steps`; `None` if some environment finishes none.
     """
     with closing(family.make_vec(tasks, num_envs=len(tasks) * num_seeds, seed=seed)) as envs:
         envs.reset(seed=seed)
         totals, lengths, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=np.int64), []
         count = 0
-        found: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
-        while min(map(len, found)) < num_episodes and (max_steps is None or count < max_steps):
+        episodes: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
+        while min(map(len, episodes)) < num_episodes and (max_steps is None or count < max_steps):
             _, rewards, terminations, truncations, _ = envs.step(envs.action_space.sample())
-            if not all(found):  # of first episodes, which are all that is told by step
+            if not all(episodes):  # steps are kept of first episodes alone
                 steps.append(rewards)
             count += 1
             totals += rewards
             lengths += 1
             for index in np.flatnonzero(terminations | truncations):
-                found[index].append((float(totals[index]), int(lengths[index])))
+                episodes[index].append((float(totals[index]), int(lengths[index])))
                 totals[index] = lengths[index] = 0
-    finished = min(num_episodes, *map(len, found))
+    finished = min(num_episodes, *map(len, episodes))
     if not finished:
         return None
-    shape = (num_seeds, len(tasks), finished)
-    episodes = np.array([each[:finished] for each in found]).reshape(*shape, 2)
-    counts = episodes[..., 1].astype(np.int64)
-    longest = counts[0, 0, 0]
-    by_step = None
+    values = np.array([each[:finished] for each in episodes]).reshape(num_seeds, len(tasks), finished, 2)
+    counts = values[..., 1].astype(np.int64)
+    longest, step_rewards = counts[0, 0, 0], None
     if (counts[..., 0] == longest).all():
-        by_step = np.stack(steps[:longest], axis=1).reshape(num_seeds, len(tasks), longest)
-    return Evaluation(tasks, episodes[..., 0], counts, seed, by_step)
+        step_rewards = np.stack(steps[:longest], axis=1).reshape(num_seeds, len(tasks), longest)
+    return Evaluation(tasks, values[..., 0], counts, seed, step_rewards)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.evaluate import EpisodeProgress, evaluate
+from ad_hf.evaluation.rollouts import EpisodeProgress, evaluate
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
 
 
@@ -114,27 +114,24 @@ def test_progress_counts_every_episode_and_shows_the_mean_return(dark_room_famil
 
     shown = capsys.readouterr().err
     assert "rollout on test tasks: 100%" in shown
-    assert "24/24" in shown
+    assert "24.0/24.0" in shown
     assert "mean return of episode 4: " in shown
 
 
-def test_progress_tells_the_mean_return_of_an_episode_that_every_environment_has_finished(capsys):
+def test_progress_tells_the_mean_return_of_an_episode_that_every_environment_has_finished():
     unfinished = np.nan
     returns = np.array([[1.0, 2.0, 9.0], [3.0, 5.0, unfinished], [2.0, unfinished, unfinished]])
     with EpisodeProgress("rollout", total=9, visible=True) as progress:
-        progress.update(RolloutOutput(episode_returns=np.full((3, 3), unfinished)))
-        assert "mean return" not in capsys.readouterr().err
-        progress.update(RolloutOutput(episode_returns=returns))
-        shown = capsys.readouterr().err
-        assert "6/9" in shown
-        assert "mean return of episode 1: 2.00" in shown
-        progress.update(RolloutOutput(episode_returns=np.nan_to_num(returns, nan=8.0)))
-    shown = capsys.readouterr().err
-    assert "9/9" in shown
-    assert "mean return of episode 3: 8.33" in shown
+        for values, expected in (
+            (np.full((3, 3), unfinished), (0, "")),
+            (returns, (6, "mean return of episode 1: 2.00")),
+            (np.nan_to_num(returns, nan=8.0), (9, "mean return of episode 3: 8.33")),
+        ):
+            progress.show(RolloutOutput(episode_returns=values))
+            assert (progress.n, progress.postfix or "") == expected
 
 
-def test_progress_looks_at_the_returns_a_few_times_a_second_only(capsys):
+def test_progress_looks_at_the_returns_a_few_times_a_second_only():
     """A rollout calls it at every step, 20,000 times a second if need be."""
     output = RolloutOutput(episode_returns=np.ones((100, 1000)))
     with EpisodeProgress("rollout", total=100_000, visible=True) as progress:
@@ -143,8 +140,8 @@ def test_progress_looks_at_the_returns_a_few_times_a_second_only(capsys):
         for _ in range(10_000):
             progress(output)
         seconds = perf_counter() - start
-    assert seconds < 0.1  # looking every time would take a second
-    assert "100000/100000" in capsys.readouterr().err
+        assert seconds < 0.1  # looking every time would take a second
+        assert progress.n == 100_000
 
 
 def test_a_family_without_tasks_in_the_split_is_refused(dark_room_model):

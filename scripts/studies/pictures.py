@@ -1,0 +1,110 @@
+"""The table and the picture of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ad_hf.evaluation.headlines import OF_GAIN, SHARES, learns_cell, number, steps_cell
+from ad_hf.evaluation.pictures import AD_COLOUR, GREY, INK, clean, new_figure
+from ad_hf.evaluation.summary import last_of
+from studies.study import Study
+
+
+def agents_table(evaluation: Mapping[str, Any]) -> str:
+    """The agents of an evaluation as a table of markdown."""
+    agents = evaluation["agents"]
+    whose = {
+        steps["gain_of"]
+        for agent in agents.values()
+        for steps in agent.get("steps_to", {}).values()
+        if steps["level"] is not None
+    }
+    gain, who = ("the optimum's", "") if whose == {"optimum"} else ("the source's", ": own / source")
+    of = {agent["shares_of"] for agent in agents.values()} - {None}
+    shares = "of the optimum" + (f" ({OF_GAIN})" if of == {OF_GAIN} else "")
+    lines = [
+        "| agent | trainings x rollouts x tasks | first episode | last ten episodes (95% interval) | "
+        f"learns: last ten - first (95% interval) | {shares} | interquartile mean share (95% interval) | "
+        f"regret, {shares} | " + " | ".join(f"steps to {share:.0%} of {gain} gain{who}" for share in SHARES) + " |",
+        "|---" * (8 + len(SHARES)) + "|",
+    ]
+    for name, agent in agents.items():
+        first, last = next(iter(agent["at"].values())), last_of(agent)
+        low, high = last["return_interval"]
+        bounds = last["iqm_interval"]
+        cells = [
+            name,
+            f"{agent['num_models']} x {agent['num_rollouts']} x {agent['num_tasks']}",
+            number(first["return"]),
+            f"**{number(last['return'])}** ({number(low)} to {number(high)})",
+            "-" if "learns" not in agent else learns_cell(agent["learns"]),
+            number(last.get("of_optimal")),
+            number(last["iqm"]) + ("" if bounds is None else f" ({number(bounds[0])} to {number(bounds[1])})"),
+            number(agent["regret"]["of_optimal"]) if "regret" in agent else "-",
+            *(steps_cell(agent.get("steps_to", {}).get(f"{share:.0%}")) for share in SHARES),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot_study(path: str | Path, study: Study, evaluation: Mapping[str, Any]) -> None:
+    """
+    What variants of a study end at, beside what the paper reports of them, as a PNG.
+
+    Args:
+        path (`str` or `Path`):
+            The file to write, whatever its suffix.
+        study ([`~studies.study.Study`]):
+            The study.
+        evaluation (`Mapping`):
+            The content of its `evaluation.json`; agents that are no variants are not drawn.
+    """
+    ends = {name: last_of(agent) for name, agent in evaluation["agents"].items()}
+    series: dict[str | None, list[str]] = {}
+    for name, variant in study.variants.items():
+        series.setdefault(variant.series, []).append(name)
+    figure = new_figure(max(6.4, 1.2 + 0.62 * (len(study.variants) + len(series))), 3.8)
+    axes = figure.add_subplot()
+    ticks: dict[float, str] = {}
+    lowest = 0.0
+    for index, (title, names) in enumerate(series.items()):
+        places = len(ticks) + 0.8 * index + np.arange(len(names))
+        lowest = min(lowest, _plot_series(axes, places, [ends[name] for name in names]))
+        papers = [(place, study.variants[name].paper) for place, name in zip(places, names)]
+        reported = [(place, value) for place, value in papers if value is not None]
+        if reported:
+            axes.plot(*zip(*reported), color=GREY, marker="s", linestyle="--", label="the paper's")
+        ticks |= dict(zip(places.tolist(), [_tick(study.variants[name].label or name, title) for name in names]))
+        if title is not None:
+            axes.annotate(title, (places.mean(), 0), (0, -24), ("data", "axes fraction"), "offset points", ha="center")
+    if evaluation["optimal_return"] is not None:
+        axes.axhline(evaluation["optimal_return"], color=INK, linestyle=":", linewidth=1.2, label="optimum")
+    axes.set_xticks(list(ticks), list(ticks.values()), fontsize=9)
+    axes.set_ylim(bottom=lowest)
+    axes.set_xlabel(study.varied or "variant", labelpad=4 if None in series else 18)
+    axes.set_ylabel("return, last ten episodes")
+    handles, labels = axes.get_legend_handles_labels()
+    legend = dict(zip(labels, handles))  # once for all series
+    axes.legend(legend.values(), legend.keys(), frameon=False, fontsize=9)
+    clean(axes, study.title, 62)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _plot_series(axes: Axes, places: np.ndarray, ends: Sequence[Mapping[str, Any]]) -> float:
+    """Draw what variants end at, and tell how low their intervals reach."""
+    values = np.array([end["return"] for end in ends])
+    bounds = np.array([end["return_interval"] for end in ends])
+    errors = np.maximum(0, np.abs(bounds - values[:, None]).T)
+    axes.errorbar(places, values, errors, color=AD_COLOUR, marker="o", linewidth=2, capsize=3, label="ours")
+    return float(bounds.min())
+
+
+def _tick(label: str, series: str | None) -> str:
+    """What stands below a variant, without what stands below all of its series."""
+    return fill(label.replace(series or "", "").strip() or label, 16)
