@@ -16,19 +16,21 @@ from gymnasium.envs.registration import EnvSpec
 from ad_hf.envs.tasks import import_callable
 
 
-def read_wrappers(wrappers: Sequence[str | dict[str, Any]]) -> list[dict[str, Any]]:
-    """Wrappers as `{"name": import path, "kwargs": keyword arguments}` each; an import path alone will do as well."""
+def read_calls(calls: Sequence[str | dict[str, Any]], setting: str, *arguments: Any) -> list[dict[str, Any]]:
+    """
+    Calls of a setting, such as wrappers, as `{"name": import path, "kwargs": keyword arguments}`; an import path alone
+    will do. A `ValueError` names a function that does not exist or does not take its keyword arguments (and others).
+    """
     read = []
-    for index, wrapper_or_name in enumerate(wrappers):
-        where = f"family.wrappers[{index}]"
-        own = wrapper_or_name if isinstance(wrapper_or_name, dict) else {"name": wrapper_or_name}
-        entry = {"kwargs": {}, **own}
+    for index, call in enumerate(calls):
+        where = f"{setting}[{index}]"
+        entry = {"kwargs": {}, **(call if isinstance(call, dict) else {"name": call})}
         if set(entry) != {"name", "kwargs"} or not isinstance(entry["kwargs"], dict):
-            raise ValueError(f"{where}: expected an import path, or a name and kwargs, got {own!r}")
-        wrapper = import_callable(entry["name"], where)
+            raise ValueError(f"{where}: expected an import path, or a name and kwargs, got {call!r}")
+        function = import_callable(entry["name"], where)
         try:
-            inspect.signature(wrapper).bind(None, **entry["kwargs"])
-        except TypeError as error:
+            inspect.signature(function).bind(*arguments, **entry["kwargs"])
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {entry['name']} cannot be called with {entry['kwargs']}: {error}") from error
         read.append({"name": entry["name"], "kwargs": entry["kwargs"]})
     return read

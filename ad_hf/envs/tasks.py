@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -63,7 +63,10 @@ KINDS: dict[str, Any] = {"low": Range, "choices": Choices, "function": Call}
 
 def import_callable(path: Any, setting: str) -> Callable[..., Any]:
     """The function or class of an import path such as `"gymnasium.wrappers.TimeLimit"`, or a `ValueError`."""
-    imported = locate(path) if isinstance(path, str) else None
+    try:
+        imported = locate(path) if isinstance(path, str) else None
+    except ErrorDuringImport as error:
+        raise ValueError(f"{setting}: {path!r} cannot be imported: {error}") from error
     if not callable(imported):
         raise ValueError(f"{setting} must be the import path of a function or class, got {path!r}, which is none")
     return imported
