@@ -160,7 +160,7 @@ class OutputFolder:
                 self._clean_up()
                 return
             self._write_card()
-            number = sum(map(work.layout.num_tasks, range(len(work.layout))))
+            number = sum(map(len, work.layout.tasks.values())) * len(work.layout.seeds)
             reason = f"{len(failures)} of {number} tasks and seeds failed; {self.location} holds the others"
             raise CollectionError(
                 failures, self.location, f"{reason}, and the same call tries again those that failed"
@@ -223,14 +223,15 @@ def _gather(work: WorkFolder, unfinished: set[int], folder: Folder) -> None:
     parts = work.find_parts()
     names: dict[int, str] = {}
     for split in SPLITS:
-        shards = [shard for shard in work.layout.shards(split) if shard not in unfinished or shard in parts]
-        names |= {shard: f"{split}-{place:05d}-of-{len(shards):05d}.parquet" for place, shard in enumerate(shards)}
+        shards = [number for number, shard in enumerate(work.layout.shards) if shard.split == split]
+        shards = [number for number in shards if number not in unfinished or number in parts]
+        names |= {number: f"{split}-{place:05d}-of-{len(shards):05d}.parquet" for place, number in enumerate(shards)}
     folder.make()
     for leftover in set(folder.names()) - set(names.values()):
         folder.remove(leftover)
     for shard, name in names.items():
         if shard not in unfinished:
-            folder.take(work.shards_folder, work.layout.name(shard), name)
+            folder.take(work.shards_folder, work.layout.shards[shard].name, name)
         else:
             with folder.writing(name) as temporary:
                 work.write_shard(shard, parts[shard], temporary)

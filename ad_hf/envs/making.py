@@ -17,23 +17,31 @@ from gymnasium.envs.registration import EnvSpec
 from ad_hf.envs.tasks import import_callable
 
 
-def read_wrappers(wrappers: Sequence[str | dict[str, Any]]) -> list[dict[str, Any]]:
+def read_calls(calls: Sequence[str | dict[str, Any]], setting: str, *arguments: Any) -> list[dict[str, Any]]:
     """
-    Wrappers as `{"name": import path, "kwargs": keyword arguments}` each, where an import path alone will do as well.
+    Calls, such as wrappers, as `{"name": import path, "kwargs": keyword arguments}`; an import path alone will do.
+
+    Args:
+        calls (`Sequence[str | dict]`):
+            The calls.
+        setting (`str`):
+            The name of their setting.
+        arguments:
+            Further arguments of the calls.
 
     Raises:
-        ValueError: for anything else, and for a wrapper that does not exist or does not take the keyword arguments.
+        ValueError: for anything else, and for a function that does not exist or does not take the arguments.
     """
     read = []
-    for index, given in enumerate(wrappers):
-        where = f"family.wrappers[{index}]"
-        entry = {"kwargs": {}, **given} if isinstance(given, dict) else {"name": given, "kwargs": {}}
+    for index, call in enumerate(calls):
+        where = f"{setting}[{index}]"
+        entry = {"kwargs": {}, **call} if isinstance(call, dict) else {"name": call, "kwargs": {}}
         if set(entry) != {"name", "kwargs"} or not isinstance(entry["kwargs"], dict):
-            raise ValueError(f"{where}: expected an import path, or a name and kwargs, got {given!r}")
-        wrapper = import_callable(entry["name"], where)
+            raise ValueError(f"{where}: expected an import path, or a name and kwargs, got {call!r}")
+        function = import_callable(entry["name"], where)
         try:
-            inspect.signature(wrapper).bind(None, **entry["kwargs"])
-        except TypeError as error:
+            inspect.signature(function).bind(*arguments, **entry["kwargs"])
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {entry['name']} cannot be called with {entry['kwargs']}: {error}") from error
         read.append({"name": entry["name"], "kwargs": dict(entry["kwargs"])})
     return read
@@ -62,7 +70,7 @@ def make_env(
         kwargs (`dict`):
             Keyword arguments, and values of attributes.
         wrappers (`Sequence[dict]`, *optional*):
-            From [`read_wrappers`]; the first is the innermost.
+            From [`read_calls`]; the first is the innermost.
         attributes (`Sequence[str]`, *optional*):
             Which of `kwargs` are set as attributes of `env.unwrapped`, as they are, instead of passed to the
             constructor. What the constructor has derived from them stays as it was.

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -68,7 +68,10 @@ def import_callable(path: Any, setting: str) -> Callable[..., Any]:
     Raises:
         ValueError: naming the setting, if there is no such function or class.
     """
-    imported = locate(path) if isinstance(path, str) else None
+    try:
+        imported = locate(path) if isinstance(path, str) else None
+    except ErrorDuringImport as error:
+        raise ValueError(f"{setting}: {path!r} cannot be imported: {error}") from error
     if not callable(imported):
         raise ValueError(f"{setting} must be the import path of a function or class, got {path!r}, which is none")
     return imported
