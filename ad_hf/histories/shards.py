@@ -20,30 +20,16 @@ ENDS = ("terminations", "truncations")
 
 @dataclass
 class RowGroup:
-    """
-    What a footer says of a row group.
-
-    Attributes:
-        rows, steps (`int`):
-            Its rows, and their steps.
-        compressed (`int`):
-            Bytes, in the file, of the columns that training reads.
-        frame_bytes (`int`):
-            Bytes of its compressed frames, if observations are such.
-        begins, ends (`bool`):
-            Whether a history begins with it, and whether an episode may end in it.
-        histories (`tuple[str, ...]`), rewards (`tuple[float, float]`, *optional*):
-            The least and the largest id of its histories, and reward.
-    """
+    """What a footer says of a row group."""
 
     rows: int
     steps: int = 0
-    compressed: int = 0
-    frame_bytes: int = 0
-    begins: bool = False
-    ends: bool = False
-    histories: tuple[str, ...] = ()
-    rewards: tuple[float, float] | None = None
+    compressed: int = 0  # bytes, in the file, of the columns that training reads
+    frame_bytes: int = 0  # of compressed frames
+    begins: bool = False  # with a history
+    ends: bool = False  # an episode may end in it
+    histories: tuple[str, ...] = ()  # the least and the largest id
+    rewards: tuple[float, float] | None = None  # the least and the largest
 
 
 def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
@@ -108,22 +94,11 @@ def check_complete(names: Collection[str], split: str, where: str) -> None:
 
 def check_footers(footers: Mapping[str, pq.FileMetaData], metadata: HistoryMetadata, split: str, where: str) -> int:
     """
-    Refuse files that are no shards of learning histories, or not those that a dataset's metadata describes.
-
-    Args:
-        footers (`Mapping[str, pyarrow.parquet.FileMetaData]`):
-            The footer of each shard of a split, by its name.
-        metadata ([`~ad_hf.histories.schema.HistoryMetadata`]), split (`str`):
-            Of the dataset; the split.
-        where (`str`):
-            What to call the dataset in an error.
-
-    Returns:
-        `int`: the number of steps.
+    The number of steps in the shards of a split of a dataset of this name, by their footers.
 
     Raises:
-        ValueError: naming the file: for columns that are missing or of another type, no rows, a history that is in two
-            files, and statistics that do not fit the rewards.
+        ValueError: naming the shard: for columns that are missing or of another type, no rows, a history that is in
+            two shards, and statistics that do not fit the rewards.
     """
     owners: dict[str, str] = {}
     groups: list[RowGroup] = []
