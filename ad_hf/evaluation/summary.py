@@ -25,8 +25,8 @@ from ad_hf.evaluation.headlines import (
     OF_GAIN,
     OF_RETURN,
     Gain,
-    compared_points,
     evidence_words,
+    final_points,
     learning_of,
     pace_lines,
     share_of_optimum,
@@ -292,8 +292,7 @@ class Summary:
             if source is not None:
                 if source.steps is None:
                     return None
-                _, last = compared_points(source.steps[0].shape[3], "steps") or (None, slice(None))
-                ends = [block[..., last] for block in source.steps]
+                ends = [block[..., final_points(block.shape[3], "steps")] for block in source.steps]
         random = [each / steps for each in random]
         if ends is not None:
             return Gain.of_source([block.mean(axis=3) for block in ends], random)
