@@ -99,7 +99,7 @@ def simulate(num_jobs: int, num_seeds: int, jobs_per_shard: int, num_workers: in
     workers = sum(os.times()[2:4]) - workers
     sampler.stop()
     shards = list((folder / "shards").glob("*.parquet"))
-    assert len(shards) == len(layout)
+    assert len(shards) == len(layout.shards)
     assert work.count_left() == 0
     half = sampler.megabytes[len(sampler.megabytes) // 10 : len(sampler.megabytes) // 2] or sampler.megabytes
     return {

@@ -1,5 +1,7 @@
 """Learning histories whose values say which history and step they come from, and datasets of them in files."""
 
+from contextlib import closing
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,6 +149,12 @@ def steps_of(batch):
         [tuple(step[:2]) for index, step in enumerate(window) if mask is None or mask[row, index]]
         for row, window in enumerate(steps)
     ]
+
+
+def take(batches, count):
+    """Some batches of a stream."""
+    with closing(iter(batches)) as iterator:
+        return [next(iterator) for _ in range(count)]
 
 
 def slowly_kept_steps(history, every, first):

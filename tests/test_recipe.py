@@ -1,13 +1,18 @@
-"""Recipes: what a file and overrides say is what is run, and what they cannot mean is refused by name."""
+"""Recipes: the file and overrides decide what is run, and what they cannot mean is refused by name."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import yaml
 
-from ad_hf.envs.recipes import recipe_names, recipe_path
+from ad_hf.cli import main
+from ad_hf.envs.recipes import recipe_names
+from ad_hf.envs.sb3 import SB3VecEnv
+from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.recipe import SECTIONS, Recipe, load_recipe, settings_help
+from ad_hf.recipe_list import COLUMNS, describe, measured, minutes
+from ad_hf.sources.learners import make_learner
 
 RECIPE = """
 family:
@@ -20,7 +25,7 @@ source:
   hyperparameters: {learning_rate: 3e-4, n_steps: 16, policy_kwargs: {net_arch: [8, 8]}}
   seeds: [0, 4]
 data:
-  max_episodes: 30
+  # max_episodes: 3
 training:
   learning_rate: 1e-3
   max_steps: 7
@@ -28,63 +33,40 @@ training:
 
 
 @pytest.fixture
-def recipe_file(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(RECIPE)
-    return path
+def load(tmp_path):
+    """Load a recipe of some text."""
+
+    def read(text, overrides=()):
+        (tmp_path / "recipe.yaml").write_text(text)
+        return load_recipe(tmp_path / "recipe.yaml", overrides)
+
+    return read
 
 
-def write(tmp_path, text):
-    (tmp_path / "recipe.yaml").write_text(text)
-    return tmp_path / "recipe.yaml"
+def test_a_file_is_read_with_its_types_and_the_rest_has_its_defaults(load):
+    recipe, expected = load(RECIPE), Recipe()
+    expected.family.env_id, expected.family.num_test_tasks = "ad_hf/DarkRoom-v0", 4
+    expected.family.env_kwargs = {"size": 5, "max_episode_steps": 10}
+    expected.family.grid = {"goal": {"shape": [5, 5]}, "sparse_reward": [True, False]}
+    expected.source.algorithm, expected.source.seeds = "PPO", [0, 4]
+    network = {"net_arch": [8, 8]}
+    expected.source.hyperparameters = {"learning_rate": 0.0003, "n_steps": 16, "policy_kwargs": network}
+    expected.training.learning_rate, expected.training.max_steps = 0.001, 7
+    assert recipe == expected
+    recipe = load("family: {env_kwargs: {level: '7', lights: 'off', name: lake}}")
+    assert recipe.family.env_kwargs == {"level": "7", "lights": "off", "name": "lake"}
 
 
-def test_file_is_read_with_its_types(recipe_file):
-    recipe = load_recipe(recipe_file)
-    assert recipe.family.env_kwargs == {"size": 5, "max_episode_steps": 10}
-    assert recipe.family.grid == {"goal": {"shape": [5, 5]}, "sparse_reward": [True, False]}
-    assert recipe.source.algorithm == "PPO"
-    assert recipe.source.hyperparameters == {
-        "learning_rate": 0.0003,
-        "n_steps": 16,
-        "policy_kwargs": {"net_arch": [8, 8]},
-    }
-    assert recipe.source.seeds == [0, 4]
-    assert recipe.data.max_episodes == 30
-    assert (recipe.training.learning_rate, recipe.training.max_steps) == (0.001, 7)
-
-
-def test_settings_that_a_file_leaves_out_have_their_defaults(recipe_file):
-    recipe = load_recipe(recipe_file)
-    assert recipe.model == Recipe().model
-    assert recipe.rollout == Recipe().rollout
-    assert recipe.data.keep_every_episode == Recipe().data.keep_every_episode
-    assert recipe.training.batch_size == Recipe().training.batch_size
-
-
-def test_overrides_take_the_place_of_the_files_settings(recipe_file):
-    overrides = [
-        "--training.learning_rate",
-        "3e-4",
-        "--data.max_episodes=null",
-        "--source.seeds",
-        "[7]",
-        "--source.hyperparameters.n_steps",
-        "32",
-        "--family.env_kwargs.size=7",
-        "--source.algorithm",
-        "A2C",
-        "--rollout.do_sample",
-        "false",
-    ]
-    recipe = load_recipe(recipe_file, overrides)
-    expected = load_recipe(recipe_file)
+def test_overrides_take_the_place_of_the_files_settings(load):
+    overrides = """--training.learning_rate 3e-4 --data.max_episodes=null --source.seeds [7] --data.labels 7
+        --source.hyperparameters.n_steps 32 --family.env_kwargs.size=7 --source.algorithm A2C
+        --rollout.do_sample false"""
+    recipe, expected = load(RECIPE, overrides.split()), load(RECIPE)
     expected.training.learning_rate = 0.0003
-    expected.data.max_episodes = None
-    expected.source.seeds = [7]
+    expected.data.max_episodes, expected.data.labels = None, "7"
+    expected.source.seeds, expected.source.algorithm = [7], "A2C"
     expected.source.hyperparameters["n_steps"] = 32
     expected.family.env_kwargs["size"] = 7
-    expected.source.algorithm = "A2C"
     expected.rollout.do_sample = False
     assert recipe == expected
 
@@ -92,24 +74,27 @@ def test_overrides_take_the_place_of_the_files_settings(recipe_file):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--training.max_step", "3"], "training.max_step"),
-        (["--trainer.max_steps", "3"], "trainer.max_steps"),
-        (["stray"], "stray"),
-        (["--training.max_steps"], "max_steps"),
-        (["--training.max_steps", "ten"], "training.max_steps.*ten"),
-        (["--training.max_steps", "1.5"], "training.max_steps.*1.5"),
-        (["--training.learning_rate", "fast"], "training.learning_rate.*fast"),
-        (["--source.seeds", "[a]"], "source.seeds"),
-        (["--rollout.do_sample", "3"], "rollout.do_sample"),
-        (["--training.max_steps", "0"], "training.max_steps must be at least 1, got 0"),
-        (["--training.mixed_precision", "fp8"], "training.mixed_precision.*fp8"),
-        (["--rollout.temperature", "-1"], "rollout.temperature must be .*above 0"),
+        ("--training.max_step 3", "training.max_step"),
+        ("--trainer.max_steps 3", "trainer.max_steps"),
+        ("stray", "stray"),
+        ("--training.max_steps", "max_steps needs a value"),
+        ("--training.max_steps --training.seed 3", "max_steps needs a value"),
+        ("--training.max_steps ten", "training.max_steps.*ten"),
+        ("--training.max_steps 1.5", "training.max_steps.*1.5"),
+        ("--training.learning_rate fast", "training.learning_rate.*fast"),
+        ("--training.optimizer.kind adamw", "training.optimizer"),
+        ("--source.algorithm.kind A2C", "source.algorithm is 'PPO', which has no settings"),
+        ("--source.seeds [a]", "source.seeds"),
+        ("--rollout.do_sample 3", "rollout.do_sample"),
+        ("--training.max_steps 0", "training.max_steps must be .*at least 1, got 0"),
+        ("--training.mixed_precision fp8", "training.mixed_precision.*fp8"),
+        ("--rollout.temperature -1", "rollout.temperature"),
+        ("--model.hidden_size 0", "model.hidden_size must be .*at least 1"),
     ],
-    ids=str,
 )
-def test_wrong_overrides_are_refused_by_name(recipe_file, overrides, message):
+def test_wrong_overrides_are_refused_by_name(load, overrides, message):
     with pytest.raises(ValueError, match=message):
-        load_recipe(recipe_file, overrides)
+        load(RECIPE, overrides.split())
 
 
 @pytest.mark.parametrize(
@@ -122,27 +107,17 @@ def test_wrong_overrides_are_refused_by_name(recipe_file, overrides, message):
         ("training: {max_steps: 1.5}", "training.max_steps.*1.5"),
         ("source: {seeds: 3.5}", "source.seeds"),
         ("family: {tasks: [3]}", "family.tasks"),
-        ("training: {max_steps: 0}", "training.max_steps must be at least 1"),
+        ("training: {max_steps: 0}", "training.max_steps must be .*at least 1"),
+        ("model: {hidden: 3}", "unknown setting model.hidden"),
+        ("model: {observation_space: {type: Discrete, n: 3}}", "unknown setting model.observation_space"),
         ("- training", "recipe.yaml"),
         ("training: {max_steps: [", "recipe.yaml"),
         ("training: 3", "training"),
     ],
 )
-def test_wrong_files_are_refused_by_name(tmp_path, text, message):
+def test_wrong_files_are_refused_by_name(load, text, message):
     with pytest.raises(ValueError, match=message):
-        load_recipe(write(tmp_path, text))
-
-
-def test_section_without_settings_has_the_defaults(tmp_path):
-    path = write(tmp_path, "data:\n  # max_episodes: 3\ntraining:\n  max_steps: 7\n")
-    recipe = load_recipe(path)
-    assert recipe.data == Recipe().data
-    assert recipe.training.max_steps == 7
-
-
-def test_quoted_text_stays_text(tmp_path):
-    recipe = load_recipe(write(tmp_path, "family: {env_kwargs: {level: '7', lights: 'off', name: lake}}"))
-    assert recipe.family.env_kwargs == {"level": "7", "lights": "off", "name": "lake"}
+        load(text)
 
 
 def test_unknown_recipe_is_refused_with_those_that_exist(tmp_path):
@@ -152,25 +127,49 @@ def test_unknown_recipe_is_refused_with_those_that_exist(tmp_path):
             load_recipe(unknown)
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_recipes_that_come_with_the_package_are_complete(name):
-    recipe = load_recipe(name)
-    assert recipe_path(name).is_file()
-    assert recipe.family.env_id
-    family = TaskFamily(recipe.family)
-    assert len(family.tasks("test")) >= 5
-    assert len(family.tasks("validation")) >= 3
-
-
-def test_complete_recipe_comes_back_from_its_yaml(recipe_file, tmp_path):
+def test_complete_recipe_comes_back_from_its_yaml(load):
     overrides = [
         "--training.learning_rate",
         "1e-05",
         "--model.backbone_config",
-        "{model_type: llama, rms_norm_eps: 1e-6}",
+        "{model_type: llama, rope_theta: 1e6}",
     ]
-    for recipe in (Recipe(), load_recipe(recipe_file, overrides), load_recipe("dark_room")):
-        text = recipe.to_yaml()
+    for recipe in (Recipe(), load(RECIPE, overrides), load_recipe("dark_room")):
         complete = replace(recipe, rollout=recipe.rollout.resolve())
-        assert load_recipe(write(tmp_path, text)) == complete
-        assert yaml.safe_load(text) == asdict(complete)
+        assert load(recipe.to_yaml()) == complete
+        assert yaml.safe_load(recipe.to_yaml()) == asdict(complete)
+
+
+def test_the_help_describes_every_setting():
+    text = settings_help(list(SECTIONS))
+    for section, declared in SECTIONS.items():
+        for each in fields(declared):
+            assert f"--{section}.{each.name} " in text
+    assert "Width of the tokens (default: 128)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_makes_its_environments_and_fits_its_learner(name):
+    recipe = load_recipe(name)
+    family = TaskFamily(recipe.family)
+    assert family.tasks("train")
+    assert len(family.tasks("test")) >= 5
+    assert len(family.tasks("validation")) >= 3
+    envs = family.make_vec(family.tasks("train")[:1], num_envs=2, seed=0)
+    observed = SourceObservation(envs, family.source_observation) if family.source_observation else envs
+    make_learner(recipe.source.algorithm, SB3VecEnv(observed), 0, recipe.source.hyperparameters)
+    envs.close()
+    assert describe(name)["recipe"] == name
+
+
+def test_the_command_lists_every_recipe_with_its_size_and_time(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == list(COLUMNS)
+    listed = lines[1 : lines.index("")]
+    assert [line.split()[0] for line in listed] == recipe_names()
+    dark_room = next(line for line in listed if line.startswith("dark_room "))
+    for part in ("ad_hf/DarkRoom-v0", "57 + 8 + 16", "A2C x 100", "8.1 M", "4 x 128, 200 steps", "78 s", "5 min"):
+        assert part in dark_room
+    assert set(measured()) <= set(recipe_names())
+    assert [minutes(seconds) for seconds in (None, 7.4, 99, 400)] == ["-", "7 s", "99 s", "7 min"]

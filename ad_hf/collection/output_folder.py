@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +21,7 @@ from ad_hf.histories.statistics import describe_shards
 from ad_hf.settings import parse_json
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import local_path
-from ad_hf.storage.folders import Folder, RemoteFolder, is_url, open_folder
+from ad_hf.storage.folders import Folder, is_url
 
 HIDDEN_FOLDER = ".incomplete"
 SETTINGS_FILE = "collection.json"
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def is_published(dataset: Path | str, config_name: str = "default") -> bool:
     """Whether there is a dataset, perhaps one that lacks tasks."""
-    return open_folder(dataset).child(config_name).is_file(METADATA_FILE)
+    return Folder(dataset).child(config_name).is_file(METADATA_FILE)
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], holds: str, way_out: str) -> None:
@@ -61,10 +61,10 @@ class OutputFolder:
         if not isinstance(config_name, str) or not re.fullmatch(r"[^./\\<>:|?*\"][^/\\<>:|?*\"]*", config_name):
             raise ValueError(f"config_name must be the name of a folder that is not hidden, got {config_name!r}")
         self.location: Path | str = str(output_dir) if is_url(output_dir) else local_path(output_dir)
-        self._folder, self._config_name = open_folder(output_dir), config_name
+        self._folder, self._config_name = Folder(output_dir), config_name
         self._target, hidden = self._folder.child(config_name), self._folder.child(HIDDEN_FOLDER)
         self.work = hidden.child(config_name)
-        if isinstance(self._folder, RemoteFolder):
+        if self._folder.is_remote:
             return
         for folder in (self._folder, self._target, hidden, self.work):
             if os.path.lexists(folder.path) and not folder.path.is_dir():
@@ -92,7 +92,7 @@ class OutputFolder:
         target, is_under_way = self._target, self.work.is_file(SETTINGS_FILE)
         text = target.read_text(METADATA_FILE)
         if text is None:
-            if not target.exists() or (isinstance(target, RemoteFolder) and is_under_way):
+            if not target.exists() or (target.is_remote and is_under_way):
                 return False  # at a URL, a process may have been killed while it put the files there
             raise ValueError(f"{target} exists and holds no learning histories: give another output_dir")
         try:
@@ -160,7 +160,7 @@ class OutputFolder:
                 self._clean_up()
                 return
             self._write_card()
-            number = sum(map(work.layout.num_tasks, range(len(work.layout))))
+            number = sum(map(len, work.layout.tasks.values())) * len(work.layout.seeds)
             reason = f"{len(failures)} of {number} tasks and seeds failed; {self.location} holds the others"
             raise CollectionError(
                 failures, self.location, f"{reason}, and the same call tries again those that failed"
@@ -177,7 +177,7 @@ class OutputFolder:
     def _put(self, work: WorkFolder, metadata: HistoryMetadata) -> None:
         """Write the configuration: on a disk all at once, at a URL with `metadata.json` as the last file."""
         unfinished = set(work.unfinished())
-        remote = isinstance(self._target, RemoteFolder)
+        remote = self._target.is_remote
         folder = self._target if remote else work.folder.child("dataset") if unfinished else work.shards_folder
         if remote:
             folder.remove(METADATA_FILE)
@@ -201,11 +201,11 @@ class OutputFolder:
     def _write_card(self) -> None:
         """Write the README.md of the dataset."""
         output = self._folder
-        if not isinstance(output, RemoteFolder):
+        if not output.is_remote:
             write_dataset_card(output.path)
             return
         with TemporaryDirectory() as temporary:  # a copy of all that a card tells of, under the same names
-            copy = Path(temporary) / Path(output.root).name
+            copy = Path(temporary) / PurePosixPath(str(output)).name
             copy.mkdir()
             if card := output.read_text(CARD):
                 (copy / CARD).write_text(card, encoding="utf-8")
@@ -223,14 +223,15 @@ def _gather(work: WorkFolder, unfinished: set[int], folder: Folder) -> None:
     parts = work.find_parts()
     names: dict[int, str] = {}
     for split in SPLITS:
-        shards = [shard for shard in work.layout.shards(split) if shard not in unfinished or shard in parts]
-        names |= {shard: f"{split}-{place:05d}-of-{len(shards):05d}.parquet" for place, shard in enumerate(shards)}
+        shards = [number for number, shard in enumerate(work.layout.shards) if shard.split == split]
+        shards = [number for number in shards if number not in unfinished or number in parts]
+        names |= {number: f"{split}-{place:05d}-of-{len(shards):05d}.parquet" for place, number in enumerate(shards)}
     folder.make()
     for leftover in set(folder.names()) - set(names.values()):
         folder.remove(leftover)
     for shard, name in names.items():
         if shard not in unfinished:
-            folder.take(work.shards_folder, work.layout.name(shard), name)
+            folder.take(work.shards_folder, work.layout.shards[shard].name, name)
         else:
             with folder.writing(name) as temporary:
                 work.write_shard(shard, parts[shard], temporary)

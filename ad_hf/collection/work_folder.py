@@ -6,9 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from heapq import merge
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pyarrow as pa
 
@@ -44,16 +43,6 @@ def _split_job(job: Job, parts: Parts) -> tuple[list[Job], list[Job]]:
     return done, left
 
 
-class _Failure(TypedDict):
-    """The structure of a [`~ad_hf.collection.failures.TaskFailure`] in a file."""
-
-    task_id: int
-    kwargs: dict[str, Any]
-    seed: int
-    error: str
-    traceback: str
-
-
 @dataclass
 class _OpenShard:
     """A shard whose jobs are being run: its finished parts, the number of tasks that are not, and failures."""
@@ -80,7 +69,7 @@ class WorkFolder:
 
     def __init__(self, folder: Folder, layout: ShardLayout, part: tuple[int, int] = (1, 1)) -> None:
         self.folder, self.shards_folder, self.layout, self.part = folder, folder.child("shards"), layout, part
-        self.own_shards = range(part[0] - 1, len(layout), part[1])
+        self.own_shards = range(part[0] - 1, len(layout.shards), part[1])
         self._open: dict[int, _OpenShard] = {}
         self.shards_folder.make()
         for each in (folder, self.shards_folder):
@@ -94,7 +83,7 @@ class WorkFolder:
         if match := PART.search(name):
             return self.layout.find(int(match[1]), int(match[2]))
         if match := SHARD.search(name):
-            return self.layout.shards(match[1]).start + int(match[2])
+            return self.layout.firsts[match[1]] + int(match[2])
         return None
 
     def find_parts(self) -> dict[int, Parts]:
@@ -108,7 +97,7 @@ class WorkFolder:
     def unfinished(self) -> Iterator[int]:
         """Numbers of the shards that are not written."""
         written = set(self.shards_folder.names())
-        return (shard for shard in range(len(self.layout)) if self.layout.name(shard) not in written)
+        return (number for number, shard in enumerate(self.layout.shards) if shard.name not in written)
 
     def _own_unfinished(self) -> Iterator[tuple[int, Parts]]:
         parts = self.find_parts()
@@ -157,7 +146,7 @@ class WorkFolder:
         if done.failures:
             self.folder.write_text(self._failures_file(shard), json.dumps([asdict(each) for each in done.failures]))
             return
-        with self.shards_folder.writing(self.layout.name(shard)) as temporary:
+        with self.shards_folder.writing(self.layout.shards[shard].name) as temporary:
             jobs = self.write_shard(shard, done.parts, temporary)
         for job in jobs:
             self.folder.remove(job.file_name)
@@ -200,11 +189,11 @@ class WorkFolder:
 
     def _progress_file(self, shard: int) -> str:
         """The file of a shard's rows of progress."""
-        return f"progress-{self.layout.name(shard)}.json"
+        return f"progress-{self.layout.shards[shard].name}.json"
 
     def _failures_file(self, shard: int) -> str:
         """The file of the failures of a shard all of whose jobs were tried."""
-        return f"failures-{self.layout.name(shard)}.json"
+        return f"failures-{self.layout.shards[shard].name}.json"
 
     def missing(self) -> dict[int, int]:
         """How many shards have jobs that were not even tried, by the part that is to do them."""
@@ -220,21 +209,11 @@ class WorkFolder:
         """The failures of all shards, by task and seed."""
         names = map(self._failures_file, self.unfinished())
         texts = [(name, text) for name in names if (text := self.folder.read_text(name))]
-        kind = list[_Failure]
-        failures = [TaskFailure(**each) for name, text in texts for each in self._parse(text, name, kind)]
+        failures = [TaskFailure(**each) for name, text in texts for each in self._parse(text, name, list[dict])]
         return sorted(failures, key=lambda failure: (failure.task_id, failure.seed))
 
-    def progress_rows(self) -> Iterator[list[Any]]:
+    def progress_rows(self) -> list[list[Any]]:
         """How far each source got, by task and seed."""
-        return merge(*map(self._progress_of_split, SPLITS), key=lambda row: row[:2])
-
-    def _progress_of_split(self, split: str) -> Iterator[list[Any]]:
-        waiting: list[list[Any]] = []
-        for shard in self.layout.shards(split):
-            name = self._progress_file(shard)
-            rows = self._parse(self.folder.read_text(name) or "[]", name, list[list])
-            waiting = sorted([*waiting, *rows], key=lambda row: row[:2])
-            last = self.layout.last_group(shard)  # its other seeds may be in the next shard
-            yield from [row for row in waiting if row[0] < last]
-            waiting = [row for row in waiting if row[0] >= last]
-        yield from waiting
+        names = [self._progress_file(shard) for shard in range(len(self.layout.shards))]
+        rows = [row for name in names for row in self._parse(self.folder.read_text(name) or "[]", name, list[list])]
+        return sorted(rows, key=lambda row: row[:2])

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from ad_hf.envs.making import make_env, read_wrappers
+from ad_hf.envs.making import make_env, read_calls
 from ad_hf.envs.recipes import read_recipe
 from ad_hf.envs.tasks import WAYS, described_tasks, import_callable
 from ad_hf.settings import check_settings, make_section, setting
@@ -161,7 +161,7 @@ class TaskFamily:
         self.env_id, self.env_kwargs = family.env_id, dict(family.env_kwargs)
         self.native_vector, self.source_observation = family.native_vector, family.source_observation
         self.report_by = family.report_by
-        self.wrappers, self.attributes = read_wrappers(family.wrappers), family.attributes
+        self.wrappers, self.attributes = read_calls(family.wrappers, "family.wrappers", None), family.attributes
         self._optimal_return, self._random_return = map(family.function, ("optimal_return", "random_return"))
         if self.native_vector and (self.wrappers or self.attributes):
             raise ValueError(

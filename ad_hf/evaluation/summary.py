@@ -297,15 +297,15 @@ def _group(tasks: Sequence[Mapping[str, Any]], agents: Iterable[str]) -> dict[st
     """Mean returns of some tasks; and normalized, with random play as 0 and the source as 1."""
     random = _mean(task["random"] for task in tasks)
     returns = {name: _mean(task["returns"].get(name) for task in tasks) for name in agents}
-    source, normalized = returns.get(SOURCE), dict.fromkeys(models_of({"agents": returns}))
-    if random is not None and source is not None and source > random:
-        normalized |= {name: (returns[name] - random) / (source - random) for name in normalized}
+    source = returns.get(SOURCE)
+    gain = None if random is None or source is None or source <= random else source - random
+    models = models_of({"agents": returns})
     return {
         "num_tasks": len(tasks),
         "optimal": _mean(task["optimal"] for task in tasks),
         "random": random,
         "returns": returns,
-        "normalized": normalized,
+        "normalized": {name: None if gain is None else (end - random) / gain for name, end in models.items()},
     }
 
 

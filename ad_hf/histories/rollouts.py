@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from ad_hf.envs.making import read_wrappers
+from ad_hf.envs.making import read_calls
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import SPLITS, Task
 from ad_hf.histories.dataset import HistoryDataset
@@ -101,7 +101,7 @@ def from_rollout(
             action_space=rollout.action_space,
             source={"algorithm": "ADModel"},
             seeds=[],
-            wrappers=read_wrappers(wrappers),
+            wrappers=read_calls(wrappers, "wrappers", None),
             attributes=list(attributes),
         )
         with new_dataset(output_dir, config_name) as folder:

@@ -155,18 +155,18 @@ class HistoryWindows:
         is_first = (index == first) & (self.offsets[np.searchsorted(self.offsets, first)] == first)  # of a history
         for values, none in ((previous_actions, self._none), (previous["rewards"], 0.0), (previous["ends"], True)):
             values[is_first] = none
-        observations = steps["observations"]
+        observations = steps["observations"].copy()  # torch takes no fields of records
         if self._frames is not None:
             numbers, observations = observations, np.empty((*index.shape, *self._frames.shape), np.uint8)
             self._frames.take(numbers.ravel(), observations.reshape(-1, *self._frames.shape), np.arange(index.size))
         arrays = {
             "observations": observations,
             "previous_actions": previous_actions,
-            "previous_rewards": previous["rewards"],
-            "episode_starts": previous["ends"],
-            "labels": steps["labels" if "labels" in steps.dtype.names else "actions"],
+            "previous_rewards": previous["rewards"].copy(),
+            "episode_starts": previous["ends"].copy(),
+            "labels": steps["labels" if "labels" in steps.dtype.names else "actions"].copy(),
         }
-        batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if int(lengths.min()) < time:
             batch["attention_mask"] = (torch.arange(time) < torch.from_numpy(lengths)).long()
         return batch

@@ -16,10 +16,16 @@ from transformers import Cache, PreTrainedModel
 States = list[tuple[torch.Tensor, ...]]  # of each layer, of shape (rows, heads, time, size) each
 
 
+def as_slice(rows: torch.Tensor) -> torch.Tensor | slice:
+    """Ascending indices (number,) as a slice, through which is written many times as fast, if they have no gaps."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+
+
 class ContextCache(Protocol):
     """
     The cache of a context. A decoder with another kind of memory, such as the states of recurrent layers, needs a
-    class of these members, and a line in [`make_cache`].
+    subclass of this with `tensors` and `store`, and a line in [`make_cache`]; its layers read and write the rest.
 
     Attributes:
         lengths (`torch.Tensor` of shape `(batch,)`):
@@ -29,7 +35,11 @@ class ContextCache(Protocol):
     """
 
     lengths: torch.Tensor
-    active: torch.Tensor | None
+    active: torch.Tensor | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that is stored beside `lengths`, in shapes that depend on the model, batch and slots alone."""
+        ...
 
     def store(self, rows: torch.Tensor, length: int, states: States) -> None:
         """
@@ -41,20 +51,20 @@ class ContextCache(Protocol):
             length (`int`):
                 Number of steps.
             states (`list[tuple[torch.Tensor, ...]]`):
-                Of `model.encode`; nothing if there are no steps.
+                Of `model.encode`, of each row or one for all; nothing if there are no steps.
         """
+        ...
 
-    def reset(self, rows: torch.Tensor) -> None:
-        """Forget the rows of a mask (batch,)."""
+    def forget(self, rows: torch.Tensor) -> None:
+        """Let the rows of a mask (batch,) begin anew with nothing."""
+        self.lengths = self.lengths.masked_fill(rows, 0)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """All that is stored, as tensors whose shapes depend on the model, batch and slots alone."""
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """The inverse of `state_dict`."""
+        """All that is stored, itself."""
+        return {"lengths": self.lengths, **self.tensors()}
 
 
-class ADCache(Cache):
+class ADCache(ContextCache, Cache):
     """
     Keys and values of every layer, in slots of each row's own, for this package's blocks and for backbones that attend
     to all earlier steps.
@@ -77,70 +87,59 @@ class ADCache(Cache):
     """
 
     def __init__(self, states: States, batch: int, slots: int, dtype: torch.dtype, slides: bool = False) -> None:
-        super().__init__(layers=[])
-        self.slots, self.slides = slots, slides
+        Cache.__init__(self, layers=[])
+        self.slots, self.slides, self.lengths = slots, slides, torch.zeros(batch, dtype=torch.long)
         self.states = [
             tuple(part.new_zeros((batch, part.shape[1], slots, part.shape[3]), dtype=dtype) for part in layer)
             for layer in states
         ]
-        self.lengths = torch.zeros(batch, dtype=torch.long)
-        self.active: torch.Tensor | None = None
-        self._writes: list[tuple[Any, Any]] = []  # index of rows and slots of each new step
-        self._used: list[int] = []  # slots in use, with each new step
+        self._rows: Any = slice(None)  # to which the step is written
+        self._slot: Any = 0  # of all rows, or of each
+        self._used = 0  # slots in use, the step's included
 
-    def append(self, time: int) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    def append(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Make room for further steps in every row.
+        Make room for a step in every row that is active.
 
         Returns:
-            Their positions (batch or 1, time), on the CPU, and for each step which slots a row sees (batch, slots in
-            use), or `None` where all rows see all of them.
+            Its positions (batch or 1, 1), on the CPU, and which slots each row sees (batch, slots in use), or `None`
+            where all rows see all of them.
         """
         before, device = self.lengths, self.states[0][0].device
-        counted = torch.ones_like(before) if self.active is None else self.active.long()
-        if not self.slides and int((before + time * counted).max()) > self.slots:
-            raise ValueError(f"the cache holds {self.slots} steps, {int(before.max()) + time} were written to it")
-        self.lengths = before + time * counted
-        positions = before.unsqueeze(1) + torch.arange(time)
         longest, shortest = int(before.max()), int(before.min())
-        even = longest == shortest
-        rows = None if self.active is None else torch.nonzero(self.active).squeeze(1).to(device)
-        self._writes, self._used, seen = [], [], []
-        for step in range(time):
-            used = min(longest + step + 1, self.slots)
-            self._used.append(used)
-            if even and rows is None:  # all rows are written to the same slot
-                self._writes.append((slice(None), (longest + step) % self.slots))
-            else:
-                every = torch.arange(len(before), device=device) if rows is None else rows
-                self._writes.append((every, (positions[:, step] % self.slots).to(device)[every]))
-            uneven = shortest + step + 1 < used
-            seen.append((torch.arange(used) <= positions[:, step : step + 1]).to(device) if uneven else None)
-        return positions[:1] if even and rows is None else positions, seen
+        after = before + (1 if self.active is None else self.active)
+        if not self.slides and int(after.max()) > self.slots:
+            raise ValueError(f"the cache holds {self.slots} steps, {self.slots + 1} were written to it")
+        self.lengths = after
+        self._used, seen = min(longest + 1, self.slots), None
+        if shortest + 1 < self._used:
+            seen = (torch.arange(self._used) <= before.unsqueeze(1)).to(device)
+        if longest == shortest and self.active is None:  # all rows are written to the same slot
+            self._rows, self._slot = slice(None), longest % self.slots
+            return before[:1].unsqueeze(1), seen
+        rows = torch.arange(len(before)) if self.active is None else torch.nonzero(self.active).squeeze(1)
+        self._rows, self._slot = rows.to(device), (before[rows] % self.slots).to(device)
+        return before.unsqueeze(1), seen
 
     def update(  # type: ignore[override]
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, step: int = 0
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any
     ) -> tuple[torch.Tensor, ...]:
-        """Write a step's keys and values (batch, heads, 1, size), and return those of all steps so far."""
-        rows, slots = self._writes[step]
+        """Write the step's keys and values (batch, heads, 1, size) of a layer; returns those of all steps so far."""
         for states, new in zip(self.states[layer_idx], (key_states, value_states)):
-            states[rows, :, slots] = new[rows, :, 0].to(states.dtype)
-        return tuple(states[:, :, : self._used[step]] for states in self.states[layer_idx])
+            states[self._rows, :, self._slot] = new[self._rows, :, 0].to(states.dtype)
+        return tuple(states[:, :, : self._used] for states in self.states[layer_idx])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Steps before the one that was appended last, in the longest row."""
-        return self._used[0] - 1 if self._used else 0
+        return max(0, self._used - 1)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Number of slots that `update` returns, and of those before them that it leaves out."""
-        return self._used[0], 0
+        return self._used, 0
 
     def store(self, rows: torch.Tensor, length: int, states: States) -> None:
-        """See [`ContextCache`]."""
         self.lengths[rows] = length
-        # Through a slice is written many times as fast, where the rows follow each other.
-        together = len(rows) == int(rows[-1]) - int(rows[0]) + 1
-        index = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows
+        index = as_slice(rows)
         # Oldest first, the last ones that there is room for stand from this slot on, and go on at slot 0.
         last, first = min(length, self.slots), max(0, length - self.slots) % self.slots
         for layer, parts in zip(self.states, states):
@@ -149,22 +148,11 @@ class ADCache(Cache):
                 stored[index, :, first:last] = new[:, :, : last - first]
                 stored[index, :, :first] = new[:, :, last - first :]
 
-    def reset(self, rows: torch.Tensor) -> None:  # type: ignore[override]
-        """See [`ContextCache`]."""
-        self.lengths = self.lengths.masked_fill(rows, 0)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """See [`ContextCache`]."""
-        parts = [part for layer in self.states for part in layer]
-        return {"lengths": self.lengths, **{str(index): part for index, part in enumerate(parts)}}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """See [`ContextCache`]."""
-        for name, part in self.state_dict().items():
-            part.copy_(state[name])
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {str(index): part for index, part in enumerate(part for layer in self.states for part in layer)}
 
 
-class StepCache:
+class StepCache(ContextCache):
     """
     The steps themselves, which are encoded anew each time, for backbones that no [`ADCache`] serves.
 
@@ -182,7 +170,6 @@ class StepCache:
     def __init__(self, tokens: torch.Tensor, batch: int, slots: int, dtype: torch.dtype) -> None:
         self.tokens = tokens.new_zeros((batch, slots, tokens.shape[-1]), dtype=dtype)
         self.lengths = torch.zeros(batch, dtype=torch.long)
-        self.active: torch.Tensor | None = None
 
     def update(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Add a step (batch, 1, width); returns all (batch, time, width), a mask of them, and each row's last."""
@@ -195,23 +182,12 @@ class StepCache:
         return self.tokens[:, :longest], mask.long().to(tokens.device), (self.lengths - 1).clamp(min=0)
 
     def store(self, rows: torch.Tensor, length: int, states: States) -> None:
-        """See [`ContextCache`]."""
         self.lengths[rows] = length
         if length:
             self.tokens[rows, :length] = states[0][0]
 
-    def reset(self, rows: torch.Tensor) -> None:
-        """See [`ContextCache`]."""
-        self.lengths = self.lengths.masked_fill(rows, 0)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """See [`ContextCache`]."""
-        return {"lengths": self.lengths, "tokens": self.tokens}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """See [`ContextCache`]."""
-        self.lengths.copy_(state["lengths"])
-        self.tokens.copy_(state["tokens"])
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"tokens": self.tokens}
 
 
 def takes_rows_of_own_length(backbone: PreTrainedModel) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cache_ad import make_cache
+from .cache_ad import as_slice, make_cache
 from .configuration_ad import ADConfig
 from .embeddings_ad import FLAG, NUMBER, check_elements, check_flags, to_tensor
 from .heads_ad import uniform
@@ -172,7 +172,7 @@ class ADContext:
         return parse_prompts(histories, self.num_envs, self.model.config, self._none)
 
     def _forget(self, rows: torch.Tensor) -> None:
-        self._cache.reset(rows)
+        self._cache.forget(rows)
         self._first[rows], self._first_rewards[rows], self._last_actions[rows] = True, 0.0, self._none
 
     @torch.no_grad()
@@ -294,8 +294,9 @@ class ADContext:
         full = torch.nonzero(rows & (self.lengths == self.length)).squeeze(1)
         rest = self.length - self.dropped
         for part in full.split(max(1, TOKENS_AT_A_TIME // max(1, rest))) if len(full) else ():
-            tokens = self._tokens[part, self.dropped :]  # type: ignore[index]
-            self._tokens[part, :rest] = tokens  # type: ignore[index]
+            index = as_slice(part)
+            tokens = self._tokens[index, self.dropped :].clone()  # type: ignore[index]
+            self._tokens[index, :rest] = tokens  # type: ignore[index]
             self._cache.store(part, rest, self.model.encode(tokens) if rest else [])
 
     def copy(self) -> ADContext:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +40,6 @@ def check_trusted(config: ADConfig, path: Any = None) -> None:
         )
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from printing a table of weights, as an error tells what is wrong with them."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def check_files(path: Any, subfolder: str) -> None:
     """Refuse files of a local folder that are damaged, or pipes, which would be waited for, or the like."""
     for file in (
@@ -90,4 +75,4 @@ def check_loaded(path: Any, model: PreTrainedModel, info: dict[str, Any]) -> Non
             raise ValueError(f"the weights in {path} are not all finite: {name} holds NaN or infinities")
 
 
-__all__ = ["check_files", "check_fits", "check_loaded", "check_memory", "check_trusted", "quiet"]
+__all__ = ["check_files", "check_fits", "check_loaded", "check_memory", "check_trusted"]

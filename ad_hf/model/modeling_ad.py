@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from .cache_ad import ADCache, States, StepCache, takes_rows_of_own_length
 from .configuration_ad import ADConfig
 from .embeddings_ad import StepEmbedding, check_inputs
 from .heads_ad import make_head
-from .loading_ad import check_files, check_loaded, check_memory, check_trusted, quiet
+from .loading_ad import check_files, check_loaded, check_memory, check_trusted
 from .rollout_ad import RolloutMixin
 from .rollout_config_ad import RolloutConfig
 
@@ -51,7 +50,11 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention as two matmuls and a softmax; query, key, value (batch, heads, time, head_dim)."""
+    """
+    Attention as two matmuls and a softmax; query, key, value (batch, heads, time, head_dim). A step with a cache
+    spends nearly all of its time on reading keys and values: on CPUs, rows times matrices are five times as fast there
+    as matrices times columns.
+    """
     weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         weights = weights.add_(attention_mask)  # in place: no gradient needs the scores before it
@@ -121,29 +124,13 @@ class ADAttention(nn.Module):
         past_key_values: ADCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = self.project(hidden_states, rotary)
-        if past_key_values is not None:
-            return self.output(self._attend_steps(query, key, value, attention_mask, past_key_values).flatten(2)), None
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
-        dropout = self.config.attention_dropout if self.training else 0.0
+        attend, dropout = eager_attention_forward, self.config.attention_dropout if self.training else 0.0
+        if past_key_values is None:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
+        else:
+            key, value = past_key_values.update(key, value, self.layer_idx)
         attended, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
         return self.output(attended.flatten(2)), weights
-
-    def _attend_steps(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        masks: list[torch.Tensor | None],
-        cache: ADCache,
-    ) -> torch.Tensor:
-        """Attention (batch, time, heads, head_dim) of each new step to all so far, which a cache keeps."""
-        attended = []
-        for step, mask in enumerate(masks):
-            now = slice(step, step + 1)
-            keys, values = cache.update(key[:, :, now], value[:, :, now], self.layer_idx, step=step)
-            # Reading keys and values is nearly all of the time, and on CPUs five times as fast as rows times matrices.
-            attended.append(eager_attention_forward(self, query[:, :, now], keys, values, mask, self.scaling)[0])
-        return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
 
 
 class ADBlock(GradientCheckpointingLayer):
@@ -383,6 +370,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         **outputs: Any,
     ) -> Any:
         """A `ModelOutput` of blocks or backbone that begins with hidden states (batch, time, width)."""
+        if isinstance(past_key_values, ADCache | StepCache) and tokens.shape[1] > 1:
+            raise ValueError(f"a cache of this package takes one step at a time, got {tokens.shape[1]}")
         if self.backbone is None:
             if position_ids is not None:
                 raise ValueError(
@@ -395,9 +384,7 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         if isinstance(past_key_values, StepCache):
             (tokens, attention_mask, last), past_key_values = past_key_values.update(tokens), None
         elif isinstance(past_key_values, ADCache):
-            if tokens.shape[1] > 1:
-                raise ValueError("with an ADCache, a backbone takes one step at a time; got several")
-            positions, (seen,) = past_key_values.append(1)
+            positions, seen = past_key_values.append()
             attention_mask = None if seen is None else seen.long()
             position_ids = positions.clamp(max=past_key_values.slots - 1).expand(len(tokens), -1).to(tokens.device)
         decoded = self.backbone(
@@ -438,8 +425,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         angle_dtype = torch.float32 if window is None else torch.float64
         mask: Any = None  # sdpa is causal by itself
         if cache is not None:
-            positions, seen = cache.append(time)  # (batch or 1, time)
-            mask = [None if slots is None else additive_mask(~slots[:, None, None], dtype) for slots in seen]
+            positions, seen = cache.append()  # (batch or 1, 1)
+            mask = None if seen is None else additive_mask(~seen[:, None, None], dtype)
         else:
             positions = torch.arange(time, device=device if window is None else "cpu")
             automatic = self.config.automatic_attention
@@ -495,12 +482,10 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         kwargs["output_loading_info"] = True
         if not lenient:
             kwargs["ignore_mismatched_sizes"] = True  # so that all of them are told
-        loaded: Any
-        with nullcontext() if lenient else quiet():
-            loaded = super().from_pretrained(path, *args, **kwargs)
-        if not lenient:
-            check_loaded(path, *loaded)
+        loaded: Any = super().from_pretrained(path, *args, **kwargs)
         model, info = loaded
+        if not lenient:
+            check_loaded(path, model, info)
         if path is not None:
             model.rollout_config = RolloutConfig.from_pretrained(path, **hub)
         revision = kwargs.get("revision")

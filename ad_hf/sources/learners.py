@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from pydoc import ErrorDuringImport, locate
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -19,41 +16,27 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from ad_hf.envs.making import read_calls
+from ad_hf.envs.tasks import import_callable
+from ad_hf.sources import bandits, noised, tabular
 from ad_hf.sources.config import SourceConfig
+from ad_hf.sources.sb3_algorithms import SB3_ALGORITHMS, Algorithms, algorithms_of, find_in
 from ad_hf.sources.vectorised import VectorisedAlgorithm
 
-ALGORITHM_PACKAGES = (
-    *("stable_baselines3", "sb3_contrib"),
-    *("ad_hf.sources.bandits", "ad_hf.sources.noised", "ad_hf.sources.tabular"),
-)
 # Ranges of numbers that most algorithms take, which they check late or never: 0 steps are an endless loop.
 COUNTS = {"n_steps", "n_epochs", "batch_size", "buffer_size", "train_freq", "policy_delay"}
 SHARES = {"gamma", "gae_lambda", "tau", "exploration_initial_eps", "exploration_final_eps"}
 NO_HYPERPARAMETERS = {"env", "seed", "_init_setup_model", "common"}
 
 
-def available_algorithms() -> dict[str, type[BaseAlgorithm]]:
+def available_algorithms() -> Algorithms:
     """Every algorithm that can be a source, by name: Stable-Baselines3's, if installed sb3-contrib's, and our own."""
-    packages = [importlib.import_module(name) for name in ALGORITHM_PACKAGES if importlib.util.find_spec(name)]
-    return {
-        name: value
-        for package in packages
-        for name, value in vars(package).items()
-        if inspect.isclass(value) and issubclass(value, BaseAlgorithm) and not inspect.isabstract(value)
-    }
+    return SB3_ALGORITHMS | algorithms_of(bandits) | algorithms_of(noised) | algorithms_of(tabular)
 
 
 def find_algorithm(name: str) -> type[BaseAlgorithm]:
-    """
-    The algorithm class of a name such as `"A2C"`.
-
-    Raises:
-        ValueError: if there is none, with the names that exist.
-    """
-    algorithms = available_algorithms()
-    if name not in algorithms:
-        raise ValueError(f"unknown source algorithm {name!r}: expected one of {', '.join(sorted(algorithms))}")
-    return algorithms[name]
+    """The algorithm of a name such as `"A2C"`; a `ValueError` with all names if there is none."""
+    return find_in(available_algorithms(), name)
 
 
 def learns_side_by_side(algorithm: str) -> bool:
@@ -66,16 +49,13 @@ def has_independent_streams(algorithm: str, hyperparameters: dict[str, Any]) -> 
     return learns_side_by_side(algorithm) and not hyperparameters.get("shared", False)
 
 
-def _import_class(path: Any, name: str, base: type = object) -> type:
+def _import_class(path: str, name: str, base: type = object) -> type:
     """The class of an import path."""
-    try:
-        found = locate(path) if isinstance(path, str) else None
-    except ErrorDuringImport as error:
-        raise ValueError(f"{name}: {path!r} cannot be imported: {error}") from error
-    if not inspect.isclass(found) or not issubclass(found, base) or inspect.isabstract(found):
-        kind = "class, such as 'torch.nn.ReLU'" if base is object else f"class that derives from {base.__name__}"
-        raise ValueError(f"{name} must be the import path of a {kind}, got {path!r}, which is none")
-    return found
+    imported = import_callable(path, name)
+    if not inspect.isclass(imported) or not issubclass(imported, base) or inspect.isabstract(imported):
+        kind = "" if base is object else f" that derives from {base.__name__}"
+        raise ValueError(f"{name} must be the import path of a class{kind}, got {path!r}, which is none")
+    return imported
 
 
 def _as_objects(settings: dict[str, Any], name: str = "source.hyperparameters.") -> dict[str, Any]:
@@ -151,19 +131,6 @@ def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> di
     return arguments
 
 
-def _read_callbacks(callbacks: Sequence[str | dict[str, Any]]) -> list[dict[str, Any]]:
-    """The name and the kwargs of each callback; refuses other forms."""
-    entries = []
-    for callback in callbacks:
-        entry: Any = {"name": callback} if isinstance(callback, str) else callback
-        if not isinstance(entry, dict) or "name" not in entry or set(entry) - {"name", "kwargs"}:
-            raise ValueError(
-                f"a callback is an import path or {{name: import path, kwargs: {{...}}}}, got {callback!r}"
-            )
-        entries.append({"name": entry["name"], "kwargs": entry.get("kwargs") or {}})
-    return entries
-
-
 def make_callbacks(callbacks: Sequence[str | dict[str, Any]], **places: int) -> list[BaseCallback]:
     """
     The callbacks of [`~ad_hf.sources.config.SourceConfig`].
@@ -182,22 +149,16 @@ def make_callbacks(callbacks: Sequence[str | dict[str, Any]], **places: int) -> 
         return value
 
     return [
-        _import_class(entry["name"], "callback", BaseCallback)(
-            **{name: filled(value) for name, value in entry["kwargs"].items()}
-        )
-        for entry in _read_callbacks(callbacks)
+        import_callable(name, "source.callbacks")(**{key: filled(value) for key, value in kwargs.items()})
+        for name, kwargs in (call.values() for call in read_calls(callbacks, "source.callbacks"))
     ]
 
 
 def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
     """
-    Refuse a source whose algorithm does not exist or does not take its settings.
+    Refuse a source whose algorithm or callbacks do not exist or do not take their settings.
 
-    Args:
-        source ([`~ad_hf.sources.config.SourceConfig`]):
-            The source.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether an expert may be a saved model, which can run code when it is read.
+    An expert that is a saved model, which can run code when it is read, needs `trust_remote_code`.
 
     Raises:
         ValueError: naming the setting.
@@ -212,26 +173,20 @@ def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
         raise ValueError(
             f"{source.algorithm} learns one task at a time: set tasks_per_job to 1, got {source.tasks_per_job}"
         )
-    for entry in _read_callbacks(source.callbacks):
-        signature = inspect.signature(_import_class(entry["name"], "callback", BaseCallback))
-        try:
-            signature.bind(**entry["kwargs"])
-        except TypeError as error:
-            raise ValueError(f"callback {entry['name']!r}: {error}; its arguments are {signature}") from error
+    for call in read_calls(source.callbacks, "source.callbacks"):
+        _import_class(call["name"], "source.callbacks", BaseCallback)
 
 
 def describe_source(source: SourceConfig) -> dict[str, Any]:
     """The entry `source` of `metadata.json`, with all settings of callbacks and convergence where these are used."""
     settings = asdict(source)
-    del settings["seeds"]
-    if source.callbacks:
-        settings["callbacks"] = _read_callbacks(source.callbacks)
-    else:
-        del settings["callbacks"]
-    if (convergence := source.convergence()) is not None:
-        settings["until_converged"] = asdict(convergence) | settings["until_converged"]
-    else:
-        del settings["until_converged"]
+    convergence = source.convergence()
+    settings |= {
+        "callbacks": read_calls(source.callbacks, "source.callbacks"),
+        "until_converged": convergence and asdict(convergence) | settings["until_converged"],
+    }
+    unused = {"seeds", *(name for name in ("callbacks", "until_converged") if not settings[name])}
+    settings = {name: value for name, value in settings.items() if name not in unused}
     return {**settings, "independent_streams": has_independent_streams(source.algorithm, source.hyperparameters)}
 
 

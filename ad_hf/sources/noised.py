@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pydoc import locate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,10 +12,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from ad_hf.envs.sb3 import SB3VecEnv, VecStep
+from ad_hf.envs.tasks import import_callable
+from ad_hf.sources.sb3_algorithms import SB3_ALGORITHMS, find_in
 from ad_hf.sources.vectorised import TablePolicy, VectorisedAlgorithm
 
 SCHEDULES = ("step", "episode")
-MODEL_SETTINGS = ("algorithm", "path", "deterministic")
 
 
 class NoisedPolicy(VectorisedAlgorithm):
@@ -91,13 +91,7 @@ class NoisedPolicy(VectorisedAlgorithm):
         """From observations (streams, ...) to the expert's actions (streams, ...)."""
         if isinstance(self.expert, dict):
             return self._load_models(self.expert)
-        function: Any = locate(self.expert) if isinstance(self.expert, str) else None
-        if not callable(function):
-            raise ValueError(
-                "expert must be the import path of a function of observations and environments, such as "
-                "'ad_hf.envs.dark_room.expert', or a model's {'algorithm': 'A2C', 'path': 'models/{task_id}.zip'}, "
-                f"got {self.expert!r}"
-            )
+        function = import_callable(self.expert, "expert")
         return lambda observations: function(observations, self._environments())
 
     def _environments(self) -> Any:
@@ -109,19 +103,16 @@ class NoisedPolicy(VectorisedAlgorithm):
 
     def _load_models(self, settings: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
         """The action of each stream's model."""
-        from ad_hf.sources.learners import find_algorithm  # which imports this module to find it
-
-        unknown = sorted(set(settings) - set(MODEL_SETTINGS))
-        if unknown or not {"algorithm", "path"} <= set(settings):
+        if not {"algorithm", "path"} <= set(settings) <= {"algorithm", "path", "deterministic"}:
             raise ValueError(f"a model that is an expert has algorithm, path and maybe deterministic, got {settings}")
-        algorithm, deterministic = find_algorithm(settings["algorithm"]), settings.get("deterministic", True)
-        path = str(settings["path"])
+        algorithm, path = find_in(SB3_ALGORITHMS, settings["algorithm"]), str(settings["path"])
         if "{task_id}" in path and self._task_ids is None:
             raise ValueError(f"the environments do not tell their tasks, by which {path} names a model: use collect")
         paths = [path.replace("{task_id}", str(task_id)) for task_id in self._task_ids or [0] * self.n_envs]
         models = [
             (_load_model(algorithm, path), np.flatnonzero(np.array(paths) == path)) for path in dict.fromkeys(paths)
         ]
+        deterministic = settings.get("deterministic", True)
 
         def act(observations: np.ndarray) -> np.ndarray:
             actions = np.zeros((self.n_envs, *(self.action_space.shape or ())), dtype=self.action_space.dtype)
@@ -165,9 +156,8 @@ class NoisedPolicy(VectorisedAlgorithm):
             return self._rng.uniform(space.low, space.high, size=size)
         if isinstance(space, spaces.MultiBinary):
             return self._rng.integers(2, size=size)
-        return space.start + self._rng.integers(
-            space.n if isinstance(space, spaces.Discrete) else space.nvec, size=size
-        )
+        counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        return space.start + self._rng.integers(counts, size=size)
 
     def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:
         self._starting = steps.terminations | steps.truncations  # nothing is learnt

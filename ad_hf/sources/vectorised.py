@@ -17,16 +17,9 @@ from ad_hf.envs.source_observation import categories
 
 
 class TablePolicy(BasePolicy):
-    r"""
-    Tables of numbers, one row of each for every stream, that are saved with the learner.
-
-    Args:
-        observation_space, action_space (`gymnasium.Space`):
-            Of one environment.
-        tables (`dict[str, torch.Tensor]`):
-            The tables by name, (streams, ...).
-        act (`Callable`):
-            From observations (streams, ...) and whether to be deterministic to actions (streams, ...).
+    """
+    Tables of numbers (streams, ...) by name, that are saved with the learner, and the function that acts by them: from
+    observations (streams, ...) and whether to be deterministic to actions (streams, ...).
     """
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, tables: Any, act: Any) -> None:
@@ -54,19 +47,17 @@ def break_ties(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 class VectorisedAlgorithm(BaseAlgorithm):
     r"""
-    Base of learners that learn in each of their environments as if there were no other, or at most those of the same
-    task. So many tasks can be learnt by one learner, in one vector of environments.
+    Base of learners that learn in each of their environments, the streams, as if there were no other, or at most those
+    of the same task. So many tasks can be learnt by one learner, in one vector of environments.
 
     Streams are told apart by their position: `predict` takes one observation for every stream.
 
     Args:
         policy (`str`):
-            Given for the sake of the interface: there is a table and no network.
+            Part of the interface of Stable-Baselines3; there is a table and no network.
         env (`VecEnv`):
             The environments, with actions of one of the `action_spaces` of the class.
-        seed (`int`, *optional*):
-            Of the learner and its environments.
-        tensorboard_log, verbose, device:
+        seed, tensorboard_log, verbose, device:
             As of every algorithm of Stable-Baselines3.
     """
 
@@ -192,12 +183,7 @@ class ScoringAlgorithm(VectorisedAlgorithm):
 
 
 def state_count(space: spaces.Space) -> int:
-    """
-    Number of elements of a discrete space.
-
-    Raises:
-        ValueError: for another space.
-    """
+    """Number of elements of a discrete space; a `ValueError` for another."""
     sizes = categories(space)
     if sizes is None:
         raise ValueError(f"a table needs observations of a Discrete, MultiDiscrete or MultiBinary space, got {space}")
@@ -208,7 +194,4 @@ def state_numbers(observations: np.ndarray, space: spaces.Space) -> np.ndarray:
     """Numbers (streams,) of elements (streams, ...) of a discrete space."""
     sizes = categories(space)
     assert sizes is not None
-    if observations.ndim == 1:
-        return observations
-    strides = np.concatenate([np.cumprod(sizes[:0:-1])[::-1], [1]])
-    return observations @ strides
+    return observations if observations.ndim == 1 else np.ravel_multi_index(tuple(observations.T), tuple(sizes))

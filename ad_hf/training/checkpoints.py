@@ -11,6 +11,8 @@ pickles, which stay on the machine (`deepspeed/`).
 from __future__ import annotations
 
 import json
+import re
+from collections import ChainMap, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -35,7 +37,7 @@ from ad_hf.storage.files import atomic_folder, copy_files, leaves_folder, remove
 from ad_hf.structure import check_structure
 from ad_hf.training.optimizers import set_step
 from ad_hf.training.run_folder import checkpoint_step, find_checkpoint, list_checkpoints
-from ad_hf.training.saved_state import SavedState, Scale, check_state, check_tensors, read_tensors
+from ad_hf.training.saved_state import SavedState, Scale, check_state, check_tensors
 from ad_hf.training.trainer import WHOLE, Trainer
 
 DEEPSPEED_FOLDER = "deepspeed"
@@ -53,20 +55,10 @@ def _settings(sections: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in flat.items() if name not in FREE_SETTINGS}))
 
 
-def _random_states() -> dict[str, torch.Tensor]:
-    """States of torch's generators in this process, by kind of device."""
-    states = {"cpu": torch.get_rng_state()}
+def _random_modules() -> dict[str, Any]:
+    """The modules of torch that hold states of random numbers, by kind of device."""
     device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None:
-        states[device.type] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def _set_random_states(states: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is not None and device.type in states:
-        torch.get_device_module(device).set_rng_state(states[device.type])
+    return {"cpu": torch} if device is None else {"cpu": torch, device.type: torch.get_device_module(device)}
 
 
 @contextmanager
@@ -102,7 +94,8 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
         "settings": _settings(trainer.sections),
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
     }
-    random_states = gather_object([_random_states()])
+    own = f"random/{accelerator.process_index}"
+    random = gather_object([{f"{own}/{kind}": each.get_rng_state() for kind, each in _random_modules().items()}])
     weights, tensors = trainer.gather_weights(step), _optimizer_tensors(trainer)
     with _explained(path, output_dir), atomic_folder(path) if accelerator.is_main_process else nullcontext() as folder:
         if trainer.with_deepspeed:  # each process writes its part
@@ -110,20 +103,13 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
             accelerator.wait_for_everyone()
         if folder is not None:
             trainer.save_model(folder, weights)
-            tensors |= {
-                f"random/{i}/{kind}": each for i, one in enumerate(random_states) for kind, each in one.items()
-            }
-            save_file(tensors, folder / TENSORS_FILE)
+            save_file(dict(ChainMap(tensors, *random)), folder / TENSORS_FILE)
             if trainer.best is not None:
                 copy_files([*MODEL_FILES, "*_ad.py"], output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
     if accelerator.is_main_process:
         # Newer ones are of a run that went on from here before, and folders without a state are not ours.
-        ours = [
-            old
-            for old in list_checkpoints(output_dir)
-            if checkpoint_step(old) <= step and (old / STATE_FILE).is_file()
-        ]
+        ours = [old for old in list_checkpoints(output_dir, step) if (old / STATE_FILE).is_file()]
         for old in ours[: -trainer.config.save_total_limit]:
             remove_folder(old)
     accelerator.wait_for_everyone()
@@ -133,13 +119,14 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
 
 def _optimizer_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Whole tensors of the optimizers' states, in the main process; none with DeepSpeed, whose engine keeps them."""
-    tensors = {}
-    for index, optimizer in enumerate([] if trainer.with_deepspeed else trainer.optimizers):
-        state: Any = get_optimizer_state_dict(trainer.plain_model, optimizer.optimizer, options=WHOLE)
-        for weight, values in state.get("state", {}).items():
-            for name, value in values.items():
-                tensors[f"optimizer/{index}/{weight}/{name}"] = value.contiguous()
-    return tensors
+    if trainer.with_deepspeed:
+        return {}
+    states: Any = get_optimizer_state_dict(trainer.plain_model, trainer.plain_optimizers, options=WHOLE)
+    return {
+        f"optimizer/{weight}/{name}": value.contiguous()
+        for weight, values in states.get("state", {}).items()
+        for name, value in values.items()
+    }
 
 
 class _DamagedError(ValueError):
@@ -151,7 +138,7 @@ def _damage(path: Path) -> Iterator[None]:
     """Name the file of a checkpoint that an error is about."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         text = str(error)
         raise _DamagedError(text if str(path) in text else f"{path}: {text}") from error
 
@@ -175,6 +162,10 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
         raise ValueError(f"{folder} is of a run of {len(state['batches'])} processes, this one has {processes}")
     with _damage(file):
         check_state(trainer, state, checkpoint_step(folder) if folder in list_checkpoints(folder.parent) else None)
+    with _damage(folder / TENSORS_FILE):
+        tensors = load_file(folder / TENSORS_FILE)
+        for name in list(tensors):  # earlier versions numbered the optimizers
+            tensors[re.sub("^optimizer/[0-9]+/", "optimizer/", name)] = tensors.pop(name)
     weights = []
     for model in [folder] if state["best"] is None else [folder, folder / BEST_FOLDER]:
         with _damage(model / WEIGHTS_FILE):
@@ -184,7 +175,6 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
             read_json(model / CONFIG_FILE)
             weights.append(ADModel.from_pretrained(model, config=trainer.model_config).state_dict())
     with _damage(folder / TENSORS_FILE):
-        tensors = read_tensors(folder / TENSORS_FILE)
         check_tensors(trainer, tensors, weights[0], state["step"])
     return state, tensors, weights
 
@@ -239,19 +229,18 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
         trainer.output_dir.mkdir(parents=True, exist_ok=True)
         with atomic_folder(trainer.output_dir / "model") as model_folder:  # anew, and nothing else that lies there
             trainer.save_model(model_folder, weights[-1])
-    own = f"random/{accelerator.process_index}/"
-    _set_random_states({name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)})
+    for kind, module in _random_modules().items():
+        if (name := f"random/{accelerator.process_index}/{kind}") in tensors:
+            module.set_rng_state(tensors[name])
     return state["step"]
 
 
 def _set_optimizer_tensors(trainer: Trainer, tensors: dict[str, torch.Tensor]) -> None:
     """The optimizers' states from whole tensors. Their settings are those of this run, which are the same."""
-    for index, (optimizer, groups) in enumerate(zip(trainer.optimizers, trainer.groups, strict=True)):
-        state: dict[str, dict[str, torch.Tensor]] = {}
-        prefix = f"optimizer/{index}/"
-        for name, tensor in tensors.items():
-            if name.startswith(prefix):
-                weight, _, kind = name.removeprefix(prefix).rpartition("/")
-                state.setdefault(weight, {})[kind] = tensor
-        whole: Any = {"state": state, "param_groups": groups}
-        set_optimizer_state_dict(trainer.plain_model, optimizer.optimizer, optim_state_dict=whole, options=FROM_WHOLE)
+    states: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, weight, kind = name.split("/")
+            states[weight][kind] = tensor
+    whole: Any = {"state": states, "param_groups": trainer.groups}
+    set_optimizer_state_dict(trainer.plain_model, trainer.plain_optimizers, optim_state_dict=whole, options=FROM_WHOLE)

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from inspect import get_annotations
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
 
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.settings import check_settings, setting
 
-# Settings of a model that come from the dataset; those whose values here mean another thing or have another type.
-OF_DATASET = ("observation_space", "action_space", "observation_mean", "observation_scale")
-OTHER_TYPES: dict[str, Any] = {"reward_scale": float | None, "backbone_config": dict | None}
-
-
-def _own_fields() -> list[tuple[str, Any, Any]]:
-    """The fields of `ADConfig` itself, without those of a dataset, with their types and defaults."""
-    kinds = {name: float if kind == float | int else kind for name, kind in get_annotations(ADConfig).items()}
-    own = [each for each in fields(ADConfig) if each.name in kinds and each.name not in OF_DATASET]
-    return [
-        (each.name, OTHER_TYPES[each.name], None)
-        if each.name in OTHER_TYPES
-        else (each.name, kinds[each.name], field(default=each.default, default_factory=each.default_factory))
-        for each in own
-    ]
-
-
-_OwnFields: Any = make_dataclass("_OwnFields", _own_fields(), namespace={"__doc__": ADConfig.__doc__})
+_OwnSettings: Any = make_dataclass(
+    "_OwnSettings",
+    [
+        (
+            each.name,
+            float if each.type == float | int else each.type,
+            field(default=each.default, default_factory=each.default_factory, metadata=each.metadata),
+        )
+        for each in ADConfig.own_settings()
+    ],
+    namespace={"__doc__": ADConfig.__doc__},
+)
 
 
 @dataclass
-class ModelConfig(_OwnFields):
+class ModelConfig(_OwnSettings):
     """The `model` section: the settings of [`ADConfig`] but for those that come from the dataset.
 
     Args:
@@ -39,17 +32,12 @@ class ModelConfig(_OwnFields):
         attn_implementation: eager, sdpa, ...; by default the choice depends on device and window.
     """
 
+    reward_scale: float | None = setting(None, above=0)
     normalize_observations: bool = True
     attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, "model")
-        settings = {name: value for name, value in asdict(self).items() if value is not None}
-        del settings["normalize_observations"]
-        try:
-            ADConfig(**settings)
-        except ValueError as error:
-            raise ValueError(f"model.{str(error).removeprefix('ADConfig: ')}") from error
 
 
 @dataclass

@@ -36,20 +36,7 @@ def run(
     """
     Train to the end, or until a signal. Every process must call this.
 
-    Args:
-        trainer ([`~ad_hf.training.trainer.Trainer`]):
-            What to train.
-        recipe (`str`):
-            The recipe's text, for the folder of the run.
-        resume (`Path`, *optional*):
-            A checkpoint to go on from.
-        push_to (`str`, *optional*), push_every (`int`, *optional*):
-            As of [`~ad_hf.train`].
-
-    Raises:
-        TrainingDivergedError: if a loss or a weight is not finite.
-        TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved.
-        ValueError: if the checkpoint is of another run, or damaged.
+    Arguments and errors are those of [`~ad_hf.train`], but for `recipe`, the text that goes into the run's folder.
     """
     accelerator, config, output_dir = trainer.accelerator, trainer.config, trainer.output_dir
     done = 0 if resume is None else load_checkpoint(trainer, resume)

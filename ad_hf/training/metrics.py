@@ -46,15 +46,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 class Metrics:
     """
-    In the main process the lines of `metrics.jsonl` and a picture of them; in all, those of trackers.
-
-    Args:
-        output_dir (`Path`):
-            Folder of the run.
-        accelerator (`Accelerator`):
-            Its trackers get the metrics, too.
-        done (`int`):
-            Updates that are done: lines of later ones, of a run that was interrupted, are dropped.
+    The main process keeps metrics in `metrics.jsonl` and a picture; the accelerator's trackers get them, too. Lines of
+    updates that are not done are dropped: a run that goes on does them again.
     """
 
     def __init__(self, output_dir: Path, accelerator: Accelerator, done: int) -> None:

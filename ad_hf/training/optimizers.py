@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import compress
+from itertools import chain, compress
 from operator import not_
 from typing import Any
 
@@ -74,7 +74,8 @@ def set_step(scheduler: Any, step: int) -> None:
     scheduler.step()
 
 
-def named_groups(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> list[dict[str, Any]]:
-    """The settings of an optimizer's groups, their weights by name; both as before they are distributed."""
+def named_groups(optimizers: list[torch.optim.Optimizer], model: torch.nn.Module) -> list[dict[str, Any]]:
+    """The groups of all optimizers, with the names of their weights; all as before they are distributed."""
     names = {id(weight): name for name, weight in model.named_parameters()}
-    return [{**group, "params": [names[id(weight)] for weight in group["params"]]} for group in optimizer.param_groups]
+    groups = chain.from_iterable(optimizer.param_groups for optimizer in optimizers)
+    return [{**group, "params": [names[id(weight)] for weight in group["params"]]} for group in groups]

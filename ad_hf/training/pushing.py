@@ -6,13 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from accelerate.logging import get_logger
 
 from ad_hf.hub.model_files import (
     BEST_FOLDER,
-    CHECKPOINT_FILES,
     CHECKPOINT_FOLDER,
     Content,
     checkpoint_files,
@@ -31,14 +31,8 @@ logger = get_logger(__name__)
 
 class Publisher:
     """
-    Pushes checkpoints while training goes on. A push that fails is logged and does not end the run; the next one
-    brings what it would have.
-
-    Args:
-        target (`str`):
-            Repository, which is made if need be, as `user/name` or `user/name@branch`.
-        output_dir (`Path`):
-            Folder of the run.
+    Pushes checkpoints of a run to `user/name` or `user/name@branch` while training goes on. A push that fails is
+    logged and does not end the run; the next one makes up for it.
 
     Raises:
         ValueError: if that is not the name of a repository.
@@ -62,7 +56,7 @@ class Publisher:
         if wait:
             self._wait()
         if self._running is None or self._running.done():
-            self._running = self._executor.submit(self._push, *self._linked(checkpoint), step)
+            self._running = self._executor.submit(self._push, self._linked(checkpoint), step)
         if wait:
             self._wait()
 
@@ -71,18 +65,12 @@ class Publisher:
         if self._running is not None:
             self._running.result()
 
-    def _linked(self, checkpoint: Path) -> tuple[Path, dict[str, Content] | Exception]:
-        """A folder of links to a checkpoint's files, since the run may drop it meanwhile, and the files by name."""
+    def _linked(self, checkpoint: Path) -> Path:
+        """A folder of links to a checkpoint's files, since the run may drop it meanwhile."""
         folder = Path(tempfile.mkdtemp(prefix=".push-", suffix=".tmp", dir=self._output_dir))
-        try:
-            files = checkpoint_files(checkpoint)
-            for number, (name, content) in enumerate(files.items()):
-                if isinstance(content, Path) and content.is_relative_to(checkpoint):
-                    files[name] = folder / str(number)
-                    link_or_copy(content.resolve(), folder / str(number))
-        except Exception as error:  # _push logs it
-            return folder, error
-        return folder, files
+        with suppress(OSError, shutil.Error):  # _push misses the files then
+            shutil.copytree(checkpoint, folder, copy_function=link_or_copy, dirs_exist_ok=True)
+        return folder
 
     def _push_files(self, files: Mapping[str, Content], message: str, local_card: str | None = None) -> str:
         files = {**files, **files_in(self._output_dir, MADE_OF)}
@@ -97,17 +85,14 @@ class Publisher:
         except Exception as error:
             logger.warning(f"{error}; push it with: ad-hf push model {self._output_dir} {self._repo_id}")
 
-    def _push(self, folder: Path, files: dict[str, Content] | Exception, step: int) -> None:
+    def _push(self, checkpoint: Path, step: int) -> None:
+        best = checkpoint / BEST_FOLDER
         try:
-            if isinstance(files, Exception):
-                raise files
-            prefix = f"{BEST_FOLDER}/"
-            best = {name.removeprefix(prefix): files[name] for name in files if name.startswith(prefix)}
-            model = best or {name: files[name] for name in files if name not in CHECKPOINT_FILES}
-            beside = {f"{CHECKPOINT_FOLDER}/{name}": content for name, content in files.items()}
+            beside = {f"{CHECKPOINT_FOLDER}/{name}": file for name, file in checkpoint_files(checkpoint).items()}
+            model = model_files(best if best.is_dir() else checkpoint)
             url = self._push_files({**model, **beside}, f"Checkpoint after {step} updates")
             logger.info(f"pushed the checkpoint of update {step}: {url}")
         except Exception as error:  # whatever the Hub and the network do, the run goes on
             logger.warning(f"the checkpoint of update {step} was not pushed: {error}")
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(checkpoint, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -43,22 +44,16 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+def list_checkpoints(output_dir: Path, last: float = math.inf) -> list[Path]:
+    """The checkpoints of a run up to an update, oldest first."""
     paths = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
-    return sorted(paths, key=checkpoint_step)
+    return sorted((path for path in paths if checkpoint_step(path) <= last), key=checkpoint_step)
 
 
 def find_checkpoint(resume: str | Path, output_dir: Path) -> Path | None:
     """
-    The checkpoint to resume.
-
-    Args:
-        resume (`str` or `Path`):
-            `"latest"`, the newest one of the run if it has any; a folder; or a repository on the Hub that a run's
-            checkpoints are pushed to, as `user/name` or `user/name@branch`.
-        output_dir (`Path`):
-            Folder of the run.
+    The checkpoint to resume: with `"latest"`, the newest one in the folder of the run, if it has any; else a folder,
+    or a repository on the Hub that checkpoints were pushed to, as `user/name` or `user/name@branch`.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ad_hf.training.trainer import Trainer, not_finite
 
-# Tensors of each optimizer's state; all have the shape of their weight, but for the number of steps.
-OPTIMIZER_TENSORS: dict[type, tuple[str, ...]] = {
-    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.Muon: ("momentum_buffer",),
-}
+# Tensors of the optimizers' states, of the shape of their weight but for the number of steps.
+ADAMW_TENSORS, MUON_TENSORS = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 LOGGED = ("loss", "learning_rate", "tokens_per_second")  # metrics of an update, if it has any
 
 
@@ -63,23 +57,6 @@ def check_state(trainer: Trainer, state: dict[str, Any], number: int | None) -> 
         trainer.batches.check_state_dict(place, rank, step * trainer.config.gradient_accumulation_steps)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """
-    The tensors of a file of safetensors.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a whole one.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole file of safetensors: {error}") from error
-
-
 def _expected_shapes(
     trainer: Trainer, tensors: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]
 ) -> dict[str, tuple[int, ...]]:
@@ -87,12 +64,10 @@ def _expected_shapes(
     shapes: dict[str, tuple[int, ...]] = {
         f"random/{rank}/cpu": torch.get_rng_state().shape for rank in range(trainer.accelerator.num_processes)
     }
-    for index, optimizer in enumerate([] if trainer.with_deepspeed else trainer.optimizers):
-        kinds = OPTIMIZER_TENSORS[type(optimizer.optimizer)]
-        for weight in chain.from_iterable(group["params"] for group in trainer.groups[index]):
-            own = {
-                f"optimizer/{index}/{weight}/{kind}": () if kind == "step" else weights[weight].shape for kind in kinds
-            }
+    for group in [] if trainer.with_deepspeed else trainer.groups:
+        kinds = MUON_TENSORS if "momentum" in group else ADAMW_TENSORS
+        for weight in group["params"]:
+            own = {f"optimizer/{weight}/{kind}": () if kind == "step" else weights[weight].shape for kind in kinds}
             # A backbone has weights that no gradient reaches, such as its own embeddings: these have no state.
             if not weight.startswith("backbone.") or not own.keys().isdisjoint(tensors):
                 shapes |= own

@@ -31,17 +31,7 @@ logger = get_logger(__name__)
 
 class Trainer:
     """
-    All that one run trains with; [`~ad_hf.training.loop.run`] trains it.
-
-    Args:
-        output_dir (`Path`):
-            Folder of the run.
-        dataset ([`~ad_hf.histories.dataset.HistoryDataset`]):
-            The histories.
-        family, data, model, training, rollout:
-            Sections of a recipe.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Read the histories as they are needed, in memory that does not grow with the dataset.
+    All that a run trains with; [`~ad_hf.training.loop.run`] trains it. Settings are sections of a recipe.
 
     Raises:
         ValueError: if the dataset is of other tasks than the family, or malformed; if model or batches do not fit in
@@ -83,7 +73,7 @@ class Trainer:
         self.batches = self._make_batches(data, streaming)
         optimizers = make_optimizers(plain, training)
         self.schedulers = make_schedulers(optimizers, training)
-        self.groups = [named_groups(optimizer, plain) for optimizer in optimizers]
+        self.groups = named_groups(optimizers, plain)
         self.with_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.model, *self.optimizers = self._prepare(plain, optimizers)
         self.divergence = Divergence(self.accelerator)
@@ -166,6 +156,11 @@ class Trainer:
     def plain_model(self) -> ADModel:
         """The model without what distributes or compiles it; its weights may be sharded."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def plain_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers without what distributes them."""
+        return [optimizer.optimizer for optimizer in self.optimizers]
 
     def gather_weights(self, step: int) -> dict[str, torch.Tensor]:
         """

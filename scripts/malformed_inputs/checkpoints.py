@@ -46,17 +46,10 @@ ENTRIES: list[tuple[str, Any, str]] = [
     ("dataset/fingerprint", "0" * 16, "fingerprint"),
     ("settings", [], "settings"),
     ("settings/training.learning_rate", 0.5, "learning_rate"),
-    ("optimizers", [], "optimizers"),
-    ("optimizers", {"a": 1}, "optimizers"),
-    ("optimizers/0/0/lr", "fast", "optimizers|lr|learning rate"),
-    ("optimizers/0/0/lr", -1.0, "optimizers|lr|learning rate"),
-    ("optimizers/0/0/params", ["nothing"], "optimizers|params|nothing"),
-    ("schedulers", None, "schedulers"),
-    ("schedulers/0/last_epoch", "4", "schedulers|last_epoch"),
 ]
 
 TENSOR_CHANGES: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
-    (TENSORS, "a moment is missing", lambda tensors: tensors.pop("optimizer/0/norm.bias/exp_avg"), r"norm\.bias"),
+    (TENSORS, "a moment is missing", lambda tensors: tensors.pop("optimizer/norm.bias/exp_avg"), r"norm\.bias"),
     (
         TENSORS,
         "all moments are missing",
@@ -66,22 +59,20 @@ TENSOR_CHANGES: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
     (
         TENSORS,
         "a moment of another shape",
-        lambda tensors: tensors.update(
-            {"optimizer/0/norm.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"][:3]}
-        ),
+        lambda tensors: tensors.update({"optimizer/norm.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"][:3]}),
         r"norm\.bias",
     ),
     (
         TENSORS,
         "an infinite moment",
-        lambda tensors: tensors["optimizer/0/norm.bias/exp_avg_sq"].fill_(float("inf")),
+        lambda tensors: tensors["optimizer/norm.bias/exp_avg_sq"].fill_(float("inf")),
         r"norm\.bias|finite",
     ),
     (
         TENSORS,
         "a moment of a weight that there is not",
         lambda tensors: tensors.update(
-            {"optimizer/0/blocks.7.up.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"].clone()}
+            {"optimizer/blocks.7.up.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"].clone()}
         ),
         r"blocks\.7",
     ),

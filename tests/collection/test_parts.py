@@ -166,10 +166,10 @@ def test_jobs_are_pure_functions_of_their_numbers(tasks_per_job, jobs_per_shard)
         jobs = [([task.task_id for task in group], seed) for group in groups for seed in seeds]
         shards = [jobs[start : start + jobs_per_shard] for start in range(0, len(jobs), jobs_per_shard)]
         expected += [(f"{split}-{index:05d}-of-{len(shards):05d}.parquet", each) for index, each in enumerate(shards)]
-    assert len(layout) == len(expected)
+    assert len(layout.shards) == len(expected)
     for shard, (name, jobs) in enumerate(expected):
         assert [([task.task_id for task in job.tasks], job.seed) for job in layout.jobs(shard)] == jobs
-        assert layout.name(shard) == name
+        assert layout.shards[shard].name == name
         assert layout.num_tasks(shard) == sum(len(tasks) for tasks, _ in jobs)
         assert {layout.find(task, seed) for tasks, seed in jobs for task in tasks} == {shard}
 

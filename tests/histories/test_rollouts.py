@@ -12,9 +12,8 @@ import pytest
 import torch
 import yaml
 from datasets import load_dataset
-from gymnasium import spaces
 from history_files import windows_of_folder
-from image_room import SHAPE
+from random_histories import SPACES, elements
 
 import ad_hf
 import ad_hf.histories
@@ -23,30 +22,13 @@ from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.histories.frames import decompress_frames, has_frames
 from ad_hf.histories.rollouts import from_rollout, load_prompts
 from ad_hf.histories.schema import history_features, read_metadata
+from ad_hf.histories.steps import STEPWISE
 
-CELLS, ARROWS = spaces.MultiDiscrete([4, 3]), spaces.Discrete(5)
-FRAMES = spaces.Box(0, 255, SHAPE, np.uint8)
-SPACES = {
-    "cells": (CELLS, ARROWS),
-    "one number": (spaces.Discrete(300), spaces.MultiDiscrete([2, 3])),
-    "bits": (spaces.MultiBinary(4), spaces.MultiBinary(2)),
-    "vectors": (spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32)),
-    "frames": (FRAMES, ARROWS),
-}
 NUM_STEPS = [40, 0, 13, 1, 39]
 SPLITS = ["train", "validation", "test"]
 TASKS = [Task(number, {"goal": [number, 0]}, split) for number, split in zip((7, 2, 5), SPLITS)]
 LAKES = {"env_kwargs": {"max_episode_steps": 12}, "tasks": [{"is_slippery": False}, {"is_slippery": True}]}
-COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations", "final_observations")
-
-
-def elements(space, shape, rng):
-    """Random elements of a space, as an environment gives them."""
-    size = (*shape, *(space.shape or ()))
-    if isinstance(space, spaces.Box) and space.dtype.kind == "f":
-        return rng.uniform(-1, 1, size).astype(space.dtype)
-    high = 256 if has_frames(space) else getattr(space, "n" if isinstance(space, spaces.Discrete) else "nvec", 2)
-    return rng.integers(0, high, size).astype(space.dtype)
+COLUMNS = (*STEPWISE, "final_observations")
 
 
 def random_output(both, num_steps, seed=0, end_probability=0.25):
@@ -57,12 +39,12 @@ def random_output(both, num_steps, seed=0, end_probability=0.25):
     terminations = ends & (rng.random(ends.shape) < 0.5)
     output = SimpleNamespace(
         num_steps=num_steps,
-        observations=elements(both[0], ends.shape, rng),
-        actions=elements(both[1], ends.shape, rng),
+        observations=elements(both[0], ends.shape, rng, both[0].dtype),
+        actions=elements(both[1], ends.shape, rng, both[1].dtype),
         rewards=rng.normal(size=ends.shape),
         terminations=terminations,
         truncations=ends & ~terminations,
-        final_observations=elements(both[0], (len(ends), int(ends.sum(axis=1).max()) + 1), rng),
+        final_observations=elements(both[0], (len(ends), int(ends.sum(axis=1).max()) + 1), rng, both[0].dtype),
         observation_space=space_to_json(both[0]),
         action_space=space_to_json(both[1]),
     )
@@ -93,7 +75,7 @@ def joined(rows, both):
         assert not pieces or pieces[-1]["truncations"][-1] or pieces[-1]["terminations"][-1]
         if has_frames(both[0]):
             lengths = {"observations": len(ends), "final_observations": int(ends.sum()) + (not ends[-1])}
-            row |= {name: decompress_frames(row[name], length, FRAMES.shape) for name, length in lengths.items()}
+            row |= {name: decompress_frames(row[name], length, both[0].shape) for name, length in lengths.items()}
         pieces.append({name: np.array(row[name]) for name in COLUMNS})
     return {
         history_id: SimpleNamespace(**{name: np.concatenate([piece[name] for piece in pieces]) for name in COLUMNS})
@@ -115,8 +97,7 @@ def same(history, output, env):
 # --- From a rollout
 
 
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("max_piece_steps", [None, 12])
+@pytest.mark.parametrize(("name", "max_piece_steps"), [*((name, 12) for name in SPACES), ("cells", None)])
 def test_every_column_of_every_step_comes_back_and_no_padding(name, max_piece_steps):
     both, output = SPACES[name], random_output(SPACES[name], NUM_STEPS)
     rows = ad_hf.histories.from_rollout(output, max_piece_steps=max_piece_steps)
@@ -195,26 +176,26 @@ def test_images_of_an_environment_are_stored_as_frames(tmp_path):
 
 def test_what_is_no_rollout_is_refused_and_leaves_nothing(tmp_path):
     output = random_output(SPACES["cells"], [12, 7])
-    without = SimpleNamespace(num_steps=None, observations=None)
-    with pytest.raises(ValueError, match="output_steps=True"):
-        from_rollout(without)
-    with pytest.raises(ValueError, match="3 tasks for a rollout of 2 environments"):
-        from_rollout(output, TASKS)
-    with pytest.raises(ValueError, match="0 tasks"):
-        from_rollout(output, [])
-    with pytest.raises(ValueError, match="task_ids of their own"):
-        from_rollout(output, [TASKS[0], Task(7, {}, "train")])
-    with pytest.raises(ValueError, match="expected a split of train, validation, test"):
-        from_rollout(output, [Task(0, {}, "dev")])
-    with pytest.raises(ValueError, match="stored as JSON"):
-        from_rollout(output, env_kwargs={"size": {1, 2}}, output_dir=tmp_path / "out")
+    out = {"output_dir": tmp_path / "out"}
+    outside = random_output(SPACES["cells"], [12, 7])
+    outside.actions[1, 3] = 5
+    cases = [
+        (SimpleNamespace(num_steps=None, observations=None), {}, "output_steps=True"),
+        (output, {"tasks": TASKS}, "3 tasks for a rollout of 2 environments"),
+        (output, {"tasks": []}, "0 tasks"),
+        (output, {"tasks": [TASKS[0], Task(7, {}, "train")]}, "task_ids of their own"),
+        (output, {"tasks": [Task(0, {}, "dev")]}, "expected a split of train, validation, test"),
+        (output, {"env_kwargs": {"size": {1, 2}}, **out}, "stored as JSON"),
+        (output, {"max_piece_steps": 0, **out}, "max_piece_steps must be at least 1"),
+        (outside, out, "environment 1, actions: 5 at step 3"),
+    ]
+    for rollout, settings, message in cases:
+        with pytest.raises(ValueError, match=message):
+            from_rollout(rollout, **settings)
     assert not list(tmp_path.iterdir())
-    from_rollout(output, output_dir=tmp_path / "out")
+    from_rollout(output, **out)
     with pytest.raises(ValueError, match="exists already"):
-        from_rollout(output, output_dir=tmp_path / "out")
-    output.actions[1, 3] = 5
-    with pytest.raises(ValueError, match="environment 1, actions: 5 at step 3"):
-        from_rollout(output)
+        from_rollout(output, **out)
 
 
 def test_the_package_names_both_functions():
@@ -263,31 +244,23 @@ def fitting_runs(output, env, num_steps):
     """(first step, step after the last, mean return) of every run of whole episodes that cannot be made longer."""
     ends = np.flatnonzero((output.terminations | output.truncations)[env, : output.num_steps[env]]) + 1
     borders = [0, *ends.tolist()]
-    fits = [
-        (i, j)
-        for i, j in itertools.combinations(range(len(borders)), 2)
-        if j == i + 1 or borders[j] - borders[i] <= num_steps
-    ]
-    fits = [(i, j) for i, j in fits if (i - 1, j) not in fits and (i, j + 1) not in fits]
-    return [
-        (
-            max(borders[i], borders[j] - num_steps),
-            borders[j],
-            output.rewards[env, borders[i] : borders[j]].sum() / (j - i),
-        )
-        for i, j in fits
-    ]
+    pairs = itertools.combinations(range(len(borders)), 2)
+    fits = {(i, j) for i, j in pairs if j == i + 1 or borders[j] - borders[i] <= num_steps}
+    for i, j in sorted((i, j) for i, j in fits if not {(i - 1, j), (i, j + 1)} & fits):
+        first, stop = max(borders[i], borders[j] - num_steps), borders[j]
+        yield first, stop, output.rewards[env, borders[i] : stop].sum() / (j - i)
 
 
-@pytest.mark.parametrize("num_steps", [3, 20, 1000])
-@pytest.mark.parametrize("level", [None, -1.0, [0.3, 2.5, -4.0, 0.0]])
+@pytest.mark.parametrize(
+    ("num_steps", "level"), [(3, None), (3, -1.0), (20, [0.3, 2.5, -4.0, 0.0]), (20, None), (1000, -1.0)]
+)
 def test_prompts_are_the_runs_of_episodes_that_come_closest(demonstrations, num_steps, level):
     tasks = [9, 4, 9, 0]
     prompts = load_prompts(demonstrations.pieces, tasks, num_steps, level)
     for prompt, task_id, wanted in zip(prompts, tasks, level if isinstance(level, list) else [level] * 4):
         env, start, stop = place(prompt, demonstrations, task_id)
         assert 0 < stop - start <= num_steps
-        runs = fitting_runs(demonstrations.output, env, num_steps)
+        runs = list(fitting_runs(demonstrations.output, env, num_steps))
         best = runs[-1] if wanted is None else min(runs, key=lambda run: abs(run[2] - wanted))
         assert (start, stop) == best[:2]
 
@@ -322,18 +295,18 @@ def test_what_a_source_did_last_is_the_prompt(tiny_histories, tiny_recipe):
 
 
 def test_prompts_that_cannot_be_had(demonstrations, tmp_path):
-    folder = demonstrations.whole
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
-        load_prompts(folder, [0], 0)
-    for level in ([1.0, 2.0], [[1.0]], np.nan):
-        with pytest.raises(ValueError, match="one for each of the 3 tasks"):
-            load_prompts(folder, [0, 4, 9], 10, level)
-    with pytest.raises(ValueError, match=r"split test: there are no histories of task 7; .* 0, 4, 9: "):
-        load_prompts(folder, [0, 7], 10)
-    with pytest.raises(ValueError, match="no split 'train': expected one of test"):
-        load_prompts(folder, [0], 10, split="train")
-    with pytest.raises(ValueError, match=r"its task 4 is .*'goal': .4, 0.*, and not .*'goal': .0, 0"):
-        load_prompts(folder, [Task(4, {"goal": [0, 0]}, "test")], 10)
+    cases = [
+        ([0], {"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ([0, 4, 9], {"level": [1.0, 2.0]}, "one for each of the 3 tasks"),
+        ([0, 4, 9], {"level": [[1.0]]}, "one for each of the 3 tasks"),
+        ([0, 4, 9], {"level": np.nan}, "one for each of the 3 tasks"),
+        ([0, 7], {}, r"split test: there are no histories of task 7; .* 0, 4, 9: "),
+        ([0], {"split": "train"}, "no split 'train': expected one of test"),
+        ([Task(4, {"goal": [0, 0]}, "test")], {}, r"its task 4 is .*'goal': .4, 0.*, and not .*'goal': .0, 0"),
+    ]
+    for tasks, settings, message in cases:
+        with pytest.raises(ValueError, match=message):
+            load_prompts(demonstrations.whole, tasks, **{"num_steps": 10, **settings})
     endless = random_output(SPACES["cells"], [10], end_probability=0.0)
     from_rollout(endless, output_dir=tmp_path / "endless")
     with pytest.raises(ValueError, match="without a finished episode"):

@@ -17,12 +17,15 @@ from history_files import (
     rows_to_table,
     slowly_kept_steps,
     steps_of,
+    take,
     windows_of_table,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ad_hf.histories.windows import HistoryWindows, WindowBatches, none_action
 
-NONE = 7
+NONE, LENGTHS = 7, [40, 33, 100, 29, 71]
 
 
 def windows_of_rows(rows, context_length, action_space=ACTIONS, **settings):
@@ -38,12 +41,10 @@ def windows_of_epoch(windows, epoch):
     return steps_of(windows.batch(windows.epoch_order(epoch)))
 
 
-@pytest.mark.parametrize(("keep_every_episode", "max_episodes"), [(1, None), (3, None), (2, 12)])
-def test_batches_hold_the_values_of_a_slow_reference(keep_every_episode, max_episodes):
-    context_length = 9
+@pytest.mark.parametrize(("every", "first"), [(1, None), (3, None), (2, 12)])
+def test_batches_hold_the_values_of_a_slow_reference(every, first):
     histories = make_histories([60, 83, 47])
-    settings = {"keep_every_episode": keep_every_episode, "max_episodes": max_episodes}
-    windows = windows_of_rows(histories, context_length, **settings)
+    windows = windows_of_rows(histories, 9, keep_every_episode=every, max_episodes=first)
     steps_at_starts, num_windows, mid_cuts = 0, 0, 0
     for epoch in range(5):
         batch = windows.batch(windows.epoch_order(epoch))
@@ -51,12 +52,12 @@ def test_batches_hold_the_values_of_a_slow_reference(keep_every_episode, max_epi
         for row, window in enumerate(steps_of(batch)):
             number = window[0][0]
             history = histories[number]
-            kept, episode_starts = slowly_kept_steps(history, keep_every_episode, max_episodes)
-            position = kept.index(window[0][1])
-            expected_steps = kept[position : position + context_length]
-            assert window == [(number, step) for step in expected_steps]
+            selected, episode_starts = slowly_kept_steps(history, every, first)
+            position = selected.index(window[0][1])
+            steps = selected[position : position + 9]
+            assert window == [(number, step) for step in steps]
             # The real last action and reward, whatever lies between; none only before a history's first step.
-            previous = [kept[position - 1] if position else None, *expected_steps[:-1]]
+            previous = [selected[position - 1] if position else None, *steps[:-1]]
             assert batch["previous_actions"][row].tolist() == [
                 NONE if step is None else history["actions"][step] for step in previous
             ]
@@ -64,8 +65,8 @@ def test_batches_hold_the_values_of_a_slow_reference(keep_every_episode, max_epi
                 batch["previous_rewards"][row],
                 torch.tensor([0.0 if step is None else history["rewards"][step] for step in previous]),
             )
-            assert batch["episode_starts"][row].tolist() == [step in episode_starts for step in expected_steps]
-            assert batch["labels"][row].tolist() == [history["actions"][step] for step in expected_steps]
+            assert batch["episode_starts"][row].tolist() == [step in episode_starts for step in steps]
+            assert batch["labels"][row].tolist() == [history["actions"][step] for step in steps]
             num_windows, mid_cuts = num_windows + 1, mid_cuts + bool(position)
             steps_at_starts += int(batch["episode_starts"][row, 1:].sum())
     assert num_windows > mid_cuts > 0
@@ -74,15 +75,13 @@ def test_batches_hold_the_values_of_a_slow_reference(keep_every_episode, max_epi
 
 def test_tensors_have_the_models_shapes_and_types():
     batch = make_windows([60, 60], 8).batch(np.array([[0, 8], [30, 8], [60, 8]]))
-    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
-        "observations": (3, 8, 2),
-        "previous_actions": (3, 8),
-        "previous_rewards": (3, 8),
-        "episode_starts": (3, 8),
-        "labels": (3, 8),
+    assert {name: (*tensor.shape, tensor.dtype) for name, tensor in batch.items()} == {
+        "observations": (3, 8, 2, torch.float32),
+        "previous_actions": (3, 8, torch.uint8),
+        "previous_rewards": (3, 8, torch.float32),
+        "episode_starts": (3, 8, torch.bool),
+        "labels": (3, 8, torch.uint8),
     }
-    assert batch["observations"].dtype == batch["previous_rewards"].dtype == torch.float32
-    assert batch["episode_starts"].dtype == torch.bool
 
 
 @pytest.mark.parametrize(
@@ -96,8 +95,7 @@ def test_tensors_have_the_models_shapes_and_types():
 )
 def test_none_stands_before_the_first_action_of_every_space(space, none):
     histories = make_histories([30, 30], action_space=space)
-    windows = windows_of_rows(histories, 6, space)
-    batch = windows.batch(np.array([[0, 6], [30, 6], [6, 6]]))
+    batch = windows_of_rows(histories, 6, space).batch(np.array([[0, 6], [30, 6], [6, 6]]))
     assert none_action(space).tolist() == none
     for row, (history, first) in enumerate(((0, 0), (1, 0), (0, 6))):
         actions = histories[history]["actions"][first : first + 6]
@@ -106,83 +104,60 @@ def test_none_stands_before_the_first_action_of_every_space(space, none):
         np.testing.assert_allclose(batch["labels"][row], actions, rtol=1e-6)
 
 
-def test_no_window_crosses_histories_and_steps_are_consecutive():
-    windows = make_windows([40, 33, 100, 29, 71], 14)
-    for epoch in range(20):
-        for window in windows_of_epoch(windows, epoch):
-            number, first = window[0]
-            assert window == [(number, first + step) for step in range(14)]
-
-
-def test_windows_of_an_epoch_are_distinct_and_tile_each_history():
-    lengths, context_length = [40, 33, 100, 29, 71], 14
-    windows = make_windows(lengths, context_length)
-    for epoch in range(20):
-        steps = [step for window in windows_of_epoch(windows, epoch) for step in window]
-        assert len(set(steps)) == len(steps)
-        for number, length in enumerate(lengths):
-            of_history = sorted(step for history, step in steps if history == number)
-            assert of_history == list(range(of_history[0], of_history[-1] + 1))
-            assert of_history[0] < context_length
-            assert length - 1 - of_history[-1] < context_length
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 20), st.integers(0, 1000))
+def test_windows_of_an_epoch_tile_each_history(lengths, context_length, epoch):
+    """With consecutive steps, none of them twice, all but fewer than a window's at both ends."""
+    windows = windows_of_epoch(make_windows(lengths, context_length), epoch)
+    for window in windows:
+        number, first = window[0]
+        assert window == [(number, first + step) for step in range(min(context_length, lengths[number]))]
+    for number, length in enumerate(lengths):
+        steps = sorted(step for window in windows for history, step in window if history == number)
+        assert steps == list(range(steps[0], steps[-1] + 1))
+        assert max(steps[0], length - 1 - steps[-1]) < context_length
 
 
 def test_every_step_is_trained_on_over_the_epochs():
-    lengths = [40, 33, 100, 29, 71, 14, 15]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        windows = make_windows(lengths, 14)
+    lengths = [*LENGTHS, 14, 15]
+    windows = make_windows(lengths, 14)
     seen = {step for epoch in range(200) for window in windows_of_epoch(windows, epoch) for step in window}
     assert seen == {(number, step) for number, length in enumerate(lengths) for step in range(length)}
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch():
-    lengths = [40, 33, 100, 29, 71]
-    windows, same, other = (make_windows(lengths, 7, seed=seed) for seed in (5, 5, 6))
+    windows, same, other = (make_windows(LENGTHS, 7, seed=seed) for seed in (5, 5, 6))
     later = [windows.epoch_order(epoch) for epoch in (3, 0, 3)]
     np.testing.assert_array_equal(later[0], later[2])
     np.testing.assert_array_equal(later[0], same.epoch_order(3))
-    orders = {windows.epoch_order(epoch).tobytes() for epoch in range(20)}
-    orders |= {other.epoch_order(epoch).tobytes() for epoch in range(20)}
-    assert len(orders) == 40
+    assert len({each.epoch_order(epoch).tobytes() for each in (windows, other) for epoch in range(20)}) == 40
 
 
-def test_phase_of_a_history_does_not_depend_on_the_others():
-    histories = make_histories([50, 50, 50, 50])
+def test_phase_of_a_history_does_not_depend_on_the_others_and_is_spread_evenly():
+    histories = make_histories([39] * 30)
     alone, among = (windows_of_rows(rows, 10) for rows in (histories[2:3], histories))
-    for epoch in range(10):
-        of_history = sorted(window for window in windows_of_epoch(among, epoch) if window[0][0] == 2)
-        assert of_history == sorted(windows_of_epoch(alone, epoch))
-
-
-def test_phases_of_histories_and_epochs_are_spread_evenly():
-    windows = make_windows([39] * 30, 10)
-    phases = np.array(
-        [[min(step for history, step in map(min, windows_of_epoch(windows, epoch)) if history == number)]
-         for epoch in range(40) for number in range(30)]
-    )  # fmt: skip
-    counts = np.bincount(phases.ravel(), minlength=10)
+    phases = []
+    for epoch in range(40):
+        windows = windows_of_epoch(among, epoch)
+        assert sorted(window for window in windows if window[0][0] == 2) == sorted(windows_of_epoch(alone, epoch))
+        phases += [min(window[0][1] for window in windows if window[0][0] == number) for number in range(30)]
+    counts = np.bincount(phases)
     assert len(counts) == 10
-    assert (counts > 0.7 * 120).all()
-    assert (counts < 1.3 * 120).all()
+    assert 0.7 * 120 < counts.min() <= counts.max() < 1.3 * 120
 
 
 def test_pieces_of_a_history_are_one_history():
     whole = make_histories([50, 31, 64])
     pieces = []
     for history in whole:
-        borders = [0, 20, 29, len(history["rewards"])]
-        for piece, (start, stop) in enumerate(itertools.pairwise(borders)):
+        for piece, (start, stop) in enumerate(itertools.pairwise([0, 20, 29, len(history["rewards"])])):
             cut = {name: value[start:stop] if isinstance(value, list) else value for name, value in history.items()}
             pieces.append({**cut, "piece": piece, "start_step": start})
-    for settings in ({}, {"keep_every_episode": 2}):
-        joined, expected = (windows_of_rows(rows, 8, **settings) for rows in (pieces, whole))
-        assert joined.num_histories == expected.num_histories == 3
-        assert joined.num_steps == expected.num_steps
+    for selection in ({}, {"keep_every_episode": 2}):
+        joined, expected = (windows_of_rows(rows, 8, **selection) for rows in (pieces, whole))
+        assert (joined.num_histories, joined.num_steps) == (3, expected.num_steps)
         for epoch in range(5):
-            batch, expected_batch = (windows.batch(windows.epoch_order(epoch)) for windows in (joined, expected))
-            for name, tensor in expected_batch.items():
-                assert torch.equal(batch[name], tensor), name
+            assert_same_batches(*([each.batch(each.epoch_order(epoch))] for each in (joined, expected)))
 
 
 def test_histories_shorter_than_a_window_are_padded_and_masked():
@@ -192,10 +167,8 @@ def test_histories_shorter_than_a_window_are_padded_and_masked():
     assert sorted(length for length in order[:, 1].tolist() if length < 10) == [3, 5]
     batch = windows.batch(order)
     assert batch["attention_mask"].sum(dim=1).tolist() == order[:, 1].tolist()
-    for window, mask in zip(steps_of(batch), batch["attention_mask"], strict=True):
-        number, first = window[0]
-        assert mask.tolist() == sorted(mask.tolist(), reverse=True)  # padding comes last
-        assert window == [(number, first + step) for step in range(min(10, lengths[number]))]
+    for mask in batch["attention_mask"].tolist():
+        assert mask == sorted(mask, reverse=True)  # padding comes last
     short = windows.batch(order[order[:, 1] < 10])
     assert short["observations"].shape[1] == 5  # no longer than the longest window
     assert (short["observations"][..., 1] < 5).all()
@@ -204,69 +177,42 @@ def test_histories_shorter_than_a_window_are_padded_and_masked():
 def test_warning_for_histories_shorter_than_two_windows():
     with pytest.warns(UserWarning, match=r"histories of 30 steps.*two windows of 16"):
         make_windows([30, 30, 90], 16).warn_of_short_histories()
+    history = make_histories([64])[0] | {"terminations": [False] * 64, "truncations": [False, True] * 32}
+    with pytest.warns(UserWarning, match="histories of 22 steps"):  # after subsampling
+        windows_of_rows([history], 16, max_episodes=11).warn_of_short_histories()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        windows_of_rows([history], 16).warn_of_short_histories()
         make_windows([32, 32, 90], 16).warn_of_short_histories()
         make_windows([10, 12], 16).warn_of_short_histories()  # bandits: padded on purpose
 
 
-def test_subsampling_counts_for_the_warning():
-    history = make_histories([64])[0] | {"terminations": [False] * 64, "truncations": [False, True] * 32}
-    windows_of_rows([history], 16).warn_of_short_histories()
-    cut = windows_of_rows([history], 16, max_episodes=11)
-    with pytest.warns(UserWarning, match="histories of 22 steps"):
-        cut.warn_of_short_histories()
-
-
-def take(batches, count):
-    iterator = iter(batches)
-    return [next(iterator) for _ in range(count)]
-
-
 def assert_same_batches(batches, expected):
-    assert len(batches) == len(expected)
     for batch, expected_batch in zip(batches, expected, strict=True):
         assert batch.keys() == expected_batch.keys()
         for name, tensor in expected_batch.items():
             assert torch.equal(batch[name], tensor), name
 
 
-def test_batches_run_through_the_epochs_in_order():
-    windows = make_windows([40, 33, 100, 29, 71], 14)
-    expected = [window for epoch in range(5) for window in windows_of_epoch(windows, epoch)]
-    batches = take(WindowBatches(windows, batch_size=4), 15)
-    assert [window for batch in batches for window in steps_of(batch)] == expected[:60]
-
-
 @pytest.mark.parametrize("batch_size", [4, 18, 60])
-@pytest.mark.parametrize("world_size", [2])
-def test_slices_of_the_processes_make_the_single_processes_batches(batch_size, world_size):
-    windows = make_windows([40, 33, 100, 29, 71], 14)
-    single = take(WindowBatches(windows, batch_size), 8)
-    slices = [take(WindowBatches(windows, batch_size, rank, world_size), 8) for rank in range(world_size)]
-    joined = [{name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*slices)]
-    assert_same_batches(joined, single)
-
-
-@pytest.mark.parametrize("batch_size", [4, 18, 60])
-def test_stream_resumes_with_the_same_batches(batch_size):
-    windows = make_windows([40, 33, 100, 29, 71], 14)  # 16 to 18 windows an epoch
-    expected = take(WindowBatches(windows, batch_size), 12)
+def test_batches_run_through_the_epochs_in_order_and_resume_anywhere(batch_size):
+    """Of 16 to 18 windows an epoch; and any number of processes share them."""
+    windows = make_windows(LENGTHS, 14)
+    batches = take(WindowBatches(windows, batch_size), 12)
+    expected = [window for epoch in range(50) for window in windows_of_epoch(windows, epoch)]
+    assert [window for batch in batches for window in steps_of(batch)] == expected[: 12 * batch_size]
+    for world_size in (2, 3):
+        if batch_size % world_size == 0:
+            slices = [take(WindowBatches(windows, batch_size, rank, world_size), 8) for rank in range(world_size)]
+            joined = [{name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*slices)]
+            assert_same_batches(joined, batches[:8])
     for used in range(8):
         interrupted = WindowBatches(windows, batch_size)
-        assert_same_batches(take(interrupted, used), expected[:used])
-        resumed = WindowBatches(make_windows([40, 33, 100, 29, 71], 14), batch_size)
+        take(interrupted, used)
+        interrupted.check_state_dict(interrupted.state_dict(), 0, used)
+        resumed = WindowBatches(make_windows(LENGTHS, 14), batch_size)
         resumed.load_state_dict(interrupted.state_dict())
-        assert_same_batches(take(resumed, 4), expected[used : used + 4])
-
-
-def test_stream_passes_whole_epochs_when_batches_are_larger():
-    windows = make_windows([40], 14)  # two windows an epoch
-    counts = [len(windows.epoch_order(epoch)) for epoch in range(20)]
-    batch = take(WindowBatches(windows, batch_size=9), 1)[0]
-    expected = [window for epoch in range(20) for window in windows_of_epoch(windows, epoch)]
-    assert max(counts) < 9
-    assert steps_of(batch) == expected[:9]
+        assert_same_batches(take(resumed, 4), batches[used : used + 4])
 
 
 def making_threads():
@@ -293,8 +239,7 @@ def test_batches_ahead_are_few_and_an_error_in_making_one_is_raised_in_its_turn(
                 raise ValueError("row 3 is damaged")
             return super().batch(windows)
 
-    before = making_threads()
-    windows = make_windows([80, 80], 8)
+    before, windows = making_threads(), make_windows([80, 80], 8)
     windows.__class__ = Damaged
     stream = WindowBatches(windows, batch_size=2)
     batches = iter(stream)
@@ -310,6 +255,5 @@ def test_batches_ahead_are_few_and_an_error_in_making_one_is_raised_in_its_turn(
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(0, 1), (-4, 2), (5, 2)])
 def test_batch_that_cannot_be_shared_is_refused(batch_size, world_size):
-    windows = make_windows([40], 14)
     with pytest.raises(ValueError, match=f"multiple of {world_size} processes, got {batch_size}"):
-        WindowBatches(windows, batch_size, 0, world_size)
+        WindowBatches(make_windows([40], 14), batch_size, 0, world_size)

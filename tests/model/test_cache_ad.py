@@ -5,20 +5,35 @@ import pytest
 import torch
 from context_reference import (
     ACTION_SPACES,
+    BLOOM,
     BOX,
+    GPT2,
+    GPT_NEOX,
     IMAGE,
+    LLAMA,
+    MAMBA,
+    MISTRAL,
     MULTI_DISCRETE,
+    NO_TOKENS,
     OBSERVATION_SPACES,
+    SMALL,
     VECTOR,
     Lives,
     assert_agrees,
     elements,
+    random_history,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ad_hf.model.cache_ad import ADCache, make_cache
+from ad_hf.model.cache_ad import ADCache, StepCache, make_cache
 
+QWEN2 = {**LLAMA, "model_type": "qwen2", "sliding_window": 4}  # which it only has with `use_sliding_window`
+GPT_NEO = {"model_type": "gpt_neo", "hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 3, **NO_TOKENS}
+GPT_NEO |= {"max_position_embeddings": 32, "initializer_range": 0.3}
+CTRL = {"model_type": "ctrl", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8, "dff": 32, **NO_TOKENS}
+CTRL["initializer_range"] = 0.3  # of a backbone that writes to the embeddings that it is given
+FALCON = {"model_type": "falcon", **SMALL, "new_decoder_architecture": False}
 FIXED = {"deadline": None, "derandomize": True, "database": None}
 shapes = st.fixed_dictionaries(
     {
@@ -73,12 +88,14 @@ def test_a_sliding_window_gives_the_model_on_all_steps_so_far(make_model, shape,
     assert run.context._cache.states[0][0].shape[2] == window
 
 
-@pytest.mark.parametrize("settings", [{}, {"sliding_window": 6}], ids=["dropping", "sliding"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_environments_that_pause_and_start_anew_on_their_own_do_not_disturb_each_other(make_model, settings, seed):
+BACKBONES = [{"backbone_config": backbone} for backbone in (LLAMA, GPT2, GPT_NEOX, QWEN2)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"sliding_window": 6}, *BACKBONES])
+def test_environments_that_pause_and_start_anew_on_their_own_do_not_disturb_each_other(make_model, settings):
     model = make_model(observation_space=MULTI_DISCRETE, **settings)
 
-    run = assert_agrees(model, 5, 120, seed, active_probability=0.7, reset_probability=0.012, with_prompts=True)
+    run = assert_agrees(model, 5, 120, active_probability=0.7, reset_probability=0.012, with_prompts=True)
 
     assert min(run.seen.values()) > 2  # the run went through the cases that it is there for
     assert len(run.seen) == 3
@@ -136,36 +153,134 @@ def test_a_sliding_window_stays_right_for_as_long_as_one_likes(make_model, space
     assert checked == 2 * 21
 
 
-@pytest.mark.parametrize("settings", [{}, {"sliding_window": 5}], ids=["dropping", "sliding"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 1, 6], [3, 9], [4, 4, 1, 1, 2]])
-def test_a_cache_filled_in_chunks_gives_the_logits_of_one_pass(make_model, make_history, attention, chunks, settings):
-    model = make_model(attn_implementation=attention, **settings)
+@pytest.mark.parametrize(
+    "settings", [{}, {"sliding_window": 5}, {"backbone_config": LLAMA}, {"backbone_config": MAMBA}]
+)
+def test_a_cache_takes_a_step_at_a_time_and_gives_the_logits_of_one_pass(make_model, make_history, settings):
+    model = make_model(**settings, context_length=12)
     inputs, _ = make_history(model.config, batch=3, time=12)
     cache = make_cache(model, 3)
 
-    parts = zip(*(part.split(chunks, dim=1) for part in inputs.values()))
-    logits = torch.cat([model(*part, past_key_values=cache).logits for part in parts], dim=1)
+    steps = zip(*(part.split(1, dim=1) for part in inputs.values()))
+    logits = torch.cat([model(*step, past_key_values=cache).logits for step in steps], dim=1)
 
     torch.testing.assert_close(logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
     assert cache.lengths.tolist() == [12] * 3
+    with pytest.raises(ValueError, match="one step at a time, got 12"):
+        model(**inputs, past_key_values=cache)
+    if "sliding_window" not in settings and settings.get("backbone_config") is not MAMBA:
+        with pytest.raises(ValueError, match="holds 12 steps"):
+            model(*(part[:, :1] for part in inputs.values()), past_key_values=cache)
 
 
-@settings(max_examples=40, **FIXED)
-@given(shape=shapes, window=st.integers(1, 10), chunks=st.lists(st.integers(1, 7), min_size=1, max_size=6))
-def test_a_sliding_cache_takes_chunks_of_any_size(make_model, make_history, shape, window, chunks):
-    model = make_model(**{**sized(shape), "context_length": 10}, sliding_window=window)
-    inputs, _ = make_history(model.config, batch=2, time=sum(chunks))
-    cache = make_cache(model, 2)
-
-    parts = zip(*(part.split(chunks, dim=1) for part in inputs.values()))
-    logits = torch.cat([model(*part, past_key_values=cache).logits for part in parts], dim=1)
-
-    torch.testing.assert_close(logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+def sized_backbone(backbone: dict, layers: int, heads: int, head_dim: int, context_length: int) -> dict:
+    """A backbone's configuration with other sizes."""
+    sizes = {
+        **{"num_hidden_layers": layers, "n_layer": layers, "num_attention_heads": heads, "n_head": heads},
+        **{"hidden_size": heads * head_dim, "n_embd": heads * head_dim, "n_positions": context_length},
+    }
+    return {**backbone, **{name: value for name, value in sizes.items() if name in backbone}}
 
 
-def test_a_cache_refuses_more_steps_than_it_holds(make_model, make_history):
-    model = make_model(context_length=4)
-    inputs, _ = make_history(model.config, batch=1, time=5)
-    with pytest.raises(ValueError, match="holds 4 steps"):
-        model(**inputs, past_key_values=make_cache(model, 1))
+@settings(max_examples=24, **FIXED)
+@given(
+    backbone=st.sampled_from([LLAMA, GPT2, GPT_NEOX, QWEN2]),
+    layers=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    head_dim=st.sampled_from([4, 8]),
+    context_length=st.integers(1, 10),
+    observation_space=st.sampled_from(OBSERVATION_SPACES),
+    action_space=st.sampled_from(ACTION_SPACES),
+    life=lives,
+    data=st.data(),
+)
+def test_cached_steps_are_the_backbone_on_the_steps_that_are_held(
+    make_model, backbone, layers, heads, head_dim, context_length, observation_space, action_space, life, data
+):
+    length = data.draw(st.one_of(st.none(), st.integers(1, context_length)), "context_length")
+    longest = length or context_length
+    drop = data.draw(st.one_of(st.none(), st.sampled_from([1, longest]), st.integers(1, longest)), "context_drop")
+    model = make_model(
+        backbone_config=sized_backbone(backbone, layers, heads, head_dim, context_length),
+        context_length=context_length,
+        observation_space=observation_space,
+        action_space=action_space,
+    )
+
+    # Long enough for the library's columns, a quarter more than the context, to be used up several times.
+    run = assert_agrees(model, num_steps=4 * longest + 20, context_length=length, context_drop=drop, **life)
+
+    assert isinstance(run.context._cache, ADCache)
+
+
+@settings(max_examples=10, **FIXED)
+@given(backbone=st.sampled_from([MISTRAL, BLOOM, MAMBA]), life=lives, drop=st.sampled_from([None, 1, 3, 7]))
+def test_backbones_that_no_padded_cache_serves_encode_the_held_steps_each_time(make_model, backbone, life, drop):
+    model = make_model(backbone_config=backbone, context_length=7)
+    run = assert_agrees(model, num_steps=30, context_drop=drop, **life)
+    assert isinstance(run.context._cache, StepCache)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "cached"),
+    [
+        (LLAMA, True),
+        ({**MISTRAL, "sliding_window": None}, True),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 1}, False),
+        ({**LLAMA, "model_type": "gemma3_text", "head_dim": 8}, False),
+        ({**GPT_NEO, "attention_types": [[["global"], 2]]}, True),
+        ({**GPT_NEO, "attention_types": [[["global", "local"], 1]]}, False),
+        ({**FALCON, "alibi": False}, True),
+        ({**FALCON, "alibi": True}, False),
+        (CTRL, True),
+    ],
+    ids=[
+        *("llama", "mistral without a window", "qwen2 with windows", "gemma3"),
+        *("gpt_neo, all of it global", "gpt_neo with local layers", "falcon", "falcon with alibi", "ctrl"),
+    ],
+)
+def test_every_kind_of_attention_is_encoded_rightly(make_model, backbone, cached):
+    model = make_model(backbone_config=backbone, context_length=8)
+    run = assert_agrees(model, 3, 30, active_probability=0.7, reset_probability=0.05, with_prompts=True)
+    assert isinstance(run.context._cache, ADCache if cached else StepCache)
+
+
+@pytest.mark.parametrize("backbone", [LLAMA, MISTRAL], ids=lambda config: config["model_type"])
+def test_a_step_in_which_no_environment_acts_changes_nothing(make_model, backbone):
+    model = make_model(backbone_config=backbone, context_length=4)
+    context, untouched = model.init_context(2, do_sample=False), model.init_context(2, do_sample=False)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        seen, rewards = rng.integers(7, size=2), rng.normal(size=2)
+        context.act(rng.integers(7, size=2), rewards, active=np.zeros(2, dtype=bool))
+        actions = context.act(seen, rewards)
+        assert (actions == untouched.act(seen, rewards)).all()
+        torch.testing.assert_close(context.logits, untouched.logits)
+        assert (context.lengths == untouched.lengths).all()
+
+
+def test_backbones_act_in_half_precision(make_model):
+    model = make_model(backbone_config={**LLAMA, "initializer_range": 0.1}, observation_space=VECTOR).bfloat16()
+    assert_agrees(model, 3, 40, active_probability=0.7, reset_probability=0.03, with_prompts=True, tolerance=0.05)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [None, LLAMA, GPT2, GPT_NEOX, MISTRAL, BLOOM, MAMBA],
+    ids=lambda config: config and config["model_type"],
+)
+def test_a_model_that_has_acted_trains_on_and_acts_on(make_model, make_history, backbone):
+    model = make_model(backbone_config=backbone, context_length=6)
+    context = model.init_context(2, prompt=random_history(model, 9, np.random.default_rng(0)))
+    for _ in range(8):
+        context.act(np.array([1, 2]))
+    inputs, labels = make_history(model.config, time=6)
+
+    model.train()(**inputs, labels=labels).loss.backward()
+
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+    twin = context.copy()
+    context.reset(np.array([True, False]))
+    for each in (context, twin):
+        each.act(np.array([1, 2]))
+    torch.testing.assert_close(context.logits[1], twin.logits[1], atol=1e-5, rtol=0)

@@ -83,18 +83,14 @@ def test_environments_in_processes_of_their_own_give_the_same_rollout(make_model
         envs.close()
 
 
-def test_a_single_environment_is_rolled_out_and_stays_open(make_model):
+def test_a_single_environment_is_rolled_out_and_environments_stay_open(make_model):
     model, env, wanted = make_model(**CART_POLE), gym.make("CartPole-v1"), {"num_episodes": 4, "seed": 3, **ALL}
     assert_same_output(model.rollout(env, **wanted), model.rollout(cart_poles(num_envs=1), **wanted))
 
-    counter = Counting()
+    counter, envs = Counting(), SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     make_model(**COUNTING).rollout(counter, num_episodes=2)
     assert (counter.steps, counter.closed) == (8, 0)
     assert make_model(**COUNTING).rollout(counter, num_episodes=1).episode_lengths.tolist() == [[4]]
-
-
-def test_vector_environments_that_were_given_stay_open(make_model):
-    envs = SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     make_model(**COUNTING).rollout(envs, num_episodes=2)
     assert not envs.closed
     assert [env.closed for env in envs.envs] == [0, 0]
@@ -137,34 +133,28 @@ def test_environments_that_do_not_fit_the_model_are_closed_again(make_model, cou
     assert [env.closed > 0 for env in made] == [True]
 
 
-@pytest.mark.parametrize(
-    ("envs", "env_kwargs", "message"),
-    [
-        (3, None, "envs must be a gymnasium VectorEnv, an Env or the id of one, got 3"),
-        (None, None, "envs must be"),
-        ([Counting()], None, "envs must be"),
-        (Counting(), {"at": 3}, "env_kwargs are for environments that are made from an id"),
-        ("CartPole-v1", [], r"env_kwargs must be keyword arguments, or a list .* got \[\]"),
-    ],
-    ids=str,
-)
-def test_what_is_no_environment_is_refused(make_model, envs, env_kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(**COUNTING).rollout(envs, env_kwargs=env_kwargs)
+REFUSED_ENVS = [
+    (3, None, "envs must be a gymnasium VectorEnv, an Env or the id of one, got 3"),
+    (None, None, "envs must be"),
+    ([Counting()], None, "envs must be"),
+    (Counting(), {"at": 3}, "env_kwargs are for environments that are made from an id"),
+    ("CartPole-v1", [], r"env_kwargs must be keyword arguments, or a list .* got \[\]"),
+    ("CartPole-v1", [None], "env_kwargs must be"),
+    ("CartPole-v1", [{}, 3], "env_kwargs must be"),
+    ("CartPole-v1", 5, "env_kwargs must be"),
+    ("CartPole-v1", "size", "env_kwargs must be"),
+    ("Nope-v0", None, "the environment 'Nope-v0' could not be made: .*Nope"),
+    ("nosuchmodule:X-v0", None, "the environment 'nosuchmodule:X-v0' could not be made: .*nosuchmodule"),
+    ("", None, "the environment '' could not be made"),
+    ("CartPole-v1", {"nosuch": 1}, "the environment 'CartPole-v1' could not be made with env_kwargs .*nosuch"),
+]
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"observation_space": {"type": "MultiDiscrete", "nvec": [9, 9]}}, r"observation_space.*\[3 3\].*\[9, 9\]"),
-        ({"observation_space": {"type": "Discrete", "n": 9}}, "observation_space"),
-        ({"action_space": {"type": "Discrete", "n": 4}}, r"action_space.*Discrete\(5\).*4"),
-        ({"action_space": {"type": "MultiDiscrete", "nvec": [5]}}, "action_space"),
-    ],
-)
-def test_environments_of_other_spaces_are_refused(make_model, changed, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(**{**DARK_ROOM, **changed}).rollout(dark_rooms(), num_episodes=1)
+def test_what_is_no_environment_is_refused_by_name(make_model):
+    model = make_model(**COUNTING)
+    for envs, env_kwargs, message in REFUSED_ENVS:
+        with pytest.raises(ValueError, match=message):
+            model.rollout(envs, env_kwargs=env_kwargs, num_episodes=1)
 
 
 class FromOne(gym.ActionWrapper):
@@ -174,32 +164,27 @@ class FromOne(gym.ActionWrapper):
         super().__init__(env)
         self.action_space = spaces.Discrete(env.action_space.n, start=1)
 
-    def action(self, action):
-        assert self.action_space.contains(action)
-        return action - 1
 
-
-def test_action_spaces_that_do_not_start_at_zero_are_refused(make_model):
-    with pytest.raises(ValueError, match="action_space"):
-        make_model(**CART_POLE).rollout(FromOne(gym.make("CartPole-v1")), num_episodes=1)
-
-
-def test_continuous_actions_of_other_bounds_are_refused(make_model):
-    env = gym.make("Pendulum-v1")
-    settings = {
-        "observation_space": space_to_json(env.observation_space),
-        "action_space": space_to_json(env.action_space),
-    }
-    settings["action_space"] |= {"low": [-1.0], "high": [1.0]}
-    with pytest.raises(ValueError, match="action_space"):
-        make_model(**settings).rollout(env, num_episodes=1)
-
-
-def test_environments_that_do_not_say_how_they_reset_are_refused(make_model):
-    envs = dark_rooms()
-    envs.unwrapped.metadata = {}
-    with pytest.raises(ValueError, match="autoreset_mode"):
-        make_model(**DARK_ROOM).rollout(envs, num_episodes=1)
+def test_environments_of_other_spaces_or_without_a_mode_are_refused(make_model):
+    pendulum, silent = gym.make("Pendulum-v1"), dark_rooms()
+    silent.unwrapped.metadata = {}
+    narrow = space_to_json(pendulum.action_space) | {"low": [-1.0], "high": [1.0]}
+    nine, cells = {"type": "Discrete", "n": 9}, {"type": "MultiDiscrete", "nvec": [9, 9]}
+    for envs, settings, message in (
+        (dark_rooms(), {**DARK_ROOM, "observation_space": cells}, r"observation_space.*\[3 3\].*\[9, 9\]"),
+        (dark_rooms(), {**DARK_ROOM, "observation_space": nine}, "observation_space"),
+        (dark_rooms(), {**DARK_ROOM, "action_space": nine}, r"action_space.*Discrete\(5\).*9"),
+        (dark_rooms(), {**DARK_ROOM, "action_space": {"type": "MultiDiscrete", "nvec": [5]}}, "action_space"),
+        (FromOne(gym.make("CartPole-v1")), CART_POLE, "action_space"),
+        (
+            pendulum,
+            {"observation_space": space_to_json(pendulum.observation_space), "action_space": narrow},
+            "action_space",
+        ),
+        (silent, DARK_ROOM, "autoreset_mode"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_model(**settings).rollout(envs, num_episodes=1)
 
 
 def misbehaving(mode, at, bad, space=None):
@@ -357,52 +342,24 @@ def test_last_observations_may_be_missing_where_no_steps_are_kept(make_model, in
         model.rollout(Odd(infos=infos), num_episodes=2, output_steps=True)
 
 
-@pytest.mark.parametrize(
-    ("envs", "env_kwargs", "message"),
-    [
-        ("Nope-v0", None, "the environment 'Nope-v0' could not be made: .*Nope"),
-        ("nosuchmodule:X-v0", None, "the environment 'nosuchmodule:X-v0' could not be made: .*nosuchmodule"),
-        ("", None, "the environment '' could not be made"),
-        ("CartPole-v1", {"nosuch": 1}, "the environment 'CartPole-v1' could not be made with env_kwargs .*nosuch"),
-        ("CartPole-v1", [None], "env_kwargs must be"),
-        ("CartPole-v1", [{}, 3], "env_kwargs must be"),
-        ("CartPole-v1", 5, "env_kwargs must be"),
-        ("CartPole-v1", "size", "env_kwargs must be"),
-    ],
-)
-def test_environments_that_cannot_be_made_are_named(make_model, envs, env_kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        make_model().rollout(envs, env_kwargs=env_kwargs, num_episodes=1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_arguments_of_a_rollout_are_checked_by_name_and_may_be_of_numpy(make_model):
+    model = make_model(**ODD)
+    for arguments, message in (
         ({"callback": 3}, "callback must be a function"),
         ({"rollout_config": {"num_episodes": 1}}, "rollout_config must be a RolloutConfig"),
         ({"rollout_config": 5}, "rollout_config must be a RolloutConfig"),
         ({"num_episodes": 10**13}, r"num_episodes=10000000000000 .* [\d,]+ bytes"),
         ({"seed": 2**63 - 1}, "seed .* num_envs must be at most"),
-    ],
-)
-def test_arguments_of_a_rollout_are_checked_by_name(make_model, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(**ODD).rollout(Odd(), **arguments)
-
-
-def test_numbers_of_numpy_are_settings_too(make_model):
-    model = make_model(**ODD)
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.rollout(Odd(), **arguments)
     plain = model.rollout(Odd(), num_episodes=2, seed=1, temperature=0.5)
     numpy = model.rollout(Odd(), num_episodes=np.int32(2), seed=np.int64(1), temperature=np.float32(0.5))
     assert (plain.episode_returns == numpy.episode_returns).all()
-
-
-@pytest.mark.parametrize("do_sample", [True, False])
-def test_logits_that_are_not_finite_end_a_rollout(make_model, do_sample):
-    model = make_model(**ODD)
     model.head.linear.bias.data[0] = torch.nan
-    with pytest.raises(ValueError, match="logits are not finite for environment 0"):
-        model.rollout(Odd(), num_episodes=2, do_sample=do_sample)
+    for do_sample in (True, False):
+        with pytest.raises(ValueError, match="logits are not finite for environment 0"):
+            model.rollout(Odd(), num_episodes=2, do_sample=do_sample)
 
 
 def test_environments_that_never_end_are_warned_of_once(make_model, caplog, monkeypatch):

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from context_reference import GPT2, LLAMA
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from ad_hf.model.cache_ad import make_cache
 from ad_hf.model.configuration_ad import ADConfig
-from ad_hf.model.modeling_ad import ADModel, rotary_tables
+from ad_hf.model.modeling_ad import ADModel
 
 OBSERVATIONS = {
     "discrete": {"type": "Discrete", "n": 7},
@@ -27,31 +27,7 @@ ACTIONS = {
 BINS = 7
 SIZES = {"discrete": [5], "multi_discrete": [3, 2], "box": [BINS, BINS]}
 INPUTS = ["observations", "previous_actions", "previous_rewards", "episode_starts"]
-BACKBONES = {
-    "llama": {
-        "model_type": "llama",
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "intermediate_size": 32,
-        "initializer_range": 0.3,
-        "vocab_size": 4,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    },
-    "gpt2": {
-        "model_type": "gpt2",
-        "n_embd": 16,
-        "n_layer": 2,
-        "n_head": 2,
-        "n_positions": 32,
-        "initializer_range": 0.3,
-        "vocab_size": 4,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    },
-}
+BACKBONES = {"llama": LLAMA, "gpt2": {**GPT2, "n_positions": 32}}
 
 
 def spaces(observation, action):
@@ -106,11 +82,6 @@ def test_gradients_reach_every_parameter(make_model, make_history, action):
         assert not unreached, observation
 
 
-def test_no_loss_without_labels(make_model, make_history):
-    model = make_model()
-    assert model(**make_history(model.config)[0]).loss is None
-
-
 @pytest.mark.parametrize("action", ["discrete", "multi_discrete"])
 def test_loss_ignores_labels_of_minus_100_and_padding(make_model, make_history, action):
     model = make_model(**spaces("discrete", action))
@@ -128,26 +99,14 @@ def test_loss_ignores_labels_of_minus_100_and_padding(make_model, make_history, 
     assert output.loss.item() == pytest.approx(loss_by_hand(action, output.logits, labels, counted), rel=1e-5)
 
 
-def test_loss_of_continuous_actions_ignores_padding(make_model, make_history):
+def test_loss_of_continuous_actions_ignores_padding_and_bounds_are_of_the_outer_bins(make_model, make_history):
     model = make_model(**spaces("vector", "box"))
     inputs, labels = make_history(model.config, batch=2, time=5)
-    attention_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-
-    output = model(**inputs, labels=labels, attention_mask=attention_mask)
-
-    expected = loss_by_hand("box", output.logits, labels, attention_mask.numpy())
-    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_bounds_of_continuous_actions_belong_to_the_outer_bins(make_model, make_history):
-    model = make_model(**spaces("discrete", "box"))
-    inputs, _ = make_history(model.config, batch=2, time=5)
-    for bound in ("low", "high"):
-        labels = torch.tensor(ACTIONS["box"][bound]).expand(2, 5, 2)
-        output = model(**inputs, labels=labels)
-        assert output.loss.item() == pytest.approx(
-            loss_by_hand("box", output.logits, labels, np.ones((2, 5))), rel=1e-5
-        )
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    for actions in (labels, *(torch.tensor(ACTIONS["box"][bound]).expand(2, 5, 2) for bound in ("low", "high"))):
+        output = model(**inputs, labels=actions, attention_mask=mask)
+        expected = loss_by_hand("box", output.logits, actions, mask.numpy())
+        assert output.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -234,50 +193,30 @@ def test_images_of_any_size_are_seen_up_to_their_borders(make_model, make_histor
         assert not torch.equal(after[:, 1], before[:, 1])
 
 
-@pytest.mark.parametrize(
-    "space",
-    [
-        {"type": "Box", "shape": [4, 4], "low": [0.0], "high": [1.0], "dtype": "float32"},
-        {"type": "Box", "shape": [], "low": [0.0], "high": [1.0], "dtype": "float32"},
-    ],
-)
-def test_refuses_boxes_that_are_neither_vector_nor_image(make_model, space):
-    with pytest.raises(ValueError, match="vector or an image"):
-        make_model(observation_space=space)
-
-
 def test_refuses_a_configuration_without_spaces():
     with pytest.raises(ValueError, match="observation_space and action_space"):
         ADModel(ADConfig())
 
 
-def assert_causal(model, history, other_history):
-    time = history["observations"].shape[1]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({**spaces(observation, "multi_discrete")} for observation in ("discrete", "vector", "image")),
+        {"attn_implementation": "sdpa"},
+        *({"backbone_config": backbone} for backbone in BACKBONES.values()),
+    ],
+)
+def test_a_step_changes_no_logit_before_it_and_its_own(make_model, make_history, settings):
+    model = make_model(**settings)
+    history, other = (make_history(model.config, batch=8, time=7, seed=seed)[0] for seed in (0, 50))
     before = model(**history).logits
     for name in INPUTS:
-        for step in (1, time // 2, time - 1):
+        for step in (1, 3, 6):
             changed = {**history, name: history[name].clone()}
-            changed[name][:, step:] = other_history[name][:, step:]
-            if name == "episode_starts":
-                changed[name][:, step:] = ~history[name][:, step:]
+            changed[name][:, step:] = ~history[name][:, step:] if name == "episode_starts" else other[name][:, step:]
             after = model(**changed).logits
             torch.testing.assert_close(after[:, :step], before[:, :step], atol=1e-6, rtol=0)
             assert (after[:, step] - before[:, step]).abs().max() > 1e-4, f"{name} has no effect"
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("observation", ["discrete", "vector", "image"])
-def test_a_step_changes_no_logit_before_it_and_its_own(make_model, make_history, observation, attention):
-    model = make_model(**spaces(observation, "multi_discrete"), attn_implementation=attention)
-    history, other = (make_history(model.config, batch=4, time=7, seed=seed)[0] for seed in (0, 50))
-    assert_causal(model, history, other)
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_backbones_are_causal_too(make_model, make_history, backbone):
-    model = make_model(backbone_config=BACKBONES[backbone])
-    history, other = (make_history(model.config, batch=8, time=7, seed=seed)[0] for seed in (0, 50))
-    assert_causal(model, history, other)
 
 
 @pytest.mark.parametrize("settings", [{}, {"attn_implementation": "sdpa"}, {"backbone_config": BACKBONES["llama"]}])
@@ -300,34 +239,18 @@ def test_padding_changes_nothing_for_real_steps(make_model, make_history, settin
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_feed_forward_activation_is_exactly_relu_forwards_and_backwards(make_model, dtype):
-    block = make_model().blocks[0].to(dtype)
+    block, gradients = make_model().blocks[0].to(dtype), []
     with torch.no_grad():
         block.up.weight[:4], block.up.bias[:4] = 0.0, 0.0  # pre-activations of exactly 0, where gradients could differ
     hidden = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    mask = torch.full((5, 5), torch.finfo(dtype).min, dtype=dtype).triu(1)
-    rotary = rotary_tables(torch.arange(5), 8, 10000.0, dtype)
-    attending = {
-        "rotary": rotary,
-        "attention_mask": mask,
-        "attention_implementation": "eager",
-        "past_key_values": None,
-    }
-
-    def by_hand(hidden):
-        hidden = hidden + block.attention(block.attention_norm(hidden), **attending)[0]
-        return hidden + block.down(F.relu(block.up(block.feed_forward_norm(hidden))))
-
-    outputs, gradients = [], []
-    for forward in (lambda hidden: block(hidden, **attending), by_hand):
+    block.attention.forward = lambda *_, **__: (torch.zeros_like(hidden), None)
+    for forward in (block, lambda leaf: leaf + block.down(F.relu(block.up(block.feed_forward_norm(leaf))))):
         block.zero_grad()
         leaf = hidden.clone().requires_grad_()
-        outputs.append(forward(leaf))
-        outputs[-1].float().square().sum().backward()
-        gradients.append([leaf.grad, *(weight.grad.clone() for weight in block.parameters())])
-
-    assert torch.equal(*outputs)
-    for ours, expected in zip(*gradients):
-        assert torch.equal(ours, expected)
+        output = forward(leaf)
+        output.float().square().sum().backward()
+        gradients.append([output, leaf.grad, block.up.weight.grad.clone(), block.down.weight.grad.clone()])
+    assert all(torch.equal(ours, expected) for ours, expected in zip(*gradients))
     assert not block.up.weight.grad[:4].any()
 
 
@@ -397,17 +320,6 @@ def test_a_backbone_gives_shapes_loss_and_gradients_as_our_own_blocks_do(make_mo
         assert name in token_tables or weight.grad.any(), name
 
 
-def test_a_backbone_takes_an_ad_cache_a_step_at_a_time(make_model, make_history):
-    model = make_model(backbone_config=BACKBONES["llama"])
-    inputs, _ = make_history(model.config)
-    cache = make_cache(model, 3)
-    steps = zip(*(part.split(1, dim=1) for part in inputs.values()))
-    logits = torch.cat([model(*step, past_key_values=cache).logits for step in steps], dim=1)
-    torch.testing.assert_close(logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="one step at a time"):
-        model(**inputs, past_key_values=make_cache(model, 3))
-
-
 def test_positions_are_refused_by_blocks_that_count_themselves(make_model, make_history):
     model = make_model()
     inputs, _ = make_history(model.config, batch=2, time=4)
@@ -415,9 +327,12 @@ def test_positions_are_refused_by_blocks_that_count_themselves(make_model, make_
         model(**inputs, position_ids=torch.arange(4).expand(2, 4))
 
 
-@pytest.mark.parametrize("attention", [None, "eager", "sdpa"])
-def test_hidden_states_and_attentions_are_returned_as_by_the_librarys_models(make_model, make_history, attention):
-    model = make_model(**({} if attention is None else {"attn_implementation": attention}))
+GPT2_EAGER = {"backbone_config": BACKBONES["gpt2"], "attn_implementation": "eager"}
+
+
+@pytest.mark.parametrize("settings", [{}, *({"attn_implementation": name} for name in ("eager", "sdpa")), GPT2_EAGER])
+def test_hidden_states_and_attentions_are_returned_as_by_the_librarys_models(make_model, make_history, settings):
+    model = make_model(**settings)
     inputs, _ = make_history(model.config, batch=3, time=8)
     expected = model(**inputs)
 
@@ -437,17 +352,6 @@ def test_hidden_states_and_attentions_are_returned_as_by_the_librarys_models(mak
     assert expected.hidden_states is expected.attentions is None
     with pytest.raises(TypeError, match="takes no nope"):
         model(**inputs, nope=1)
-
-
-def test_a_backbone_returns_hidden_states_and_attentions_too(make_model, make_history):
-    backbone = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 4}
-    model = make_model(backbone_config=backbone, attn_implementation="eager")
-    inputs, _ = make_history(model.config, batch=3, time=8)
-
-    output = model(**inputs, output_hidden_states=True, output_attentions=True)
-
-    torch.testing.assert_close(model.head(output.hidden_states[-1]), output.logits)
-    assert [tuple(weights.shape) for weights in output.attentions] == [(3, 2, 8, 8)]
 
 
 @pytest.mark.parametrize(

@@ -7,32 +7,12 @@ import sys
 
 import pytest
 import torch
+from context_reference import GPT2, LLAMA
 from transformers import AutoModel
 
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 32,
-    "vocab_size": 4,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-GPT2 = {
-    "model_type": "gpt2",
-    "n_embd": 16,
-    "n_layer": 1,
-    "n_head": 2,
-    "n_positions": 16,
-    "vocab_size": 4,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 VECTOR = {"type": "Box", "shape": [3], "low": [None] * 3, "high": [None] * 3, "dtype": "float32"}
 BOX = {"type": "Box", "shape": [2], "low": [-1.0, 0.0], "high": [1.0, 4.0], "dtype": "float32"}
 MODULES = [

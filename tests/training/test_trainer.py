@@ -1,25 +1,32 @@
-import json
+"""The loop: losses fall, seeds repeat, the best model is kept; and what changes how, and not what, is computed."""
+
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import losses, metrics, same_weights
 
 import ad_hf
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.machine import choose_precision
 from ad_hf.training.optimizers import make_optimizers
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIGS = Path(__file__).resolve().parents[2] / "scripts" / "accelerate_configs"
 
 
-def metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture
+def train(tiny_recipe, tiny_histories, tmp_path):
+    """Train the tiny recipe with other settings; returns the run."""
 
+    def run(name="run", **settings):
+        recipe = replace(tiny_recipe, training=replace(tiny_recipe.training, **settings))
+        ad_hf.train(recipe, tiny_histories, tmp_path / name)
+        return tmp_path / name
 
-def tiny_model(dataset, **settings):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "context_length": 24}
-    return ad_hf.ADModel(ad_hf.config_from_dataset(dataset, **{**sizes, **settings}))
+    return run
 
 
 def test_a_run_leaves_its_recipe_metrics_and_model(tiny_run, tiny_recipe):
@@ -33,81 +40,61 @@ def test_a_run_leaves_its_recipe_metrics_and_model(tiny_run, tiny_recipe):
     assert model.rollout_config.num_episodes == tiny_recipe.rollout.num_episodes
 
 
-def test_training_lowers_the_loss(tiny_recipe, tiny_histories, tmp_path):
-    tiny_recipe.training = replace(tiny_recipe.training, max_steps=80, learning_rate=1e-2, eval_steps=80)
-    ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
-    losses = [line["loss"] for line in metrics(tmp_path / "run")]
-    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.1
+def test_training_lowers_the_loss_and_keeps_the_best_model_on_validation_tasks(train, tiny_recipe):
+    run = train(max_steps=80, learning_rate=1e-2, eval_steps=16)
+    assert sum(losses(run)[-10:]) / 10 < sum(losses(run)[:10]) / 10 - 0.1
+    scores = [line["validation_return"] for line in metrics(run) if "validation_return" in line]
+    assert len(set(scores)) > 1
+    model, family, training = ad_hf.ADModel.from_pretrained(run / "model"), tiny_recipe.family, tiny_recipe.training
+    returns = ad_hf.evaluate(
+        model, ad_hf.TaskFamily(family), "validation", training.eval_episodes, training.eval_repeats, training.seed
+    ).returns
+    assert returns[..., -10:].mean() == pytest.approx(max(scores))
 
 
-def test_the_same_seed_gives_the_same_losses_and_weights_and_another_seed_others(
-    tiny_run, tiny_recipe, tiny_histories, tmp_path
-):
-    again = ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "again")
-    tiny_recipe.training = replace(tiny_recipe.training, seed=1)
-    ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "other")
-    losses = [[line["loss"] for line in metrics(run)] for run in (tiny_run, tmp_path / "again", tmp_path / "other")]
-    assert losses[0] == losses[1]
-    assert losses[0] != losses[2]
-    first = ad_hf.ADModel.from_pretrained(tiny_run / "model").state_dict()
-    assert all(torch.equal(weight, first[name]) for name, weight in again.state_dict().items())
+def test_the_same_seed_gives_the_same_losses_and_weights_and_another_seed_others(tiny_run, train):
+    assert losses(again := train("again")) == losses(tiny_run)
+    assert same_weights(again / "model", tiny_run / "model")
+    assert losses(train("other", seed=1)) != losses(tiny_run)
 
 
-def test_accumulating_gradients_changes_no_loss(tiny_run, tiny_recipe, tiny_histories, tmp_path):
-    tiny_recipe.training = replace(tiny_recipe.training, gradient_accumulation_steps=4)
-    ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
-    whole, parts = ([line["loss"] for line in metrics(run)] for run in (tiny_run, tmp_path / "run"))
-    assert parts == pytest.approx(whole, abs=1e-4)
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"gradient_accumulation_steps": 4}, 1e-4),
+        ({"gradient_checkpointing": True}, 1e-6),
+        ({"mixed_precision": "bf16"}, 0.03),
+    ],
+    ids=str,
+)
+def test_settings_that_change_how_it_is_computed_change_no_loss_by_much(tiny_run, train, settings, tolerance):
+    run = train(**settings)
+    assert losses(run) == pytest.approx(losses(tiny_run), abs=tolerance)
+    assert (losses(run) != losses(tiny_run)) == ("gradient_checkpointing" not in settings)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_about_the_same_losses_and_can_be_loaded(tiny_run, tiny_recipe, tiny_histories, tmp_path):
+    tiny_recipe.training = replace(tiny_recipe.training, torch_compile=True, save_steps=5)
+    model = ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(tiny_run), abs=1e-3)
+    assert set(model.state_dict()) == set(ad_hf.ADModel.from_pretrained(tiny_run / "model").state_dict())
+    ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run", resume="latest")
 
 
 def test_weight_decay_is_for_matrices_alone(tiny_histories):
-    model = tiny_model(tiny_histories)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "context_length": 24}
+    model = ad_hf.ADModel(ad_hf.config_from_dataset(tiny_histories, **sizes))
     names = {id(weight): name for name, weight in model.named_parameters()}
     for kind in ("adamw", "muon"):
-        groups = [
-            group
-            for optimizer in make_optimizers(model, TrainingConfig(optimizer=kind, weight_decay=0.1))
-            for group in optimizer.param_groups
-        ]
+        optimizers = make_optimizers(model, TrainingConfig(optimizer=kind, weight_decay=0.1))
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         decayed = {names[id(weight)] for group in groups if group["weight_decay"] for weight in group["params"]}
         spared = {names[id(weight)] for group in groups if not group["weight_decay"] for weight in group["params"]}
         assert decayed | spared == set(names.values())
         assert not decayed & spared
         assert all("norm" in name or "bias" in name or "table" in name or "episode_start" in name for name in spared)
         assert {"blocks.0.attention.qkv.weight", "head.linear.weight"} <= decayed
-
-
-def test_the_best_model_on_validation_tasks_is_kept(tiny_recipe, tiny_histories, tmp_path):
-    tiny_recipe.training = replace(tiny_recipe.training, max_steps=40, eval_steps=4, learning_rate=1e-2)
-    model = ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
-    scores = [line["validation_return"] for line in metrics(tmp_path / "run") if "validation_return" in line]
-    assert len(set(scores)) > 1
-    family = ad_hf.TaskFamily(tiny_recipe.family)
-    training = tiny_recipe.training
-    returns = ad_hf.evaluate(
-        model, family, "validation", training.eval_episodes, training.eval_repeats, training.seed
-    ).returns
-    assert returns[..., -10:].mean() == pytest.approx(max(scores))
-
-
-def test_a_dataset_of_another_split_is_refused(tiny_recipe, tiny_histories, tmp_path):
-    tiny_recipe.family.split_seed = 5
-    with pytest.raises(ValueError, match="another split"):
-        ad_hf.train(tiny_recipe, tiny_histories, tmp_path)
-
-
-def test_a_dataset_of_another_environment_is_refused(tiny_recipe, tiny_histories, tmp_path):
-    tiny_recipe.family.env_kwargs = {"size": 3, "max_episode_steps": 7}
-    with pytest.raises(ValueError, match="max_episode_steps"):
-        ad_hf.train(tiny_recipe, tiny_histories, tmp_path)
-
-
-def test_bfloat16_trains_to_about_the_same_losses(tiny_run, tiny_recipe, tiny_histories, tmp_path):
-    tiny_recipe.training = replace(tiny_recipe.training, mixed_precision="bf16")
-    ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
-    full, half = ([line["loss"] for line in metrics(run)] for run in (tiny_run, tmp_path / "run"))
-    assert half != full
-    assert half == pytest.approx(full, abs=0.03)
 
 
 def test_the_precision_of_a_cpu_is_measured():
@@ -117,14 +104,52 @@ def test_the_precision_of_a_cpu_is_measured():
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("section", "settings", "expected"),
     [
-        {"max_steps": 0},
-        {"batch_size": 6, "gradient_accumulation_steps": 4},
-        {"mixed_precision": "int8"},
-        {"optimizer": "sgd"},
+        ("training", {"max_steps": 0}, "training.max_steps must be .*at least 1, got 0"),
+        ("training", {"batch_size": 6, "gradient_accumulation_steps": 4}, "training.batch_size"),
+        ("training", {"mixed_precision": "int8"}, "training.mixed_precision must be one of auto, no, bf16, fp16"),
+        ("training", {"optimizer": "sgd"}, "training.optimizer must be one of adamw, muon"),
+        ("training", {"log_with": "comet_ml"}, "training.log_with: comet_ml is not installed"),
+        ("training", {"log_with": "paper"}, "training.log_with must be one of .*tensorboard.*, got 'paper'"),
+        ("model", {"hidden_size": 0}, "model.hidden_size must be at least 1, got 0"),
+        ("model", {"hidden_size": "x"}, "model.hidden_size must be a whole number, got 'x'"),
+        ("model", {"hidden_size": None}, "model.hidden_size must be a whole number, got None"),
+        ("model", {"hidden_size": 6, "num_attention_heads": 4}, r"hidden_size \(6\) must be an even multiple"),
+        ("model", {"dropout": 1.5}, "model.dropout must be at least 0 and below 1, got 1.5"),
+        ("model", {"reward_scale": 0}, "model.reward_scale must be .*above 0"),
+        ("model", {"normalize_observations": "no"}, "model.normalize_observations must be true or false"),
+        ("model", {"backbone_config": {"model_type": "t6"}}, "backbone_config needs the model_type"),
+        ("family", {"split_seed": 5}, "another split"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match=f"training.{next(iter(settings))}"):
-        TrainingConfig(**settings)
+def test_settings_that_make_no_sense_are_refused(tiny_recipe, tiny_histories, tmp_path, section, settings, expected):
+    def start():
+        setattr(tiny_recipe, section, replace(getattr(tiny_recipe, section), **settings))
+        ad_hf.train(tiny_recipe, tiny_histories, tmp_path / "run")
+
+    with pytest.raises(ValueError, match=expected):
+        start()
+
+
+def test_a_tracker_gets_metrics_settings_and_the_picture(train):
+    run = train(log_with="tensorboard")
+    events = EventAccumulator(str(run / "ad_hf"), {"images": 0}).Reload()
+    for name in ("loss", "learning_rate", "validation_return"):
+        logged = {event.step: event.value for event in events.Scalars(name)}
+        assert logged == pytest.approx({line["step"]: line[name] for line in metrics(run) if name in line})
+    assert [image.step for image in events.Images("training")] == [10, 20]
+    assert events.Images("training")[0].width > 500
+    (settings,) = (yaml.safe_load(file.read_text()) for file in (run / "ad_hf").rglob("hparams.yml"))
+    assert settings["learning_rate"] == 3e-3
+
+
+def test_accelerate_reads_the_configurations():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    configs = {path.stem: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}
+    assert {name: str(config.distributed_type.value) for name, config in configs.items()} == {
+        **{"single": "NO", "multi_gpu": "MULTI_GPU", "fsdp": "FSDP"},
+        **{"deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED"},
+    }
+    assert all(config.num_processes == (1 if name == "single" else 8) for name, config in configs.items())
