@@ -168,15 +168,7 @@ def _read(array: Any, index: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Container:
-    """
-    A file, or a group in it, with the histories of a task.
-
-    Attributes:
-        path (`Path`), group (`str`):
-            Where it is; the group of a whole file is `"/"`.
-        name (`str`):
-            Its name in `tasks.json`: the file's path without its ending, the group's, or both.
-    """
+    """A file, or a group in it (`"/"` for all of it), with the histories of a task, and its name in `tasks.json`."""
 
     path: Path
     group: str
@@ -205,17 +197,9 @@ class Container:
 
 def find_containers(source: Path, names: Mapping[str, str]) -> list[Container]:
     """
-    The containers of a file or folder, in the natural order of their names: 2 before 10.
+    The containers of a file, or of all files in a folder, in the natural order of their names: 2 before 10.
 
-    Args:
-        source (`Path`):
-            An npz or HDF5 file, or a folder with such files, at any depth.
-        names (`Mapping[str, str]`):
-            Names of arrays that have others than [`ARRAY_NAMES`] knows.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `source`.
-        ValueError: if it holds no such file, or a file no array of rewards.
+    Their arrays have the names that `names` or else [`ARRAY_NAMES`] says.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: expected an npz or HDF5 file, or a folder of such files")
@@ -256,17 +240,10 @@ def _candidates(role: str, names: Mapping[str, str]) -> Sequence[str]:
 
 class ArrayHistory(NamedTuple):
     """
-    The history of one stream as it is in a file.
+    The history of one stream as it is in a file: what errors call it, and the name in the file of each array.
 
-    Attributes:
-        name (`str`):
-            What to call it in an error.
-        keys (`dict[str, str]`):
-            Name in the file of each array.
-        steps ([`~ad_hf.histories.steps.Steps`]):
-            The steps; observations and actions may be of any dtype and shape.
-        note (`str`, *optional*):
-            If the last observation of an episode is not in the files, what is there instead.
+    Observations and actions of its steps may be of any dtype and shape. If the last observation of an episode is not
+    in the file, a note says what is there instead.
     """
 
     name: str
@@ -276,21 +253,7 @@ class ArrayHistory(NamedTuple):
 
 
 def read_histories(container: Container, names: Mapping[str, str], time_first: bool) -> Iterator[ArrayHistory]:
-    """
-    The histories of a container, one by one.
-
-    Args:
-        container ([`Container`]):
-            The container.
-        names (`Mapping[str, str]`):
-            Names of arrays that have others than [`ARRAY_NAMES`] knows.
-        time_first (`bool`):
-            Whether arrays of several streams are (num_steps, num_streams, ...).
-
-    Raises:
-        ValueError: naming the container and the array: for arrays that are missing, not of numbers (pickles), or of
-            shapes that do not fit; for rewards that are not finite, and for ends that are neither 0 nor 1.
-    """
+    """The histories of a container, one by one; arguments as of [`~ad_hf.formats.arrays.from_arrays`]."""
     with container.open() as opened:
         keys = _keys(opened.names, names, container)
         titles = {role: f"{container}, array {key}" for role, key in keys.items()}

@@ -24,12 +24,13 @@ from gymnasium import spaces
 
 from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import outside, space_from_json
+from ad_hf.envs.spaces import outside
 from ad_hf.envs.task_family import SPLITS, FamilyConfig
 from ad_hf.formats.array_files import check_hdf5, reading
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.frames import decompress_frames, has_frames
 from ad_hf.histories.schema import HistoryMetadata, history_features
+from ad_hf.histories.shards import check_columns
 from ad_hf.histories.steps import STEPWISE, Steps
 from ad_hf.histories.writer import (
     KEYS,
@@ -45,7 +46,7 @@ from ad_hf.histories.writer import (
 from ad_hf.progress import ProgressBar
 from ad_hf.settings import parse_json, read_json
 from ad_hf.storage.files import atomic_folder, local_path
-from ad_hf.storage.parquet import read_groups
+from ad_hf.storage.parquet import read_groups, read_schema
 from ad_hf.structure import check_structure
 
 if TYPE_CHECKING:
@@ -102,8 +103,6 @@ def _episodes(table: pa.Table, row: int, metadata: HistoryMetadata, name: str) -
     observation_space, action_space = metadata.spaces
     history = f"{name}: row {row} (history {table['history_id'][row].as_py()!r})"
     steps = Steps.of_table(table.slice(row, 1))
-    if len(steps.rewards) == 0:
-        raise ValueError(f"{history} has no steps")
     stops = np.union1d(np.flatnonzero(steps.ends) + 1, len(steps.rewards))
     if has_frames(observation_space):
         steps.observations, steps.final_observations = (
@@ -237,11 +236,8 @@ def _fill(storage: Any, files: Iterable[Path], metadata: HistoryMetadata) -> dic
     with ProgressBar("convert to Minari", unit="episodes") as bar:
         for file in files:
             shards[file.name] = []
+            check_columns(read_schema(file), *metadata.spaces, str(file), schema.names)
             for table in read_groups(file, schema.names):
-                for wanted in schema:
-                    kind = table.schema.field(wanted.name).type
-                    if kind != wanted.type:
-                        raise ValueError(f"{file}: column {wanted.name} is of type {kind}, expected {wanted.type}")
                 _add_rows(storage, table, metadata, file.name.partition("-")[0], row, str(file))
                 shards[file.name].append(len(table))
                 row += len(table)
@@ -473,16 +469,12 @@ def _metadata_of_others(
         if not trust_remote_code:
             check_kwargs(env_kwargs, origin, "env_kwargs")
     FamilyConfig(env_id=env_id, env_kwargs=env_kwargs)  # which refuses other types
-    both = {name: f"{dataset.id}, {name.removesuffix('_space')}s" for name in ("observation_space", "action_space")}
-    json_spaces = {name: space_json(getattr(dataset, name), title) for name, title in both.items()}
-    for name, title in both.items():
-        space_from_json(json_spaces[name], title)  # which refuses those that are too large to be read again
     return HistoryMetadata(
         env_id=env_id,
         env_kwargs=env_kwargs,
         tasks=[{"task_id": 0, "kwargs": {}, "split": "train"}],
-        observation_space=json_spaces["observation_space"],
-        action_space=json_spaces["action_space"],
+        observation_space=space_json(dataset.observation_space, f"{dataset.id}, observations"),
+        action_space=space_json(dataset.action_space, f"{dataset.id}, actions"),
         source={"algorithm": dataset.storage.metadata.get("algorithm_name", "unknown")},
         seeds=[],
     )
