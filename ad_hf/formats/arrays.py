@@ -69,8 +69,8 @@ def from_arrays(
     Write learning histories from npz or HDF5 files.
 
     A file, or a group of an HDF5 file, holds the histories of one task: arrays (num_steps, ...) of one stream, or
-    (num_streams, num_steps, ...). Several may be of the same task. Files are read one at a time. Beside the histories,
-    `recipe.yaml` says in a recipe's words of which environment and tasks they are, to train on them.
+    (num_streams, num_steps, ...). Several may be of the same task. `recipe.yaml` beside the histories describes their
+    environment and tasks, to train on them.
 
     Args:
         source (`str` or `Path`):
