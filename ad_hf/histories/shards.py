@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,16 @@ def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
     return groups
 
 
-def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> None:
+def check_columns(
+    schema: pa.Schema,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    name: str,
+    columns: Sequence[str] = COLUMNS,
+) -> None:
     """Raise a `ValueError` for a table, of this name, that lacks columns or has columns of another type."""
     expected = history_features(observation_space, action_space).arrow_schema
-    for column in COLUMNS:
+    for column in columns:
         if column not in schema.names:
             raise ValueError(f"{name}: column {column} is missing, there are {', '.join(schema.names)}")
         if schema.field(column).type != expected.field(column).type:
