@@ -26,19 +26,11 @@ def none_action(space: spaces.Space) -> np.ndarray:
 
 
 class Tiling(NamedTuple):
-    """
-    Windows of an epoch, which tile each history from a phase on.
+    """Windows of an epoch, which tile each history from a phase on."""
 
-    Attributes:
-        starts, lengths (`np.ndarray` of shape `(num_histories,)`):
-            First step of each history's first window, and steps of each window of the history.
-        borders (`np.ndarray` of shape `(num_histories + 1,)`):
-            Number of each history's first window, and of all windows.
-    """
-
-    starts: np.ndarray
-    lengths: np.ndarray
-    borders: np.ndarray
+    starts: np.ndarray  # (num_histories,) first step of each history's first window
+    lengths: np.ndarray  # (num_histories,) steps of each window of a history
+    borders: np.ndarray  # (num_histories + 1,) number of each history's first window, and of all windows
 
     @property
     def num_windows(self) -> int:
@@ -157,8 +149,7 @@ class HistoryWindows:
             values[is_first] = none
         observations = steps["observations"].copy()  # torch takes no fields of records
         if self._frames is not None:
-            numbers, observations = observations, np.empty((*index.shape, *self._frames.shape), np.uint8)
-            self._frames.take(numbers.ravel(), observations.reshape(-1, *self._frames.shape), np.arange(index.size))
+            observations = self._frames.take(observations.ravel()).reshape(*index.shape, *self._frames.shape)
         arrays = {
             "observations": observations,
             "previous_actions": previous_actions,
