@@ -9,12 +9,10 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from accelerate import PartialState
 
 from ad_hf.collection.collect import collect
 from ad_hf.envs.task_family import TaskFamily
@@ -35,11 +33,9 @@ from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_text
 from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.loop import run
-from ad_hf.training.machine import keep_freed_memory, train_on_cpu
+from ad_hf.training.machine import join_processes
 from ad_hf.training.run_folder import check_run_folder, find_checkpoint
 from ad_hf.training.trainer import Trainer
-
-LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
 
 RANDOM_EPISODES = 10  # of random actions in each environment of an evaluation
 
@@ -121,10 +117,9 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     output_dir = local_path(output_dir)
     check_run_folder(output_dir, resume is not None)
-    keep_freed_memory()
-    state = PartialState(cpu=train_on_cpu(), timeout=LONGEST_WAIT)
+    processes = join_processes()
     opened = HistoryDataset.open(dataset, config_name)
-    with state.main_process_first():
+    with processes.main_process_first():
         checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
     sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
     run(Trainer(output_dir, opened, *sections, streaming), recipe.to_yaml(), checkpoint, push_to, push_every)

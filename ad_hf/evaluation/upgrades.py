@@ -126,7 +126,7 @@ def _test(evaluation: dict[str, Any]) -> None:
         last.pop("of_optimal", None)
         last |= {} if share is None else {"of_optimal": share}
         agent.pop("steps_to", None)
-        if name == RANDOM:
+        if name == RANDOM or name not in curves:
             continue
         runs = agent["num_models"] * agent["num_rollouts"] * agent["num_tasks"]
         agent["learns"] = untested("steps") if by_step else learning_of_curve(curves[name], runs)

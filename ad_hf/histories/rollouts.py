@@ -266,11 +266,9 @@ class _HistoryReader:
         part = slice(max(int(borders[firsts[run]]), stop - num_steps), stop)
         prompt = {name: getattr(steps, name)[part].copy() for name in STEPWISE}
         if has_frames(observation_space):
-            numbers, shape = prompt["observations"], observation_space.shape or ()
-            prompt["observations"] = np.empty((len(numbers), *shape), dtype=np.uint8)
             names = [f"{self._name}: row {row}" for row in rows]
-            frames = FramePieces(table["observations"], row_lengths(table), shape, names)
-            frames.take(numbers, prompt["observations"], np.arange(len(numbers)))
+            frames = FramePieces(table["observations"], row_lengths(table), observation_space.shape or (), names)
+            prompt["observations"] = frames.take(prompt["observations"])
         dtypes = {"observations": observation_space.dtype, "actions": action_space.dtype}
         return {name: values.astype(dtypes.get(name, values.dtype), copy=False) for name, values in prompt.items()}
 

@@ -281,21 +281,16 @@ def _batches_of_consumer(
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-class _OfWorker(IterableDataset):
-    """What a worker process of a data loader iterates over."""
+class _Consumers(IterableDataset):
+    """The batches of consumers, of which each worker process of a data loader is one."""
 
-    def __init__(
-        self, stream: HistoryStream, size: int, consumers: list[int], total: int, places: list[Place], stop: Any
-    ) -> None:
-        self._arguments = stream, size, total
-        self._consumers, self._places, self._stop = consumers, places, stop
+    def __init__(self, consumers: list[tuple[HistoryStream, int, int, int, Place]], stop: Any) -> None:
+        self._consumers, self._stop = consumers, stop
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place] | Exception]:
-        stream, size, total = self._arguments
         info = get_worker_info()
-        number = 0 if info is None else info.id
         try:
-            for item in _batches_of_consumer(stream, size, self._consumers[number], total, self._places[number]):
+            for item in _batches_of_consumer(*self._consumers[0 if info is None else info.id]):
                 if self._stop.is_set():
                     return
                 yield item
@@ -370,21 +365,15 @@ class StreamedBatches:
         self._turn = state["turn"]
 
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
-        turns = [(self._turn + number) % len(self._places) for number in range(len(self._places))]
+        parts = list(zip(self._consumers, self._places))
+        parts = [*parts[self._turn :], *parts[: self._turn]]
+        consumers = [(self.stream, self._size, consumer, self._total, place) for consumer, place in parts]
         context = multiprocessing.get_context("spawn")  # threads that read over HTTP do not survive a fork
         stop = context.Event()
-        dataset = _OfWorker(
-            self.stream,
-            self._size,
-            [self._consumers[turn] for turn in turns],
-            self._total,
-            [self._places[turn] for turn in turns],
-            stop,
-        )
-        loader: Any = dataset
+        loader: Any = _Consumers(consumers, stop)
         if self.num_workers:
             loader = DataLoader(
-                dataset,
+                loader,
                 batch_size=None,
                 num_workers=self.num_workers,
                 multiprocessing_context=context,

@@ -149,8 +149,7 @@ class HistoryWindows:
             values[is_first] = none
         observations = steps["observations"].copy()  # torch takes no fields of records
         if self._frames is not None:
-            numbers, observations = observations, np.empty((*index.shape, *self._frames.shape), np.uint8)
-            self._frames.take(numbers.ravel(), observations.reshape(-1, *self._frames.shape), np.arange(index.size))
+            observations = self._frames.take(observations.ravel()).reshape(*index.shape, *self._frames.shape)
         arrays = {
             "observations": observations,
             "previous_actions": previous_actions,

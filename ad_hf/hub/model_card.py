@@ -11,11 +11,11 @@ from huggingface_hub import ModelCardData
 
 from ad_hf.evaluation.card import model_results
 from ad_hf.evaluation.headlines import evidence_words, learns_cell, pace_lines, streams_words, verdict_words
+from ad_hf.evaluation.summary import SUMMARY_FILE
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.histories.schema import is_synthetic, source_label
 from ad_hf.hub.model_files import (
     CONFIG_FILE,
-    EVALUATION_FILE,
     REPORT_FILE,
     Content,
     own_results,
@@ -28,7 +28,7 @@ from ad_hf.storage.cards import CARD, LICENSE, card_of, merge_card, render_card
 from ad_hf.storage.files import atomic_path, files_in, read_text, write_text
 from ad_hf.storage.repositories import HUB_ID
 
-JSON_FILES = (CONFIG_FILE, "run.json", EVALUATION_FILE, REPORT_FILE)  # that a model's card is made of
+JSON_FILES = (CONFIG_FILE, "run.json", SUMMARY_FILE, REPORT_FILE)  # that a model's card is made of
 
 
 def model_card(files: Mapping[str, Content], name: str, old: str | None = None, license: str | None = None) -> str:

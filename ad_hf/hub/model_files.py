@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ad_hf.evaluation.summary import CURVES_FILE, SUMMARY_FILE
 from ad_hf.settings import read_json
 from ad_hf.storage.files import files_in
 
@@ -23,8 +24,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # the latter of weights in parts
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
 # Results beside a model, which its repository shows: its newest evaluation, or a report of earlier versions.
-EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.json"
-RESULT_FILES = (EVALUATION_FILE, REPORT_FILE, "learning_curve.png", "replay.gif", "replay.mp4")
+REPORT_FILE = "report.json"
+RESULT_FILES = (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, "replay.gif", "replay.mp4")
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
 CHECKPOINT_FOLDER = "checkpoint"  # of a model's repository, in which its run's newest checkpoint is
 CHECKPOINT_FILES = TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
@@ -107,7 +108,7 @@ def run_files(model: Path) -> dict[str, Path]:
     files = files_in(model, RUN_FILES)
     if model.name == "model":
         files |= files_in(model.parent, RUN_FILES)
-    if EVALUATION_FILE in files:
+    if SUMMARY_FILE in files:
         files.pop(REPORT_FILE, None)
     return files
 
@@ -131,7 +132,7 @@ def own_results(files: Mapping[str, Path], digest: Callable[[], str]) -> dict[st
         digest (`Callable[[], str]`):
             Gives the [`weights_digest`] of the model; results of earlier versions have none to compare with.
     """
-    results = files.get(EVALUATION_FILE, files.get(REPORT_FILE))
+    results = files.get(SUMMARY_FILE, files.get(REPORT_FILE))
     claimed = None if results is None else read_json(results).get("weights_digest")
     if claimed is None or claimed == digest():
         return dict(files)
