@@ -1,4 +1,4 @@
-"""Steps of learning histories: from rows of Arrow, which are checked once, to the arrays that windows are cut from."""
+"""Steps of learning histories: rows of Arrow, checked once, and the arrays that windows are cut from."""
 
 from __future__ import annotations
 
