@@ -111,15 +111,17 @@ def check_inputs(config: ADConfig, inputs: dict[str, torch.Tensor | None]) -> No
     spaces["labels"] = acted
     steps = tuple(inputs["observations"].shape[:2])  # type: ignore[union-attr]
     for name, values in inputs.items():
-        expected = (*steps, *(element_shape(spaces[name]) if name in spaces else ()))
-        if values is not None and tuple(values.shape) != expected:
+        if values is None:
+            continue
+        space = spaces.get(name, NUMBER)
+        expected = (*steps, *element_shape(space))
+        if tuple(values.shape) != expected:
             raise ValueError(
                 f"{name} must have shape {expected}, as observations have {steps}, got {tuple(values.shape)}"
             )
-        if values is None or name not in spaces or values.is_meta or spaces[name]["type"] == "Box":
-            continue
-        for index, part in enumerate(values.masked_fill(values == -100, 0) if name == "labels" else values):
-            check_elements(part, spaces[name], steps[1], name, row=f"row {index}, step")
+        if space["type"] != "Box" and not values.is_meta:
+            for index, part in enumerate(values.masked_fill(values == -100, 0) if name == "labels" else values):
+                check_elements(part, space, steps[1], name, row=f"row {index}, step")
 
 
 def input_dtype(layer: nn.Module) -> torch.dtype:
