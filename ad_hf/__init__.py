@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ad_hf.envs.task_family import Task, TaskFamily
     from ad_hf.evaluation.rollouts import Evaluation, evaluate
     from ad_hf.formats.merge import merge_datasets
-    from ad_hf.histories.dataset import config_from_dataset, load_histories
+    from ad_hf.histories.dataset import load_histories
+    from ad_hf.histories.model_config import config_from_dataset
     from ad_hf.hub.push import push_dataset, push_model
     from ad_hf.model.configuration_ad import ADConfig
     from ad_hf.model.modeling_ad import ADModel, ADOutput
@@ -35,7 +36,8 @@ _NAMES = {
     "ad_hf.envs.task_family": ("Task", "TaskFamily"),
     "ad_hf.evaluation.rollouts": ("Evaluation", "evaluate"),
     "ad_hf.formats.merge": ("merge_datasets",),
-    "ad_hf.histories.dataset": ("config_from_dataset", "load_histories"),
+    "ad_hf.histories.dataset": ("load_histories",),
+    "ad_hf.histories.model_config": ("config_from_dataset",),
     "ad_hf.hub.push": ("push_dataset", "push_model"),
     "ad_hf.model.configuration_ad": ("ADConfig",),
     "ad_hf.model.modeling_ad": ("ADModel", "ADOutput"),

@@ -293,16 +293,34 @@ def evaluate(
     print(describe(pipeline.evaluate_models(models, output_dir, num_seeds), output_dir))
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PushOptions:
+    """
+    How to push; see `ad_hf.hub.uploads.PushConfig`.
+
+    Args:
+        private: Make a new repository a private one.
+        revision: Branch to push to, by default main; it is made if need be.
+        license: License on the card; by default that of the card that is there, else apache-2.0.
+    """
+
+    private: bool | None = None
+    revision: Name | None = None
+    license: Name | None = None
+
+
+PUSH = PushOptions()
+
+
 @push_app.command(name="dataset")
 def push_dataset(
     folder: Name,
     repo_id: Name,
     /,
     *,
-    private: bool | None = None,
-    revision: Name | None = None,
-    license: Name | None = None,
     config_name: Name | None = None,
+    options: PushOptions = PUSH,
     common: Common = COMMON,
 ) -> None:
     """Push learning histories.
@@ -310,68 +328,37 @@ def push_dataset(
     Args:
         folder: Folder of the dataset.
         repo_id: Repository, as user/name; it is made if need be.
-        private: Make a new repository a private one.
-        revision: Branch to push to, by default main; it is made if need be.
-        license: License of the data; by default that in its card, else apache-2.0.
         config_name: Push this configuration alone, or the only one under this name.
     """
     from ad_hf.hub import push
 
-    print(
-        push.push_dataset(
-            folder, repo_id, private=private, revision=revision, license=license, config_name=config_name
-        )
-    )
+    print(push.push_dataset(folder, repo_id, config_name=config_name, **vars(options)))
 
 
 @push_app.command(name="model")
-def push_model(
-    folder: Name,
-    repo_id: Name,
-    /,
-    *,
-    private: bool | None = None,
-    revision: Name | None = None,
-    license: Name | None = None,
-    common: Common = COMMON,
-) -> None:
-    """Push a model.
+def push_model(folder: Name, repo_id: Name, /, *, options: PushOptions = PUSH, common: Common = COMMON) -> None:
+    """Push a model, with its card and the results of its run.
 
     Args:
         folder: Folder of the model, or of its run, or a Hub id.
         repo_id: Repository, as user/name; it is made if need be.
-        private: Make a new repository a private one.
-        revision: Branch to push to, by default main; it is made if need be.
-        license: License of the model; by default that in its card, else apache-2.0.
     """
     from ad_hf.hub import push
 
-    print(push.push_model(folder, repo_id, private=private, revision=revision, license=license))
+    print(push.push_model(folder, repo_id, **vars(options)))
 
 
 @push_app.command(name="evaluation")
-def push_evaluation(
-    folder: Name,
-    repo_id: Name,
-    /,
-    *,
-    private: bool | None = None,
-    revision: Name | None = None,
-    license: Name | None = None,
-    common: Common = COMMON,
-) -> None:
+def push_evaluation(folder: Name, repo_id: Name, /, *, options: PushOptions = PUSH, common: Common = COMMON) -> None:
     """Push an evaluation: its returns, their summary and the pictures.
 
     Args:
         folder: Folder that `ad-hf evaluate` wrote.
         repo_id: Repository, as user/name; it is made if need be.
-        private: Make a new repository a private one.
-        revision: Branch to push to, by default main; it is made if need be.
-        license: License of the returns; by default that in their card, else apache-2.0.
     """
     from ad_hf.hub import push
 
-    print(push.push_evaluation(folder, repo_id, private=private, revision=revision, license=license))
+    print(push.push_evaluation(folder, repo_id, **vars(options)))
 
 
 @app.command
@@ -413,92 +400,32 @@ def to_minari(
     print(f"Minari dataset: {folder}   load it with minari.load_dataset({dataset_id!r})")
 
 
-@convert_app.command(name="from-minari")
-def from_minari(
-    source: Name,
-    output_dir: Name,
-    /,
-    *,
-    episodes_per_history: Count | None = None,
-    env_id: Name | None = None,
-    env_kwargs: Json = None,
-    max_piece_steps: Count | None = None,
-    config_name: Name | None = None,
-    common: Common = COMMON,
-) -> None:
-    """Write a Minari dataset, ours or any other, as histories.
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ImportOptions:
+    """
+    Options of every import.
 
     Args:
-        source: A local Minari dataset: its id or folder.
-        output_dir: Folder of the dataset to write.
-        episodes_per_history: Episodes of a history, of a dataset that is not ours; by default all.
         env_id: Environment, which gymnasium need not know.
         env_kwargs: Keyword arguments that all tasks share, as JSON.
         max_piece_steps: Cut longer histories into several rows.
         config_name: Configuration of the dataset to write.
     """
-    from ad_hf.formats.minari import from_minari as write
 
-    options = {"episodes_per_history": episodes_per_history, "env_id": env_id, "env_kwargs": env_kwargs}
-    options |= {"max_piece_steps": max_piece_steps, "config_name": config_name}
-    _print_import(write, source, output_dir, options, common)
+    env_id: Name | None = None
+    env_kwargs: Json = None
+    max_piece_steps: Count | None = None
+    config_name: Name | None = None
 
 
-@Parameter(name="*", group="Names of the arrays")
+@Parameter(name="*")
 @dataclass(frozen=True)
-class ArrayNames:
+class ArrayOptions:
     """
-    Names of the arrays in npz and HDF5 files, where they are other than these.
+    Tasks, spaces and layout of arrays.
 
     Args:
-        observations: Name of the array of observations.
-        actions: Name of the array of actions.
-        rewards: Name of the array of rewards.
-        terminations: Name of the array of terminations.
-        truncations: Name of the array of truncations.
-        dones: Name of the array of dones.
-        next_observations: Name of the array of next observations.
-    """
-
-    observations: Name | None = None
-    actions: Name | None = None
-    rewards: Name | None = None
-    terminations: Name | None = None
-    truncations: Name | None = None
-    dones: Name | None = None
-    next_observations: Name | None = None
-
-
-@convert_app.command(name="from-arrays")
-def from_arrays(
-    source: Name,
-    output_dir: Name,
-    /,
-    *,
-    recipe: Name | None = None,
-    tasks: Name | None = None,
-    task_keys: Names | None = None,
-    num_validation_tasks: Number0 | None = None,
-    num_test_tasks: Number0 | None = None,
-    split_seed: Number0 | None = None,
-    observation_space: Json = None,
-    action_space: Json = None,
-    time_first: Flag = False,
-    algorithm: Name | None = None,
-    independent_streams: Annotated[bool | None, Parameter(negative="--no-independent_streams")] = None,
-    env_id: Name | None = None,
-    env_kwargs: Json = None,
-    max_piece_steps: Count | None = None,
-    config_name: Name | None = None,
-    names: ArrayNames = ArrayNames(),
-    common: Common = COMMON,
-) -> None:
-    """Write npz or HDF5 files as histories.
-
-    Args:
-        source: An npz or HDF5 file, or a folder of such files.
-        output_dir: Folder of the dataset to write.
-        recipe: Recipe whose family the tasks belong to.
         tasks: JSON file with the task of each file or group, in order or by name.
         task_keys: Arrays or attributes that say the task.
         num_validation_tasks: As in a recipe's family; by default 0.
@@ -509,42 +436,91 @@ def from_arrays(
         time_first: Arrays are (steps, streams, ...).
         algorithm: The algorithm that learnt; by default unknown.
         independent_streams: Each stream of a task learns for itself, or all belong to one learner; by default unknown.
-        env_id: Environment, which gymnasium need not know.
-        env_kwargs: Keyword arguments that all tasks share, as JSON.
-        max_piece_steps: Cut longer histories into several rows.
-        config_name: Configuration of the dataset to write.
+    """
+
+    tasks: Name | None = None
+    task_keys: Names | None = None
+    num_validation_tasks: Number0 | None = None
+    num_test_tasks: Number0 | None = None
+    split_seed: Number0 | None = None
+    observation_space: Json = None
+    action_space: Json = None
+    time_first: Flag = False
+    algorithm: Name | None = None
+    independent_streams: Annotated[bool | None, Parameter(negative="--no-independent_streams")] = None
+
+
+@Parameter(name="*", group="Names of the arrays, where they are other than these")
+@dataclass(frozen=True)
+class ArrayNames:
+    """Names of the arrays in npz and HDF5 files."""
+
+    observations: Name | None = None
+    actions: Name | None = None
+    rewards: Name | None = None
+    terminations: Name | None = None
+    truncations: Name | None = None
+    dones: Name | None = None
+    next_observations: Name | None = None
+
+
+IMPORT, ARRAYS, NAMES = ImportOptions(), ArrayOptions(), ArrayNames()
+
+
+@convert_app.command(name="from-minari")
+def from_minari(
+    source: Name,
+    output_dir: Name,
+    /,
+    *,
+    episodes_per_history: Count | None = None,
+    options: ImportOptions = IMPORT,
+    common: Common = COMMON,
+) -> None:
+    """Write a Minari dataset, ours or any other, as histories.
+
+    Args:
+        source: A local Minari dataset: its id or folder.
+        output_dir: Folder of the dataset to write.
+        episodes_per_history: Episodes of a history, of a dataset that is not ours; by default all.
+    """
+    from ad_hf.formats.minari import from_minari as write
+
+    _import(write, source, output_dir, common, episodes_per_history=episodes_per_history, **vars(options))
+
+
+@convert_app.command(name="from-arrays")
+def from_arrays(
+    source: Name,
+    output_dir: Name,
+    /,
+    *,
+    recipe: Name | None = None,
+    arrays: ArrayOptions = ARRAYS,
+    names: ArrayNames = NAMES,
+    options: ImportOptions = IMPORT,
+    common: Common = COMMON,
+) -> None:
+    """Write npz or HDF5 files as histories.
+
+    Args:
+        source: An npz or HDF5 file, or a folder of such files.
+        output_dir: Folder of the dataset to write.
+        recipe: Recipe whose family the tasks belong to.
     """
     from ad_hf.envs.task_family import TaskFamily
     from ad_hf.formats.arrays import from_arrays as write
 
-    options = {
-        "tasks": tasks,
-        "task_keys": task_keys,
-        "num_validation_tasks": num_validation_tasks,
-        "num_test_tasks": num_test_tasks,
-        "split_seed": split_seed,
-        "observation_space": observation_space,
-        "action_space": action_space,
-        "time_first": time_first,
-        "algorithm": algorithm,
-        "independent_streams": independent_streams,
-        "env_id": env_id,
-        "env_kwargs": env_kwargs,
-        "max_piece_steps": max_piece_steps,
-        "config_name": config_name,
-        "names": {array: name for array, name in vars(names).items() if name is not None},
-        "family": None if recipe is None else TaskFamily.from_recipe(recipe),
-    }
-    _print_import(write, source, output_dir, options, common)
+    family = None if recipe is None else TaskFamily.from_recipe(recipe)
+    renamed = {array: name for array, name in vars(names).items() if name is not None}
+    _import(write, source, output_dir, common, family=family, names=renamed, **vars(arrays), **vars(options))
 
 
 def _print_histories(folder: Path | str) -> None:
     print(f"histories: {folder}   load them with datasets.load_dataset({str(folder)!r})")
 
 
-def _print_import(
-    write: Callable[..., Path], source: str, output_dir: str, options: dict[str, Any], common: Common
-) -> None:
+def _import(write: Callable[..., Path], source: str, output_dir: str, common: Common, **options: Any) -> None:
     """Import histories with the options that are set, and print how to use them."""
     options = {name: value for name, value in options.items() if value is not None}
     folder = write(source, output_dir, **options, trust_remote_code=common.trust_remote_code)

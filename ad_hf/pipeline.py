@@ -9,12 +9,10 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from accelerate import PartialState
 
 from ad_hf.collection.collect import collect
 from ad_hf.envs.task_family import TaskFamily
@@ -22,7 +20,7 @@ from ad_hf.evaluation.card import evaluation_card, write_evaluation
 from ad_hf.evaluation.headlines import is_comparable
 from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
 from ad_hf.evaluation.returns import ROWS_FILE, evaluation_rows, join_rows, random_rows, source_rows
-from ad_hf.evaluation.rollouts import evaluate
+from ad_hf.evaluation.rollouts import Evaluation, evaluate
 from ad_hf.evaluation.summary import CURVES_FILE, SUMMARY_FILE
 from ad_hf.evaluation.video import check_formats
 from ad_hf.histories.dataset import HistoryDataset
@@ -35,11 +33,9 @@ from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_text
 from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.loop import run
-from ad_hf.training.machine import keep_freed_memory, train_on_cpu
+from ad_hf.training.machine import join_processes
 from ad_hf.training.run_folder import check_run_folder, find_checkpoint
 from ad_hf.training.trainer import Trainer
-
-LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
 
 RANDOM_EPISODES = 10  # of random actions in each environment of an evaluation
 
@@ -121,10 +117,9 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     output_dir = local_path(output_dir)
     check_run_folder(output_dir, resume is not None)
-    keep_freed_memory()
-    state = PartialState(cpu=train_on_cpu(), timeout=LONGEST_WAIT)
+    processes = join_processes()
     opened = HistoryDataset.open(dataset, config_name)
-    with state.main_process_first():
+    with processes.main_process_first():
         checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
     sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
     run(Trainer(output_dir, opened, *sections, streaming), recipe.to_yaml(), checkpoint, push_to, push_every)
@@ -198,6 +193,17 @@ class EvaluatedModel:
             read = load_foreign_recipe(run_recipe(name), f"the model {name}", overrides)
         return cls(model, read, dataset, None, origin, run)
 
+    def to_json(self, rollout_seed: int) -> dict[str, Any]:
+        """The entry of `evaluation.json` about it."""
+        return {
+            **(self.origin or {}),
+            "agent": self.agent,
+            "split_seed": self.recipe.family.split_seed,
+            "training_seed": self.recipe.training.seed,
+            "rollout_seed": rollout_seed,
+            "weights_digest": weights_digest(self.model),
+        }
+
     @property
     def agent(self) -> str:
         """What it is called: AD; ED if it was trained on the ends of histories alone, DPT if on other actions."""
@@ -241,47 +247,33 @@ def evaluate_models(
     """
     check_formats(replay_formats or ())
     _check_different(models)
-    output_dir = writable_folder(output_dir)
+    output_dir, start = writable_folder(output_dir), time.perf_counter()
     families = [TaskFamily(each.recipe.family) for each in models]
     sources = _sources_of(models, families)  # histories that cannot be read are found out before a rollout
-    shown = bool(replay_formats) and can_be_seen(families[0])
-    rollouts, tables, entries, start = [], [], [], time.perf_counter()
-    for each, family in zip(models, families):
-        evaluation = evaluate(
-            each.model, family, num_seeds=num_seeds, rollout_config=each.recipe.rollout, progress=True
-        )
-        rollouts.append(evaluation)
-        split, training = each.recipe.family.split_seed, each.recipe.training.seed
-        tables.append(evaluation_rows(evaluation, family, each.agent, split, training))
-        seeds = {"split_seed": split, "training_seed": training, "rollout_seed": evaluation.seed}
-        whose = {"agent": each.agent, **seeds, "weights_digest": weights_digest(each.model)}
-        entries.append({**(each.origin or {}), **whose})
-        if split not in [entry["split_seed"] for entry in entries[:-1]]:
-            # For about as many steps as the rollouts took at most.
-            most = max(evaluation.lengths.sum(axis=2).max(), RANDOM_EPISODES * evaluation.lengths.max())
-            tables.append(random_rows(family, RANDOM_EPISODES, num_seeds, split, int(most)))
-            tables += [sources[split][1]] if split in sources else []
-    opened = [dataset for dataset, _ in sources.values()]
+    first, is_seen = models[0], bool(replay_formats) and can_be_seen(families[0])
+    rollouts, rows = _play(models, families, sources, num_seeds)
+    entries = [each.to_json(evaluation.seed) for each, evaluation in zip(models, rollouts)]
+    own = [{name: entry[name] for name in ("agent", "split_seed", "weights_digest")} for entry in entries]
+    datasets = [dataset for dataset, _ in sources.values()]
     details = {
         "env_id": families[0].env_id,
+        **(own[0] if len(models) == 1 else {}),
         "models": entries,
-        "datasets": [{**dataset.to_json(), "seeds": dataset.metadata.seeds} for dataset in opened],
+        "datasets": [{**dataset.to_json(), "seeds": dataset.metadata.seeds} for dataset in datasets],
         # Of several sources, one that is not comparable, if there is any.
-        "source": min((dataset.metadata.source for dataset in opened), key=is_comparable, default=None),
+        "source": min((dataset.metadata.source for dataset in datasets), key=is_comparable, default=None),
         "peak_memory_gigabytes": peak_memory_gigabytes(),
         "seconds": {**(seconds or {}), "rollout": round(time.perf_counter() - start, 1)},
     }
-    own = [{name: entry[name] for name in ("agent", "split_seed", "weights_digest")} for entry in entries]
-    results = write_evaluation(output_dir, join_rows(tables), {**details, **(own[0] if len(own) == 1 else {})})
+    results = write_evaluation(output_dir, rows, details)
+    is_run = (output_dir / "model" / CONFIG_FILE).is_file()
     if replay_formats is not None:
         for name in REPLAY_FILES:  # of an evaluation there before
-            for folder in (output_dir, output_dir / "model"):
+            for folder in (output_dir, output_dir / "model") if is_run else (output_dir,):
                 (folder / name).unlink(missing_ok=True)
-    if shown:
-        first, episodes = models[0], rollouts[0].returns.shape[2]
-        config = first.recipe.rollout
-        write_replay(output_dir, first.model, families[0], episodes, config, replay_formats or (), progress=True)
-    is_run = (output_dir / "model" / CONFIG_FILE).is_file()
+    if is_seen:
+        episodes = rollouts[0].returns.shape[2]
+        write_replay(output_dir, first.model, families[0], episodes, first.recipe.rollout, replay_formats or ())
     for each, whose in zip(models, own):
         run = output_dir if is_run and len(models) == 1 else each.run
         if run is not None:
@@ -289,6 +281,28 @@ def evaluate_models(
     if not is_run:
         write_text(output_dir / CARD, evaluation_card(output_dir, output_dir.name, results))
     return results
+
+
+def _play(
+    models: Sequence[EvaluatedModel],
+    families: Sequence[TaskFamily],
+    sources: Mapping[int, tuple[HistoryDataset, pa.Table]],
+    num_seeds: int,
+) -> tuple[list[Evaluation], pa.Table]:
+    """Rollouts of each model, and rows of them and, for each split, of random actions and the source."""
+    rollouts, tables, splits = [], [], set()
+    for each, family in zip(models, families):
+        config, split = each.recipe.rollout, each.recipe.family.split_seed
+        evaluation = evaluate(each.model, family, num_seeds=num_seeds, rollout_config=config, progress=True)
+        rollouts.append(evaluation)
+        tables.append(evaluation_rows(evaluation, family, each.agent, split, each.recipe.training.seed))
+        if split not in splits:
+            splits.add(split)
+            # For about as many steps as the rollouts took at most.
+            most = max(evaluation.lengths.sum(axis=2).max(), RANDOM_EPISODES * evaluation.lengths.max())
+            tables.append(random_rows(family, RANDOM_EPISODES, num_seeds, split, int(most)))
+            tables += [sources[split][1]] if split in sources else []
+    return rollouts, join_rows(tables)
 
 
 def _sources_of(

@@ -71,53 +71,46 @@ def test_overrides_take_the_place_of_the_files_settings(load):
     assert recipe == expected
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ("--training.max_step 3", "training.max_step"),
-        ("--trainer.max_steps 3", "trainer.max_steps"),
-        ("stray", "stray"),
-        ("--training.max_steps", "max_steps needs a value"),
-        ("--training.max_steps --training.seed 3", "max_steps needs a value"),
-        ("--training.max_steps ten", "training.max_steps.*ten"),
-        ("--training.max_steps 1.5", "training.max_steps.*1.5"),
-        ("--training.learning_rate fast", "training.learning_rate.*fast"),
-        ("--training.optimizer.kind adamw", "training.optimizer"),
-        ("--source.algorithm.kind A2C", "source.algorithm is 'PPO', which has no settings"),
-        ("--source.seeds [a]", "source.seeds"),
-        ("--rollout.do_sample 3", "rollout.do_sample"),
-        ("--training.max_steps 0", "training.max_steps must be .*at least 1, got 0"),
-        ("--training.mixed_precision fp8", "training.mixed_precision.*fp8"),
-        ("--rollout.temperature -1", "rollout.temperature"),
-        ("--model.hidden_size 0", "model.hidden_size must be .*at least 1"),
-    ],
-)
-def test_wrong_overrides_are_refused_by_name(load, overrides, message):
-    with pytest.raises(ValueError, match=message):
-        load(RECIPE, overrides.split())
+OVERRIDES = [
+    ("--training.max_step 3", "training.max_step"),
+    ("--trainer.max_steps 3", "trainer.max_steps"),
+    ("stray", "stray"),
+    ("--training.max_steps", "max_steps needs a value"),
+    ("--training.max_steps --training.seed 3", "max_steps needs a value"),
+    ("--training.max_steps ten", "training.max_steps.*ten"),
+    ("--training.max_steps 1.5", "training.max_steps.*1.5"),
+    ("--training.learning_rate fast", "training.learning_rate.*fast"),
+    ("--training.optimizer.kind adamw", "training.optimizer"),
+    ("--source.algorithm.kind A2C", "source.algorithm is 'PPO', which has no settings"),
+    ("--source.seeds [a]", "source.seeds"),
+    ("--rollout.do_sample 3", "rollout.do_sample"),
+    ("--training.max_steps 0", "training.max_steps must be at least 1, got 0"),
+    ("--training.mixed_precision fp8", "training.mixed_precision.*fp8"),
+    ("--rollout.temperature -1", "rollout.temperature must be .*above 0"),
+    ("--model.hidden_size 0", "model.hidden_size must be at least 1, got 0"),
+]
+FILES = [
+    ("training: {max_step: 3}", "training.*max_step"),
+    ("trainer: {max_steps: 3}", "trainer"),
+    ("learning_rate: 3", "learning_rate"),
+    ("training: {max_steps: ten}", "training.max_steps.*ten"),
+    ("source: {seeds: 3.5}", "source.seeds"),
+    ("family: {tasks: [3]}", "family.tasks"),
+    ("model: {hidden: 3}", "unknown setting model.hidden"),
+    ("model: {observation_space: {type: Discrete, n: 3}}", "unknown setting model.observation_space"),
+    ("- training", "recipe.yaml"),
+    ("training: {max_steps: [", "recipe.yaml"),
+    ("training: 3", "training"),
+]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("training: {max_step: 3}", "training.*max_step"),
-        ("trainer: {max_steps: 3}", "trainer"),
-        ("learning_rate: 3", "learning_rate"),
-        ("training: {max_steps: ten}", "training.max_steps.*ten"),
-        ("training: {max_steps: 1.5}", "training.max_steps.*1.5"),
-        ("source: {seeds: 3.5}", "source.seeds"),
-        ("family: {tasks: [3]}", "family.tasks"),
-        ("training: {max_steps: 0}", "training.max_steps must be .*at least 1"),
-        ("model: {hidden: 3}", "unknown setting model.hidden"),
-        ("model: {observation_space: {type: Discrete, n: 3}}", "unknown setting model.observation_space"),
-        ("- training", "recipe.yaml"),
-        ("training: {max_steps: [", "recipe.yaml"),
-        ("training: 3", "training"),
-    ],
+    ("text", "overrides", "message"),
+    [*((RECIPE, option, message) for option, message in OVERRIDES), *((text, "", message) for text, message in FILES)],
 )
-def test_wrong_files_are_refused_by_name(load, text, message):
+def test_wrong_files_and_overrides_are_refused_by_name(load, text, overrides, message):
     with pytest.raises(ValueError, match=message):
-        load(text)
+        load(text, overrides.split())
 
 
 def test_unknown_recipe_is_refused_with_those_that_exist(tmp_path):

@@ -18,18 +18,9 @@ def draw_arm_means(rewarding: str, task_seed: int, num_arms: int = 10) -> np.nda
     """
     Probability of a reward of each arm (num_arms,), counted from 1 as the paper does: arm 0 of the environment is odd.
 
-    Args:
-        rewarding (`str`):
-            Which arms usually pay more: `"odd"` or `"even"` ones do so in 95% of the tasks, and in the other 5% it is
-            the other way round. The means of the arms that pay more are uniform in [0.5, 1], those of the others in
-            [0, 0.5]. With `"uniform"`, all are uniform in [0, 1].
-        task_seed (`int`):
-            Seed of the task.
-        num_arms (`int`, *optional*, defaults to 10):
-            Number of arms.
-
-    Raises:
-        ValueError: for another `rewarding`, a negative seed or no arms.
+    The `rewarding` arms, `"odd"` or `"even"` ones, pay more in 95% of the tasks, and in the other 5% the others do.
+    The means of the arms that pay more are uniform in [0.5, 1], those of the others in [0, 0.5]. With `"uniform"`, all
+    are uniform in [0, 1].
     """
     if rewarding not in ARM_DISTRIBUTIONS:
         raise ValueError(f"rewarding must be one of {', '.join(ARM_DISTRIBUTIONS)}, got {rewarding!r}")

@@ -50,18 +50,7 @@ def _refuse(origin: str, what: str) -> None:
 
 
 def check_env_id(env_id: Any, origin: str) -> None:
-    """
-    Refuse an environment id that comes along and is not registered yet, or that could import something.
-
-    Args:
-        env_id (`str`):
-            The id.
-        origin (`str`):
-            Its dataset, model or run, for errors.
-
-    Raises:
-        ValueError: naming the id, and the way out.
-    """
+    """Refuse an id that comes along with its origin and is not registered yet, or that could import something."""
     if not isinstance(env_id, str):
         raise ValueError(f"{origin}: family.env_id must be text, got {shown(env_id)}")
     if ":" in env_id or env_id not in gym.registry:
@@ -99,10 +88,7 @@ def check_family_section(family: Mapping[str, Any], origin: str) -> None:
         family (`Mapping`):
             The section, as it stands in the file.
         origin (`str`):
-            Its dataset, model or run, for errors.
-
-    Raises:
-        ValueError: naming the setting, its value, and the way out.
+            Its dataset, model or run, for errors, which name the setting and the way out.
     """
     check_env_id(family.get("env_id"), origin)
     for setting in ("stratify_by", "optimal_return", "random_return"):

@@ -6,7 +6,6 @@ import copy
 import importlib
 import inspect
 from collections.abc import Sequence
-from numbers import Number
 from typing import Any
 
 import gymnasium as gym
@@ -19,23 +18,13 @@ from ad_hf.envs.tasks import import_callable
 
 def read_calls(calls: Sequence[str | dict[str, Any]], setting: str, *arguments: Any) -> list[dict[str, Any]]:
     """
-    Calls, such as wrappers, as `{"name": import path, "kwargs": keyword arguments}`; an import path alone will do.
-
-    Args:
-        calls (`Sequence[str | dict]`):
-            The calls.
-        setting (`str`):
-            The name of their setting.
-        arguments:
-            Further arguments of the calls.
-
-    Raises:
-        ValueError: for anything else, and for a function that does not exist or does not take the arguments.
+    Calls of a setting, such as wrappers, as `{"name": import path, "kwargs": keyword arguments}`; an import path alone
+    will do. A `ValueError` names a function that does not exist or does not take its keyword arguments (and others).
     """
     read = []
     for index, call in enumerate(calls):
         where = f"{setting}[{index}]"
-        entry = {"kwargs": {}, **call} if isinstance(call, dict) else {"name": call, "kwargs": {}}
+        entry = {"kwargs": {}, **(call if isinstance(call, dict) else {"name": call})}
         if set(entry) != {"name", "kwargs"} or not isinstance(entry["kwargs"], dict):
             raise ValueError(f"{where}: expected an import path, or a name and kwargs, got {call!r}")
         function = import_callable(entry["name"], where)
@@ -43,12 +32,12 @@ def read_calls(calls: Sequence[str | dict[str, Any]], setting: str, *arguments: 
             inspect.signature(function).bind(*arguments, **entry["kwargs"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {entry['name']} cannot be called with {entry['kwargs']}: {error}") from error
-        read.append({"name": entry["name"], "kwargs": dict(entry["kwargs"])})
+        read.append({"name": entry["name"], "kwargs": entry["kwargs"]})
     return read
 
 
 def find_spec(env_id: str) -> EnvSpec | None:
-    """What gymnasium knows of an id, of one such as `"module:Id-v0"` too; `None` if there is no such environment."""
+    """The registered spec of an id, or of one such as `"module:Id-v0"`; `None` if there is no such environment."""
     module, _, name = env_id.rpartition(":")
     try:
         if module:
@@ -61,23 +50,7 @@ def find_spec(env_id: str) -> EnvSpec | None:
 def make_env(
     env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]] = (), attributes: Sequence[str] = ()
 ) -> gym.Env:
-    """
-    Make an environment. Dict and Tuple observations are flattened, after the wrappers.
-
-    Args:
-        env_id (`str`):
-            Gymnasium id.
-        kwargs (`dict`):
-            Keyword arguments, and values of attributes.
-        wrappers (`Sequence[dict]`, *optional*):
-            From [`read_calls`]; the first is the innermost.
-        attributes (`Sequence[str]`, *optional*):
-            Which of `kwargs` are set as attributes of `env.unwrapped`, as they are, instead of passed to the
-            constructor. What the constructor has derived from them stays as it was.
-
-    Raises:
-        ValueError: for an attribute that the environment does not have, and for Dict and Tuple actions.
-    """
+    """Make an environment of a family, whose `attributes` are among the keyword arguments; see `FamilyConfig`."""
     env = gym.make(env_id, **{name: value for name, value in kwargs.items() if name not in attributes})
     for name in attributes:
         if name in kwargs:
@@ -127,11 +100,7 @@ class ChannelsLast(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
 
 def _set_attribute(env: gym.Env, name: str, value: Any) -> None:
     if not hasattr(env, name):
-        numbers = [
-            found
-            for found, number in vars(env).items()
-            if isinstance(number, Number) and not isinstance(number, bool) and not found.startswith("_")
-        ]
+        numbers = [known for known, number in vars(env).items() if type(number) in (int, float) and known[0] != "_"]
         raise ValueError(
             f"family.attributes: {type(env).__name__} has no attribute {name!r}; those that are numbers: "
             f"{', '.join(sorted(numbers)) or 'none'}"

@@ -16,17 +16,7 @@ from ad_hf.envs.vector import check_same_step
 
 
 class VecStep(NamedTuple):
-    """
-    A step of all environments.
-
-    Attributes:
-        observations (`np.ndarray` of shape `(num_envs, ...)`):
-            Those after the step, of a new episode where one has ended.
-        rewards, terminations, truncations (`np.ndarray` of shape `(num_envs,)`):
-            Of the step.
-        final_observations (`np.ndarray` of shape `(num_envs, ...)`, *optional*):
-            The last observations of the episodes that have ended; of no meaning elsewhere.
-    """
+    """A step of all environments, (num_envs, ...) each; final observations are of ended episodes only."""
 
     observations: Any
     rewards: np.ndarray
@@ -61,18 +51,10 @@ class EpisodeReturns:
 
     def add(self, rewards: np.ndarray, ended: np.ndarray, most: int | None = None) -> list[dict[str, Any]]:
         """
-        Add a step's rewards (num_envs,).
+        Add a step's rewards (num_envs,), which has ended the episodes of some environments (number,).
 
-        Args:
-            rewards (`np.ndarray` of shape `(num_envs,)`):
-                Of the step.
-            ended (`np.ndarray` of shape `(number,)`):
-                Environments whose episodes it has ended.
-            most (`int`, *optional*):
-                How many of them to return, the last ones; by default all.
-
-        Returns:
-            `list[dict]`: for each of them `r`, `l` and `t`, as of SB3's `Monitor`: return, length and seconds so far.
+        Returns `r`, `l` and `t`, as of SB3's `Monitor`, of each of them, or of the last ones, `most` at most: return,
+        length and seconds so far.
         """
         self._returns += rewards
         self._lengths += 1

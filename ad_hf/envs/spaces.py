@@ -79,16 +79,10 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
 
 def space_from_json(data: Any, name: str = "space") -> spaces.Space:
     """
-    The inverse of [`space_to_json`].
-
-    Args:
-        data:
-            A JSON object as of [`space_to_json`]; it may come from anyone.
-        name (`str`, *optional*, defaults to `"space"`):
-            The name of the space in an error.
+    The inverse of [`space_to_json`]; the data may come from anyone.
 
     Raises:
-        ValueError: for anything else, and for spaces that are too large to be made.
+        ValueError: with the `name` of the space, for anything else, and for spaces that are too large to be made.
     """
     kind = data.get("type") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in STRUCTURES:

@@ -34,7 +34,7 @@ class RandomTasks:
 
 @dataclass
 class Range:
-    """A random value: a number, uniformly from `low` to `high`."""
+    """A random value: a number, uniformly from `low` to `high`, or in its logarithm; an integer may be either."""
 
     low: int | float
     high: int | float
@@ -52,7 +52,7 @@ class Choices:
 
 @dataclass
 class Call:
-    """A random value: the result of a function, given by its import path."""
+    """A random value: the result of a function, given by its import path, of keyword arguments and a `seed`."""
 
     function: str
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -62,12 +62,7 @@ KINDS: dict[str, Any] = {"low": Range, "choices": Choices, "function": Call}
 
 
 def import_callable(path: Any, setting: str) -> Callable[..., Any]:
-    """
-    The function or class of an import path such as `"gymnasium.wrappers.TimeLimit"`.
-
-    Raises:
-        ValueError: naming the setting, if there is no such function or class.
-    """
+    """The function or class of an import path such as `"gymnasium.wrappers.TimeLimit"`, or a `ValueError`."""
     try:
         imported = locate(path) if isinstance(path, str) else None
     except ErrorDuringImport as error:
@@ -78,12 +73,7 @@ def import_callable(path: Any, setting: str) -> Callable[..., Any]:
 
 
 def described_tasks(description: Any, setting: str) -> list[dict[str, Any]]:
-    """
-    The tasks that one of `tasks`, `grid` and `random` describes, or that are listed.
-
-    Raises:
-        ValueError: naming the setting, for none or several of them, or anything else; for what each refuses.
-    """
+    """The tasks that one of `tasks`, `grid` and `random` describes, or a list; a `ValueError` for anything else."""
     if isinstance(description, list):
         description = {"tasks": description}
     if not isinstance(description, Mapping) or len(description) != 1 or not set(description) <= set(WAYS):
@@ -133,29 +123,11 @@ def _check_count(count: int, where: str) -> None:
 
 
 def draw_tasks(random: dict[str, Any], where: str = "family.random") -> list[dict[str, Any]]:
-    r"""
-    Tasks at random, no two of them equal: none of the test tasks is a training task under another number.
+    """
+    Tasks at random, of JSON values, no two of them equal: no test task is a training task under another number.
 
-    A task depends on the seed, its values and the tasks before it alone: with more tasks, the first ones stay.
-
-    Args:
-        random (`dict`):
-            `num_tasks`, `values` and, if not 0, `seed`. Each of the values is one of
-
-            - `{low: ..., high: ...}`: a number, uniformly from `low` to `high`; with `integer: true` a whole one, both
-              ends included; with `log: true` uniform in its logarithm; with `shape: [...]` nested lists of them
-            - `{choices: [...]}`: one of the list
-            - `{function: ..., kwargs: {...}}`: the result of a function, given by its import path, called with these
-              keyword arguments and a `seed`.
-        where (`str`, *optional*, defaults to `"family.random"`):
-            The name of the setting in errors.
-
-    Returns:
-        `list[dict]`: plain JSON values by name, for each task.
-
-    Raises:
-        ValueError: naming the setting, for unknown and missing ones, for values of a wrong kind, for a function that
-            fails, and if there are fewer different tasks than asked for.
+    A task depends on the seed, its values and the tasks before it alone: with more tasks, the first ones stay. A
+    `ValueError` names the setting that is wrong, also if there are fewer different tasks than asked for.
     """
     settings = _read(RandomTasks, random, where)
     draws = {name: _draw_of(value, f"{where}.values.{name}") for name, value in settings.values.items()}

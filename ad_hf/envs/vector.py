@@ -76,15 +76,9 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     A subclass says how episodes start (`_start`), what actions do (`_move`), and what the agent sees (`_observe`,
     `_information`). All random numbers come from generators that an environment owns, so that environment i with seed
-    s lives through the same as a single environment with seed s + i.
+    s lives through the same as a single environment with seed s + i. `max_episode_steps` truncate an episode.
 
     Args:
-        num_envs (`int`):
-            Number of environments.
-        observation_space, action_space (`gymnasium.Space`):
-            Of one environment.
-        max_episode_steps (`int`):
-            Steps after which an episode is truncated.
         autoreset_mode (`AutoresetMode` or `str`, *optional*, defaults to `"SameStep"`):
             Any of gymnasium's modes. In SAME_STEP, `info["final_obs"]` is an array (num_envs, ...) whose rows are
             valid where `info["_final_obs"]` is set.
@@ -175,14 +169,8 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """
         Start an episode in all environments, or in those of `options["reset_mask"]` (num_envs,).
 
-        Args:
-            seed (`int` or `list[int]`, *optional*):
-                Environment i takes `seed + i`, or `seed[i]`; its random numbers go on without one.
-            options (`dict`, *optional*):
-                May hold a `reset_mask`.
-
-        Returns:
-            Observations (num_envs, ...), and infos.
+        Environment i takes the seed `seed + i`, or `seed[i]`; its random numbers go on without one. Returns
+        observations (num_envs, ...), and infos.
         """
         super().reset(seed=seed if isinstance(seed, int) else None)
         everywhere = np.ones(self.num_envs, dtype=bool)
@@ -196,12 +184,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._observe(), self._infos(chosen)
 
     def step(self, actions: np.ndarray):
-        """
-        Act (num_envs, ...) in all environments.
-
-        Returns:
-            Observations (num_envs, ...); rewards, terminations and truncations (num_envs,); infos.
-        """
+        """Act; returns observations (num_envs, ...), rewards, terminations and truncations (num_envs,), and infos."""
         resetting = None
         if self.autoreset_mode is not AutoresetMode.SAME_STEP and self._ended.any():
             if self.autoreset_mode is AutoresetMode.DISABLED:
@@ -231,13 +214,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 
 class SingleEnv(gym.Env[Any, np.int64]):
-    r"""
-    One environment of a native vector, without a limit to its episodes: `gym.make` adds that of its id.
-
-    Args:
-        *arguments, **settings:
-            As of its `vector_class`, for a single environment.
-    """
+    """A native vector of one, with its settings but without a limit to its episodes, which `gym.make` adds."""
 
     vector_class: type[Any]
     metadata = NativeVectorEnv.metadata

@@ -109,16 +109,8 @@ def _seen_columns(positions: np.ndarray, headings: np.ndarray, width: int) -> np
 
 def draw_views(positions: np.ndarray, headings: np.ndarray, height: int, width: int) -> np.ndarray:
     """
-    First-person frames of pools of radius 1 around (0, 0).
-
-    Args:
-        positions (`np.ndarray` of shape `(number, 2)`), headings (`np.ndarray` of shape `(number,)`):
-            Where the agents are, and where they look, in radians from the x axis counter-clockwise.
-        height, width (`int`):
-            Pixels of a frame.
-
-    Returns:
-        `np.ndarray` of shape `(number, height, width, 3)`, in `uint8`.
+    First-person frames (number, height, width, 3) of pools around (0, 0), from positions (number, 2) with headings
+    (number,), in radians from the x axis counter-clockwise.
     """
     table = column_table(height, width)
     frames = np.empty((len(positions), height, width, 3), dtype=np.uint8)

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCardData, EvalResult
 
 from ad_hf.evaluation.headlines import is_comparable, learns_cell, pace_lines
 from ad_hf.evaluation.returns import ROWS_FILE, write_rows
-from ad_hf.evaluation.summary import CURVES_FILE, PICTURES, ROOMS_FILE, SUMMARY_FILE, Summary, last_of
+from ad_hf.evaluation.summary import CURVES_FILE, PICTURES, ROOMS_FILE, SUMMARY_FILE, last_of, summarize
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.storage.cards import LICENSE, card_of, merge_card, render_card
@@ -43,7 +43,7 @@ def write_evaluation(output_dir: str | Path, rows: pa.Table, details: Mapping[st
     source = details.get("source")
     evaluation = {
         **details,
-        **Summary(rows, source is None or is_comparable(source)).to_json(),
+        **summarize(rows, source is None or is_comparable(source)),
         "versions": package_versions((*VERSIONED_PACKAGES, "accelerate", "huggingface_hub", "transformers")),
     }
     with atomic_path(output_dir / CURVES_FILE) as path:

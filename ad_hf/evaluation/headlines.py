@@ -1,9 +1,9 @@
 """
-What is said first of an evaluation: whether a model learns in its context, and in how many steps.
+The headlines of an evaluation: whether a model learns in its context, and in how many steps.
 
 Learning is a test: the last ten episodes against the first, with an interval over tasks and rollouts. Steps are
 counted to shares of what the *source* gains over random play, the same levels for the model and for the source.
-Reports, evaluations, pictures, tables and cards say nothing else.
+Summaries, pictures, tables and cards say nothing else.
 """
 
 from __future__ import annotations
@@ -23,17 +23,9 @@ FEWEST_RUNS = 4  # of a test: with fewer, all are above zero by chance too often
 OF_RETURN, OF_GAIN = "return", "gain over random play"
 
 
-def compared_points(count: int, of: str = "episodes") -> tuple[slice, slice] | None:
-    """
-    The points of a curve that are compared: the first episode and the last ten, or as many as come after the first;
-    the first and the last tenth of the steps of an only episode. `None` for a single point.
-    """
-    if count < 2:
-        return None
-    if of == "steps":
-        width = max(1, count // 10)
-        return slice(0, width), slice(count - width, count)
-    return slice(0, 1), slice(max(1, count - FINAL_EPISODES), count)
+def final_points(count: int, of: str = "episodes") -> slice:
+    """The points of a curve that are its end: the last ten episodes, or the last tenth of the steps of an only one."""
+    return slice(max(0, count - (FINAL_EPISODES if of == "episodes" else max(1, count // 10))), count)
 
 
 def learning_of(blocks: Sequence[np.ndarray], of: str = "episodes") -> dict[str, Any]:
@@ -47,43 +39,46 @@ def learning_of(blocks: Sequence[np.ndarray], of: str = "episodes") -> dict[str,
             Or `"steps"`, of a single episode.
 
     Returns:
-        `dict`: `difference` of the `last` points from the `first` with its 95% `interval`, and the `verdict`:
-        `"learns"` if the interval is above zero, `"gets worse"` if it is below, else `"does not learn"`; `None` for
-        fewer than four runs, or a single point.
+        `dict`: `difference` of the `last` points from the `first` (an episode, or a tenth of the steps) with its 95%
+        `interval`, and the `verdict`: `"learns"` if the interval is above zero, `"gets worse"` if it is below, else
+        `"does not learn"`; `None` for fewer than four runs, or a single point.
     """
-    points = compared_points(blocks[0].shape[3], of)
-    if points is None:
+    first, last = _ends(blocks[0].shape[3], of)
+    if first == last:
         return untested(of)
-    first, last = points
     gains = [block[..., last].mean(axis=3) - block[..., first].mean(axis=3) for block in blocks]
     runs = sum(gain.size for gain in gains)
-    # Where all returns are equal, what is left of their means is rounding.
+    # Where all returns are equal, the difference of their means is rounding.
     exact = 1e-9 * max(float(np.abs(block).max()) for block in blocks)
     low, high = interval(bootstrap_means(gains))
     bounds = None if runs < 2 else (float(low), float(high))
-    return _tested(of, points, float(mean_of(gains)), bounds, runs, exact)
+    return _tested(of, (first, last), float(mean_of(gains)), bounds, runs, exact)
 
 
-def learning_of_curve(curve: Curve, runs: int, of: str = "episodes") -> dict[str, Any]:
+def learning_of_curve(curve: Curve, runs: int) -> dict[str, Any]:
     """
-    The test of [`learning_of`] where nothing but a curve with its band was kept: the interval reaches from the
-    lower bound of the last points less the upper bound of the first to the opposite, and is `conservative`, too wide.
+    The test of [`learning_of`] where only a curve with its band was kept: the interval reaches from the lower bound of
+    the last points less the upper bound of the first to the opposite, and is `conservative`, too wide.
     """
-    points = compared_points(len(curve.mean), of)
-    if points is None:
-        return untested(of)
-    first, last = points
-    bounds = [
-        float(high[last].mean() - low[first].mean())
-        for high, low in ((curve.low, curve.high), (curve.high, curve.low))
-    ]
-    difference = float(curve.mean[last].mean() - curve.mean[first].mean())
-    return {**_tested(of, points, difference, (bounds[0], bounds[1]), runs), "conservative": True}
+    first, last = _ends(len(curve.mean), "episodes")
+    if first == last:
+        return untested("episodes")
+    low, difference, high = (
+        float(end[last].mean() - start[first].mean())
+        for end, start in ((curve.low, curve.high), (curve.mean, curve.mean), (curve.high, curve.low))
+    )
+    return {**_tested("episodes", (first, last), difference, (low, high), runs), "conservative": True}
 
 
 def untested(of: str) -> dict[str, Any]:
-    """What there is of the test where nothing can be compared."""
+    """The test where nothing can be compared."""
     return _tested(of, None, None, None, 0)
+
+
+def _ends(count: int, of: str) -> tuple[slice, slice]:
+    """The first points and the last, which do not overlap; the same for a single point."""
+    width = 1 if of == "episodes" else max(1, count // 10)
+    return slice(0, width), slice(max(width, final_points(count, of).start) if count > 1 else 0, count)
 
 
 def _tested(
@@ -96,51 +91,38 @@ def _tested(
 ) -> dict[str, Any]:
     verdict = None
     if bounds is not None and runs >= FEWEST_RUNS:
-        low, high = bounds
-        verdict = LEARNS if low > exact else WORSENS if high < -exact else STAYS
+        verdict = LEARNS if bounds[0] > exact else WORSENS if bounds[1] < -exact else STAYS
     first, last = (None, None) if points is None else ([each.start + 1, each.stop] for each in points)
-    return {
-        "verdict": verdict,
-        "difference": difference,
-        "interval": None if bounds is None else list(bounds),
-        "of": of,
-        "first": first,
-        "last": last,
-    }
+    test = {"verdict": verdict, "difference": difference, "interval": None if bounds is None else list(bounds)}
+    return {**test, "of": of, "first": first, "last": last}
 
 
 @dataclass
 class Gain:
     """
-    What there is to gain over random play, of whose shares steps are counted to.
+    The gain over random play, to whose shares steps are counted.
 
     Attributes:
         of (`str`):
-            Whose: `"source"` or `"optimum"`.
+            `"source"` or `"optimum"`.
         random, end (`float`, *optional*):
             Return of random play and of whoever gains, or rewards of steps; `None` where there is no gain.
     """
 
     of: str
-    random: float | None
-    end: float | None
+    random: float | None = None
+    end: float | None = None
 
     @classmethod
     def of_source(cls, blocks: Sequence[np.ndarray], random: Sequence[np.ndarray]) -> Gain:
         """
-        The gain of a source, none unless its interval is above zero.
-
-        Args:
-            blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_streams, num_tasks)`):
-                What it ends at.
-            random (`Sequence[np.ndarray]` of shapes `(num_tasks,)`):
-                What random play gets in these tasks.
+        The gain of a source from random play (num_tasks,) to its end (num_models, num_streams, num_tasks), of each
+        split; none unless its interval is above zero.
         """
-        gains = [block - own for block, own in zip(blocks, random)]
-        low, _ = interval(bootstrap_means(gains))
-        if low <= 0:
-            return cls("source", None, None)
-        return cls("source", float(np.concatenate(random).mean()), float(mean_of(blocks)))
+        low, _ = interval(bootstrap_means([block - own for block, own in zip(blocks, random)]))
+        return (
+            cls("source") if low <= 0 else cls("source", float(np.concatenate(random).mean()), float(mean_of(blocks)))
+        )
 
     @classmethod
     def of_optimum(cls, optimal: np.ndarray | None, random: np.ndarray | None) -> Gain | None:
@@ -151,9 +133,7 @@ class Gain:
 
     def level(self, share: float) -> float | None:
         """The return at a share of the gain."""
-        if self.random is None or self.end is None:
-            return None
-        return self.random + share * (self.end - self.random)
+        return None if self.random is None or self.end is None else self.random + share * (self.end - self.random)
 
 
 def is_comparable(source: Mapping[str, Any]) -> bool:
@@ -177,9 +157,9 @@ def steps_to_shares(
         own, source ([`~ad_hf.evaluation.curves.Curve`]):
             Of a model, and of its source, if that is known.
         gain ([`Gain`], *optional*):
-            What the levels are shares of.
+            The gain.
         verdict (`str`, *optional*):
-            Whether the model learns: of one that does not, no ratio is told.
+            Whether the model learns: otherwise there is no ratio.
         comparable (`bool`):
             As of [`is_comparable`].
 
@@ -224,7 +204,7 @@ def share_of_optimum(
     return (value - floor) / (optimal - floor), OF_GAIN if negative else OF_RETURN
 
 
-# What is said of these, in words.
+# The same in words.
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -236,11 +216,7 @@ def learns_cell(learns: Mapping[str, Any]) -> str:
     """The test of learning in a table: yes or no, and the difference."""
     if learns["difference"] is None:
         return "-"
-    words = {
-        LEARNS: "yes",
-        STAYS: "no",
-        WORSENS: "gets worse",
-    }.get(learns["verdict"], "not tested")
+    words = {LEARNS: "yes", STAYS: "no", WORSENS: WORSENS}.get(learns["verdict"], "not tested")
     bounds = learns["interval"]
     interval = "" if bounds is None else f" ({number(bounds[0])} to {number(bounds[1])})"
     return f"{words}: {number(learns['difference'])}{interval}"

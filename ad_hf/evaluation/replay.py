@@ -1,4 +1,4 @@
-"""Replays: what a model does in its first and in its last episodes, as moving pictures."""
+"""Replays: the first and the last episodes of a model, as moving pictures."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ REPLAY_FILES = tuple(f"replay.{name}" for name in FORMATS)
 # Of a replay; of longer episodes, frames are dropped evenly, but never the first and the last. With the sizes below,
 # this holds a GIF of four rooms or poles, twice each, under 2 MB.
 MAX_PICTURES = 100
+MOST_TASKS = 4
 MIN_SIDE, MAX_SIDE = 144, 192  # pixels, of a frame's longer side: smaller ones are magnified, larger ones reduced
 MARGIN, LINE, FONT_SIZE = 8, 18, 12  # pixels
 # Browsers slow down GIFs that are faster; and where frames were dropped, the others need not be shown for longer.
@@ -31,11 +32,7 @@ PAPER, INK, FADED, EDGE = "#ffffff", "#22252b", "#6b7280", "#d0d5db"
 class EpisodeFrames:
     """
     Frames of an episode: the first, the last, and those between them at a distance that doubles whenever there are
-    more than `2 * MAX_PICTURES`, so that no episode is too long for the memory.
-
-    Attributes:
-        length (`int`):
-            Frames that the episode had: one more than steps.
+    more than `2 * MAX_PICTURES`, so that no episode is too long for the memory. `length` is one more than its steps.
     """
 
     def __init__(self) -> None:
@@ -60,18 +57,8 @@ class EpisodeFrames:
 
 class FrameRecorder(VectorWrapper):
     """
-    Keeps the rendered frames of some episodes of each environment, as large as a replay shows them.
-
-    Args:
-        envs (`gymnasium.vector.VectorEnv`):
-            Environments that render to arrays and show the last frame of an episode before they reset themselves
-            (NEXT_STEP autoreset).
-        episodes (`Sequence[int]`):
-            Numbers of the episodes, from 0.
-
-    Attributes:
-        frames (`dict[int, list[EpisodeFrames]]`):
-            Of each of the episodes, those of each environment.
+    Keeps the rendered frames of some episodes (from 0) of each environment, by episode, as large as a replay shows
+    them. The environments show the last frame of an episode before they reset themselves (NEXT_STEP autoreset).
     """
 
     def __init__(self, envs: VectorEnv, episodes: Sequence[int]) -> None:
@@ -115,10 +102,8 @@ def _fitted(frame: np.ndarray) -> Image.Image:
 
 def can_be_seen(family: TaskFamily) -> bool:
     """
-    Whether a family's environments render to arrays.
-
-    Warns if they say so and cannot: gymnasium's own ones without pygame, those whose constructor takes no
-    `render_mode`, MuJoCo's where there is nothing to draw on.
+    Whether a family's environments render to arrays. Warns if they declare it and cannot: gymnasium's own ones without
+    pygame, those whose constructor takes no `render_mode`, MuJoCo's where there is nothing to draw on.
     """
     task = family.tasks()[:1]
     envs = family.make_vec(task)
@@ -144,41 +129,34 @@ def write_replay(
     num_episodes: int,
     rollout_config: RolloutConfig | None = None,
     formats: Sequence[str] = ("gif",),
-    num_tasks: int = 4,
-    progress: bool = False,
 ) -> list[Path]:
     """
-    Roll a model out on a few test tasks and show the first and the last episode of each, one below the other.
-
-    Episodes that have ended stand still until the longest one has.
+    Roll a model out on a few test tasks and show the first and the last episode of each, one below the other, in
+    `replay.gif`, `replay.mp4` or both. Episodes that have ended stand still until the longest one has.
 
     Args:
         output_dir (`str` or `Path`):
-            Folder of `replay.gif` and `replay.mp4`.
+            Folder of the files.
         model ([`ADModel`]):
             The model.
         family ([`TaskFamily`]):
-            The tasks, whose environments [`can_be_seen`]; those shown are from all over its list of test tasks.
+            Its environments [`can_be_seen`]; the tasks are from all over its list of test tasks.
         num_episodes (`int`):
             Number of the last episode, from 1.
         rollout_config ([`RolloutConfig`], *optional*):
-            How to act; what it leaves unset is taken from the model's.
+            How to act; the model's own config fills in unset fields.
         formats (`Sequence[str]`, *optional*, defaults to `("gif",)`):
-            Which files to write: `"gif"`, `"mp4"` or both; see [`~ad_hf.evaluation.video.check_formats`].
-        num_tasks (`int`, *optional*, defaults to 4):
-            How many tasks at most.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+            `"gif"`, `"mp4"` or both; see [`~ad_hf.evaluation.video.check_formats`].
 
     Returns:
         `list[Path]`: the files.
     """
     tasks = family.tasks("test")
-    tasks = tasks[:: max(1, len(tasks) // num_tasks)][:num_tasks]
+    tasks = tasks[:: max(1, len(tasks) // MOST_TASKS)][:MOST_TASKS]
     episodes = sorted({0, num_episodes - 1})
     envs = family.make_vec(tasks, autoreset_mode=AutoresetMode.NEXT_STEP, render_mode="rgb_array")
     recorder = FrameRecorder(envs, episodes)
-    with EpisodeProgress(f"replay of {len(tasks)} tasks", len(tasks) * num_episodes, progress) as bar:
+    with EpisodeProgress(f"replay of {len(tasks)} tasks", len(tasks) * num_episodes, True) as bar:
         output = model.rollout(recorder, rollout_config, callback=bar, num_episodes=num_episodes)
         bar.show(output)
     returns: np.ndarray = output["episode_returns"]
@@ -190,18 +168,14 @@ def write_replay(
     longest = max(frames.length for row in recorder.frames.values() for frames in row)
     times = np.linspace(0, longest - 1, min(longest, MAX_PICTURES)).round().astype(int)
     pictures = draw_pictures([task_title(task) for task in tasks], captions, recorder.frames, times.tolist())
-    milliseconds = _milliseconds_per_picture(envs.metadata.get("render_fps", 10), longest, len(times))
+    # Pictures last as long as their frames, within bounds.
+    of_frame = 1000 / envs.metadata.get("render_fps", 10)
+    lasting = min(of_frame * longest / len(times), max(of_frame, MAX_MILLISECONDS))
+    milliseconds = max(MIN_MILLISECONDS, round(lasting))
     paths = [Path(output_dir) / f"replay.{name}" for name in formats]
     for path in paths:
         write_video(path, pictures, milliseconds)
     return paths
-
-
-def _milliseconds_per_picture(fps: float, num_frames: int, num_pictures: int) -> int:
-    """How long to show a picture: as long as its frames last, within bounds."""
-    of_frame = 1000 / fps
-    lasting = min(of_frame * num_frames / num_pictures, max(of_frame, MAX_MILLISECONDS))
-    return max(MIN_MILLISECONDS, round(lasting))
 
 
 def task_title(task: Task) -> str:
@@ -215,18 +189,8 @@ def draw_pictures(
     titles: list[str], captions: dict[int, list[str]], frames: dict[int, list[EpisodeFrames]], times: list[int]
 ) -> list[Image.Image]:
     """
-    Pictures of some moments: a column for each task, under its title, and a row for each episode, under captions.
-
-    Args:
-        titles (`list[str]`):
-            Of the tasks; what does not fit into a column is cut off.
-        captions (`dict[int, list[str]]`), frames (`dict[int, list[EpisodeFrames]]`):
-            Of each episode, those of the tasks.
-        times (`list[int]`):
-            Steps since the beginning of the episodes.
-
-    Returns:
-        `list[PIL.Image.Image]`: RGB pictures of one size, even in width and height.
+    RGB pictures of one even size at some times, in steps: a column for each task, under its title, and a row for each
+    episode, under captions.
     """
     sizes = [part.at(0).size for row in frames.values() for part in row]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)

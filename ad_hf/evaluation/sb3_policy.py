@@ -1,4 +1,4 @@
-"""A model as a Stable-Baselines3 policy, for `evaluate_policy` and whatever else calls `predict`."""
+"""A model as a Stable-Baselines3 policy, for `evaluate_policy` and all that calls `predict`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OBSERVATION, REWARD = "observation", "reward"
 
 class RewardInObservation(VecEnvWrapper):
     """
-    Gives the last reward along with each observation, as Stable-Baselines3's `predict` is told no rewards.
+    Gives the last reward along with each observation, since Stable-Baselines3's `predict` gets no rewards.
 
     Observations become `{"observation": (num_envs, ...), "reward": (num_envs,)}`; the first one after an episode's end
     comes with the reward of its last step, and the first of all with 0.
@@ -54,7 +54,7 @@ class ADPolicy:
         model ([`ADModel`]):
             The model.
         rollout_config ([`RolloutConfig`], *optional*):
-            How to act; what it leaves unset is taken from the model's own.
+            How to act; the model's own config fills in unset fields.
         overrides:
             Fields of [`RolloutConfig`], such as `seed` and `temperature`.
 
@@ -83,13 +83,13 @@ class ADPolicy:
             observation (`dict`):
                 `observation` (num_envs, ...) and `reward` (num_envs,), as [`RewardInObservation`] gives them.
             state (`tuple`, *optional*):
-                What the last call returned; `None` begins new histories. It is changed in place:
+                The state that the last call returned; `None` begins new histories. It is changed in place:
                 `(state[0].copy(),)` keeps one.
             episode_start (`np.ndarray` of shape `(num_envs,)`, *optional*):
-                Whether an episode begins. The context runs across episodes: it is not forgotten there.
+                Whether an episode begins. The context runs across episodes.
             deterministic (`bool`, *optional*, defaults to `False`):
-                Whether to take the likeliest action. AD explores by sampling: say `deterministic=False` to
-                `evaluate_policy`.
+                Whether to take the likeliest action. AD explores by sampling: give `evaluate_policy`
+                `deterministic=False`.
 
         Returns:
             Actions (num_envs, ...), and the state for the next call.

@@ -25,8 +25,8 @@ from ad_hf.evaluation.headlines import (
     OF_GAIN,
     OF_RETURN,
     Gain,
-    compared_points,
     evidence_words,
+    final_points,
     learning_of,
     pace_lines,
     share_of_optimum,
@@ -43,6 +43,8 @@ FILES_FOR_PEOPLE = {"picture": CURVES_FILE, "rooms": ROOMS_FILE, "replay": "repl
 FILES_FOR_PEOPLE |= {"returns": ROWS_FILE, "summary": SUMMARY_FILE}
 SUMMARY_ENTRIES = ("of", "optimal_return", "random_return", "agents", "groups", "tasks", "versions")  # of SUMMARY_FILE
 REPORTED_EPISODES = (1, 10, 25, 50, 100, 250, 500, 1000)
+TASK_COLUMNS = ["split_seed", "task_id", "task", "group", "optimal_return", "random_return"]
+FINAL = slice(-FINAL_EPISODES, None)
 EPISODES, STEPS = "return of an episode", "reward of a step"  # of which curves are
 
 
@@ -61,16 +63,15 @@ class AgentReturns:
             Rewards by step, of rollouts of a single episode.
         tasks (`list[dict]`):
             Of all splits: `split_seed`, `task_id`, `kwargs`, `group`, and the `optimal` and `random` return or `None`.
-        env_steps (`np.ndarray` of shape `(num_episodes,)`):
-            Environment steps until the end of each episode, on average; of all streams that learn together.
+        optimal, random (`list[np.ndarray]` of shapes `(num_tasks,)`, *optional*):
+            Of each split, returns of the best policy and of random actions, once [`summarize`] knows them.
 
     Raises:
         ValueError: where rows are missing, or there are some twice.
     """
 
     def __init__(self, rows: pa.Table) -> None:
-        self.agent = rows["agent"][0].as_py()
-        self.streams = int(rows["streams"][0].as_py())
+        self.agent, self.streams = rows["agent"][0].as_py(), int(rows["streams"][0].as_py())
         keys = {name: np.asarray(rows[name]) for name in ("split_seed", "training_seed", "rollout", "task_id")}
         # Rows without a training are of one model.
         keys["training_seed"] = np.nan_to_num(keys["training_seed"].astype(np.float64), nan=-1)
@@ -91,37 +92,95 @@ class AgentReturns:
             for name, each in values.items():
                 if each is not None:
                     blocks[name].append(each[order].reshape(*shape, -1))
-            columns = ["split_seed", "task_id", "task", "group", "optimal_return", "random_return"]
-            self.tasks += [
-                {
-                    **{name: task[name] for name in ("split_seed", "task_id", "group")},
-                    "kwargs": json.loads(task["task"]),
-                    "optimal": task["optimal_return"],
-                    "random": task["random_return"],
-                }
-                for task in rows.select(columns).take(order[: shape[2]]).to_pylist()
-            ]
+            for task in rows.select(TASK_COLUMNS).take(order[: shape[2]]).to_pylist():
+                known = {name: task[f"{name}_return"] for name in ("optimal", "random")}
+                same = {name: task[name] for name in ("split_seed", "task_id", "group")}
+                self.tasks.append({**same, "kwargs": json.loads(task["task"]), **known})
         self.returns, self.lengths = blocks["returns"], blocks["lengths"]
         self.steps = blocks["step_rewards"] or None
-        self.env_steps = mean_of(self.lengths).cumsum() * self.streams
+        self.optimal: list[np.ndarray] | None = None
+        self.random: list[np.ndarray] | None = None
 
-    @property
-    def num_episodes(self) -> int:
-        """Episodes of each rollout."""
-        return self.returns[0].shape[3]
+    def of_tasks(self, values: Mapping[tuple[int, int], float | None]) -> list[np.ndarray] | None:
+        """Values by split and task as arrays (num_tasks,) of each split; `None` if some are not known."""
+        if any(values.get(_key(task)) is None for task in self.tasks):
+            return None
+        return [
+            np.array([values[_key(task)] for task in self.tasks if task["split_seed"] == split], dtype=np.float64)
+            for split in self.splits
+        ]
 
-    def by_task(self, episodes: slice = slice(-FINAL_EPISODES, None)) -> dict[tuple[int, int], float]:
-        """Mean return in each task over some episodes, by default the last ten."""
+    def by_task(self, episodes: slice) -> dict[tuple[int, int], float]:
+        """Mean return in each task over some episodes."""
         means = np.concatenate([block[..., episodes].mean(axis=(0, 1, 3)) for block in self.returns])
         return {_key(task): float(mean) for task, mean in zip(self.tasks, means)}
 
-    def curve(self, by_step: bool = False) -> Curve | None:
-        """Mean return by episode, or mean reward by step if that is known."""
+    def curve(self, by_step: bool) -> Curve | None:
+        """Mean return by episode over the steps of all streams, or mean reward by step if that is known."""
         if not by_step:
-            return bootstrap_curve(self.returns, self.env_steps)
+            return bootstrap_curve(self.returns, mean_of(self.lengths).cumsum() * self.streams)
         if self.steps is None:
             return None
         return bootstrap_curve(self.steps, self.streams * np.arange(1, self.steps[0].shape[3] + 1))
+
+    def summary(self, curve: Curve | None, negative: bool) -> dict[str, Any]:
+        """What `evaluation.json` says of an agent by itself."""
+        last = self.returns[0].shape[3]
+        at = {str(end): self._at(end, negative) for end in (*(end for end in REPORTED_EPISODES if end < last), last)}
+        summary: dict[str, Any] = {
+            "num_splits": len(self.splits),
+            "num_models": sum(block.shape[0] for block in self.returns),
+            "num_rollouts": self.returns[0].shape[1],
+            "num_tasks": len(self.tasks),
+            "optimal_return": None if self.optimal is None else _mean(np.concatenate(self.optimal)),
+            "shares_of": None if "of_optimal" not in at[str(last)] else OF_GAIN if negative else OF_RETURN,
+            "at": at,
+            "by_model": [
+                {"split_seed": split, "model": index, "return": float(value)}
+                for split, block in zip(self.splits, self.returns)
+                for index, value in enumerate(block[..., FINAL].mean(axis=(1, 2, 3)))
+            ],
+            "curve": None if curve is None else curve.to_json(),
+        }
+        if self.optimal is not None:
+            missed = [regret(block, best) for block, best in zip(self.returns, self.optimal)]
+            total, floors = float(mean_of(missed)), self._floors(negative)
+            to_gain = 0.0 if floors is None else np.concatenate(self.optimal).mean() - np.concatenate(floors).mean()
+            summary["regret"] = {
+                "total": total,
+                "interval": _pair(interval(bootstrap_means(missed))),
+                "of_optimal": total / (last * float(to_gain)) if to_gain > 0 else None,
+            }
+        return summary
+
+    def _floors(self, negative: bool) -> list[np.ndarray] | None:
+        """Of each split, the returns (num_tasks,) that are no share of the optimum."""
+        return self.random if negative else [np.zeros(block.shape[2]) for block in self.returns]
+
+    def _at(self, episode: int, negative: bool) -> dict[str, Any]:
+        """
+        The ten episodes up to one, or as many as there are: mean return, mean share of the optimum, both with the
+        interval of `bootstrap_means`, and the interquartile mean of the shares (or returns).
+        """
+        episodes = slice(max(0, episode - FINAL_EPISODES), episode)
+        returns = scores = [block[..., episodes].mean(axis=3) for block in self.returns]
+        result: dict[str, Any] = {
+            "episodes": [episodes.start + 1, episodes.stop],
+            "return": float(mean_of(returns)),
+            "return_interval": _pair(interval(bootstrap_means(returns))),
+        }
+        floors = self._floors(negative)
+        if self.optimal is not None and floors is not None:
+            # Of sums, and not the mean of the tasks' shares, in which far goals would weigh as much as near ones.
+            best, floor = (float(np.concatenate(values).mean()) for values in (self.optimal, floors))
+            share, _ = share_of_optimum(result["return"], best, floor, negative)
+            result |= {} if share is None else {"of_optimal": share}
+            if all((high > low).all() for high, low in zip(self.optimal, floors)):
+                scores = [(block - low) / (high - low) for block, high, low in zip(returns, self.optimal, floors)]
+                result["mean_share"] = float(mean_of(scores))
+                result["mean_share_interval"] = _pair(interval(bootstrap_means(scores)))
+        value, bounds = interquartile_mean(scores)
+        return {**result, "iqm": value, "iqm_interval": None if bounds is None else list(bounds)}
 
 
 def _key(task: Mapping[str, Any]) -> tuple[int, int]:
@@ -137,9 +196,19 @@ def _equally_long(column: pa.ChunkedArray) -> np.ndarray | None:
     return np.asarray(pc.list_flatten(column))[starts[:, None] + np.arange(counts.min())]
 
 
-class Summary:
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of some values, if all are known."""
+    numbers = [np.nan if value is None else value for value in values]
+    return None if not numbers or np.isnan(numbers).any() else float(np.mean(numbers))
+
+
+def _pair(bounds: tuple[np.ndarray, np.ndarray]) -> list[float]:
+    return [float(bounds[0]), float(bounds[1])]
+
+
+def summarize(rows: pa.Table, comparable: bool = True) -> dict[str, Any]:
     """
-    What follows from a table of returns: of each agent by itself, and beside its source and random actions.
+    The entries of `evaluation.json` that follow from returns.
 
     Args:
         rows (`pa.Table`):
@@ -147,198 +216,97 @@ class Summary:
         comparable (`bool`, *optional*, defaults to `True`):
             Whether the source's steps can be compared with a model's, as of
             [`~ad_hf.evaluation.headlines.is_comparable`].
+
+    Returns:
+        `dict`: whether curves are `of` episodes or steps, the mean `optimal_return` and `random_return`, and the
+        `agents` by their names, `groups` of tasks and `tasks`.
     """
-
-    def __init__(self, rows: pa.Table, comparable: bool = True) -> None:
-        names = np.asarray(rows["agent"])
-        agents = [AgentReturns(rows.filter(pa.array(names == name))) for name in dict.fromkeys(names.tolist())]
-        self.agents, self.comparable = {agent.agent: agent for agent in agents}, comparable
-        models = [agent for name, agent in self.agents.items() if name not in (SOURCE, RANDOM)]
-        self.by_step = bool(models) and all(agent.steps is not None for agent in models)
-        self.curves = {name: agent.curve(self.by_step) for name, agent in self.agents.items()}
-        tasks = {_key(task): task for agent in agents for task in agent.tasks}
-        played = self.agents[RANDOM].by_task(slice(None)) if RANDOM in self.agents else {}
-        self.optimal = {key: task["optimal"] for key, task in tasks.items()}
-        self.random = {
-            key: played.get(key) if task["random"] is None else task["random"] for key, task in tasks.items()
-        }
-        lowest = [block.min() for agent in agents for block in agent.returns]
-        lowest += [value for each in (self.optimal, self.random) for value in each.values() if value is not None]
-        # A share of the optimum means nothing then; shares are of the gain over random play.
-        self.negative = bool(min(lowest) < 0)
-        ends = {name: agent.by_task() for name, agent in self.agents.items()}
-        self.tasks = [
-            {
-                **task,
-                "random": self.random[key],
-                "returns": {name: end[key] for name, end in ends.items() if key in end},
-            }
-            for key, task in tasks.items()
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """The entries of `evaluation.json` that follow from returns."""
-        gain = self._gain()
-        return {
-            "of": STEPS if self.by_step else EPISODES,
-            "optimal_return": _mean(self.optimal.values()),
-            "random_return": _mean(self.random.values()),
-            "agents": {name: self._agent(agent, gain) for name, agent in self.agents.items()},
-            "groups": self._groups(),
-            "tasks": self.tasks,
-        }
-
-    def _values(self, values: Mapping[tuple[int, int], float | None], agent: AgentReturns) -> list[np.ndarray] | None:
-        """Values of tasks as arrays (num_tasks,) for each split of an agent; `None` if some are not known."""
-        keys = [[_key(task) for task in agent.tasks if task["split_seed"] == split] for split in agent.splits]
-        if any(values.get(key) is None for each in keys for key in each):
-            return None
-        return [np.array([values[key] for key in each], dtype=np.float64) for each in keys]
-
-    def _bounds(self, agent: AgentReturns) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-        """Of each split, the returns (num_tasks,) that are no share and the whole share; `None` if not known."""
-        optimal = self._values(self.optimal, agent)
-        floors = self._values(self.random if self.negative else dict.fromkeys(self.optimal, 0.0), agent)
-        return None if optimal is None or floors is None else (floors, optimal)
-
-    def _agent(self, agent: AgentReturns, gain: Gain | None) -> dict[str, Any]:
-        last, curve = agent.num_episodes, self.curves[agent.agent]
-        at = {str(end): self.at(agent, end) for end in (*(each for each in REPORTED_EPISODES if each < last), last)}
-        summary: dict[str, Any] = {
-            "num_splits": len(agent.splits),
-            "num_models": sum(block.shape[0] for block in agent.returns),
-            "num_rollouts": agent.returns[0].shape[1],
-            "num_tasks": len(agent.tasks),
-            "optimal_return": _mean(self.optimal[_key(task)] for task in agent.tasks),
-            "shares_of": None if "of_optimal" not in at[str(last)] else OF_GAIN if self.negative else OF_RETURN,
-            "at": at,
-            "by_model": [
-                {"split_seed": split, "model": index, "return": float(value)}
-                for split, block in zip(agent.splits, agent.returns)
-                for index, value in enumerate(block[..., -FINAL_EPISODES:].mean(axis=(1, 2, 3)))
-            ],
-            "curve": None if curve is None else curve.to_json(),
-        }
-        if agent.agent != RANDOM:
-            summary["learns"] = self._learns(agent)
-            source = self.curves.get(SOURCE) if agent.agent != SOURCE else None
-            verdict = summary["learns"]["verdict"]
-            if curve is not None:
-                summary["steps_to"] = steps_to_shares(curve, source, gain, verdict, self.comparable)
-        if agent.agent == SOURCE:  # which has none of its own
-            for steps in summary.get("steps_to", {}).values():
+    names = np.asarray(rows["agent"])
+    agents = {name: AgentReturns(rows.filter(pa.array(names == name))) for name in dict.fromkeys(names.tolist())}
+    tasks = {_key(task): task for agent in agents.values() for task in agent.tasks}
+    played = agents[RANDOM].by_task(slice(None)) if RANDOM in agents else {}
+    optimal = {key: task["optimal"] for key, task in tasks.items()}
+    random = {key: played.get(key) if task["random"] is None else task["random"] for key, task in tasks.items()}
+    for agent in agents.values():
+        agent.optimal, agent.random = agent.of_tasks(optimal), agent.of_tasks(random)
+    lowest = [block.min() for agent in agents.values() for block in agent.returns]
+    # A share of the optimum means nothing where these are negative; shares are then of the gain over random play.
+    negative = min(*lowest, *(value for each in (optimal, random) for value in each.values() if value is not None)) < 0
+    models = models_of({"agents": agents})
+    by_step = bool(models) and all(agent.steps is not None for agent in models.values())
+    curves = {name: agent.curve(by_step) for name, agent in agents.items()}
+    gain = _gain(agents, by_step)
+    summaries = {name: agent.summary(curves[name], bool(negative)) for name, agent in agents.items()}
+    for name, curve in curves.items():
+        if name == RANDOM:
+            continue
+        learns = summaries[name]["learns"] = _learning(agents, name, by_step)
+        if curve is not None:
+            source = None if name == SOURCE else curves.get(SOURCE)
+            steps_to = summaries[name]["steps_to"] = steps_to_shares(
+                curve, source, gain, learns["verdict"], comparable
+            )
+            for steps in steps_to.values() if name == SOURCE else ():  # which has no source of its own
                 del steps["source"]
-        optimal, bounds = self._values(self.optimal, agent), self._bounds(agent)
-        if optimal is not None:
-            missed = [regret(block, best) for block, best in zip(agent.returns, optimal)]
-            to_gain = None if bounds is None else float(mean_of_tasks(bounds[1]) - mean_of_tasks(bounds[0]))
-            total = float(mean_of(missed))
-            summary["regret"] = {
-                "total": total,
-                "interval": _pair(interval(bootstrap_means(missed))),
-                "of_optimal": total / (last * to_gain) if to_gain is not None and to_gain > 0 else None,
-            }
-        return summary
-
-    def at(self, agent: AgentReturns, episode: int) -> dict[str, Any]:
-        """
-        The ten episodes up to one, or as many as there are, of an agent: mean return, mean share of the optimum, both
-        with the interval of `bootstrap_means`, and the interquartile mean of the shares (or returns).
-        """
-        episodes = slice(max(0, episode - FINAL_EPISODES), episode)
-        returns = scores = [block[..., episodes].mean(axis=3) for block in agent.returns]
-        result: dict[str, Any] = {
-            "episodes": [episodes.start + 1, episodes.stop],
-            "return": float(mean_of(returns)),
-            "return_interval": _pair(interval(bootstrap_means(returns))),
-        }
-        bounds = self._bounds(agent)
-        if bounds is not None:
-            floors, optimal = bounds
-            # Of sums, and not the mean of the tasks' shares, in which far goals would weigh as much as near ones.
-            floor, best = mean_of_tasks(floors), mean_of_tasks(optimal)
-            share, _ = share_of_optimum(result["return"], best, floor, self.negative)
-            if share is not None:
-                result["of_optimal"] = share
-            if all((best > floor).all() for floor, best in zip(floors, optimal)):
-                scores = [(block - low) / (high - low) for block, low, high in zip(returns, floors, optimal)]
-                result["mean_share"] = float(mean_of(scores))
-                result["mean_share_interval"] = _pair(interval(bootstrap_means(scores)))
-        value, iqm_interval = interquartile_mean(scores)
-        return {**result, "iqm": value, "iqm_interval": None if iqm_interval is None else list(iqm_interval)}
-
-    def _learns(self, agent: AgentReturns) -> dict[str, Any]:
-        """The test of learning; of single episodes by step, beyond what random play gets at the same steps."""
-        if not self.by_step:
-            return learning_of(agent.returns)
-        random = self.agents[RANDOM].steps if RANDOM in self.agents else None
-        if agent.steps is None or random is None:
-            return untested("steps")
-        pairs = list(zip(agent.steps, random))
-        if any(own.shape[1:] != other.shape[1:] for own, other in pairs) or len(agent.steps) != len(random):
-            return untested("steps")
-        return learning_of([own - other for own, other in pairs], "steps")
-
-    def _gain(self) -> Gain | None:
-        """What the source gains over random play or, without a source, the best possible; by step where curves are."""
-        source = self.agents.get(SOURCE)
-        agent = source or next(iter(self.agents.values()))
-        random, optimal = self._values(self.random, agent), self._values(self.optimal, agent)
-        if random is None:
-            return None
-        steps, ends = 1, None if source is None else [block[..., -FINAL_EPISODES:] for block in source.returns]
-        if self.by_step:
-            steps = next(each.steps for each in self.agents.values() if each.steps is not None)[0].shape[3]
-            if source is not None:
-                if source.steps is None:
-                    return None
-                _, last = compared_points(source.steps[0].shape[3], "steps") or (None, slice(None))
-                ends = [block[..., last] for block in source.steps]
-        random = [each / steps for each in random]
-        if ends is not None:
-            return Gain.of_source([block.mean(axis=3) for block in ends], random)
-        return Gain.of_optimum(None if optimal is None else np.concatenate(optimal) / steps, np.concatenate(random))
-
-    def _groups(self) -> dict[str, dict[str, Any]]:
-        """Mean returns of all tasks together, and of those of one value of the family's `report_by`."""
-        names = sorted({task["group"] for task in self.tasks if task["group"] is not None})
-        groups = {"all": self.tasks} | {name: [task for task in self.tasks if task["group"] == name] for name in names}
-        return {name: _group(tasks, list(self.agents)) for name, tasks in groups.items()}
+    ends = {name: agent.by_task(FINAL) for name, agent in agents.items()}
+    entries = [
+        {**task, "random": random[key], "returns": {name: end[key] for name, end in ends.items() if key in end}}
+        for key, task in tasks.items()
+    ]
+    kinds = sorted({task["group"] for task in entries if task["group"] is not None})
+    groups = {"all": entries, **{kind: [task for task in entries if task["group"] == kind] for kind in kinds}}
+    return {
+        "of": STEPS if by_step else EPISODES,
+        "optimal_return": _mean(optimal.values()),
+        "random_return": _mean(random.values()),
+        "agents": summaries,
+        "groups": {name: _group(group, agents) for name, group in groups.items()},
+        "tasks": entries,
+    }
 
 
-def _group(tasks: Sequence[Mapping[str, Any]], agents: Sequence[str]) -> dict[str, Any]:
+def _learning(agents: Mapping[str, AgentReturns], name: str, by_step: bool) -> dict[str, Any]:
+    """The test of learning; of single episodes by step, beyond what random play gets at the same steps."""
+    if not by_step:
+        return learning_of(agents[name].returns)
+    own, random = agents[name].steps, agents[RANDOM].steps if RANDOM in agents else None
+    if own is None or random is None or [each.shape[1:] for each in own] != [each.shape[1:] for each in random]:
+        return untested("steps")
+    return learning_of([block - other for block, other in zip(own, random)], "steps")
+
+
+def _gain(agents: Mapping[str, AgentReturns], by_step: bool) -> Gain | None:
+    """The gain of the source over random play or, without a source, of the best possible; by step where curves are."""
+    source = agents.get(SOURCE)
+    agent = source or next(iter(agents.values()))
+    if agent.random is None:
+        return None
+    steps = next(each.steps for each in agents.values() if each.steps is not None)[0].shape[3] if by_step else 1
+    random = [each / steps for each in agent.random]
+    if source is None:
+        return Gain.of_optimum(
+            None if agent.optimal is None else np.concatenate(agent.optimal) / steps, np.concatenate(random)
+        )
+    blocks, of = (source.steps, "steps") if by_step else (source.returns, "episodes")
+    if blocks is None:
+        return None
+    return Gain.of_source([block[..., final_points(block.shape[3], of)].mean(axis=3) for block in blocks], random)
+
+
+def _group(tasks: Sequence[Mapping[str, Any]], agents: Iterable[str]) -> dict[str, Any]:
     """Mean returns of some tasks; and normalized, with random play as 0 and the source as 1."""
     random = _mean(task["random"] for task in tasks)
     returns = {name: _mean(task["returns"].get(name) for task in tasks) for name in agents}
     source = returns.get(SOURCE)
+    gain = None if random is None or source is None or source <= random else source - random
+    models = models_of({"agents": returns})
     return {
         "num_tasks": len(tasks),
         "optimal": _mean(task["optimal"] for task in tasks),
         "random": random,
         "returns": returns,
-        "normalized": {
-            name: None
-            if value is None or random is None or source is None or source <= random
-            else (value - random) / (source - random)
-            for name, value in returns.items()
-            if name not in (SOURCE, RANDOM)
-        },
+        "normalized": {name: None if gain is None else (end - random) / gain for name, end in models.items()},
     }
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of some values, if all are known."""
-    numbers = [np.nan if value is None else value for value in values]
-    return None if not numbers or np.isnan(numbers).any() else float(np.mean(numbers))
-
-
-def mean_of_tasks(values: Sequence[np.ndarray]) -> float:
-    """Mean of arrays (num_tasks,) of each split over all tasks."""
-    return float(np.concatenate(values).mean())
-
-
-def _pair(bounds: tuple[np.ndarray, np.ndarray]) -> list[float]:
-    return [float(bounds[0]), float(bounds[1])]
 
 
 def models_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:

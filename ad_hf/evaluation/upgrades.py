@@ -11,7 +11,7 @@ import numpy as np
 from ad_hf.evaluation.curves import Curve
 from ad_hf.evaluation.headlines import (
     Gain,
-    compared_points,
+    final_points,
     is_comparable,
     learning_of_curve,
     share_of_optimum,
@@ -126,7 +126,7 @@ def _test(evaluation: dict[str, Any]) -> None:
         last.pop("of_optimal", None)
         last |= {} if share is None else {"of_optimal": share}
         agent.pop("steps_to", None)
-        if name == RANDOM:
+        if name == RANDOM or name not in curves:
             continue
         runs = agent["num_models"] * agent["num_rollouts"] * agent["num_tasks"]
         agent["learns"] = untested("steps") if by_step else learning_of_curve(curves[name], runs)
@@ -139,8 +139,7 @@ def _test(evaluation: dict[str, Any]) -> None:
 
 def _gain_of(source: Curve, random: float, of: str) -> Gain:
     """The gain of a source of which nothing but a curve was kept: none unless its band ends above random play."""
-    points = compared_points(len(source.mean), of)
-    last = slice(None) if points is None else points[1]
-    if source.low[last].mean() <= random:
-        return Gain(SOURCE, None, None)
-    return Gain(SOURCE, random, float(source.mean[last].mean()))
+    end = final_points(len(source.mean), of)
+    if source.low[end].mean() <= random:
+        return Gain(SOURCE)
+    return Gain(SOURCE, random, float(source.mean[end].mean()))

@@ -17,17 +17,7 @@ PALETTE_SAMPLES = 8  # pictures whose colours make the palette of a GIF
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """
-    Find out at once, and not after minutes of rollout, whether files of some formats can be written.
-
-    Args:
-        formats (`Sequence[str]`):
-            Some of `"gif"` and `"mp4"`.
-
-    Raises:
-        ValueError: for another format.
-        ImportError: for `"mp4"` without the package av.
-    """
+    """Refuse other formats than `"gif"` and `"mp4"`, and `"mp4"` without the package av, before minutes of rollout."""
     for name in formats:
         if name not in FORMATS:
             raise ValueError(f"unknown video format {name!r}: expected {' or '.join(FORMATS)}")
@@ -40,15 +30,8 @@ def check_formats(formats: Sequence[str]) -> None:
 
 def write_video(path: str | Path, pictures: Sequence[Image.Image], milliseconds: int) -> None:
     """
-    Write pictures as a GIF or as an MP4, whole or not at all.
-
-    Args:
-        path (`str` or `Path`):
-            The file to write; its suffix, `.gif` or `.mp4`, says what it is to be.
-        pictures (`Sequence[PIL.Image.Image]`):
-            RGB pictures of one size, whose width and height are even (H.264 halves the resolution of colours).
-        milliseconds (`int`):
-            How long each picture is shown, at least; the last one is shown for a second.
+    Write RGB pictures of one size, even in width and height (H.264 halves the resolution of colours), as a GIF or an
+    MP4, by the path's suffix, whole or not at all. Each is shown for some milliseconds, the last one for a second.
     """
     write = _write_mp4 if Path(path).suffix == ".mp4" else _write_gif
     with atomic_path(path) as temporary:

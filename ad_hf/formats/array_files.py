@@ -68,19 +68,21 @@ def _check_memory(num_bytes: int) -> None:
 
 
 class _Npz:
-    """The arrays of an npz file, which has neither groups nor attributes."""
+    """The arrays of an npz file, which are read when they are asked for; it has no attributes."""
 
-    attributes: Mapping[str, Any] = {}
+    attrs: Mapping[str, Any] = {}
 
-    def __init__(self, path: Path, group: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
         self.close = self._archive.close
         members = [(info.filename.removesuffix(".npy"), info) for info in self._archive.infolist()]
         self._members = dict(members)
-        self.names = sorted(self._members)
-        ((name, count),) = Counter(name for name, _ in members).most_common(1) or [("", 0)]
-        if count > 1:
-            raise ValueError(f"several arrays are called {name}")
+        for name, member in members:
+            if self._members[name] is not member:
+                raise ValueError(f"several arrays are called {name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
 
     def __getitem__(self, name: str) -> np.ndarray:
         member = self._members[name]
@@ -92,74 +94,38 @@ class _Npz:
         return array
 
 
-class _Hdf5:
-    """The arrays of a group of an HDF5 file, none of them read yet."""
+def open_hdf5(path: Path) -> Any:
+    """
+    An HDF5 file, to read.
 
-    def __init__(self, path: Path, group: str) -> None:
-        try:
-            import h5py
-        except ImportError as error:
-            raise ImportError(f"HDF5 files need the package h5py: pip install 'ad_hf[hdf5]' ({error})") from error
-        file = h5py.File(path, "r")
-        self.close = file.close
-        self._group = self._find(file, group)
-        self.attributes = self._group.attrs
-        self.names = sorted(self._group)
-
-    def paths(self) -> list[str]:
-        """Paths of all arrays, at any depth."""
-        paths: list[str] = []
-        # It follows no links to elsewhere.
-        self._group.visititems(lambda name, item: paths.append(name) if hasattr(item, "shape") else None)
-        return paths
-
-    def __getitem__(self, name: str) -> Any:
-        array = self._find(self._group, name)
-        if getattr(array, "shape", ()) is None:
-            raise ValueError("it is empty")
-        if hasattr(array, "shape") and array.nbytes > MOST_UNWRITTEN and not array.id.get_storage_size():
-            raise ValueError(f"its shape is {array.shape}, and nothing was ever written to it")
-        return array
-
-    @staticmethod
-    def _find(group: Any, path: str) -> Any:
-        """What is at a path within a group, if nothing on the way is elsewhere."""
-        for name in filter(None, path.split("/")):
-            link = group.get(name, getlink=True)
-            if link is None:
-                raise ValueError(f"there is no {name}")
-            if reason := _elsewhere(link) or _elsewhere(group[name]):
-                raise ValueError(reason)
-            group = group[name]
-        return group
-
-
-def _elsewhere(item: Any) -> str | None:
-    """Why a link or an object of an HDF5 file is not used: it stands for something that is elsewhere."""
-    import h5py
-
-    if isinstance(item, h5py.SoftLink | h5py.ExternalLink):
-        return f"it is a link to elsewhere, {item!r}, which is not followed: copy what it stands for"
-    if isinstance(item, h5py.Dataset) and (item.external is not None or item.is_virtual):
-        return "its elements are in other files, which are not read: copy them into this one"
-    return None
+    Raises:
+        ImportError: without the package h5py.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(f"HDF5 files need the package h5py: pip install 'ad_hf[hdf5]' ({error})") from error
+    return h5py.File(path, "r")
 
 
 def check_hdf5(path: Path) -> None:
     """Refuse an HDF5 file of which any part is elsewhere, naming the part."""
-    import h5py
+    with open_hdf5(path) as file:
+        import h5py
 
-    def visit(name: str, item: Any) -> str | None:  # what is returned ends the walk; h5py swallows what is raised
-        reason = _elsewhere(item)
-        return reason and f"{name}: {reason}"
+        def visit(name: str, item: Any) -> str | None:  # what is returned ends the walk; h5py swallows what is raised
+            if isinstance(item, h5py.SoftLink | h5py.ExternalLink):
+                return f"{name}: it is a link to elsewhere, {item!r}, which is not followed: copy what it stands for"
+            if isinstance(item, h5py.Dataset) and (item.external is not None or item.is_virtual):
+                return f"{name}: its elements are in other files, which are not read: copy them into this one"
+            return None
 
-    with h5py.File(path, "r") as file:
         reason = file.visititems_links(visit) or file.visititems(visit)
     if reason:
         raise ValueError(reason)
 
 
-def _read(array: Any, index: Any) -> np.ndarray:
+def read_part(array: Any, index: Any = ()) -> np.ndarray:
     """A part of an array that may still be in its file."""
     if not isinstance(array, np.ndarray):
         _check_memory(array.nbytes // (1 if index == () else array.shape[0]))
@@ -168,15 +134,7 @@ def _read(array: Any, index: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Container:
-    """
-    A file, or a group in it, with the histories of a task.
-
-    Attributes:
-        path (`Path`), group (`str`):
-            Where it is; the group of a whole file is `"/"`.
-        name (`str`):
-            Its name in `tasks.json`: the file's path without its ending, the group's, or both.
-    """
+    """A file, or a group in it (`"/"` for all of it), with the histories of a task, and its name in `tasks.json`."""
 
     path: Path
     group: str
@@ -187,35 +145,18 @@ class Container:
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """The arrays by their names, and, of HDF5, attributes."""
+        """The arrays by their names, and `attrs`; [`find_containers`] has checked that nothing leads elsewhere."""
         with reading(str(self.path)):
-            if not self.path.is_file():  # a pipe would be waited for
-                raise ValueError("it is not a regular file")
-            arrays = (_Npz if self.path.suffix == ".npz" else _Hdf5)(self.path, self.group)
-        with closing(arrays):
-            yield arrays
-
-    def value(self, arrays: Any, name: str) -> Any:
-        """A whole array or an attribute, if it is there."""
-        if name not in arrays.names:
-            return arrays.attributes.get(name)
-        with reading(f"{self}, array {name}"):
-            return _read(arrays[name], ())
+            file = _Npz(self.path) if self.path.suffix == ".npz" else open_hdf5(self.path)
+        with closing(file):
+            yield file if self.group == "/" else file[self.group]
 
 
 def find_containers(source: Path, names: Mapping[str, str]) -> list[Container]:
     """
-    The containers of a file or folder, in the natural order of their names: 2 before 10.
+    The containers of a file, or of all files in a folder, in the natural order of their names: 2 before 10.
 
-    Args:
-        source (`Path`):
-            An npz or HDF5 file, or a folder with such files, at any depth.
-        names (`Mapping[str, str]`):
-            Names of arrays that have others than [`ARRAY_NAMES`] knows.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `source`.
-        ValueError: if it holds no such file, or a file no array of rewards.
+    Their arrays have the names that `names` or else [`ARRAY_NAMES`] says.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: expected an npz or HDF5 file, or a folder of such files")
@@ -224,6 +165,9 @@ def find_containers(source: Path, names: Mapping[str, str]) -> list[Container]:
         raise ValueError(f"{source}: expected files that end in {', '.join(ENDINGS)}; pickles are not read")
     containers = []
     for path in files:
+        with reading(str(path)):
+            if not path.is_file():  # a pipe would be waited for
+                raise ValueError("it is not a regular file")
         stem = path.stem if path == source else path.relative_to(source).with_suffix("").as_posix()
         for group in ["/"] if path.suffix == ".npz" else _groups(path, names):
             name = stem if group == "/" else group if path == source else f"{stem}/{group}"
@@ -242,8 +186,12 @@ def find_containers(source: Path, names: Mapping[str, str]) -> list[Container]:
 def _groups(path: Path, names: Mapping[str, str]) -> list[str]:
     """The groups of an HDF5 file that hold rewards."""
     candidates = _candidates("rewards", names)
-    with Container(path, "/", "").open() as arrays, reading(str(path)):
-        parts = [path.rpartition("/") for path in arrays.paths()]
+    with reading(str(path)):
+        check_hdf5(path)
+        arrays: list[str] = []
+        with open_hdf5(path) as file:
+            file.visititems(lambda name, item: arrays.append(name) if hasattr(item, "shape") else None)
+    parts = [name.rpartition("/") for name in arrays]
     groups = [parent or "/" for parent, _, name in parts if name in candidates]
     if not groups:
         raise ValueError(f"{path}: no array {' or '.join(candidates)}, neither in the file nor in a group of it")
@@ -256,17 +204,10 @@ def _candidates(role: str, names: Mapping[str, str]) -> Sequence[str]:
 
 class ArrayHistory(NamedTuple):
     """
-    The history of one stream as it is in a file.
+    The history of one stream as it is in a file: what errors call it, and the name in the file of each array.
 
-    Attributes:
-        name (`str`):
-            What to call it in an error.
-        keys (`dict[str, str]`):
-            Name in the file of each array.
-        steps ([`~ad_hf.histories.steps.Steps`]):
-            The steps; observations and actions may be of any dtype and shape.
-        note (`str`, *optional*):
-            If the last observation of an episode is not in the files, what is there instead.
+    Observations and actions of its steps may be of any dtype and shape. If the last observation of an episode is not
+    in the file, a note says what is there instead.
     """
 
     name: str
@@ -276,32 +217,11 @@ class ArrayHistory(NamedTuple):
 
 
 def read_histories(container: Container, names: Mapping[str, str], time_first: bool) -> Iterator[ArrayHistory]:
-    """
-    The histories of a container, one by one.
-
-    Args:
-        container ([`Container`]):
-            The container.
-        names (`Mapping[str, str]`):
-            Names of arrays that have others than [`ARRAY_NAMES`] knows.
-        time_first (`bool`):
-            Whether arrays of several streams are (num_steps, num_streams, ...).
-
-    Raises:
-        ValueError: naming the container and the array: for arrays that are missing, not of numbers (pickles), or of
-            shapes that do not fit; for rewards that are not finite, and for ends that are neither 0 nor 1.
-    """
+    """The histories of a container, one by one; arguments as of [`~ad_hf.formats.arrays.from_arrays`]."""
     with container.open() as opened:
-        keys = _keys(opened.names, names, container)
+        keys = _keys(opened, names, container)
         titles = {role: f"{container}, array {key}" for role, key in keys.items()}
-        arrays = {}
-        for role, title in titles.items():
-            with reading(title):
-                arrays[role] = opened[keys[role]]
-            dtype = getattr(arrays[role], "dtype", None)  # a group of HDF5 has none
-            if dtype is None or dtype.kind not in "biuf":
-                what = "a group" if dtype is None else f"elements of type {dtype}"
-                raise ValueError(f"{title}: {what}, expected numbers or truth values")
+        arrays = {role: _array(opened, keys[role], title) for role, title in titles.items()}
         lead = arrays["rewards"].shape
         if len(lead) == 2 and lead[1] == 1 and not time_first:  # a column of rewards
             lead = lead[:1]
@@ -320,7 +240,7 @@ def read_histories(container: Container, names: Mapping[str, str], time_first: b
             parts = {}
             for role, array in arrays.items():
                 with reading(titles[role]):
-                    parts[role] = _read(array, index)
+                    parts[role] = read_part(array, index)
             return parts
 
         if len(lead) == 1:
@@ -332,12 +252,26 @@ def read_histories(container: Container, names: Mapping[str, str], time_first: b
             yield _history(f"{container}, stream {index}", keys, read(index))
 
 
-def _keys(there: Sequence[str], names: Mapping[str, str], container: Container) -> dict[str, str]:
+def _array(arrays: Any, key: str, title: str) -> Any:
+    """An array of numbers, which is not yet read from HDF5."""
+    with reading(title):
+        array = arrays[key]
+        if not getattr(array, "shape", None):
+            raise ValueError("it is empty, a single number or a group")
+        if not isinstance(array, np.ndarray) and array.nbytes > MOST_UNWRITTEN and not array.id.get_storage_size():
+            raise ValueError(f"its shape is {array.shape}, and nothing was ever written to it")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"it has elements of type {array.dtype}, expected numbers or truth values")
+        return array
+
+
+def _keys(arrays: Any, names: Mapping[str, str], container: Container) -> dict[str, str]:
     """The name in a container of each array that it has."""
     keys: dict[str, str] = {}
+    there = sorted(arrays)
     for role in ARRAY_NAMES:
         candidates = _candidates(role, names)
-        present = [name for name in candidates if name in there or name.strip("/").partition("/")[0] in there]
+        present = [name for name in candidates if name in arrays]
         if present:
             keys[role] = present[0]
         elif role in names or role in ("observations", "actions", "rewards"):

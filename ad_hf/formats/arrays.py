@@ -16,7 +16,15 @@ from ad_hf.envs.foreign import check_kwargs
 from ad_hf.envs.making import find_spec
 from ad_hf.envs.spaces import MOST_CATEGORIES, space_from_json
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily, comparable
-from ad_hf.formats.array_files import ARRAY_NAMES, ArrayHistory, Container, find_containers, read_histories, reading
+from ad_hf.formats.array_files import (
+    ARRAY_NAMES,
+    ArrayHistory,
+    Container,
+    find_containers,
+    read_histories,
+    read_part,
+    reading,
+)
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.steps import Steps
 from ad_hf.histories.writer import (
@@ -61,8 +69,8 @@ def from_arrays(
     Write learning histories from npz or HDF5 files.
 
     A file, or a group of an HDF5 file, holds the histories of one task: arrays (num_steps, ...) of one stream, or
-    (num_streams, num_steps, ...). Several may be of the same task. Files are read one at a time. Beside the histories,
-    `recipe.yaml` says in a recipe's words of which environment and tasks they are, to train on them.
+    (num_streams, num_steps, ...). Several may be of the same task. `recipe.yaml` beside the histories describes their
+    environment and tasks, to train on them.
 
     Args:
         source (`str` or `Path`):
@@ -234,7 +242,7 @@ def _entry_of_file(container: Container, keys: Sequence[str] | None) -> TaskEntr
     with container.open() as arrays:
         for key in TASK_KEYS if keys is None else keys:
             with reading(f"{container}, {key} of the task's keyword arguments"):
-                value = container.value(arrays, key)
+                value = read_part(arrays[key]) if key in arrays else arrays.attrs.get(key)
                 if value is None and keys is None:
                     continue
                 if value is None:
@@ -315,13 +323,7 @@ def _spaces_of_environment(family: TaskFamily) -> dict[str, spaces.Space]:
     """The spaces of a family's environments, if gymnasium knows them."""
     if find_spec(family.env_id) is None:
         return {}
-    try:
-        envs = family.make_vec(family.all_tasks[:1])
-    except Exception as error:  # an environment may raise anything
-        raise ValueError(
-            f"{family.env_id} cannot be made with {family.env_kwargs} and {family.all_tasks[0].kwargs}, to see its "
-            f"spaces: {error}; correct the keyword arguments, or give both spaces"
-        ) from error
+    envs = family.make_vec(family.all_tasks[:1])
     envs.close()
     return {"observation_space": envs.single_observation_space, "action_space": envs.single_action_space}
 

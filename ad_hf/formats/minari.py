@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDic
 import gymnasium as gym
 import numpy as np
 import pyarrow as pa
-from datasets import Features
 from gymnasium import spaces
 
 from ad_hf.envs.foreign import check_env_id, check_kwargs
 from ad_hf.envs.making import find_spec
-from ad_hf.envs.spaces import outside, space_from_json
+from ad_hf.envs.spaces import outside
 from ad_hf.envs.task_family import SPLITS, FamilyConfig
 from ad_hf.formats.array_files import check_hdf5, reading
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.frames import decompress_frames, has_frames
 from ad_hf.histories.schema import HistoryMetadata, history_features
-from ad_hf.histories.steps import STEPWISE, Steps
+from ad_hf.histories.shards import check_columns
+from ad_hf.histories.steps import STEPWISE, Steps, row_lengths
 from ad_hf.histories.writer import (
     KEYS,
     describe,
@@ -45,7 +45,7 @@ from ad_hf.histories.writer import (
 from ad_hf.progress import ProgressBar
 from ad_hf.settings import parse_json, read_json
 from ad_hf.storage.files import atomic_folder, local_path
-from ad_hf.storage.parquet import read_groups
+from ad_hf.storage.parquet import read_groups, read_schema
 from ad_hf.structure import check_structure
 
 if TYPE_CHECKING:
@@ -102,8 +102,6 @@ def _episodes(table: pa.Table, row: int, metadata: HistoryMetadata, name: str) -
     observation_space, action_space = metadata.spaces
     history = f"{name}: row {row} (history {table['history_id'][row].as_py()!r})"
     steps = Steps.of_table(table.slice(row, 1))
-    if len(steps.rewards) == 0:
-        raise ValueError(f"{history} has no steps")
     stops = np.union1d(np.flatnonzero(steps.ends) + 1, len(steps.rewards))
     if has_frames(observation_space):
         steps.observations, steps.final_observations = (
@@ -122,20 +120,6 @@ def _episodes(table: pa.Table, row: int, metadata: HistoryMetadata, name: str) -
             "actions": steps.actions[part].astype(action_space.dtype),
             **{name: getattr(steps, name)[part] for name in ("rewards", "terminations", "truncations")},
         }
-
-
-def _add_rows(storage: Any, table: pa.Table, metadata: HistoryMetadata, split: str, first_row: int, name: str) -> None:
-    """Append the episodes of some rows to a Minari storage, each with a note of where it belongs."""
-    from minari.data_collector import EpisodeBuffer
-
-    first, buffers, notes = storage.total_episodes, [], []
-    for row, keys in enumerate(table.select(list(KEYS)).to_pylist()):
-        for episode in _episodes(table, row, metadata, name):
-            # Without infos, not even empty ones, Minari cannot print an episode.
-            buffers.append(EpisodeBuffer(**episode, infos={}))
-            notes.append({"split": split, "row": first_row + row, **keys})
-    storage.update_episodes(buffers)
-    storage.update_episode_metadata(notes, range(first, first + len(notes)))
 
 
 def _env_spec(metadata: HistoryMetadata, trust_remote_code: bool) -> Any:
@@ -231,21 +215,28 @@ def to_minari(
 
 
 def _fill(storage: Any, files: Iterable[Path], metadata: HistoryMetadata) -> dict[str, list[int]]:
-    """Append all episodes of some shards; returns the number of rows of each row group of each shard."""
+    """Append all episodes of some shards, with notes of where they belong; returns the sizes of their row groups."""
+    from minari.data_collector import EpisodeBuffer
+
     shards: dict[str, list[int]] = {}
-    row, schema = 0, history_features(*metadata.spaces).arrow_schema
+    columns, first_row = history_features(*metadata.spaces), 0
     with ProgressBar("convert to Minari", unit="episodes") as bar:
         for file in files:
             shards[file.name] = []
-            for table in read_groups(file, schema.names):
-                for wanted in schema:
-                    kind = table.schema.field(wanted.name).type
-                    if kind != wanted.type:
-                        raise ValueError(f"{file}: column {wanted.name} is of type {kind}, expected {wanted.type}")
-                _add_rows(storage, table, metadata, file.name.partition("-")[0], row, str(file))
+            check_columns(read_schema(file), *metadata.spaces, str(file), list(columns))
+            for table in read_groups(file, list(columns)):
+                buffers, notes = [], []
+                for row, keys in enumerate(table.select(list(KEYS)).to_pylist()):
+                    for episode in _episodes(table, row, metadata, str(file)):
+                        # Without infos, not even empty ones, Minari cannot print an episode.
+                        buffers.append(EpisodeBuffer(**episode, infos={}))
+                        notes.append({"split": file.name.partition("-")[0], "row": first_row + row, **keys})
+                first = storage.total_episodes
+                storage.update_episodes(buffers)
+                storage.update_episode_metadata(notes, range(first, first + len(notes)))
                 shards[file.name].append(len(table))
-                row += len(table)
-                bar.update(storage.total_episodes - bar.n)
+                first_row += len(table)
+                bar.update(len(notes))
     return shards
 
 
@@ -314,13 +305,10 @@ def from_minari(
             Folder to write; there must be nothing at it.
         config_name (`str`, *optional*):
             Configuration to write: by default the one that it was, or `"default"`.
-        episodes_per_history (`int`, *optional*):
-            Of a dataset that is not ours: episodes of each history; the last may have fewer.
+        episodes_per_history (`int`, *optional*), max_piece_steps (`int`, *optional*):
+            Of a dataset that is not ours: episodes of each history, and steps of a row at most.
         env_id (`str`, *optional*), env_kwargs (`dict`, *optional*):
             Of a dataset that is not ours: its environment, if it does not say, or says another one.
-        max_piece_steps (`int`, *optional*):
-            Of a dataset that is not ours: histories are cut into rows of at most so many steps, as by
-            [`~ad_hf.collect`].
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether what the dataset says of its environment may run: Minari makes it where the dataset does not say
             its spaces, and `recipe.yaml` takes over names that import modules.
@@ -335,32 +323,30 @@ def from_minari(
             episodes, and if episodes were added to or taken from a dataset of ours.
     """
     dataset = _open(source, trust_remote_code)
-    entry = dataset.storage.metadata.get(ENTRY)
-    is_ours, name = entry is not None, Path(output_dir).name
-    if is_ours and not (episodes_per_history is env_id is env_kwargs is max_piece_steps is None):
-        raise ValueError(
-            f"{dataset.id} was written by ad_hf and says which histories it holds, of which environment: "
-            "episodes_per_history, env_id, env_kwargs and max_piece_steps are for other datasets"
-        )
-    config_name = config_name or (entry["config_name"] if is_ours else "default")
-    if is_ours:
+    entry, name = dataset.storage.metadata.get(ENTRY), Path(output_dir).name
+    if entry is not None:
+        if not (episodes_per_history is env_id is env_kwargs is max_piece_steps is None):
+            raise ValueError(
+                f"{dataset.id} was written by ad_hf and says which histories it holds, of which environment: "
+                "episodes_per_history, env_id, env_kwargs and max_piece_steps are for other datasets"
+            )
+        config_name = config_name or entry["config_name"]
         with new_dataset(output_dir, config_name) as folder:
             metadata = _restore(dataset, entry, folder / config_name)
             describe(folder, name, config_name, metadata)
         return local_path(output_dir)
+    config_name = config_name or "default"
     if dataset.total_episodes == 0:
         raise ValueError(f"{dataset.id} has no episodes")
     if episodes_per_history is not None and episodes_per_history < 1:
         raise ValueError(f"episodes_per_history must be at least 1, got {episodes_per_history}")
     metadata = _metadata_of_others(dataset, env_id, env_kwargs, trust_remote_code)
-    histories = _histories_of_others(dataset, metadata, episodes_per_history, max_piece_steps)
+    per_history = episodes_per_history or dataset.total_episodes
     with new_dataset(output_dir, config_name) as folder:
+        histories = _histories_of_others(dataset, metadata, per_history, max_piece_steps)
         metadata.source |= write_shards(folder / config_name, histories)
-        metadata.source["converted_from"] = {
-            "format": "minari",
-            "name": dataset.id,
-            "episodes_per_history": episodes_per_history,
-        }
+        converted_from = {"format": "minari", "name": dataset.id, "episodes_per_history": episodes_per_history}
+        metadata.source["converted_from"] = converted_from
         origin = f"Converted from the Minari dataset `{dataset.id}` by `ad-hf convert`."
         family = {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, "tasks": [{}]}
         describe(folder, name, config_name, metadata, origin, family)
@@ -410,26 +396,44 @@ def _read_episodes(dataset: MinariDataset, *both: spaces.Space) -> Iterator[Step
             yield steps
 
 
-def _joined(episodes: Sequence[Steps]) -> Steps:
-    """Episodes one after another."""
-    columns = (*STEPWISE, "final_observations")
-    return Steps(*(np.concatenate([getattr(episode, name) for episode in episodes]) for name in columns))
+Placed = tuple[tuple[int, Sequence[Any]], Steps]  # the row of an episode and the row's first columns; the episode
 
 
-def _restored_rows(dataset: MinariDataset, features: Features, metadata: HistoryMetadata) -> Iterator[pa.Table]:
-    """The rows that a dataset of ours was made of, one by one."""
-    pairs = zip(_read_notes(dataset), _read_episodes(dataset, *metadata.spaces))
-    for row, group in groupby(pairs, lambda pair: pair[0][0]):
-        ((_, keys), *_), episodes = zip(*group)
-        steps = to_storage(_joined(episodes), *metadata.spaces, f"{dataset.id}, row {row}")
+def _rows(dataset: MinariDataset, episodes: Iterable[Placed], metadata: HistoryMetadata) -> Iterator[pa.Table]:
+    """The rows that episodes make, one by one."""
+    features = history_features(*metadata.spaces)
+    for row, group in groupby(episodes, lambda pair: pair[0][0]):
+        ((_, keys), *_), parts = zip(*group)
+        columns = ([getattr(part, name) for part in parts] for name in (*STEPWISE, "final_observations"))
+        steps = to_storage(Steps(*map(np.concatenate, columns)), *metadata.spaces, f"{dataset.id}, row {row}")
         yield history_rows([(keys, steps)], features)
 
 
-def _read_notes(dataset: MinariDataset) -> Iterator[tuple[int, list[Any]]]:
-    """The row of each episode, as [`_add_rows`] has noted it, and the values of its first columns."""
-    for number, note in enumerate(_each(dataset.storage.get_episode_metadata(dataset.episode_indices), dataset)):
+def _placed_by_notes(dataset: MinariDataset, metadata: HistoryMetadata) -> Iterator[Placed]:
+    """The episodes of a dataset of ours, each where [`_fill`] has noted that it belongs."""
+    notes = _each(dataset.storage.get_episode_metadata(dataset.episode_indices), dataset)
+    for number, (note, episode) in enumerate(zip(notes, _read_episodes(dataset, *metadata.spaces))):
         with reading(f"{dataset.id}, note of episode {number}"):
-            yield int(note["row"]), [str(note[KEYS[0]]), *(int(note[name]) for name in KEYS[1:])]
+            place = int(note["row"]), [str(note[KEYS[0]]), *(int(note[name]) for name in KEYS[1:])]
+        yield place, episode
+
+
+def _placed_in_order(
+    dataset: MinariDataset, metadata: HistoryMetadata, per_history: int, max_piece_steps: int | None
+) -> Iterator[Placed]:
+    """The episodes of a dataset of others, as many in a history and its rows as fit; those that others follow end."""
+    limit = piece_steps(metadata.spaces[0], max_piece_steps)
+    row = piece = start = length = 0
+    for number, episode in enumerate(_read_episodes(dataset, *metadata.spaces)):
+        stream, position = divmod(number, per_history)
+        if position == 0:
+            row, piece, start, length = row + 1, 0, 0, 0
+        elif length + len(episode.rewards) > limit:
+            row, piece, start, length = row + 1, piece + 1, start + length, 0
+        length += len(episode.rewards)
+        is_last = number + 1 in ((stream + 1) * per_history, dataset.total_episodes)
+        episode.truncations[-1] |= not (is_last or episode.ends[-1])
+        yield (row, (f"0-0-{stream}", 0, stream, piece, start)), episode
 
 
 def _restore(dataset: MinariDataset, entry: dict[str, Any], folder: Path) -> HistoryMetadata:
@@ -440,12 +444,12 @@ def _restore(dataset: MinariDataset, entry: dict[str, Any], folder: Path) -> His
             f"{dataset.total_episodes}: histories are whole, so convert them again, or take all of them"
         )
     metadata = HistoryMetadata.from_data(entry["metadata"], f"{dataset.id}, {ENTRY}.metadata")
-    features = history_features(*metadata.spaces)
-    rows = _restored_rows(dataset, features, metadata)
+    schema = history_features(*metadata.spaces).arrow_schema
+    rows = _rows(dataset, _placed_by_notes(dataset, metadata), metadata)
     for shard, sizes in entry["shards"].items():
         if SHARD.fullmatch(shard) is None:  # it becomes a path, and may be anyone's
             raise ValueError(f"{dataset.id}: {shard!r} is no name of a shard")
-        with open_shard(folder / shard, features.arrow_schema) as writer:
+        with open_shard(folder / shard, schema) as writer:
             for size in sizes:
                 group = list(islice(rows, size))
                 if len(group) < size:
@@ -473,62 +477,28 @@ def _metadata_of_others(
         if not trust_remote_code:
             check_kwargs(env_kwargs, origin, "env_kwargs")
     FamilyConfig(env_id=env_id, env_kwargs=env_kwargs)  # which refuses other types
-    both = {name: f"{dataset.id}, {name.removesuffix('_space')}s" for name in ("observation_space", "action_space")}
-    json_spaces = {name: space_json(getattr(dataset, name), title) for name, title in both.items()}
-    for name, title in both.items():
-        space_from_json(json_spaces[name], title)  # which refuses those that are too large to be read again
     return HistoryMetadata(
         env_id=env_id,
         env_kwargs=env_kwargs,
         tasks=[{"task_id": 0, "kwargs": {}, "split": "train"}],
-        observation_space=json_spaces["observation_space"],
-        action_space=json_spaces["action_space"],
+        observation_space=space_json(dataset.observation_space, f"{dataset.id}, observations"),
+        action_space=space_json(dataset.action_space, f"{dataset.id}, actions"),
         source={"algorithm": dataset.storage.metadata.get("algorithm_name", "unknown")},
         seeds=[],
     )
 
 
 def _histories_of_others(
-    dataset: MinariDataset, metadata: HistoryMetadata, episodes_per_history: int | None, max_piece_steps: int | None
+    dataset: MinariDataset, metadata: HistoryMetadata, per_history: int, max_piece_steps: int | None
 ) -> Iterator[tuple[str, pa.Table]]:
     """The split and the rows of each history of a Minari dataset that is not ours."""
-    both, features = metadata.spaces, history_features(*metadata.spaces)
-    limit, per_history = piece_steps(both[0], max_piece_steps), episodes_per_history or dataset.total_episodes
     num_steps = 0
-    numbered = enumerate(_read_episodes(dataset, *both))
-    for stream, group in groupby(numbered, lambda pair: pair[0] // per_history):
-        last = min((stream + 1) * per_history, dataset.total_episodes) - 1
-        pieces: list[pa.Table] = []
-        start = 0
-        for part in _pieces((_ended(episode, number == last) for number, episode in group), limit):
-            title = f"{dataset.id}, history {stream}, from its step {start}"
-            steps = to_storage(_joined(part), *both, title)
-            keys = (f"0-0-{stream}", 0, stream, len(pieces), start)
-            pieces.append(history_rows([(keys, steps)], features))
-            start += len(steps.rewards)
-        num_steps += start
-        yield "train", pa.concat_tables(pieces)
+    rows = _rows(dataset, _placed_in_order(dataset, metadata, per_history, max_piece_steps), metadata)
+    for _, pieces in groupby(rows, lambda table: table["stream"][0]):
+        history = pa.concat_tables(pieces)
+        num_steps += row_lengths(history).sum()
+        yield "train", history
     if num_steps != dataset.total_steps:
         raise ValueError(
             f"{dataset.id} says that it has {dataset.total_steps} steps, total_steps; episodes have {num_steps}"
         )
-
-
-def _ended(episode: Steps, is_last: bool) -> Steps:
-    """An episode that ends with its last step, unless it is the last of its history."""
-    if not is_last and not episode.ends[-1]:
-        episode.truncations[-1] = True
-    return episode
-
-
-def _pieces(episodes: Iterable[Steps], max_piece_steps: int) -> Iterator[list[Steps]]:
-    """As many whole episodes at a time as fit, at least one."""
-    waiting: list[Steps] = []
-    steps = 0
-    for episode in episodes:
-        if waiting and steps + len(episode.rewards) > max_piece_steps:
-            yield waiting
-            waiting, steps = [], 0
-        waiting.append(episode)
-        steps += len(episode.rewards)
-    yield waiting

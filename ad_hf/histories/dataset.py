@@ -8,9 +8,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, NamedSplit
@@ -22,28 +21,24 @@ from ad_hf.histories.labels import StepLabels
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, read_metadata
 from ad_hf.histories.selection import Selection
 from ad_hf.histories.shards import check_complete, check_footers, read_row_groups
-from ad_hf.histories.statistics import content_fingerprint, normalization, split_statistics
+from ad_hf.histories.statistics import content_fingerprint, split_statistics
 from ad_hf.histories.steps import (
     COLUMNS,
-    FRAMES_SCHEMA,
     Histories,
     HistoryRows,
     checked_rows,
     convert_histories,
-    number_on,
+    open_histories,
     step_dtype,
+    write_histories,
 )
-from ad_hf.storage.parquet import parquet_errors, read_footer, read_groups, read_schema
+from ad_hf.storage.parquet import read_footer, read_groups, read_schema
 from ad_hf.storage.repositories import Repository, find_repository
-
-if TYPE_CHECKING:
-    from ad_hf.model.configuration_ad import ADConfig
 
 logger = logging.getLogger(__name__)
 
-NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
-ROWS_VERSION, HISTORIES_VERSION = 1, 3  # of the folders in the cache, and these are their files
-ROWS_FILE, STEPS_FILE, HISTORIES_FILE, FRAMES_FILE = "rows.arrow", "steps.bin", "histories.npz", "frames.arrow"
+ROWS_VERSION, HISTORIES_VERSION = 1, 3  # of the folders in the cache
+ROWS_FILE = "rows.arrow"
 NO_HISTORY = "no history got better by data.min_improvement: set it lower, or leave it out"
 FINGERPRINTED_BYTES = 64 << 20  # of shards, up to which their fingerprint is compared when they are first read
 
@@ -135,10 +130,14 @@ class HistoryDataset:
         check_complete([Path(path).name for path in sizes], split, f"{self}, {self.config_name}")
         return sizes
 
+    def _described(self, split: str) -> dict[str, Any]:
+        """What the metadata says of a split."""
+        return self.metadata.statistics.get(split, {})
+
     def check_footers(self, split: str, footers: dict[str, pq.FileMetaData]) -> None:
         """Refuse shards of which the footers, by the shards' paths, tell that the metadata is of others."""
         steps = check_footers(footers, self.metadata, split, str(self))
-        described = self.metadata.statistics.get(split, {}).get("steps", steps)
+        described = self._described(split).get("steps", steps)
         if described != steps:
             self.refuse(split, f"the shards of the split {split} hold {steps} steps, metadata.json says {described}")
 
@@ -155,16 +154,7 @@ class HistoryDataset:
         self.check_footers(split, footers)
         return [folder / path for path in footers]
 
-    def rows(self, split: str, files: Sequence[Path], columns: Sequence[str] | None) -> Iterator[HistoryRows]:
-        """The rows of a split's files, a row group at a time, with some columns or all of them, unchecked."""
-        tasks = self.tasks(split)
-        for file in files:
-            name, first_row = f"{self}, {self.config_name}/{file.name}", 0
-            for table in read_groups(file, columns, name):
-                yield HistoryRows(name, first_row, table, tasks)
-                first_row += len(table)
-
-    def checked_rows(
+    def rows(
         self, split: str, files: Sequence[Path], columns: Sequence[str] | None = COLUMNS
     ) -> Iterator[HistoryRows]:
         """
@@ -172,13 +162,28 @@ class HistoryDataset:
 
         Raises:
             ValueError: for rows that are no learning histories or not of the split's tasks, with the shard, the row
-                and the column; at the end, for files that are not those of the metadata, with the difference.
+                and the column.
         """
+        tasks = self.tasks(split)
+
+        def read() -> Iterator[HistoryRows]:
+            for file in files:
+                name, first_row = f"{self}, {self.config_name}/{file.name}", 0
+                for table in read_groups(file, columns, name):
+                    yield HistoryRows(name, first_row, table, tasks)
+                    first_row += len(table)
+
+        return checked_rows(read(), *self.metadata.spaces)
+
+    def _described_rows(
+        self, split: str, files: Sequence[Path], columns: Sequence[str] | None = COLUMNS
+    ) -> Iterator[HistoryRows]:
+        """The same, and at the end a `ValueError` for files that are not those of the metadata."""
         histories = 0
-        for rows in checked_rows(self.rows(split, files, columns), *self.metadata.spaces):
+        for rows in self.rows(split, files, columns):
             histories += int(rows.begins.sum())
             yield rows
-        described = self.metadata.statistics.get(split, {}).get("histories", histories)
+        described = self._described(split).get("histories", histories)
         if described != histories:
             reason = f"statistics.{split}.histories of metadata.json is {described}"
             raise ValueError(f"{self}: the split {split} holds {histories} histories, and {reason}")
@@ -194,14 +199,15 @@ class HistoryDataset:
         Raises:
             FileNotFoundError: if files are missing.
             OSError: if the cache cannot be written to, with what can be done.
-            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.checked_rows`].
+            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.rows`], and for files that are not those
+                of the metadata.
         """
         files = self.files(split)
 
         def write(folder: Path) -> None:
             schema = read_schema(files[0])
             with pa.OSFile(str(folder / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-                for rows in self.checked_rows(split, files, None):
+                for rows in self._described_rows(split, files, None):
                     if rows.table.schema != schema:
                         raise ValueError(f"{rows.name}: its columns differ from those of {files[0].name}")
                     writer.write_table(rows.table)
@@ -230,7 +236,8 @@ class HistoryDataset:
         Raises:
             FileNotFoundError: if files are missing.
             OSError: if the cache cannot be written to, with what can be done.
-            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.checked_rows`].
+            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.rows`], and for files that are not those
+                of the metadata.
         """
         selection = selection or Selection()
         files, both = self.files(split), self.metadata.spaces
@@ -245,32 +252,15 @@ class HistoryDataset:
 
         def write(folder: Path) -> None:
             logger.info("writing %s to %s", content().rstrip(","), folder.parent)
-            lengths: list[np.ndarray] = []
-            hashes: list[np.ndarray] = []
-            with (
-                open(folder / STEPS_FILE, "wb") as steps_file,
-                pa.OSFile(str(folder / FRAMES_FILE), "wb") as file,
-                pa.ipc.new_file(file, FRAMES_SCHEMA) as frames_file,
-            ):
-                for part in number_on(convert_histories(self.checked_rows(split, files), *both, selection, labels)):
-                    part.steps.tofile(steps_file)
-                    lengths.append(part.lengths)
-                    hashes.append(part.hashes)
-                    if part.frames is not None:
-                        frames_file.write_table(part.frames)
-            np.savez(folder / HISTORIES_FILE, lengths=np.concatenate(lengths), hashes=np.concatenate(hashes))
+            write_histories(folder, convert_histories(self._described_rows(split, files), *both, selection, labels))
             pa.default_memory_pool().release_unused()
 
         settings = {name: getattr(selection, name) for name in Selection.__dataclass_fields__}
         folder = cached_folder("ad_hf", [HISTORIES_VERSION, split, settings, *self._key(files)], write, content)
-        with np.load(folder / HISTORIES_FILE) as arrays:
-            lengths, hashes = arrays["lengths"], arrays["hashes"]
-        if not len(lengths):
+        histories = open_histories(folder, dtype, in_memory)
+        if not len(histories.lengths):
             raise ValueError(f"{self}: {NO_HISTORY}")
-        path = folder / STEPS_FILE
-        steps = np.fromfile(path, dtype) if in_memory else np.memmap(path, dtype, mode="r").view(np.ndarray)
-        frames = pa.ipc.open_file(pa.memory_map(str(folder / FRAMES_FILE))).read_all() if framed else None
-        return Histories(steps, lengths, hashes, frames)
+        return histories
 
     def labels(self, selection: Selection) -> StepLabels | None:
         """The labels that a selection asks for, if any."""
@@ -290,20 +280,20 @@ class HistoryDataset:
         in a folder that is not large, the fingerprint is compared.
         """
         size = sum(file.stat().st_size for file in files)
-        if self.metadata.statistics.get(split, {}).get("bytes", size) != size:
+        if self._described(split).get("bytes", size) != size:
             self.check_statistics(split, files)
         elif self.repository.revision is None:
             try:
                 sizes = {name: sum(self.shards(name).values()) for name in self.splits}
             except FileNotFoundError:  # of another split, which need not be here
                 return
-            described = {name: self.metadata.statistics.get(name, {}).get("bytes") for name in self.splits}
+            described = {name: self._described(name).get("bytes") for name in self.splits}
             if sizes == described and sum(sizes.values()) <= FINGERPRINTED_BYTES:
                 self.check_fingerprint()
 
     def check_statistics(self, split: str, files: Sequence[Path]) -> None:
         """Refuse files of a split, unless there is as much in them, and with such returns, as the metadata says."""
-        described = self.metadata.statistics.get(split, {})
+        described = self._described(split)
         for name, value in split_statistics(files).items():
             told = described.get(name, value)
             if name != "bytes" and told != value and not math.isclose(value or 0.0, told or 0.0):
@@ -327,7 +317,7 @@ class HistoryDataset:
         if not self.repository.is_remote:
             folder = self.repository.download([self.pattern(split)]).resolve()
             files = [folder / path for path in self.shards(split)]
-            for _ in checked_rows(self.rows(split, files, COLUMNS), *self.metadata.spaces):
+            for _ in self.rows(split, files):
                 pass
         raise ValueError(f"{self}: {reason}: collect or download it again")
 
@@ -350,7 +340,7 @@ def check_dataset(dataset: HistoryDataset, splits: Sequence[str] | None = None) 
     """
     for split in dataset.splits if splits is None else splits:
         files = dataset.files(split)
-        for _ in checked_rows(dataset.rows(split, files, COLUMNS), *dataset.metadata.spaces):
+        for _ in dataset.rows(split, files):
             pass
         dataset.check_statistics(split, files)
     if splits is None or set(splits) == set(dataset.splits):
@@ -382,59 +372,3 @@ def load_histories(
     """
     opened = HistoryDataset.open(dataset, config_name)
     return opened.load(split, columns), opened.metadata
-
-
-def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
-    """The statistics that normalise the training split, as the dataset says them, or else counted in its files."""
-    statistics = dataset.metadata.statistics.get("train", {})
-    if "reward_scale" not in statistics:
-        if "train" not in dataset.splits:
-            return {}
-        with parquet_errors(f"{dataset}, split train"):
-            statistics = normalization(dataset.files("train"), dataset.metadata.spaces[0])
-    statistics = {name: statistics[name] for name in NORMALIZATION if name in statistics}
-    for name, value in statistics.items():
-        numbers = value if isinstance(value, list) else [value]
-        if not all(map(math.isfinite, numbers)) or (name != "observation_mean" and min(numbers, default=1.0) <= 0):
-            expected = "finite numbers" if name == "observation_mean" else "finite numbers above 0"
-            dataset.refuse("train", f"statistics.train.{name} of metadata.json is {value}, expected {expected}")
-    return statistics
-
-
-def config_from_dataset(
-    dataset: str | Path | HistoryDataset,
-    config_name: str | None = None,
-    normalize_observations: bool = True,
-    **settings: Any,
-) -> ADConfig:
-    """
-    The configuration of a model for a dataset: its spaces are the dataset's, and the statistics with which it
-    normalises its inputs those of the dataset's training split.
-
-    Args:
-        dataset (`str` or `Path`):
-            Folder of the dataset, or its id on the Hub, with `@revision` if need be.
-        config_name (`str`, *optional*):
-            Configuration in it; may be left out if there is only one, or one called `default`.
-        normalize_observations (`bool`, *optional*, defaults to `True`):
-            Whether observations that are Box vectors are normalised.
-        settings:
-            Any other field of [`ADConfig`]. A `reward_scale` that is not given, or `None`, is the mean magnitude of
-            the rewards that are not zero: 1 for rewards of 0 and 1.
-
-    Raises:
-        ValueError: for settings that `ADConfig` does not have.
-    """
-    from ad_hf.model.configuration_ad import ADConfig  # which imports transformers
-
-    fields = {*ADConfig.__dataclass_fields__, *ADConfig.attribute_map}
-    if unknown := sorted(set(settings) - fields):
-        raise ValueError(f"ADConfig has no setting {', '.join(map(repr, unknown))}")
-    opened = HistoryDataset.open(dataset, config_name)
-    metadata = opened.metadata
-    of_dataset = {"observation_space": metadata.observation_space, "action_space": metadata.action_space}
-    settings = {name: value for name, value in settings.items() if name not in NORMALIZATION or value is not None}
-    wanted = set(NORMALIZATION if normalize_observations else NORMALIZATION[:1]) - set(settings)
-    if wanted:
-        of_dataset |= {name: value for name, value in _normalization(opened).items() if name in wanted}
-    return ADConfig(**{**of_dataset, **settings})

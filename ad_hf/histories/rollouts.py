@@ -18,7 +18,7 @@ from ad_hf.envs.task_family import SPLITS, Task
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, has_frames
 from ad_hf.histories.schema import HistoryMetadata
-from ad_hf.histories.steps import COLUMNS, STEPWISE, Steps, column_values, row_lengths
+from ad_hf.histories.steps import STEPWISE, Steps, row_lengths
 from ad_hf.histories.writer import (
     describe,
     histories_of_tasks,
@@ -228,14 +228,13 @@ def _draw(task_ids: Sequence[int], reader: _HistoryReader, seed: int) -> list[np
 
 
 class _HistoryReader:
-    """Reads single histories of a split: of each no more than is asked for."""
+    """Reads single histories of a split."""
 
     def __init__(self, opened: HistoryDataset, split: str) -> None:
         self._name, self._spaces = f"{opened}, split {split}", opened.metadata.spaces
         data = opened.load(split).with_format("arrow")
         table = data.select_columns(["history_id", "task_id", "start_step"])[:]
-        self._ends = data.select_columns(["rewards", "terminations", "truncations"])
-        self._steps = data.select_columns(list(COLUMNS))
+        self._steps = data.select_columns(list(STEPWISE))
         numbers = np.asarray(table["history_id"].combine_chunks().dictionary_encode().indices)
         order = np.lexsort((np.asarray(table["start_step"]), numbers))
         self._histories = np.split(order, np.cumsum(np.bincount(numbers))[:-1])
@@ -253,27 +252,18 @@ class _HistoryReader:
 
     def prompt(self, rows: np.ndarray, num_steps: int, level: float | None) -> dict[str, np.ndarray]:
         """The steps of that run of episodes of a history that comes closest to a level, or of the last."""
-        table = self._ends[rows.tolist()]
-        rewards, terminations, truncations = (column_values(table[name]) for name in table.column_names)
-        borders = np.append(0, np.flatnonzero(terminations | truncations) + 1)
+        table, (observation_space, action_space) = self._steps[rows.tolist()], self._spaces
+        steps = Steps.of_table(table)
+        borders = np.append(0, np.flatnonzero(steps.ends) + 1)
         if len(borders) == 1:
             raise ValueError(f"{self._name}: row {rows[0]} begins a history without a finished episode")
-        offsets = np.append(0, np.cumsum(row_lengths(table)))
         firsts, stops = _longest_runs(borders, num_steps)
         run = -1
         if level is not None:
-            totals = np.append(0.0, np.cumsum(rewards))[borders]
+            totals = np.append(0.0, np.cumsum(steps.rewards))[borders]
             run = int(np.argmin(np.abs((totals[stops] - totals[firsts]) / (stops - firsts) - level)))
         stop = int(borders[stops[run]])
-        start = max(int(borders[firsts[run]]), stop - num_steps)
-        pieces = slice(int(np.searchsorted(offsets, start, side="right")) - 1, int(np.searchsorted(offsets, stop)))
-        first = int(offsets[pieces.start])
-        return self._read(rows[pieces], slice(start - first, stop - first))
-
-    def _read(self, rows: np.ndarray, part: slice) -> dict[str, np.ndarray]:
-        """Some of the steps of rows that follow each other in a history."""
-        table, (observation_space, action_space) = self._steps[rows.tolist()], self._spaces
-        steps = Steps.of_table(table)
+        part = slice(max(int(borders[firsts[run]]), stop - num_steps), stop)
         prompt = {name: getattr(steps, name)[part].copy() for name in STEPWISE}
         if has_frames(observation_space):
             numbers, shape = prompt["observations"], observation_space.shape or ()
@@ -287,16 +277,9 @@ class _HistoryReader:
 
 def _longest_runs(borders: np.ndarray, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    The runs of consecutive episodes that fit, and would not with the episode before or after them.
+    The first episode of each run of whole ones, and the one after its last, (num_runs,) each.
 
-    Args:
-        borders (`np.ndarray` of shape `(num_episodes + 1,)`):
-            First step of each episode, and the step after the last one.
-        num_steps (`int`):
-            Steps of a run at most; an episode that is longer is a run of its own.
-
-    Returns:
-        First episode of each run, and the one after its last, (num_runs,) each.
+    A run has as many episodes as fit into so many steps, at least one. Episodes lie between `borders`.
     """
     firsts = np.arange(len(borders) - 1)
     stops = np.searchsorted(borders, borders[:-1] + num_steps, side="right") - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,30 +20,16 @@ ENDS = ("terminations", "truncations")
 
 @dataclass
 class RowGroup:
-    """
-    What a footer says of a row group.
-
-    Attributes:
-        rows, steps (`int`):
-            Its rows, and their steps.
-        compressed (`int`):
-            Bytes, in the file, of the columns that training reads.
-        frame_bytes (`int`):
-            Bytes of its compressed frames, if observations are such.
-        begins, ends (`bool`):
-            Whether a history begins with it, and whether an episode may end in it.
-        histories (`tuple[str, ...]`), rewards (`tuple[float, float]`, *optional*):
-            The least and the largest id of its histories, and reward.
-    """
+    """What a footer says of a row group."""
 
     rows: int
     steps: int = 0
-    compressed: int = 0
-    frame_bytes: int = 0
-    begins: bool = False
-    ends: bool = False
-    histories: tuple[str, ...] = ()
-    rewards: tuple[float, float] | None = None
+    compressed: int = 0  # bytes, in the file, of the columns that training reads
+    frame_bytes: int = 0  # of compressed frames
+    begins: bool = False  # with a history
+    ends: bool = False  # an episode may end in it
+    histories: tuple[str, ...] = ()  # the least and the largest id
+    rewards: tuple[float, float] | None = None  # the least and the largest
 
 
 def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
@@ -78,10 +64,16 @@ def read_row_groups(footer: pq.FileMetaData) -> list[RowGroup]:
     return groups
 
 
-def check_columns(schema: pa.Schema, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> None:
+def check_columns(
+    schema: pa.Schema,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    name: str,
+    columns: Sequence[str] = COLUMNS,
+) -> None:
     """Raise a `ValueError` for a table, of this name, that lacks columns or has columns of another type."""
     expected = history_features(observation_space, action_space).arrow_schema
-    for column in COLUMNS:
+    for column in columns:
         if column not in schema.names:
             raise ValueError(f"{name}: column {column} is missing, there are {', '.join(schema.names)}")
         if schema.field(column).type != expected.field(column).type:
@@ -108,22 +100,11 @@ def check_complete(names: Collection[str], split: str, where: str) -> None:
 
 def check_footers(footers: Mapping[str, pq.FileMetaData], metadata: HistoryMetadata, split: str, where: str) -> int:
     """
-    Refuse files that are no shards of learning histories, or not those that a dataset's metadata describes.
-
-    Args:
-        footers (`Mapping[str, pyarrow.parquet.FileMetaData]`):
-            The footer of each shard of a split, by its name.
-        metadata ([`~ad_hf.histories.schema.HistoryMetadata`]), split (`str`):
-            Of the dataset; the split.
-        where (`str`):
-            What to call the dataset in an error.
-
-    Returns:
-        `int`: the number of steps.
+    The number of steps in the shards of a split of a dataset of this name, by their footers.
 
     Raises:
-        ValueError: naming the file: for columns that are missing or of another type, no rows, a history that is in two
-            files, and statistics that do not fit the rewards.
+        ValueError: naming the shard: for columns that are missing or of another type, no rows, a history that is in
+            two shards, and statistics that do not fit the rewards.
     """
     owners: dict[str, str] = {}
     groups: list[RowGroup] = []

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from gymnasium import spaces
 
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.shards import read_row_groups
+from ad_hf.histories.steps import column_values, row_lengths
 from ad_hf.storage.folders import Folder
 
 SAMPLED_STEPS = 1 << 18  # of a split, for the statistics of its observations
@@ -26,12 +26,18 @@ ROUNDING = 8  # units in the last place by which a number that is always the sam
 COLUMNS = ["history_id", "rewards", "terminations", "truncations"]
 
 
+def _row_groups(files: Sequence[Path], columns: list[str]) -> Iterator[pa.Table]:
+    """Some columns of each row group of shards."""
+    for file in files:
+        with file.open("rb") as opened, pq.ParquetFile(opened) as shard:
+            for index in range(shard.num_row_groups):
+                yield shard.read_row_group(index, columns=columns)
+
+
 def _episodes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """The row (num_episodes,) and the return (num_episodes,) of each finished episode."""
-    lengths = np.asarray(pc.list_value_length(table["rewards"]))
-    rewards, terminations, truncations = (
-        table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in COLUMNS[1:]
-    )
+    lengths = row_lengths(table)
+    rewards, terminations, truncations = (column_values(table[name]) for name in COLUMNS[1:])
     owners = np.repeat(np.arange(len(lengths)), lengths)
     lasts = np.flatnonzero(terminations | truncations)
     # Rows are cut at episode borders: an episode begins after the last one's end, or with its row.
@@ -57,19 +63,18 @@ def split_statistics(files: Sequence[Path]) -> dict[str, Any]:
     counts = {"steps": 0, "episodes": 0, "bytes": 0}
     first: dict[str, float] = {}
     last: dict[str, float] = {}
+    for table in _row_groups(files, COLUMNS):
+        names = np.array(table["history_id"].to_pylist(), dtype=object)
+        owners, returns = _episodes(table)
+        ids.update(names)
+        counts["steps"] += int(row_lengths(table).sum())
+        counts["episodes"] += len(returns)
+        last.update(zip(names[owners], returns.tolist()))
+        # Backwards, so that the earliest episode of a history is the one that stays.
+        first = dict(zip(names[owners][::-1], returns[::-1].tolist())) | first
     for file in files:
-        with file.open("rb") as opened, pq.ParquetFile(opened) as shard:
+        with file.open("rb") as opened:
             counts["bytes"] += opened.seek(0, os.SEEK_END)
-            for index in range(shard.num_row_groups):
-                table = shard.read_row_group(index, columns=COLUMNS)
-                names = np.array(table["history_id"].to_pylist(), dtype=object)
-                owners, returns = _episodes(table)
-                ids.update(names)
-                counts["steps"] += int(pc.sum(pc.list_value_length(table["rewards"])).as_py() or 0)
-                counts["episodes"] += len(returns)
-                last.update(zip(names[owners], returns.tolist()))
-                # Backwards, so that the earliest episode of a history is the one that stays.
-                first = dict(zip(names[owners][::-1], returns[::-1].tolist())) | first
     return {
         "histories": len(ids),
         **counts,
@@ -98,17 +103,12 @@ def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dic
     every = max(1, num_steps // SAMPLED_STEPS)
     total, count, passed = 0.0, 0, 0
     sampled: list[np.ndarray] = []
-    for file in files:
-        with file.open("rb") as opened, pq.ParquetFile(opened) as shard:
-            for index in range(shard.num_row_groups):
-                table = shard.read_row_group(index, columns=["rewards", *["observations"] * is_vector])
-                rewards = np.abs(table["rewards"].combine_chunks().flatten().to_numpy())
-                total, count = total + float(rewards.sum()), count + int(np.count_nonzero(rewards))
-                if is_vector:
-                    values = table["observations"].combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False)
-                    # Copied: a view would keep the whole column.
-                    sampled.append(values.reshape(len(rewards), -1)[-passed % every :: every].copy())
-                passed += len(rewards)
+    for table in _row_groups(files, ["rewards", *["observations"] * is_vector]):
+        rewards = np.abs(column_values(table["rewards"]))
+        total, count = total + float(rewards.sum()), count + int(np.count_nonzero(rewards))
+        if is_vector:  # copied: a view would keep the whole column
+            sampled.append(column_values(table["observations"])[-passed % every :: every].copy())
+        passed += len(rewards)
     scales: dict[str, Any] = {"reward_scale": total / count if total else 1.0}
     if is_vector and passed:
         scales["observation_mean"], scales["observation_std"] = _moments(np.concatenate(sampled))

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from ad_hf.histories.selection import Selection
 STEPWISE = ("observations", "actions", "rewards", "terminations", "truncations")
 COLUMNS = ("history_id", "task_id", "start_step", *STEPWISE)  # what training reads
 FRAMES_SCHEMA = pa.schema({"observations": pa.binary(), "num_frames": pa.int64(), "name": pa.string()})
+STEPS_FILE, HISTORIES_FILE, FRAMES_FILE = "steps.bin", "histories.npz", "frames.arrow"
 REPEATED = "there was such a history before, and each may come once"
 
 
@@ -74,22 +76,12 @@ def row_lengths(table: pa.Table) -> np.ndarray:
 
 
 class HistoryRows(NamedTuple):
-    """
-    Some rows of learning histories.
+    """Some rows of learning histories."""
 
-    Attributes:
-        name (`str`), first_row (`int`):
-            For errors, the name of the table that the rows come from, and the number of the first row in it.
-        table (`pyarrow.Table`):
-            The rows.
-        tasks (`Collection[int]`, *optional*):
-            The tasks of their split; without it, any task is allowed.
-    """
-
-    name: str
-    first_row: int
+    name: str  # for errors, of the table that they come from
+    first_row: int  # number of the first one in it
     table: pa.Table
-    tasks: Collection[int] | None = None
+    tasks: Collection[int] | None = None  # of their split; by default any
 
     @property
     def begins(self) -> np.ndarray:
@@ -137,13 +129,7 @@ def checked_rows(
     histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
 ) -> Iterator[HistoryRows]:
     """
-    Rows that are learning histories, in their order.
-
-    Args:
-        histories (iterable of [`HistoryRows`]):
-            Tables with at least [`COLUMNS`], of the types of [`~ad_hf.histories.schema.history_features`].
-        observation_space, action_space (`gymnasium.Space`):
-            Spaces of one environment.
+    Rows of [`COLUMNS`] that are learning histories of environments of these spaces, in their order.
 
     Raises:
         ValueError: with the row's number, its history, and the column: for missing values, lengths that disagree,
@@ -191,25 +177,14 @@ def checked_rows(
 
 
 class Histories(NamedTuple):
-    """
-    The selected steps of whole histories, in memory or in a memory-mapped file.
+    """The selected steps of whole histories, in memory or in a memory-mapped file."""
 
-    Attributes:
-        steps (`np.ndarray` of shape `(num_steps,)`):
-            Records as of [`step_dtype`], history after history.
-        lengths (`np.ndarray` of shape `(num_histories,)`):
-            Steps of each history.
-        hashes (`np.ndarray` of shape `(num_histories,)`):
-            Of the histories' ids, as of [`history_hashes`].
-        frames (`pyarrow.Table`, *optional*):
-            Observations that are images: for each row the compressed `observations`, `num_frames` and, for errors, the
-            row's `name`. Rows of which no step is selected are included.
-    """
-
-    steps: np.ndarray
-    lengths: np.ndarray
-    hashes: np.ndarray
-    frames: pa.Table | None = None
+    steps: np.ndarray  # (num_steps,) records as of step_dtype, history after history
+    lengths: np.ndarray  # (num_histories,)
+    hashes: np.ndarray  # (num_histories,) as of history_hashes
+    frames: pa.Table | None = (
+        None  # as of FRAMES_SCHEMA: observations that are images, also of rows without selected steps
+    )
 
 
 def step_dtype(observation_space: spaces.Space, action_space: spaces.Space, labelled: bool = False) -> np.dtype:
@@ -298,17 +273,9 @@ def convert_histories(
     labels: StepLabels | None = None,
 ) -> Iterator[Histories]:
     """
-    The selected steps of checked rows, some histories at a time: some rows and their history are in memory, no more.
+    The selected steps of checked rows, with the actions to learn if they are not those that were taken.
 
-    Args:
-        rows (iterable of [`HistoryRows`]):
-            What [`checked_rows`] yields.
-        observation_space, action_space (`gymnasium.Space`):
-            Spaces of one environment.
-        selection ([`~ad_hf.histories.selection.Selection`]):
-            The steps to select.
-        labels ([`~ad_hf.histories.labels.StepLabels`], *optional*):
-            Actions to learn other than those that were taken.
+    Some histories come at a time: some rows and their history are in memory, no more.
     """
     dtype, framed = step_dtype(observation_space, action_space, labels is not None), has_frames(observation_space)
     for table in _whole_histories(rows):
@@ -344,3 +311,32 @@ def join_histories(parts: Iterable[Histories]) -> Histories:
     steps, lengths, hashes, frames = zip(*number_on(parts))
     steps, lengths, hashes = (each[0] if len(each) == 1 else np.concatenate(each) for each in (steps, lengths, hashes))
     return Histories(steps, lengths, hashes, None if frames[0] is None else pa.concat_tables(frames))
+
+
+def write_histories(folder: Path, parts: Iterable[Histories]) -> None:
+    """Write parts, one at a time, to the files of a folder."""
+    lengths, hashes = [], []
+    with (
+        open(folder / STEPS_FILE, "wb") as steps_file,
+        pa.OSFile(str(folder / FRAMES_FILE), "wb") as file,
+        pa.ipc.new_file(file, FRAMES_SCHEMA) as frames_file,
+    ):
+        for part in number_on(parts):
+            part.steps.tofile(steps_file)
+            lengths.append(part.lengths)
+            hashes.append(part.hashes)
+            if part.frames is not None:
+                frames_file.write_table(part.frames)
+    np.savez(folder / HISTORIES_FILE, lengths=np.concatenate(lengths), hashes=np.concatenate(hashes))
+
+
+def open_histories(folder: Path, dtype: np.dtype, in_memory: bool) -> Histories:
+    """The histories of a folder, whose steps are records of this type, in memory or in memory-mapped files."""
+    with np.load(folder / HISTORIES_FILE) as arrays:
+        lengths, hashes = arrays["lengths"], arrays["hashes"]
+    path = folder / STEPS_FILE
+    # An empty file cannot be mapped.
+    mapped = len(lengths) and not in_memory
+    steps = np.memmap(path, dtype, mode="r").view(np.ndarray) if mapped else np.fromfile(path, dtype)
+    frames = pa.ipc.open_file(pa.memory_map(str(folder / FRAMES_FILE))).read_all()
+    return Histories(steps, lengths, hashes, frames if len(frames) else None)

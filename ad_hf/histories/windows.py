@@ -26,19 +26,11 @@ def none_action(space: spaces.Space) -> np.ndarray:
 
 
 class Tiling(NamedTuple):
-    """
-    Windows of an epoch, which tile each history from a phase on.
+    """Windows of an epoch, which tile each history from a phase on."""
 
-    Attributes:
-        starts, lengths (`np.ndarray` of shape `(num_histories,)`):
-            First step of each history's first window, and steps of each window of the history.
-        borders (`np.ndarray` of shape `(num_histories + 1,)`):
-            Number of each history's first window, and of all windows.
-    """
-
-    starts: np.ndarray
-    lengths: np.ndarray
-    borders: np.ndarray
+    starts: np.ndarray  # (num_histories,) first step of each history's first window
+    lengths: np.ndarray  # (num_histories,) steps of each window of a history
+    borders: np.ndarray  # (num_histories + 1,) number of each history's first window, and of all windows
 
     @property
     def num_windows(self) -> int:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Features
 from gymnasium import spaces
 
-from ad_hf.envs.spaces import Elements, space_to_json
+from ad_hf.envs.spaces import Elements, space_from_json, space_to_json
 from ad_hf.envs.task_family import Task
 from ad_hf.histories.card import dataset_card, dataset_config
 from ad_hf.histories.frames import compress_frames, has_frames
@@ -70,11 +70,13 @@ def to_storage(steps: Steps, observation_space: spaces.Space, action_space: spac
 
 
 def space_json(space: spaces.Space, name: str) -> dict[str, Any]:
-    """A space as JSON; one that histories cannot have is a `ValueError`."""
+    """A space as JSON; one that histories cannot have, or of too large a size, is a `ValueError`."""
     try:
-        return space_to_json(space)
+        data = space_to_json(space)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
+    space_from_json(data, name)
+    return data
 
 
 def piece_steps(observation_space: spaces.Space, max_piece_steps: int | None = None) -> int:

@@ -11,11 +11,11 @@ from huggingface_hub import ModelCardData
 
 from ad_hf.evaluation.card import model_results
 from ad_hf.evaluation.headlines import evidence_words, learns_cell, pace_lines, streams_words, verdict_words
+from ad_hf.evaluation.summary import SUMMARY_FILE
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.histories.schema import is_synthetic, source_label
 from ad_hf.hub.model_files import (
     CONFIG_FILE,
-    EVALUATION_FILE,
     REPORT_FILE,
     Content,
     own_results,
@@ -28,7 +28,7 @@ from ad_hf.storage.cards import CARD, LICENSE, card_of, merge_card, render_card
 from ad_hf.storage.files import atomic_path, files_in, read_text, write_text
 from ad_hf.storage.repositories import HUB_ID
 
-JSON_FILES = (CONFIG_FILE, "run.json", EVALUATION_FILE, REPORT_FILE)  # that a model's card is made of
+JSON_FILES = (CONFIG_FILE, "run.json", SUMMARY_FILE, REPORT_FILE)  # that a model's card is made of
 
 
 def model_card(files: Mapping[str, Content], name: str, old: str | None = None, license: str | None = None) -> str:
@@ -37,16 +37,16 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
 
     Args:
         files (`Mapping[str, Path | bytes]`):
-            What lies beside it, by name: see [`~ad_hf.hub.model_files.model_files`].
+            The files beside it, by name: see [`~ad_hf.hub.model_files.model_files`].
         name (`str`):
-            What `from_pretrained` takes: a Hub id or a folder.
+            The Hub id or folder for `from_pretrained`.
         old (`str`, *optional*):
             The card so far; see [`merge_card`].
         license (`str`, *optional*):
             By default that of the card so far, else Apache-2.0.
 
     Raises:
-        ValueError: for files that hold something else than they should, with their names.
+        ValueError: naming a file with a missing or wrong entry.
     """
     with card_of(*(str(files[each]) for each in (*JSON_FILES, "recipe.yaml") if isinstance(files.get(each), Path))):
         return _model_card(files, name, old, license)
@@ -106,9 +106,9 @@ def _json_of(files: Mapping[str, Content], name: str) -> dict[str, Any] | None:
 
 
 def _family_settings(run: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a family of these tasks is told to make the environments of a run; most runs have neither of the others."""
+    """Settings of a family for the environments of a run; most runs have only `env_kwargs`."""
     env_kwargs = run.get("env_kwargs", {})
-    attributes = [name for name in run.get("attributes", []) if any(name in given for given in (env_kwargs, *tasks))]
+    attributes = [name for name in run.get("attributes", []) if any(name in kwargs for kwargs in (env_kwargs, *tasks))]
     others = {"wrappers": run.get("wrappers"), "attributes": attributes}
     return {"env_kwargs": env_kwargs, **{name: value for name, value in others.items() if value}}
 

@@ -1,17 +1,17 @@
-"""What of a model's folder goes to the Hub: files by their names, the package's own code, results of these weights."""
+"""The files of a model that go to the Hub: a list of names, the package's own code, results of these weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ad_hf.evaluation.summary import CURVES_FILE, SUMMARY_FILE
 from ad_hf.settings import read_json
 from ad_hf.storage.files import files_in
 
@@ -22,30 +22,25 @@ Content = Path | bytes  # of a file in a repository: a file's, or these bytes
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # the latter of weights in parts
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
 # Results beside a model, which its repository shows: its newest evaluation, or a report of earlier versions.
-EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.json"
-RESULT_FILES = (EVALUATION_FILE, REPORT_FILE, "learning_curve.png", "replay.gif", "replay.mp4")
+REPORT_FILE = "report.json"
+RESULT_FILES = (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, "replay.gif", "replay.mp4")
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
 CHECKPOINT_FOLDER = "checkpoint"  # of a model's repository, in which its run's newest checkpoint is
 CHECKPOINT_FILES = TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
 BEST_FOLDER = "best"  # of a checkpoint: the model that did best so far
 MODEL_FILES = (CONFIG_FILE, "rollout_config.json", WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
-# Of all that may lie in a repository, what is downloaded of it in order to be pushed again.
+# The files of a repository that are downloaded to push a copy.
 PUSHED_AGAIN = (*MODEL_FILES, "README.md", *RUN_FILES)
-# Entries of a configuration, its own or a backbone's, that have a reader of it load somebody's code.
+# Entries of a configuration, its own or a backbone's, that make its reader load somebody's code.
 CODE_ENTRIES = {"auto_map", "custom_pipelines"}
+CODE_FOLDER = Path(__file__).parent.parent / "model"
 AUTO_MAP = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad.ADModel"}
 
 
 def model_folder(folder: str | Path) -> Path:
-    """
-    The folder of a model, given itself or that of its run.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
+    """The folder of a model, found by itself or by that of its run."""
     for candidate in (Path(folder), Path(folder) / "model"):
         if (candidate / CONFIG_FILE).is_file():
             return candidate
@@ -57,42 +52,40 @@ def is_pickle(path: str) -> bool:
     return Path(path).suffix.lower() in PICKLES
 
 
-def _refuse_pickles(folder: Path, names: Iterable[str]) -> None:
-    pickles = [name for name in names if is_pickle(name)]
-    if pickles:
+def _refuse_pickles(folder: Path, pattern: str) -> None:
+    paths = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(pattern))]
+    if pickles := [path for path in paths if is_pickle(path)]:
         raise ValueError(f"{folder} holds files that run code when they are loaded, {', '.join(pickles)}: remove them")
 
 
 def model_files(folder: Path) -> dict[str, Content]:
     """
-    What of a model's folder is pushed, by its names there.
+    The files of a model that are pushed, by their names in the repository.
 
-    The code is the package's own, whatever lies in the folder, and so is what the configuration says of it.
+    The code is the package's own, and the configuration refers to it, whatever lies in the folder.
 
     Raises:
         FileNotFoundError: if there is no model.
         ValueError: for a configuration of another model, a link out of the folder, and files that run code when they
             are loaded.
     """
-    names = sorted(path.name for path in model_folder(folder).iterdir())
-    _refuse_pickles(folder, names)
-    weights = [name for name in names if WEIGHTS.fullmatch(name)]
-    files: dict[str, Content] = {**files_in(folder, [CONFIG_FILE, "rollout_config.json", *weights])}
-    given = read_json(folder / CONFIG_FILE)
-    if given.get("model_type") != "ad":
+    folder = model_folder(folder)
+    _refuse_pickles(folder, "*")
+    files: dict[str, Content] = {**files_in(folder, MODEL_FILES)}
+    config = read_json(folder / CONFIG_FILE)
+    if config.get("model_type") != "ad":
         raise ValueError(
-            f"{folder / CONFIG_FILE}: model_type must be 'ad', got {given.get('model_type')!r}: push models of other "
+            f"{folder / CONFIG_FILE}: model_type must be 'ad', got {config.get('model_type')!r}: push models of other "
             "kinds with their own push_to_hub"
         )
-    own = {**_without_code(given), "auto_map": AUTO_MAP}
-    if own != given:
+    own = {**_without_code(config), "auto_map": AUTO_MAP}
+    if own != config:
         files[CONFIG_FILE] = (json.dumps(own, indent=2) + "\n").encode()
-    code = sorted((Path(__file__).parent.parent / "model").glob("*_ad.py"))
-    return {**files, **{path.name: path for path in code}}
+    return {**files, **{path.name: path for path in sorted(CODE_FOLDER.glob("*_ad.py"))}}
 
 
 def _without_code(value: Any) -> Any:
-    """A configuration without what names code elsewhere."""
+    """A configuration without the entries that name code elsewhere."""
     if isinstance(value, list):
         return [_without_code(each) for each in value]
     if not isinstance(value, dict):
@@ -102,8 +95,8 @@ def _without_code(value: Any) -> Any:
 
 
 def checkpoint_files(folder: Path) -> dict[str, Content]:
-    """What of a checkpoint is pushed, by its names there: see [`model_files`]. DeepSpeed's have pickles in them."""
-    _refuse_pickles(folder, (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))))
+    """The files of a checkpoint that are pushed, as [`model_files`]; a checkpoint of DeepSpeed has pickles."""
+    _refuse_pickles(folder, "**/*")
     files: dict[str, Content] = {**model_files(folder), **files_in(folder, CHECKPOINT_FILES)}
     if (folder / BEST_FOLDER).is_dir():
         files |= {f"{BEST_FOLDER}/{name}": content for name, content in model_files(folder / BEST_FOLDER).items()}
@@ -111,17 +104,17 @@ def checkpoint_files(folder: Path) -> dict[str, Content]:
 
 
 def run_files(model: Path) -> dict[str, Path]:
-    """Recipe, data and results of a model's run, from its folder or, with precedence, from that of the run."""
+    """Recipe, data and results of a model's run, from the run's folder or else from the model's."""
     files = files_in(model, RUN_FILES)
     if model.name == "model":
         files |= files_in(model.parent, RUN_FILES)
-    if EVALUATION_FILE in files:
+    if SUMMARY_FILE in files:
         files.pop(REPORT_FILE, None)
     return files
 
 
 def weights_digest(model: ADModel) -> str:
-    """A digest of a model's weights, with which results say whose they are."""
+    """A digest of a model's weights, by which results name their model."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
@@ -139,7 +132,7 @@ def own_results(files: Mapping[str, Path], digest: Callable[[], str]) -> dict[st
         digest (`Callable[[], str]`):
             Gives the [`weights_digest`] of the model; results of earlier versions have none to compare with.
     """
-    results = files.get(EVALUATION_FILE, files.get(REPORT_FILE))
+    results = files.get(SUMMARY_FILE, files.get(REPORT_FILE))
     claimed = None if results is None else read_json(results).get("weights_digest")
     if claimed is None or claimed == digest():
         return dict(files)

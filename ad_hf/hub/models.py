@@ -1,7 +1,8 @@
-"""Models by name, with what their runs say of them."""
+"""Models by name, with the recipes of their runs."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ RECIPE_FILE = "recipe.yaml"
 
 def load_model(name: str | Path, trust_remote_code: bool = False) -> tuple[ADModel, dict[str, Any]]:
     """
-    A model, and what a report says about where it is from.
+    A model, and its name and revision for an evaluation.
 
     Args:
         name (`str` or `Path`):
@@ -24,30 +25,18 @@ def load_model(name: str | Path, trust_remote_code: bool = False) -> tuple[ADMod
 
     Raises:
         OSError: if there is no model, or its files are damaged.
-        ValueError: for weights that are not those of the model, or not finite.
+        ValueError: for weights that do not fit the configuration, or are not finite.
     """
     repository = find_repository(name, "model")
-    if repository.revision is None:
-        model = ADModel.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
-        return model, repository.to_json()
-    with explained(f"loading the model {repository}"):
-        model = ADModel.from_pretrained(
-            repository.name, revision=repository.revision, trust_remote_code=trust_remote_code
-        )
-        return model, repository.to_json()
+    path = str(model_folder(name)) if repository.revision is None else repository.name
+    options: dict[str, Any] = {"revision": repository.revision} if repository.revision else {}
+    with explained(f"loading the model {repository}") if repository.revision else nullcontext():
+        model = ADModel.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    return model, repository.to_json()
 
 
 def run_recipe(name: str | Path) -> Path:
-    """
-    The recipe of the run that a model is from, which lies beside the model or in the folder above it.
-
-    Args:
-        name (`str` or `Path`):
-            Folder of a model or of its run, or a Hub id.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The recipe of the run of a model, given as for [`load_model`]; a `ValueError` if there is none."""
     repository = find_repository(name, "model")
     folder = repository.download([RECIPE_FILE])
     places = [folder] if repository.revision is not None else [folder, model_folder(folder), folder.parent]

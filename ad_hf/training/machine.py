@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ad_hf.model.loading_ad import check_fits
 from ad_hf.training.config import TrainingConfig
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
 
 logger = get_logger(__name__)
 
@@ -31,6 +33,12 @@ def train_on_cpu() -> bool:
     a machine without accelerators for so many runs of one process, all writing to one folder.
     """
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def join_processes() -> PartialState:
+    """Join the processes of this run, which a launcher may have started."""
+    keep_freed_memory()
+    return PartialState(cpu=train_on_cpu(), timeout=LONGEST_WAIT)
 
 
 def make_accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:

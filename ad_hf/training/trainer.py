@@ -12,7 +12,8 @@ from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ad_hf.envs.task_family import FamilyConfig, TaskFamily
-from ad_hf.histories.dataset import HistoryDataset, config_from_dataset
+from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.model_config import config_from_dataset
 from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import HistoryWindows, WindowBatches

@@ -14,7 +14,7 @@ from ad_hf.evaluation.headlines import is_comparable, learning_of
 from ad_hf.evaluation.pictures import title_of
 from ad_hf.evaluation.returns import evaluation_rows
 from ad_hf.evaluation.rollouts import Evaluation
-from ad_hf.evaluation.summary import Summary, describe, last_of
+from ad_hf.evaluation.summary import describe, last_of, summarize
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.hub.model_card import model_card
 
@@ -207,7 +207,7 @@ def test_what_a_source_is_decides_whether_steps_are_compared(entries, comparable
     source = {**DETAILS["source"], **entries}
     assert is_comparable(source) == comparable
     rows = rows_of(*CASES["learns faster"][0])
-    ratio = Summary(rows, is_comparable(source)).to_json()["agents"]["AD"]["steps_to"]["90%"]["ratio"]
+    ratio = summarize(rows, is_comparable(source))["agents"]["AD"]["steps_to"]["90%"]["ratio"]
     assert ratio == (pytest.approx(1200 / 140) if comparable else None)
 
 
@@ -251,9 +251,9 @@ def test_histories_of_arrays_are_compared_with(independent, tmp_path, tiny_run, 
 
 def test_agents_of_negative_returns_have_shares_of_the_gain():
     rows = rows_of(*CASES["gets worse, around zero"][0])
-    agents = Summary(rows).to_json()["agents"]
+    agents = summarize(rows)["agents"]
     assert last_of(agents["random"])["of_optimal"] == pytest.approx(0)
     assert agents["AD"]["regret"]["of_optimal"] > 0
-    alone = Summary(rows.filter(pa.compute.field("agent") == "AD")).to_json()["agents"]["AD"]
+    alone = summarize(rows.filter(pa.compute.field("agent") == "AD"))["agents"]["AD"]
     assert alone["shares_of"] is None  # without random play there is none
     assert "of_optimal" not in last_of(alone)

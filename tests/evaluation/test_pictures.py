@@ -23,7 +23,7 @@ from ad_hf.evaluation.pictures import (
 )
 from ad_hf.evaluation.returns import evaluation_rows
 from ad_hf.evaluation.rollouts import Evaluation
-from ad_hf.evaluation.summary import Summary
+from ad_hf.evaluation.summary import summarize
 
 
 def make_curve(num_episodes, steps_per_episode, top, floor=0.0):
@@ -101,7 +101,7 @@ def make_summary(dark_room_family):
             returns = np.linspace(0, end, 12) + np.zeros((2, len(tasks), 12))
             evaluation = Evaluation(tasks, returns, np.full(returns.shape, 4), seed=0)
             tables.append(evaluation_rows(evaluation, dark_room_family, name, training_seed=0))
-        return {"env_id": "ad_hf/DarkRoom-v0", **Summary(pa.concat_tables(tables)).to_json()}
+        return {"env_id": "ad_hf/DarkRoom-v0", **summarize(pa.concat_tables(tables))}
 
     return make
 

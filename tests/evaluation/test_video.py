@@ -40,10 +40,12 @@ def read_mp4(path):
         return [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)], properties
 
 
-@pytest.mark.parametrize("milliseconds", [20, 100, 250])
+@pytest.mark.parametrize("milliseconds", [20, 250])
 def test_an_mp4_holds_the_pictures_and_stands_still_at_the_end(tmp_path, pictures, milliseconds):
     write_video(tmp_path / "replay.mp4", pictures, milliseconds)
     decoded, properties = read_mp4(tmp_path / "replay.mp4")
+    content = (tmp_path / "replay.mp4").read_bytes()
+    assert 0 < content.index(b"moov") < content.index(b"mdat")  # a player can start before it has all
     repeats = LAST_PICTURE_MILLISECONDS // milliseconds
     assert len(decoded) == len(pictures) - 1 + repeats
     assert properties == {
@@ -58,12 +60,6 @@ def test_an_mp4_holds_the_pictures_and_stands_still_at_the_end(tmp_path, picture
         assert np.abs(seen - np.asarray(picture)).mean() < 2
     for (x, y), colour in (((15, 30), MOVING), ((40, 80), RESTING), ((190, 100), PAPER)):
         assert np.abs(decoded[0][y, x] - colour).max() <= 4  # of the very colours: the matrix is said, not guessed
-
-
-def test_an_mp4_begins_with_what_a_player_needs_to_start(tmp_path, pictures):
-    write_video(tmp_path / "replay.mp4", pictures, 100)
-    content = (tmp_path / "replay.mp4").read_bytes()
-    assert 0 < content.index(b"moov") < content.index(b"mdat")
 
 
 def test_both_formats_show_the_same(tmp_path, pictures):
@@ -104,17 +100,11 @@ def test_what_does_not_move_takes_no_room_in_a_gif(tmp_path):
     assert (tmp_path / "all.gif").stat().st_size < 2 * (tmp_path / "one.gif").stat().st_size
 
 
-@pytest.mark.parametrize("name", ["replay.gif", "replay.mp4"])
-def test_a_file_is_whole_or_not_there(tmp_path, pictures, name):
-    with pytest.raises(AttributeError):
-        write_video(tmp_path / name, [*pictures, None], 100)
+def test_a_file_is_whole_or_not_there(tmp_path, pictures):
+    for name in ("replay.gif", "replay.mp4"):
+        with pytest.raises(AttributeError):
+            write_video(tmp_path / name, [*pictures, None], 100)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_unknown_formats_are_told_with_those_that_exist():
-    check_formats(["gif", "mp4"])
-    with pytest.raises(ValueError, match="unknown video format 'avi': expected gif or mp4"):
-        check_formats(["gif", "avi"])
 
 
 WITHOUT_AV = """
@@ -128,7 +118,10 @@ check_formats(["gif", "mp4"])
 """
 
 
-def test_a_missing_extra_is_named():
+def test_formats_that_cannot_be_written_are_told_beforehand():
+    check_formats(["gif", "mp4"])
+    with pytest.raises(ValueError, match="unknown video format 'avi': expected gif or mp4"):
+        check_formats(["gif", "avi"])
     done = subprocess.run([sys.executable, "-c", WITHOUT_AV], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     line = done.stderr.strip().splitlines()[-1]

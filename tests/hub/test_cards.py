@@ -38,31 +38,27 @@ def test_a_new_card_has_our_metadata_and_our_text():
         assert text.strip() == OURS
 
 
-OLD_CARDS = {
-    "text alone": ("# Mine\n\nAll of it.\n", "# Mine\n\nAll of it.\n\n" + OURS),
-    "metadata alone": ("---\nlicense: mit\n---\n", OURS),
-    "text before": (f"Mine.\n\n{BEGIN}\nold\n{END}", f"Mine.\n\n{OURS}"),
-    "text after": (f"{BEGIN}\nold\n{END}\n\nMine.", f"{OURS}\n\nMine."),
-    "text around": (
-        f"---\nlicense: mit\n---\n\n# Mine\n{BEGIN}\nold\n\n```\n---\n```\n{END}\nand mine",
-        f"# Mine\n{OURS}\nand mine",
-    ),
-    "backslashes": (f"\\1 \\g<0>\n\n{BEGIN}\n{END}", f"\\1 \\g<0>\n\n{OURS}"),
-    "rules": (f"# Mine\n\n---\n\nmore\n\n{BEGIN}\nold\n{END}", f"# Mine\n\n---\n\nmore\n\n{OURS}"),
-    "umlauts": (f"Žluťoučký kůň.\n\n{BEGIN}\n{END}", f"Žluťoučký kůň.\n\n{OURS}"),
-}
-
-
-@pytest.mark.parametrize("name", list(OLD_CARDS))
-def test_text_outside_of_the_two_lines_stays_where_it_is(name):
-    old, expected = OLD_CARDS[name]
-    card = merge_card(old, DATA, "Written.")
-    data, text = parse(card)
-    assert text.strip() == expected
-    assert data.get("license") == ("mit" if "mit" in old else None)
-    assert merge_card(card, DATA, "Written.") == card
-    again = merge_card(card, DATA, "Written anew.")
-    assert parse(again)[1].strip() == expected.replace("Written.", "Written anew.")
+def test_text_outside_of_the_two_lines_stays_where_it_is():
+    for old, expected in (
+        ("# Mine\n\nAll of it.\n", "# Mine\n\nAll of it.\n\n" + OURS),
+        ("---\nlicense: mit\n---\n", OURS),
+        (f"Mine.\n\n{BEGIN}\nold\n{END}", f"Mine.\n\n{OURS}"),
+        (f"{BEGIN}\nold\n{END}\n\nMine.", f"{OURS}\n\nMine."),
+        (
+            f"---\nlicense: mit\n---\n\n# Mine\n{BEGIN}\nold\n\n```\n---\n```\n{END}\nand mine",
+            f"# Mine\n{OURS}\nand mine",
+        ),
+        (f"\\1 \\g<0>\n\n{BEGIN}\n{END}", f"\\1 \\g<0>\n\n{OURS}"),
+        (f"# Mine\n\n---\n\nmore\n\n{BEGIN}\nold\n{END}", f"# Mine\n\n---\n\nmore\n\n{OURS}"),
+        (f"Žluťoučký kůň.\n\n{BEGIN}\n{END}", f"Žluťoučký kůň.\n\n{OURS}"),
+    ):
+        card = merge_card(old, DATA, "Written.")
+        data, text = parse(card)
+        assert text.strip() == expected
+        assert data.get("license") == ("mit" if "mit" in old else None)
+        assert merge_card(card, DATA, "Written.") == card
+        again = merge_card(card, DATA, "Written anew.")
+        assert parse(again)[1].strip() == expected.replace("Written.", "Written anew.")
 
 
 @pytest.mark.parametrize("kept", [BEGIN, END])
@@ -97,27 +93,17 @@ def test_metadata_of_people_stays_and_ours_is_renewed():
         {"config_name": "new", "data_files": "new/*"},
         {"config_name": "same", "data_files": "same/*"},
     ]
-
-
-def test_tags_that_are_one_word_stay_one_word():
     data, _ = parse(merge_card("---\ntags: mine\n---\n", DATA, "Written."))
     assert data["tags"] == ["mine", "b", "c"]
 
 
-NO_METADATA = {
-    "no YAML": "license: [mit",
-    "a list": "- license",
-    "a number as tags": "tags: 5",
-    "numbers as tags": "tags: [5, a]",
-    "text as configs": "configs: all",
-    "configs without names": "configs: [{data_files: x}]",
-}
-
-
-@pytest.mark.parametrize("name", list(NO_METADATA))
-def test_metadata_that_cannot_be_kept_is_refused_and_not_thrown_away(name):
-    with pytest.raises(ValueError, match=r"README\.md"):
-        merge_card(f"---\n{NO_METADATA[name]}\n---\n\nMine.\n", DATA, "Written.")
+def test_metadata_that_cannot_be_kept_is_refused_and_not_thrown_away():
+    for metadata in (
+        *("license: [mit", "- license", "tags: 5", "tags: [5, a]"),
+        *("configs: all", "configs: [{data_files: x}]"),
+    ):
+        with pytest.raises(ValueError, match=r"the metadata at the top of README\.md"):
+            merge_card(f"---\n{metadata}\n---\n\nMine.\n", DATA, "Written.")
 
 
 def test_a_licence_is_that_which_is_given_else_that_which_people_chose():
@@ -129,22 +115,6 @@ def test_a_licence_is_that_which_is_given_else_that_which_people_chose():
     assert parse(merge_card(above, ours, "Written.", "cc0-1.0"))[0]["license"] == "cc0-1.0"
     with pytest.raises(ValueError, match="license must be a name"):
         merge_card(card, ours, "Written.", "MIT License\nx: y")
-
-
-WRONG_FILES = {
-    "run.json": ['{"dataset": 5}', '{"dataset": {}}', '{"versions": []}', "[]", "{"],
-    "report.json": ["{}", '{"tasks": 5}', "[]", "\xff"],
-    "evaluation.json": ['{"agents": []}', '{"agent": "AD", "agents": {}}', "{}", "[]"],
-}
-
-
-@pytest.mark.parametrize("name", list(WRONG_FILES))
-def test_files_that_hold_something_else_are_named(tiny_run, tmp_path, name):
-    files = {"config.json": tiny_run / "model" / "config.json", name: tmp_path / name}
-    for content in WRONG_FILES[name]:
-        (tmp_path / name).write_bytes(content.encode("latin-1"))
-        with pytest.raises(ValueError, match=re.escape(name)):
-            model_card(files, "someone/something")
 
 
 def test_configurations_can_be_taken_out_of_a_card():
@@ -163,7 +133,7 @@ def dataset(tiny_histories, tmp_path):
     return folder
 
 
-def test_a_dataset_card_says_what_is_in_the_dataset(dataset):
+def test_a_dataset_card_says_what_is_in_the_dataset_and_its_example_runs(dataset, monkeypatch, capsys):
     card = DatasetCard(write_dataset_card(dataset).read_text())
     metadata = read_metadata(dataset)
     (config,) = card.data.configs
@@ -185,11 +155,7 @@ def test_a_dataset_card_says_what_is_in_the_dataset(dataset):
     assert "numpy.frombuffer" not in card.text  # of frames, of which there are none
     assert "{{" not in card.text
     assert "{%" not in card.text
-
-
-def test_the_example_on_a_dataset_card_runs(dataset, monkeypatch, capsys):
-    card = write_dataset_card(dataset).read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     monkeypatch.chdir(dataset.parent)
     exec(example, {})
     assert re.fullmatch(r"\d+-0-0 300 \d+\.0\n", capsys.readouterr().out)
@@ -274,7 +240,7 @@ def test_a_model_card_tells_kinds_of_tasks_apart(evaluated_run, tmp_path):
     assert "each stream counted by itself" in text
 
 
-def test_a_model_card_says_what_its_evaluation_says(evaluated_run):
+def test_a_model_card_says_what_its_evaluation_says_and_its_example_runs(evaluated_run, capsys):
     evaluation = json.loads((evaluated_run / "evaluation.json").read_text())
     first, last = (evaluation["agents"]["AD"]["at"][episode] for episode in ("1", "12"))
     card = ModelCard((evaluated_run / "model" / "README.md").read_text())
@@ -292,6 +258,9 @@ def test_a_model_card_says_what_its_evaluation_says(evaluated_run):
     assert yaml.safe_load(recipe) == yaml.safe_load((evaluated_run / "recipe.yaml").read_text())
     names = {"README.md", "recipe.yaml", "run.json", "evaluation.json", "learning_curve.png", "replay.gif"}
     assert names <= {path.name for path in (evaluated_run / "model").iterdir()}
+    (example,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    exec(example, {})
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2  # of two test tasks
 
 
 def test_a_model_card_of_a_rollout_without_histories_speaks_of_no_source(tiny_run, tmp_path):
@@ -314,13 +283,6 @@ def test_a_model_card_of_a_rollout_without_histories_speaks_of_no_source(tiny_ru
     assert (run / "model" / "replay.mp4").read_bytes() == (run / "replay.mp4").read_bytes()
 
 
-def test_the_example_on_a_model_card_runs(evaluated_run, capsys):
-    card = (evaluated_run / "model" / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    exec(example, {})
-    assert len(capsys.readouterr().out.strip().splitlines()) == 2  # of two test tasks
-
-
 def test_a_model_card_that_is_written_again_keeps_what_people_wrote(evaluated_run, tmp_path):
     run = Path(shutil.copytree(evaluated_run, tmp_path / "run"))
     path = write_model_card(run)
@@ -340,23 +302,22 @@ def test_a_model_without_a_run_has_a_card(tiny_run, tmp_path):
     assert card.data.model_name == "Algorithm Distillation"
 
 
-@pytest.mark.parametrize(
-    ("name", "entry", "value"),
-    [
-        ("run.json", "dataset", 3),
-        ("run.json", "versions", []),
-        ("evaluation.json", "agents", {"AD": {}}),
-        ("evaluation.json", "tasks", {"0": None}),
-        ("evaluation.json", "groups", []),
-        ("config.json", None, [1]),
-    ],
-)
-def test_files_of_another_structure_are_named_where_a_card_is_made_of_them(
-    name, entry, value, evaluated_run, tmp_path
-):
+def test_files_of_another_structure_are_named_where_a_card_is_made_of_them(evaluated_run, tmp_path):
     files = {path.name: path for path in (evaluated_run / "model").iterdir()}
-    changed = {**json.loads(files[name].read_text()), entry: value} if entry else value
-    files[name] = tmp_path / name
-    files[name].write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match=re.escape(name)):
-        model_card(files, "someone/something")
+    for name, content in (
+        *(("run.json", {"dataset": value}) for value in (3, {"name": "x"})),
+        *(("run.json", value) for value in ({"versions": []}, [], "{")),
+        *(("evaluation.json", {"agents": value}) for value in ([], {}, {"AD": {}})),
+        *(("evaluation.json", value) for value in ({"tasks": {"0": None}}, {"groups": []}, [], "\xff")),
+        ("config.json", [1]),
+    ):
+        if isinstance(content, dict):
+            content = {**json.loads(files[name].read_text()), **content}
+        path = tmp_path / name
+        path.write_bytes((content if isinstance(content, str) else json.dumps(content)).encode("latin-1"))
+        with pytest.raises(ValueError, match=re.escape(name)):
+            model_card(files | {name: path}, "someone/something")
+    for content in ("{}", '{"tasks": 5}', "[]", "\xff"):  # of earlier versions
+        (tmp_path / "report.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"report\.json"):
+            model_card({"config.json": files["config.json"], "report.json": tmp_path / "report.json"}, "a/b")

@@ -1,4 +1,4 @@
-"""What of a model's folder is pushed: files by their names, the package's own code, results of these weights."""
+"""The files of a model that are pushed: a list of names, the package's own code, results of these weights."""
 
 import json
 import os
@@ -11,7 +11,6 @@ import torch
 
 import ad_hf
 from ad_hf.hub.model_files import checkpoint_files, model_files, own_results, run_files, weights_digest
-from ad_hf.storage.files import files_in
 
 CODE = {path.name: path for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
 OWN = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad.ADModel"}
@@ -69,35 +68,31 @@ def test_a_configuration_names_no_code_elsewhere(folder):
     assert {**found, "backbone_config": None, "auto_map": OWN} == {**config, "dtype": "float32"}
 
 
-REFUSED = {
-    "a link out": (lambda folder: (folder / "replay.gif").symlink_to("/etc/passwd"), "replay.gif is a link out of"),
-    "weights elsewhere": (
-        lambda folder: (
-            os.replace(folder / "model.safetensors", folder.parent / "w")
-            or (folder / "model.safetensors").symlink_to("../w")
-        ),
-        "model.safetensors is a link out of",
-    ),
-    "a pickle": (lambda folder: (folder / "optimizer.PT").touch(), "optimizer.PT"),
-    "another model": (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "must be 'ad'"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
-    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json must hold a mapping"),
-}
+def test_wrong_files_are_refused_by_name(tiny_run, tmp_path):
+    def move_weights_out(folder):
+        os.replace(folder / "model.safetensors", folder.parent / "w")
+        (folder / "model.safetensors").symlink_to("../w")
 
+    def put_a_pipe(folder):
+        (folder / "config.json").unlink()
+        os.mkfifo(folder / "config.json")
 
-@pytest.mark.parametrize("name", list(REFUSED))
-def test_what_is_wrong_is_refused_by_its_name(folder, name):
-    spoil_it, told = REFUSED[name]
-    spoil_it(folder)
-    with pytest.raises(ValueError, match=told):
-        {**model_files(folder), **run_files(folder)}
-
-
-def test_a_pipe_is_no_file(folder):
-    (folder / "config.json").unlink()
-    os.mkfifo(folder / "config.json")
-    with pytest.raises(FileNotFoundError, match="holds no model"):
-        model_files(folder)
+    for number, (spoil_it, error, message) in enumerate(
+        (
+            (lambda folder: (folder / "replay.gif").symlink_to("/etc/passwd"), ValueError, "replay.gif is a link out"),
+            (move_weights_out, ValueError, "model.safetensors is a link out of"),
+            (lambda folder: (folder / "optimizer.PT").touch(), ValueError, "optimizer.PT"),
+            (lambda folder: (folder / "config.json").write_text('{"model_type": "b"}'), ValueError, "must be 'ad'"),
+            (lambda folder: (folder / "config.json").write_text("{"), ValueError, "config.json is not JSON"),
+            (lambda folder: (folder / "config.json").write_text("[]"), ValueError, "config.json must hold a mapping"),
+            (lambda folder: (folder / "config.json").unlink(), FileNotFoundError, "holds no model"),
+            (put_a_pipe, FileNotFoundError, "holds no model"),
+        )
+    ):
+        folder = Path(shutil.copytree(tiny_run / "model", tmp_path / str(number) / "model"))
+        spoil_it(folder)
+        with pytest.raises(error, match=message):
+            {**model_files(folder), **run_files(folder)}
 
 
 def test_a_checkpoint_is_pushed_by_its_names_too(folder):
@@ -155,17 +150,3 @@ def test_results_are_those_of_the_weights(tiny_run, tmp_path):
         next(model.parameters()).view(-1)[0] += 1
     assert weights_digest(model) != digest
     assert weights_digest(model.bfloat16()) != digest
-
-
-def test_files_of_a_snapshot_in_the_cache_are_its_own(tmp_path):
-    snapshot = tmp_path / "models--somebody--x" / "snapshots" / "0123"
-    blobs = snapshot.parent.parent / "blobs"
-    for each in (snapshot, blobs):
-        each.mkdir(parents=True)
-    (blobs / "77").write_text("{}")
-    (snapshot / "run.json").symlink_to("../../blobs/77")
-    assert set(files_in(snapshot, ["run.json"])) == {"run.json"}
-    (snapshot / "recipe.yaml").symlink_to("../../../../secret")
-    (tmp_path.parent / "secret").write_text("")
-    with pytest.raises(ValueError, match=r"recipe\.yaml is a link out"):
-        files_in(snapshot, ["recipe.yaml"])

@@ -83,5 +83,7 @@ def test_a_model_on_the_hub_is_evaluated_by_the_recipe_that_lies_beside_it(hub, 
     ad_hf_with_hub("evaluate", "--model", "local/model", "--output_dir", tmp_path / "seen", "--num_seeds", "1")
 
     found = json.loads((tmp_path / "seen" / "evaluation.json").read_text())
-    assert found["models"] == [{"name": "local/model", "revision": hub.commits("model", "local/model")[0]}]
+    (model,) = found["models"]
+    assert (model["name"], model["revision"]) == ("local/model", hub.commits("model", "local/model")[0])
+    assert model["weights_digest"] == found["weights_digest"]
     assert re.search(r"AD \| 1 \| 1 \| 2 ", (tmp_path / "seen" / "README.md").read_text())

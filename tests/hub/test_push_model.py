@@ -1,4 +1,4 @@
-"""Pushing models: a repository that explains itself, works as its card says, and runs nobody's code unasked."""
+"""Pushing models: a repository explains itself, runs nobody's code unasked, and has no results of other weights."""
 
 import ast
 import io
@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from hub_files import BEGIN, END, ask_private, card_in, is_untouched, refusal
 from local_hub import LocalHub
+from transformers import PreTrainedModel
 
 import ad_hf
 from ad_hf.evaluation.summary import last_of
 
 PACKAGE = Path(ad_hf.__file__).parent
-CODE = {path.name for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
+CODE = {path.name: path.read_bytes() for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
 MODEL = {"config.json", "model.safetensors", "rollout_config.json", *CODE}
-RUN = {"recipe.yaml", "run.json", "evaluation.json", "learning_curve.png", "replay.gif"}
-BEGIN, END = "<!-- ad_hf writes", "<!-- Here ends what ad_hf writes. -->"
+RESULTS = {"evaluation.json", "learning_curve.png", "replay.gif"}
+RUN = {"recipe.yaml", "run.json", *RESULTS}
+ALWAYS = {".gitattributes", "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -46,51 +48,47 @@ def run(evaluated_run, tmp_path):
     return Path(shutil.copytree(evaluated_run[0], tmp_path / "run"))
 
 
-def card_of(hub, repo):
-    return ModelCard(hub.files("model", repo)["README.md"].decode())
+@pytest.fixture
+def names(hub):
+    """The names of the files in a model's repository, apart from those that every one has."""
+    return lambda repo, revision="main": hub.files("model", repo, revision).keys() - ALWAYS
 
 
-def test_a_pushed_run_is_complete_and_its_card_tells_what_it_reached_on_what(hub, ad_hf_with_hub, evaluated_run):
+def test_a_pushed_run_is_complete_and_its_card_says_what_it_reached_on_what(hub, ad_hf_with_hub, names, evaluated_run):
     run, revision = evaluated_run
     done = ad_hf_with_hub("push", "model", run, "local/model")
-    commits = hub.commits("model", "local/model")
+    commits, files = hub.commits("model", "local/model"), hub.files("model", "local/model")
     assert done.stdout == f"{hub.url}/local/model/tree/{commits[0]}\n"
     assert len(commits) == 2  # the first is the Hub's own
-    files = hub.files("model", "local/model")
-    assert files.keys() == {".gitattributes", "README.md"} | MODEL | RUN
+    assert names("local/model") == MODEL | RUN
     assert all(files[name] == (run / name).read_bytes() for name in RUN)
     config = json.loads(files["config.json"])
     assert config["auto_map"] == {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad.ADModel"}
     assert yaml.safe_load(files["recipe.yaml"])["training"]["max_steps"] == 10
     assert json.loads(files["run.json"])["dataset"]["revision"] == revision
 
-    card, evaluation = card_of(hub, "local/model"), json.loads(files["evaluation.json"])
-    (result,) = card.data.eval_results
+    card, evaluation = card_in(hub, "model", "local/model"), json.loads(files["evaluation.json"])
+    (entry,) = card.data.to_dict()["model-index"][0]["results"]
     last = last_of(evaluation["agents"]["AD"])
     low, high = last["return_interval"]
-    assert result.metric_value == f"{last['return']:.2f} +/- {(high - low) / 2:.2f}"
-    assert result.dataset_type == "ad_hf/DarkRoom-v0"
-    assert result.dataset_revision == evaluation["datasets"][0]["revision"] == revision
-    assert (
-        result.dataset_split,
-        result.dataset_args["tasks"],
-        result.dataset_args["rollouts_per_training_and_task"],
-    ) == (
-        "test",
-        2,
-        3,
-    )
-    assert card.data.datasets == ["local/histories"]
-    assert card.data.library_name == "ad-hf"
+    assert entry["metrics"][0]["value"] == f"{last['return']:.2f} +/- {(high - low) / 2:.2f}"
+    assert entry["dataset"]["revision"] == evaluation["datasets"][0]["revision"] == revision
+    assert (entry["dataset"]["type"], entry["dataset"]["split"]) == ("ad_hf/DarkRoom-v0", "test")
+    assert entry["dataset"]["args"].items() >= {"tasks": 2, "rollouts_per_training_and_task": 3}.items()
+    assert (card.data.datasets, card.data.library_name) == (["local/histories"], "ad-hf")
     assert f"at revision `{revision}`" in card.text
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", card.text)
     assert sorted(pictures) == ["learning_curve.png", "replay.gif"]
 
 
-def test_the_quick_start_of_the_card_runs_as_it_stands(hub, ad_hf_with_hub, run_with_hub, evaluated_run):
-    ad_hf_with_hub("push", "model", evaluated_run[0], "local/quick")
-    (code,) = re.findall(r"```python\n(.*?)```", card_of(hub, "local/quick").text, re.DOTALL)
-    assert '"local/quick"' in code
+def test_a_repository_is_copied_and_the_quick_start_of_its_card_runs(hub, ad_hf_with_hub, run_with_hub, evaluated_run):
+    ad_hf_with_hub("push", "model", evaluated_run[0], "local/first")
+    ad_hf_with_hub("push", "model", "local/first", "second")  # whose owner is left out
+    first, second = (hub.files("model", name) for name in ("local/first", "local/second"))
+    assert {path for path in first if first[path] != second.pop(path)} == {"README.md"}
+    assert not second
+    (code,) = re.findall(r"```python\n(.*?)```", card_in(hub, "model", "local/second").text, re.DOTALL)
+    assert 'from_pretrained("local/second"' in code
     printed = run_with_hub(code).stdout
     assert re.fullmatch(r"\[\[\s*\d\.\s+\d\.\s*\]\s*\[\s*\d\.\s+\d\.\s*\]\]\s*", printed)  # first and last return
 
@@ -99,7 +97,6 @@ FROM_PYTHON = """
 import sys
 import torch
 import ad_hf
-
 from huggingface_hub import HfApi
 
 model = ad_hf.ADModel.from_pretrained(sys.argv[1])
@@ -118,6 +115,8 @@ with torch.no_grad():
 ad_hf.push_model(loaded, "local/changed")
 changed = ad_hf.ADModel.from_pretrained("local/changed")
 assert torch.equal(changed.head.linear.bias, model.head.linear.bias + 1)
+older = HfApi().list_repo_commits("local/newer")[1].commit_id
+ad_hf.push_model(ad_hf.ADModel.from_pretrained("local/newer", revision=older), "local/older")
 
 spaces = {"observation_space": model.config.observation_space, "action_space": model.config.action_space}
 fresh = ad_hf.ADModel(ad_hf.ADConfig(**spaces, hidden_size=16, num_hidden_layers=2))
@@ -129,58 +128,34 @@ assert type(ad_hf.ADModel.from_pretrained("local/fresh")) is ad_hf.ADModel
 """
 
 
-def test_from_python_a_model_is_pushed_with_all_that_belongs_to_it(hub, ad_hf_with_hub, evaluated_run):
+def test_from_python_a_model_is_pushed_with_all_that_belongs_to_it(hub, ad_hf_with_hub, names, evaluated_run):
+    evaluation = (evaluated_run[0] / "evaluation.json").read_bytes()
+    ad_hf_with_hub("push", "model", evaluated_run[0], "local/newer")
+    hub.commit(
+        "model", "local/newer", {"evaluation.json": evaluation.replace(b'"num_rollouts": 3', b'"num_rollouts": 9')}
+    )
     done = ad_hf_with_hub(evaluated_run[0] / "model", script=FROM_PYTHON)
-    files = hub.files("model", "local/python")
-    assert files.keys() == {".gitattributes", "README.md"} | MODEL | RUN
-    assert card_of(hub, "local/python").data.eval_results
-    copied = hub.files("model", "local/copy", "side")
-    assert copied.keys() == files.keys()
+    files, copied = hub.files("model", "local/python"), hub.files("model", "local/copy", "side")
+    assert names("local/python") == names("local/copy", "side") == MODEL | RUN
     assert all(copied[name] == files[name] for name in RUN)
-    assert 'from_pretrained("local/copy")' in copied["README.md"].decode()
-    assert "local/python" not in copied["README.md"].decode()
+    assert "model-index" in card_in(hub, "model", "local/python").data.to_dict()
+    assert b'from_pretrained("local/copy"' in copied["README.md"]
+    assert b"local/python" not in copied["README.md"]
+    assert hub.files("model", "local/older")["evaluation.json"] == evaluation  # of the revision that was loaded
     assert int(done.stdout) > 1  # shards, of which none is left beside the whole
-    assert hub.files("model", "local/fresh").keys() == {".gitattributes", "README.md"} | MODEL
+    assert names("local/fresh") == MODEL
 
 
-A_REVISION = """
-import ad_hf
-
-from huggingface_hub import HfApi
-
-first = HfApi().list_repo_commits("local/newer")[1].commit_id
-ad_hf.push_model(ad_hf.ADModel.from_pretrained("local/newer", revision=first), "local/older")
-"""
-
-
-def test_a_model_loaded_at_a_revision_is_pushed_with_the_report_of_that_revision(hub, ad_hf_with_hub, run):
-    ad_hf_with_hub("push", "model", run, "local/newer")
-    report = (run / "evaluation.json").read_bytes()
-    hub.commit("model", "local/newer", {"evaluation.json": report.replace(b'"num_rollouts": 3', b'"num_rollouts": 9')})
-    ad_hf_with_hub(script=A_REVISION)
-    assert hub.files("model", "local/older")["evaluation.json"] == report
-
-
-def test_a_repository_can_be_copied_and_its_owner_left_out(hub, ad_hf_with_hub, evaluated_run):
-    ad_hf_with_hub("push", "model", evaluated_run[0], "local/first")
-    ad_hf_with_hub("push", "model", "local/first", "second")
-    first, second = (hub.files("model", name) for name in ("local/first", "local/second"))
-    assert {path for path in first if first[path] != second.pop(path)} == {"README.md"}
-    assert not second
-    assert 'from_pretrained("local/second")' in card_of(hub, "local/second").text
-
-
-def test_options_of_the_command_line_make_a_private_repository_and_a_branch(hub, ad_hf_with_hub, evaluated_run):
-    ad_hf_with_hub("push", "model", evaluated_run[0], "local/hidden", "--private", "--revision", "side")
-    assert hub.files("model", "local/hidden", "side").keys() > MODEL
+def test_options_of_the_command_line_make_a_private_repository_and_a_branch(hub, ad_hf_with_hub, names, evaluated_run):
+    push = ("push", "model", evaluated_run[0], "local/hidden")
+    ad_hf_with_hub(*push, "--private", "--revision", "side")
+    assert names("local/hidden", "side") > MODEL
     assert hub.files("model", "local/hidden").keys() == {".gitattributes"}
-    asked = "from huggingface_hub import HfApi; print(HfApi().model_info('local/hidden').private)"
-    assert ad_hf_with_hub(script=asked).stdout == "True\n"
-    done = ad_hf_with_hub("push", "model", evaluated_run[0], "local/hidden", "--config_name", "x", check=False)
-    assert (done.returncode, "--config_name" in done.stderr) == (2, True)
+    assert ask_private(ad_hf_with_hub, "model", "local/hidden")
+    assert "--config_name" in refusal(ad_hf_with_hub(*push, "--config_name", "x", check=False))
 
 
-def test_what_people_write_into_a_card_survives(hub, ad_hf_with_hub, run):
+def test_text_of_people_in_a_card_survives(hub, ad_hf_with_hub, run):
     own = run / "model" / "README.md"
     own.write_text(own.read_text().replace(BEGIN, f"Written before the first push.\n\n{BEGIN}"))
     ad_hf_with_hub("push", "model", run, "local/card")
@@ -188,43 +163,125 @@ def test_what_people_write_into_a_card_survives(hub, ad_hf_with_hub, run):
     card = card.replace("license: apache-2.0\n", "license: mit\n").replace("tags:\n", "tags:\n- dark\n", 1)
     card = card.replace(END, f"{END}\n\nŽluťoučký.\n").replace("## Limits", "## Nonsense")
     hub.commit("model", "local/card", {"README.md": card.encode()})
-    ad_hf_with_hub("push", "model", run, "local/card")
-    found = card_of(hub, "local/card")
-    assert found.data.license == "mit"
-    assert {"dark", "algorithm-distillation"} < set(found.data.tags)
-    assert len(found.data.eval_results) == 1
-    before, _, rest = found.text.partition(BEGIN)
+    commits = []
+    for _ in range(2):
+        ad_hf_with_hub("push", "model", run, "local/card")
+        commits.append(hub.commits("model", "local/card"))
+    assert commits[0] == commits[1]
+    card = card_in(hub, "model", "local/card")
+    assert card.data.license == "mit"
+    assert {"dark", "algorithm-distillation"} < set(card.data.tags)
+    before, _, rest = card.text.partition(BEGIN)
     ours, _, after = rest.partition(END)
     assert (before.strip(), after.strip()) == ("Written before the first push.", "Žluťoučký.")
     assert "Nonsense" not in ours
 
-    commits = hub.commits("model", "local/card")
-    ad_hf_with_hub("push", "model", run, "local/card")
-    assert hub.commits("model", "local/card") == commits
+
+def test_a_license_is_given_once(hub, ad_hf_with_hub, run, tiny_histories):
+    for kind, folder in (("model", run), ("dataset", tiny_histories)):
+        for options, expected in (([], "apache-2.0"), (["--license", "mit"], "mit"), ([], "mit")):
+            ad_hf_with_hub("push", kind, folder, "local/name", *options)
+            assert card_in(hub, kind, "local/name").data.license == expected
+    wrong = ad_hf_with_hub("push", "model", run, "local/name", "--license", "My own", check=False)
+    assert "license must be" in refusal(wrong)
 
 
-def test_a_model_is_not_shown_with_the_results_of_the_one_before_it(hub, ad_hf_with_hub, evaluated_run, tiny_run):
-    ad_hf_with_hub("push", "model", evaluated_run[0], "local/other")
-    hub.commit("model", "local/other", {"notes.txt": b"mine"})
-    ad_hf_with_hub("push", "model", tiny_run, "local/other")
-    card = card_of(hub, "local/other")
-    assert "has not been evaluated" in card.text
-    assert not card.data.eval_results
-    assert not card.data.datasets  # it was trained on a local folder
-    unevaluated = RUN - {"evaluation.json", "learning_curve.png", "replay.gif"}
-    assert (
-        hub.files("model", "local/other").keys() == {".gitattributes", "README.md", "notes.txt"} | MODEL | unevaluated
-    )
+CHANGED = """
+import sys
+import torch
+import ad_hf
+
+model = ad_hf.ADModel.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    model.head.linear.bias += 1
+if sys.argv[2] == "push_to_hub":
+    model.push_to_hub(sys.argv[3], commit_description="why", tags=["mine"])
+else:
+    ad_hf.push_model(model, sys.argv[3], license="mit")
+"""
 
 
-def test_a_run_that_is_trained_anew_is_not_shown_with_the_results_of_before(
-    hub, ad_hf_with_hub, run, tiny_histories, tiny_recipe_file
+def test_results_of_other_weights_never_stay_beside_new_ones(
+    hub, ad_hf_with_hub, names, run, tiny_run, tiny_histories, tiny_recipe_file
 ):
+    def is_without_results(repo, rest=frozenset({"recipe.yaml", "run.json"})):
+        card = card_in(hub, "model", repo)
+        assert names(repo) == MODEL | rest
+        assert "has not been evaluated" in card.text
+        assert "model-index" not in card.data.to_dict()
+        return card
+
+    for repo in ("local/other", "local/ours", "local/plain"):
+        ad_hf_with_hub("push", "model", run, repo)
+        assert names(repo) > RESULTS
+    hub.commit("model", "local/other", {"notes.txt": b"mine"})
+    ad_hf_with_hub("push", "model", tiny_run, "local/other")  # another run
+    card = is_without_results("local/other", {"recipe.yaml", "run.json", "notes.txt"})
+    assert "datasets" not in card.data.to_dict()  # it was trained on a local folder
+    ad_hf_with_hub("local/ours", "push_model", "local/ours", script=CHANGED)  # changed in memory
+    assert is_without_results("local/ours").data.license == "mit"
+
+    ad_hf_with_hub(run / "model", "push_to_hub", "local/plain", script=CHANGED)  # leaves card and results as they are
+    weights = hub.files("model", "local/plain")["model.safetensors"]
+    assert names("local/plain") > RESULTS
+    assert "mine" in card_in(hub, "model", "local/plain").data.tags
+    done = ad_hf_with_hub("push", "model", "local/plain", "local/plain")
+    assert "evaluation.json is of other weights" in done.stderr
+    is_without_results("local/plain")
+    assert hub.files("model", "local/plain")["model.safetensors"] == weights
+
     options = ["--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--training.max_steps", "2"]
-    ad_hf_with_hub("train", *options, "--output_dir", run)
+    ad_hf_with_hub("train", *options, "--output_dir", run)  # anew
     ad_hf_with_hub("push", "model", run, "local/anew")
-    assert "has not been evaluated" in card_of(hub, "local/anew").text
-    assert "evaluation.json" not in hub.files("model", "local/anew")
+    is_without_results("local/anew")
+
+
+def test_an_evaluation_of_a_checkpoint_is_not_shown_as_that_of_the_runs_model(run, tiny_histories):
+    from ad_hf.pipeline import EvaluatedModel, evaluate_models
+
+    model = ad_hf.ADModel.from_pretrained(run / "model")
+    model.head.linear.bias.data += 1
+    recipe = ad_hf.load_recipe(run / "recipe.yaml", ["--rollout.num_episodes=2"])
+    with pytest.warns(UserWarning, match=r"evaluation\.json is of other weights"):
+        evaluate_models([EvaluatedModel(model, recipe, tiny_histories)], run, 1, ())
+    assert "has not been evaluated" in (run / "model" / "README.md").read_text()
+
+
+OWN = """
+import ad_hf
+from huggingface_hub.errors import HfHubHTTPError
+
+spaces = {"observation_space": {"type": "Discrete", "n": 4}, "action_space": {"type": "Discrete", "n": 2}}
+model = ad_hf.ADModel(ad_hf.ADConfig(**spaces, hidden_size=16, num_hidden_layers=1))
+try:
+    model.push_to_hub("local/fresh", create_pr=True)
+except HfHubHTTPError as error:
+    print("no pull requests" in str(error))
+"""
+
+
+def test_push_to_hub_is_the_librarys_own(hub, ad_hf_with_hub):
+    assert ad_hf.ADModel.push_to_hub is PreTrainedModel.push_to_hub
+    assert ad_hf_with_hub(script=OWN).stdout == "True\n"  # the Hub of these tests has none
+
+
+def test_secrets_and_code_of_others_are_not_pushed_on(hub, ad_hf_with_hub, names, run):
+    ad_hf_with_hub("push", "model", run, "local/model")
+    honest = hub.files("model", "local/model")
+    config = json.loads(honest["config.json"])
+    config["auto_map"]["AutoModel"] = "somebody/evil--modeling.X"
+    theirs = dict.fromkeys(("modeling_ad.py", "configuration_ad.py", "extra.py", "credentials.json"), b"evil")
+    hub.commit("model", "local/model", {**theirs, "config.json": json.dumps(config).encode()})
+    ad_hf_with_hub("push", "model", "local/model", "local/copy")
+    for name in theirs:
+        (run / "model" / name).write_bytes(theirs[name])
+    (run / "model" / "passwd").symlink_to("/etc/passwd")
+    ad_hf_with_hub("push", "model", run, "local/own")
+    for repo in ("local/copy", "local/own"):
+        files = hub.files("model", repo)
+        assert set(files) == set(honest)
+        assert json.loads(files["config.json"]) == json.loads(honest["config.json"])
+        assert {name: files[name] for name in CODE} == CODE
 
 
 PICKLES = """
@@ -263,13 +320,20 @@ def test_nothing_that_is_pushed_is_a_pickle(hub, ad_hf_with_hub, evaluated_run, 
     assert {Path(path).suffix for path in files if path != ".gitattributes"} <= known
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "pytorch_model.bin", "extra.pkl", "UPPER.PT"])
-def test_a_folder_with_a_pickle_is_refused_by_its_name(hub, ad_hf_with_hub, run, name):
-    (run / "model" / name).write_bytes(b"\x80\x04N.")
-    done = ad_hf_with_hub("push", "model", run, "local/pickled", check=False)
-    assert done.returncode == 2
-    assert name in done.stderr
-    assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
+def test_folders_are_refused_before_anything_is_sent(hub, ad_hf_with_hub, run, tiny_histories, tmp_path):
+    def refused(folder):
+        return refusal(ad_hf_with_hub("push", "model", folder, "local/refused", check=False))
+
+    assert "config.json" in refused(tiny_histories)
+    assert "nowhere" in refused(tmp_path / "nowhere")
+    for name in ("optimizer.pt", "pytorch_model.bin", "extra.pkl", "UPPER.PT"):
+        (run / "model" / name).write_bytes(b"\x80\x04N.")
+        assert name in refused(run)
+        (run / "model" / name).unlink()
+    (run / "evaluation.json").unlink()
+    (run / "evaluation.json").symlink_to("/etc/passwd")
+    assert "evaluation.json is a link out of its folder" in refused(run)
+    assert is_untouched(hub)
 
 
 def test_no_code_of_the_package_decides_to_trust_code_of_others():
@@ -298,7 +362,6 @@ WITH_A_BACKBONE = """
 import sys
 import ad_hf
 
-
 llama = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 llama |= {"intermediate_size": 32, "vocab_size": 4, "bos_token_id": None, "eos_token_id": None}
 config = ad_hf.ADModel.from_pretrained(sys.argv[1]).config
@@ -315,7 +378,7 @@ def test_code_in_a_repository_is_never_run_by_the_command_line(
     marker = tmp_path / "it ran"
     evil = {name: f"open({str(marker)!r}, 'w')\n".encode() for name in CODE}
     hub.commit("model", "local/evil", evil)
-    options = ["--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", tmp_path / "report"]
+    options = ["--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", tmp_path / "results"]
     rollout = ["rollout", *options, "--num_seeds", "1", "--rollout.num_episodes", "2", "--model"]
     ad_hf_with_hub(*rollout, "local/evil")
 
@@ -328,15 +391,45 @@ def test_code_in_a_repository_is_never_run_by_the_command_line(
     references = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "local/evil--modeling_ad.ADModel"}
     config["backbone_config"]["auto_map"] = references
     hub.commit("model", "local/backbone", {**evil, "config.json": json.dumps(config).encode()})
-    done = ad_hf_with_hub(*rollout, "local/backbone", check=False)
-    assert done.returncode == 2
-    assert "backbone_config.auto_map" in done.stderr.splitlines()[-1]
+    assert "backbone_config.auto_map" in refusal(ad_hf_with_hub(*rollout, "local/backbone", check=False))
     assert not marker.exists()
 
 
-def test_what_is_no_model_is_refused_before_anything_is_sent(hub, ad_hf_with_hub, tiny_histories, tmp_path):
-    for folder, told in ((tiny_histories, "config.json"), (tmp_path / "nowhere", "nowhere")):
-        done = ad_hf_with_hub("push", "model", folder, "local/none", check=False)
-        assert done.returncode == 2
-        assert told in done.stderr.splitlines()[-1]
-    assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
+def test_a_run_that_can_only_be_read_is_pushed_and_evaluated(hub, ad_hf_with_hub, run, tiny_histories, disk, tmp_path):
+    folder, mount = disk
+    there = Path(shutil.copytree(run, folder / "run"))
+    (there / "model" / "evaluation.json").unlink()
+    mount("remount,ro")
+    ad_hf_with_hub("push", "model", there, "local/model")
+    assert hub.files("model", "local/model")["evaluation.json"] == (run / "evaluation.json").read_bytes()
+    short = ["--num_seeds", "1", "--rollout.num_episodes", "2"]
+    evaluate = ["evaluate", "--model", there, "--dataset", tiny_histories, *short, "--output_dir"]
+    done = ad_hf_with_hub(*evaluate, tmp_path / "out")
+    assert "does not tell of these results" in done.stderr
+    assert (tmp_path / "out" / "evaluation.json").is_file()
+    done = ad_hf_with_hub(*evaluate, there, check=False)
+    assert (done.returncode, "cannot be written to: give another folder" in done.stderr) == (2, True)
+    assert "rollout on" not in done.stderr
+    ad_hf_with_hub(script="import gc; gc.collect()")  # of weights that are mapped into memory
+
+
+READ_ONLY_HOME = """
+import sys
+from ad_hf.cli import main
+
+for _ in range(2):  # the second reads what is there
+    assert main(["push", "dataset", sys.argv[1], "local/data"]) == 0
+    assert main(["push", "model", sys.argv[2], "local/model"]) == 0
+sys.exit(main(["push", "model", "local/model", "local/copy"]))
+"""
+
+
+def test_local_folders_are_pushed_where_the_cache_can_only_be_read(hub, run_with_hub, run, tiny_histories, disk):
+    home, mount = disk
+    mount("remount,ro")
+    environment = {"HF_HOME": str(home)}
+    done = run_with_hub(READ_ONLY_HOME, tiny_histories, run, environment=environment, check=False)
+    last = refusal(done)
+    assert "the cache cannot be written to" in last
+    assert "set HF_HOME to a folder" in last
+    assert len(hub.commits("model", "local/model")) == 2

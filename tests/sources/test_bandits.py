@@ -1,5 +1,6 @@
 """Bandit learners on real bandits."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -75,25 +76,13 @@ def test_thompson_sampling_draws_from_the_posterior():
     np.testing.assert_allclose(draws.var(axis=0), variance, rtol=0.12)
 
 
-def test_thompson_sampling_refuses_rewards_that_are_no_coin_flips():
+def test_rewards_environments_and_settings_that_do_not_fit_are_refused():
     learner = play(ThompsonSampling, 2, num_envs=2)[1]
+    assert learner.observation_space == spaces.Discrete(1)
     no = np.zeros(2, dtype=bool)
     with pytest.raises(ValueError, match=r"rewards of 0 or 1, got \[0.  0.5\]"):
         learner._learn_from(np.zeros(2), np.zeros(2, dtype=int), VecStep(None, np.array([0.0, 0.5]), no, no, None))
-
-
-@pytest.mark.parametrize("learner_class", [UCB, ThompsonSampling])
-def test_environments_that_are_no_bandits_are_refused(learner_class):
-    import gymnasium as gym
-
     with pytest.raises(ValueError, match=r"a bandit has one observation, .*Discrete\(16\)"):
-        learner_class("MlpPolicy", DummyVecEnv([lambda: gym.make("FrozenLake-v1")]))
-
-
-def test_negative_exploration_is_refused():
+        UCB("MlpPolicy", DummyVecEnv([lambda: gym.make("FrozenLake-v1")]))
     with pytest.raises(ValueError, match="exploration must not be negative, got -1"):
         play(UCB, 1, exploration=-1)
-
-
-def test_space_of_a_bandit_is_one_observation():
-    assert play(UCB, 1)[1].observation_space == spaces.Discrete(1)

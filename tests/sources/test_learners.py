@@ -33,27 +33,32 @@ class Still(gym.Env):
 
 
 def test_algorithms_are_found_by_name():
-    assert {"A2C", "DDPG", "DQN", "PPO", "SAC", "TD3"} <= set(available_algorithms())
+    assert {"DDPG", "PPO", "SAC", "TD3", "NoisedPolicy", "TabularQ", "UCB"} <= set(available_algorithms())
     assert find_algorithm("A2C") is A2C
     assert find_algorithm("DQN") is DQN
 
 
-@pytest.mark.parametrize("name", ["a2c", "REINFORCE", "HerReplayBuffer", ""])
-def test_unknown_algorithm_is_refused_with_the_known_ones(name):
-    with pytest.raises(ValueError, match=rf"unknown source algorithm '{name}'.*A2C.*DQN.*PPO"):
-        find_algorithm(name)
-
-
-def test_unknown_hyperparameters_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"A2C takes no hyper-parameter 'batch_size', 'lr': .*learning_rate.*n_steps"):
-        check_hyperparameters("A2C", {"lr": 1e-3, "n_steps": 5, "batch_size": 3})
+def test_unknown_algorithms_and_hyperparameters_are_refused_with_the_known_ones(tmp_path, monkeypatch):
+    (tmp_path / "broken_extractors.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("a2c", "REINFORCE", "HerReplayBuffer", ""):
+        with pytest.raises(ValueError, match=rf"unknown source algorithm '{name}'.*A2C.*DQN.*PPO"):
+            find_algorithm(name)
+    for algorithm, hyperparameters, message in (
+        ("A2C", {"lr": 1, "batch_size": 3}, "A2C takes no hyper-parameter 'batch_size', 'lr': .*learning_rate"),
+        ("A2C", {"env": 1}, "takes no hyper-parameter 'env'"),
+        ("TabularQ", {"seed": 1, "common": 2}, "takes no hyper-parameter 'common', 'seed'"),
+        ("DQN", {"train_freq": [1, 2]}, r"train_freq must be of type int \| tuple\[int, str\], got \[1, 2\]"),
+        ("DQN", {"replay_buffer_class": "broken_extractors.A"}, "broken_extractors.A' cannot.*division by zero"),
+        *(
+            ("DQN", {"policy_kwargs": {"activation_fn": path}}, f"activation_fn must be the import path.*got '{path}'")
+            for path in ("torch.nn.Relu", "torch.nn.functional.relu", "nothing.Here", "ReLU", "")
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_hyperparameters(algorithm, hyperparameters)
     check_hyperparameters("PPO", {"batch_size": 3, "policy": "MlpPolicy", "device": "cpu"})
-
-
-@pytest.mark.parametrize("name", ["env", "seed"])
-def test_environment_and_seed_are_no_hyperparameters(name):
-    with pytest.raises(ValueError, match=f"'{name}'"):
-        check_hyperparameters("A2C", {name: 1})
+    check_hyperparameters("TabularQ", {"verbose": 1, "policy": "MlpPolicy"})
 
 
 @pytest.mark.parametrize(
@@ -113,22 +118,6 @@ def test_lists_of_a_number_and_its_unit_are_tuples():
     learner.learn(10)
     assert learner.train_freq.unit.value == "episode"
     assert given["train_freq"] == [1, "episode"]  # as the metadata will say it
-    with pytest.raises(ValueError, match=r"train_freq must be of type int \| tuple\[int, str\], got \[1, 2\]"):
-        check_hyperparameters("DQN", {"train_freq": [1, 2]})
-
-
-@pytest.mark.parametrize("path", ["torch.nn.Relu", "torch.nn.functional.relu", "nothing.Here", "ReLU", ""])
-def test_paths_of_no_class_are_refused(path):
-    hyperparameters = {"policy_kwargs": {"activation_fn": path}}
-    with pytest.raises(ValueError, match=rf"policy_kwargs.activation_fn must be the import path.*got '{path}'"):
-        check_hyperparameters("DQN", hyperparameters)
-
-
-def test_classes_of_broken_modules_are_refused_with_the_reason(tmp_path, monkeypatch):
-    (tmp_path / "broken_extractors.py").write_text("1 / 0")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"replay_buffer_class: 'broken_extractors.A' cannot.*division by zero"):
-        check_hyperparameters("DQN", {"replay_buffer_class": "broken_extractors.A"})
 
 
 def test_seed_decides_the_weights():

@@ -1,5 +1,7 @@
 """The recorder against an independent log kept inside every environment."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -104,55 +106,31 @@ def test_episodes_broken_off_by_a_reset_are_truncated(env_id):
     assert_recorded(recorded, envs)
 
 
-def test_history_that_ends_with_an_episode_has_no_final_observation_too_many():
-    envs = make_envs("ad_hf/DarkRoom-v0")
-    recorder = HistoryRecorder(envs, num_steps=12)
-    recorder.reset(seed=0)
-    step_randomly(recorder, np.random.default_rng(0), 12)
-    recorded = recorder.recorded()
-    assert [len(finals) for finals in recorded.final_observations] == [2] * NUM_ENVS
-    assert_recorded(recorded, envs)
-
-
-@pytest.mark.parametrize("announced", [0, 1, 7])
-def test_more_steps_than_announced_are_kept(announced):
-    envs = make_envs("CartPole-v1")
-    recorder = HistoryRecorder(envs, num_steps=announced)
-    recorder.reset(seed=0)
-    step_randomly(recorder, np.random.default_rng(2), 50)
-    assert recorder.recorded().rewards.shape == (NUM_ENVS, 50)
-    assert_recorded(recorder.recorded(), envs)
-
-
-def test_recording_can_be_read_on_the_way_and_goes_on():
-    envs, rng = make_envs("FrozenLake-v1"), np.random.default_rng(3)
-    recorder = HistoryRecorder(envs, num_steps=30)
+def test_recording_can_be_read_on_the_way_and_goes_on_beyond_the_announced_steps():
+    """A history that ends with an episode has no final observation too many, and elements take few bytes."""
+    envs, rng = make_envs("ad_hf/DarkRoom-v0"), np.random.default_rng(3)
+    recorder = HistoryRecorder(envs, num_steps=1)
     recorder.reset(seed=0)
     assert recorder.recorded().rewards.shape == (NUM_ENVS, 0)
-    step_randomly(recorder, rng, 11)
+    step_randomly(recorder, rng, 12)
     before = recorder.recorded()
-    kept = before.observations.copy()
+    assert [len(finals) for finals in before.final_observations] == [2] * NUM_ENVS
+    assert_recorded(before, envs)
+    observations = before.observations.copy()
     step_randomly(recorder, rng, 19)
-    np.testing.assert_array_equal(before.observations, kept)
-    np.testing.assert_array_equal(recorder.recorded().observations[:, :11], kept)
+    np.testing.assert_array_equal(before.observations, observations)
+    np.testing.assert_array_equal(recorder.recorded().observations[:, :12], observations)
     assert_recorded(recorder.recorded(), envs)
+    assert before.observations.dtype == before.actions.dtype == np.uint8
+    assert before.observations.shape == (NUM_ENVS, 12, 2)
+    assert before.rewards.dtype == np.float64
+    assert before.terminations.dtype == before.truncations.dtype == np.bool_
 
 
-def test_elements_take_no_more_bytes_than_they_need():
-    recorder = HistoryRecorder(make_envs("ad_hf/DarkRoom-v0"), num_steps=3)
-    recorder.reset(seed=0)
-    recorder.step(np.zeros(NUM_ENVS, dtype=np.int64))
-    recorded = recorder.recorded()
-    assert recorded.observations.dtype == recorded.actions.dtype == np.uint8
-    assert recorded.observations.shape == (NUM_ENVS, 1, 2)
-    assert recorded.rewards.dtype == np.float64
-    assert recorded.terminations.dtype == recorded.truncations.dtype == np.bool_
-
-
-@pytest.mark.parametrize("autoreset_mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_other_autoreset_modes_are_refused(autoreset_mode):
-    with pytest.raises(ValueError, match="SAME_STEP"):
-        HistoryRecorder(make_envs("CartPole-v1", autoreset_mode), num_steps=5)
+def test_other_autoreset_modes_are_refused():
+    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
+        with pytest.raises(ValueError, match="SAME_STEP"):
+            HistoryRecorder(make_envs("CartPole-v1", mode), num_steps=5)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +149,10 @@ def test_on_and_off_policy_learners_are_recorded_alike(algorithm, env_id, hyperp
     learner = make_learner(algorithm, SB3VecEnv(recorder), 1, hyperparameters)
     learner.learn(180)
     recorded = recorder.recorded()
-    known = list(learner.ep_info_buffer)  # to SB3's log and to callbacks
+    episodes = list(learner.ep_info_buffer)  # that SB3's log and callbacks see
     returns = sorted(sum(step[1] for step in steps) for steps in ended_episodes(envs))
-    assert sorted(episode["r"] for episode in known) == pytest.approx(returns)
-    assert sorted(episode["l"] for episode in known) == sorted(map(len, ended_episodes(envs)))
+    assert sorted(episode["r"] for episode in episodes) == pytest.approx(returns)
+    assert sorted(episode["l"] for episode in episodes) == sorted(map(len, ended_episodes(envs)))
     assert recorded.rewards.shape[1] >= 60
     assert sum(announced) == recorded.rewards.size
     assert_recorded(recorded, envs)
@@ -203,43 +181,32 @@ def without_final(returned):
     return returned
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (DictInfoToList, r"step 0: .*returned infos as a list,"),
-        (lambda envs: Changed(envs, reset=lambda returned: returned[0]), "step 0: the reset of .* returned a ndarray"),
-        (lambda envs: Changed(envs, reset=with_value(1, None)), "step 0: .*returned infos as a NoneType"),
-        (lambda envs: Changed(envs, step=lambda returned: returned[:4]), r"step 0: .* returned a tuple of 4 values"),
-        (lambda envs: Changed(envs, step=with_value(4, None)), "step 0: .*returned infos as a NoneType"),
-        (lambda envs: Changed(envs, step=with_value(1, [1.0])), r"step 0: .* returned rewards of shape \(1,\)"),
-        (lambda envs: Changed(envs, step=with_value(1, ["a"] * 3)), "step 0: .* returned rewards .*a number for each"),
-        (
-            lambda envs: Changed(envs, step=with_value(2, np.zeros((3, 1)))),
-            "step 0: .* returned terminations of shape",
-        ),
-        (lambda envs: Changed(envs, step=with_value(3, None)), "step 0: .* returned truncations of shape"),
-        (lambda envs: Changed(envs, step=without_final), "step 5: .* without their last observations"),
-    ],
-)
-def test_other_forms_than_gymnasiums_are_refused_by_the_step(change, message):
-    envs = change(make_envs("ad_hf/DarkRoom-v0"))
-
-    def run():
-        recorder = HistoryRecorder(envs, num_steps=9)
-        recorder.reset()
-        for _ in range(9):
-            recorder.step(np.zeros(NUM_ENVS, dtype=int))
-
-    with pytest.raises(ValueError, match=message):
-        run()
-
-
-@pytest.mark.parametrize("rewards", [[1, 2, 3], [np.array(1.0)] * 3, np.ones(3, dtype=bool)], ids=str)
-def test_rewards_are_numbers_of_any_kind(rewards):
-    recorder = HistoryRecorder(Changed(make_envs("ad_hf/DarkRoom-v0"), step=with_value(1, rewards)), num_steps=9)
+def run(envs, num_steps=9):
+    recorder = HistoryRecorder(envs, num_steps)
     recorder.reset()
-    recorder.step(np.zeros(NUM_ENVS, dtype=int))
-    assert recorder.recorded().rewards[:, 0].tolist() == np.array(rewards, dtype=float).tolist()
+    for _ in range(num_steps):
+        recorder.step(np.zeros(NUM_ENVS, dtype=int))
+    return recorder.recorded()
+
+
+def test_other_forms_than_gymnasiums_are_refused_by_the_step():
+    for change, message in (
+        (DictInfoToList, r"step 0: .*returned infos as a list,"),
+        (partial(Changed, reset=lambda returned: returned[0]), "step 0: the reset of .* returned a ndarray"),
+        (partial(Changed, reset=with_value(1, None)), "step 0: .*returned infos as a NoneType"),
+        (partial(Changed, step=lambda returned: returned[:4]), r"step 0: .* returned a tuple of 4 values"),
+        (partial(Changed, step=with_value(4, None)), "step 0: .*returned infos as a NoneType"),
+        (partial(Changed, step=with_value(1, [1.0])), r"step 0: .* returned rewards of shape \(1,\)"),
+        (partial(Changed, step=with_value(1, ["a"] * 3)), "step 0: .* returned rewards .*a number for each"),
+        (partial(Changed, step=with_value(2, np.zeros((3, 1)))), "step 0: .* returned terminations of shape"),
+        (partial(Changed, step=with_value(3, None)), "step 0: .* returned truncations of shape"),
+        (partial(Changed, step=without_final), "step 5: .* without their last observations"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(change(make_envs("ad_hf/DarkRoom-v0")))
+    for rewards in ([1, 2, 3], [np.array(1.0)] * 3, np.ones(3, dtype=bool)):  # numbers of any kind
+        recorded = run(Changed(make_envs("ad_hf/DarkRoom-v0"), step=with_value(1, rewards)), 1)
+        assert recorded.rewards[:, 0].tolist() == np.array(rewards, dtype=float).tolist()
 
 
 def test_what_environments_raise_and_actions_that_are_no_numbers_tell_their_step():

@@ -6,6 +6,7 @@ from ad_hf.storage.files import (
     atomic_folder,
     atomic_path,
     copy_files,
+    files_in,
     leaves_folder,
     refuse_other,
     remove_leftovers,
@@ -138,5 +139,7 @@ def test_links_that_leave_a_folder_are_told_from_those_of_the_hubs_cache(tmp_pat
     copy_files(["own", "sh*", "missing", "inner"], root, tmp_path / "copy")
     assert tree(tmp_path / "copy") == {"own": "77", "shared": shared.name}
     assert not (tmp_path / "copy" / "own").is_symlink()
-    with pytest.raises(ValueError, match="is a link out of its folder"):
-        copy_files(["out"], root, tmp_path / "copy")
+    assert files_in(root, ["own", "s*"]) == {name: root / name for name in ("own", "shared")}
+    for read in (lambda: copy_files(["out"], root, tmp_path / "copy"), lambda: files_in(root, ["ou?"])):
+        with pytest.raises(ValueError, match="out is a link out of its folder"):
+            read()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 from dataclasses import replace
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from training_runs import assert_ended_alike, metrics, same_weights, shortened, state_of, training, weights
 
 import ad_hf
+from ad_hf.training import loop
 from ad_hf.training.run_folder import find_checkpoint, list_checkpoints
 
 
@@ -212,3 +214,49 @@ def test_a_run_that_is_killed_goes_on(tiny_recipe_file, tiny_histories, tmp_path
     assert_ended_alike(killed, whole)
     leftovers = {path.name for path in killed.iterdir()} - {path.name for path in whole.iterdir()}
     assert all(name.startswith(".checkpoint-") for name in leftovers)
+
+
+def test_a_full_disk(recipe, whole, tiny_histories, disk):
+    """The error is clear, the last good checkpoint stays, and with room the run ends as with room from the start."""
+    folder, mount = disk
+    size = sum(file.stat().st_size for file in (whole / "checkpoint-4").iterdir())
+    mount(f"remount,size={int(1.6 * size) >> 10}k")
+    expected = r"checkpoint-8 could not be written .*; the last good one is .*checkpoint-4: make room.*--resume latest"
+    with pytest.raises(OSError, match=expected):
+        ad_hf.train(recipe, tiny_histories, folder / "run")
+    assert [path.name for path in list_checkpoints(folder / "run")] == ["checkpoint-4"]
+    assert not list((folder / "run").glob(".*"))
+    mount("remount,size=16m")
+    ad_hf.train(recipe, tiny_histories, folder / "run", resume="latest")
+    assert_ended_alike(folder / "run", whole)
+
+
+def test_files_that_may_not_grow(recipe, whole, tiny_histories, tmp_path):
+    """As under a quota, and wherever no disk can be mounted."""
+    largest = max(file.stat().st_size for file in (whole / "checkpoint-4").iterdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-4 could not be written .*no checkpoint was written before"):
+            ad_hf.train(recipe, tiny_histories, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list_checkpoints(tmp_path)
+
+
+def test_a_folder_that_became_read_only(recipe, whole, tiny_histories, disk, monkeypatch):
+    folder, mount = disk
+    save = loop.save_checkpoint
+
+    def lock_and_save(trainer, step):
+        if step == 8:
+            mount("remount,ro")
+        return save(trainer, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", lock_and_save)
+        with pytest.raises(OSError, match=r"the last good one is .*checkpoint-4"):
+            ad_hf.train(recipe, tiny_histories, folder / "run")
+    mount("remount,rw")
+    ad_hf.train(recipe, tiny_histories, folder / "run", resume="latest")
+    assert_ended_alike(folder / "run", whole)
