@@ -19,6 +19,9 @@ OUTLIER = 10.0
 # Height and width of the patches into which images are divided.
 PATCH = 4
 
+# Beyond it, numbers are infinite for the model.
+LARGEST = float(np.finfo(np.float32).max)
+
 # Spaces of rewards and of flags that may be numbers.
 NUMBER = {"type": "Box", "shape": []}
 FLAG = {"type": "Discrete", "n": 2}
@@ -71,7 +74,9 @@ def check_elements(
     if array.shape != expected or array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numbers of shape {expected}, got {array.dtype} of shape {array.shape}")
     if space["type"] == "Box":
-        outside, fault = ~np.isfinite(array), "not finite"
+        outside, fault = np.zeros(1, dtype=bool), "not finite in float32"
+        if array.dtype.kind == "f":
+            outside = ~(np.abs(array) <= LARGEST)
     else:
         sizes = np.reshape(categories(space), expected[1:])
         outside, fault = ~((array >= 0) & (array < sizes)), f"no element of {space}"

@@ -236,8 +236,9 @@ REFUSED_STEPS = [
     ({"observations": [0.5, 0, 0]}, "observations of environment 0 are no element of .*: 0.5"),
     ({"rewards": np.zeros(2)}, r"rewards must be numbers of shape \(3,\), got float64 of shape \(2,\)"),
     ({"rewards": 1.0}, r"rewards must be numbers of shape \(3,\), got float64 of shape \(\)"),
-    ({"rewards": [0.0, np.nan, 0.0]}, "rewards of environment 1 are not finite: nan"),
-    ({"rewards": [0.0, 0.0, -np.inf]}, "rewards of environment 2 are not finite: -inf"),
+    ({"rewards": [0.0, np.nan, 0.0]}, "rewards of environment 1 are not finite in float32: nan"),
+    ({"rewards": [0.0, 0.0, -np.inf]}, "rewards of environment 2 are not finite in float32: -inf"),
+    ({"rewards": [0.0, 0.0, 1e39]}, r"rewards of environment 2 are not finite in float32: 1e\+39"),
     ({"episode_starts": np.zeros(2, bool)}, r"episode_starts must be .* shape \(3,\), .*got .*2"),
     ({"episode_starts": np.zeros((3, 1), bool)}, r"episode_starts must be .* shape \(3,\), .*got .*3, 1"),
     ({"episode_starts": "abc"}, "episode_starts must be numbers"),
@@ -322,6 +323,7 @@ def test_a_state_is_of_one_models_weights_and_possible(make_model):
         (model, {**state, **lengths}, r"impossible cache.lengths: \[1000"),
         (model, {**state, "cache.lengths": torch.tensor([-5, 0, 0])}, "impossible cache.lengths"),
         (model, {**state, "seeds": "x"}, "must be a dict of tensors"),
+        (model, {**state, "seeds": [0, 1, 2]}, "must be a dict of tensors"),
         (model, list(state), "must be a dict of tensors"),
     ):
         with pytest.raises(ValueError, match=message):
