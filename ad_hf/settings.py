@@ -192,10 +192,10 @@ R = TypeVar("R")
 
 def make_section(declared: type[T], settings: Mapping[str, Any], section: str) -> T:
     """A dataclass of settings by their names in a file; a `ValueError` names unknown settings and wrong values."""
-    known = [each.name for each in fields(declared)]  # type: ignore[arg-type]
+    names = [each.name for each in fields(declared)]  # type: ignore[arg-type]
     for name in settings:
-        if name not in known:
-            raise ValueError(f"unknown setting {section}.{name}: expected one of {', '.join(known)}")
+        if name not in names:
+            raise ValueError(f"unknown setting {section}.{name}: expected one of {', '.join(names)}")
     try:
         return declared(**settings)
     except ValueError as error:
@@ -254,7 +254,7 @@ def with_settings(
 
 
 def descriptions(declared: type) -> dict[str, str]:
-    """What the docstrings of a dataclass and of those that it inherits from say of their settings, by name."""
+    """Descriptions of a dataclass's settings by name, from its docstring and those of its bases."""
     return {
         name: " ".join(str(each.description).split())
         for base in reversed(declared.__mro__)

@@ -17,7 +17,7 @@ NAMES: dict[Any, str] = {
 WHOLE = range(-(2**63), 2**63)  # the integers that the columns of a table hold
 LARGE = 2**1023  # integers from here on overflow a float
 
-Fault = tuple[int, str, str]  # index of the value that has it, path to the entry in that value, what is wrong
+Fault = tuple[int, str, str]  # index of the value, path to the entry in that value, message
 
 
 def shown(value: Any) -> str:
@@ -86,12 +86,12 @@ def find_fault(values: Sequence[Any], kind: Any) -> Fault | None:
 
 def _find_in_union(values: Sequence[Any], arms: tuple[Any, ...], kind: Any) -> Fault | None:
     """Check each value against the first type of a union that is its own."""
-    chosen = [next((arm for arm in arms if _fits(value, arm)), None) for value in values]
-    if None in chosen:
-        index = chosen.index(None)
+    matches = [next((arm for arm in arms if _fits(value, arm)), None) for value in values]
+    if None in matches:
+        index = matches.index(None)
         return index, "", f"must be {describe(kind)}, got {shown(values[index])}"
     for arm in arms:
-        indices = [index for index, each in enumerate(chosen) if each == arm]
+        indices = [index for index, each in enumerate(matches) if each == arm]
         if fault := find_fault([values[index] for index in indices], arm):
             return _within(fault, [(index, "") for index in indices])
     return None

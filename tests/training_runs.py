@@ -40,8 +40,8 @@ def weights(folder):
 
 def same_weights(folder, other):
     """Whether two models are the same, bit for bit."""
-    found, expected = weights(folder), weights(other)
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    own, expected = weights(folder), weights(other)
+    return own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
 
 
 def assert_ended_alike(run, expected):

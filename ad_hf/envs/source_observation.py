@@ -1,4 +1,4 @@
-"""What a source may see beside the agent's observation, such as whether it holds a key."""
+"""Observations of a source: those of the agent and entries of infos, such as whether it holds a key."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from ad_hf.envs.spaces import space_from_json
-
-
-def categories(space: spaces.Space) -> np.ndarray | None:
-    """Number of categories of each dimension of a discrete space (dimensions,), `None` for another."""
-    if isinstance(space, spaces.Discrete):
-        return np.array([space.n])
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return space.nvec
-    return np.full(space.shape, 2) if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1 else None
+from ad_hf.envs.spaces import categories, space_from_json
 
 
 def _bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:

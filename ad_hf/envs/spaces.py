@@ -113,17 +113,23 @@ def space_from_json(data: Any, name: str = "space") -> spaces.Space:
         low, high = (np.resize(np.array(bound, dtype), shape) for bound in bounds)
         return spaces.Box(low, high, shape=shape, dtype=dtype.type)
     except (OverflowError, TypeError, ValueError) as error:  # bounds that the dtype does not hold, or no bounds
-        raise ValueError(f"{name}: {shown(data)} is no space: {error}") from error
+        raise ValueError(f"{name}: {shown(data)} is not a space: {error}") from error
+
+
+def categories(space: spaces.Space) -> np.ndarray | None:
+    """Number of categories of each dimension of a discrete space (dimensions,), `None` for another."""
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n])
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return space.nvec
+    return np.full(space.shape, 2) if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1 else None
 
 
 def storage_dtype(space: spaces.Space) -> np.dtype:
     """The smallest dtype that holds every element of a space: `uint8` for a cell of a 9 x 9 room."""
-    if isinstance(space, spaces.Discrete):
-        return np.min_scalar_type(int(space.n) - 1)
-    if isinstance(space, spaces.MultiDiscrete):
-        return np.min_scalar_type(int(space.nvec.max()) - 1)
-    if isinstance(space, spaces.MultiBinary):
-        return np.dtype(np.uint8)
+    sizes = categories(space)
+    if sizes is not None:
+        return np.min_scalar_type(int(sizes.max()) - 1)
     if space.dtype is None:
         raise TypeError(f"{space} has no dtype: expected a Discrete, MultiDiscrete, MultiBinary or Box space")
     return space.dtype
@@ -144,7 +150,7 @@ class Elements:
     """
 
     def __init__(self, space: spaces.Space | None = None, is_bounded: bool = False) -> None:
-        self.space, self.dtype = space, np.dtype(np.float64) if space is None else storage_dtype(space)
+        self.dtype = np.dtype(np.float64) if space is None else storage_dtype(space)
         low: Any = -LARGEST
         high: Any = LARGEST
         if isinstance(space, spaces.Box):
@@ -153,15 +159,20 @@ class Elements:
                 sizes = np.abs(np.where(np.isfinite(bounds), bounds, 0.0)).max(axis=0).clip(min=1.0)
                 slack = ROUNDING * sizes if self.dtype.kind == "f" else 0.0
                 low, high = np.maximum(bounds[0] - slack, low), np.minimum(bounds[1] + slack, high)
-        elif space is not None:
-            low, high = 0, np.asarray(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)) - 1
+            if self.dtype.kind in "iu":
+                low, high = np.maximum(low, np.iinfo(self.dtype).min), np.minimum(high, np.iinfo(self.dtype).max)
+        elif (sizes := None if space is None else categories(space)) is not None:
+            low, high = 0, sizes - 1
         self._low, self._high = low, high
         self._highest_low, self._lowest_high = np.max(low), np.min(high)
 
     def outside(self, values: np.ndarray) -> np.ndarray:
-        """Which of the values (num_elements, ...) are no such elements, as truth values (num_elements,)."""
+        """Truth values (num_elements,): which of the values (num_elements, ...) are not such elements."""
         # Mostly there are none, as the least and the largest number show; NaN is neither.
-        if not values.size or (values.min() >= self._highest_low and values.max() <= self._lowest_high):
+        if not values.size or (
+            np.minimum.reduce(values, None) >= self._highest_low
+            and np.maximum.reduce(values, None) <= self._lowest_high
+        ):
             return np.zeros(len(values), dtype=bool)
         return np.asarray(~((values >= self._low) & (values <= self._high)).reshape(len(values), -1).all(axis=1))
 
@@ -170,14 +181,16 @@ class Elements:
         A copy of values (num_elements, ...) in the dtype that they are stored in, and which of them (num_elements,)
         are outside of the space or changed by that dtype.
         """
-        with np.errstate(invalid="ignore", over="ignore"):  # the check below finds what does not fit
+        wrong = self.outside(values)
+        if values.dtype.kind != "f":
+            return values.astype(self.dtype), wrong
+        with np.errstate(invalid="ignore", over="ignore"):
             stored = values.astype(self.dtype)
-        wrong = self.outside(stored)
-        if self.dtype.kind != "f" and values.dtype != self.dtype:
+        if self.dtype.kind != "f":
             wrong |= (stored != values).reshape(len(values), -1).any(axis=1)
         return stored, wrong
 
 
 def outside(values: np.ndarray, space: spaces.Space | None = None, is_action: bool = False) -> np.ndarray:
-    """Which values (num_elements, ...) a model cannot take, as truth values (num_elements,); see [`Elements`]."""
+    """Truth values (num_elements,): which of the values (num_elements, ...) a model cannot take; see [`Elements`]."""
     return Elements(space, is_action).outside(values)

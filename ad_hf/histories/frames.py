@@ -28,7 +28,7 @@ def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int
 
     Args:
         data (`bytes` or `pyarrow.Buffer`):
-            What was stored.
+            The stored bytes.
         num_frames (`int`):
             How many frames it holds.
         shape (`tuple[int, ...]`):
@@ -47,7 +47,7 @@ def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int
 
 class FramePieces:
     """
-    Compressed pieces of which any steps can be taken: what is decoded at a time is what a batch needs.
+    Compressed pieces of which any steps can be taken: only the pieces of a batch are decoded at a time.
 
     Args:
         pieces (`pyarrow.ChunkedArray`):
@@ -57,7 +57,7 @@ class FramePieces:
         shape (`tuple[int, ...]`):
             Shape of a frame.
         names (`Sequence[str]`):
-            What to call each piece in an error.
+            The name of each piece in errors.
     """
 
     def __init__(
@@ -66,31 +66,25 @@ class FramePieces:
         self._pieces, self._lengths, self._names, self.shape = pieces, lengths, names, shape
         self._starts = np.cumsum(lengths) - lengths
 
-    def take(self, steps: np.ndarray, frames: np.ndarray, places: np.ndarray) -> None:
+    def take(self, steps: np.ndarray) -> np.ndarray:
         """
-        Decode the frames of some steps.
-
-        Args:
-            steps (`np.ndarray` of shape `(num_steps,)`):
-                Numbers of the steps, counted over all pieces.
-            frames (`np.ndarray` of shape `(any, height, width, channels)`):
-                Array to write to.
-            places (`np.ndarray` of shape `(num_steps,)`):
-                Where in it each step's frame goes.
+        The frames (num_steps, height, width, channels) of steps (num_steps,), whose numbers count over all pieces.
 
         Raises:
             ValueError: if a piece is damaged, with its name.
         """
+        frames = np.empty((len(steps), *self.shape), dtype=np.uint8)
         owners = np.searchsorted(self._starts, steps, side="right") - 1
         for owner in np.unique(owners):
-            chosen = np.flatnonzero(owners == owner)
+            to = np.flatnonzero(owners == owner)
             try:
                 data = self._pieces[int(owner)].as_buffer()
                 piece = decompress_frames(data, int(self._lengths[owner]), self.shape)
             except ValueError as error:
                 raise ValueError(f"{self._names[int(owner)]}, column observations: {error}") from error
-            first, to = steps[chosen] - self._starts[owner], places[chosen]
-            # Steps and places mostly follow each other: copied run by run, a frame is moved once.
+            first = steps[to] - self._starts[owner]
+            # Steps mostly follow each other: copied run by run, a frame is moved once.
             breaks = np.flatnonzero((np.diff(first) != 1) | (np.diff(to) != 1)) + 1
             for start, stop in zip(np.append(0, breaks), np.append(breaks, len(first))):
                 frames[to[start] : to[start] + stop - start] = piece[first[start] : first[start] + stop - start]
+        return frames

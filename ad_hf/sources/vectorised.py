@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from ad_hf.envs.sb3 import EpisodeReturns, VecStep, step_vec_env
-from ad_hf.envs.source_observation import categories
+from ad_hf.envs.spaces import categories
 
 
 class TablePolicy(BasePolicy):

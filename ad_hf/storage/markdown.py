@@ -45,8 +45,8 @@ def code(value: Any, in_table: bool = False) -> Written:
     ticks = _ticks(content, 1)
     padding = " " if "`" in (content[0], content[-1]) else ""
     # A bar after a backslash would count as a bar of the table, however it is escaped.
-    shown = re.sub(r"\\(?=\|)", r"\\ ", content).replace("|", "\\|") if in_table else content
-    return Written(f"{ticks}{padding}{shown}{padding}{ticks}")
+    escaped = re.sub(r"\\(?=\|)", r"\\ ", content).replace("|", "\\|") if in_table else content
+    return Written(f"{ticks}{padding}{escaped}{padding}{ticks}")
 
 
 def fence(value: str, language: str = "") -> Written:

@@ -72,12 +72,13 @@ def read_groups(
     Raises:
         ValueError: also for a column that is missing.
     """
-    name, chosen = name or path, None if columns is None else list(columns)
+    name = name or path
     with _opened(path, name) as file:
-        names = file.schema_arrow.names
-        if missing := [column for column in chosen or () if column not in names]:
+        with parquet_errors(name):
+            names = file.schema_arrow.names
+        if missing := [column for column in columns or () if column not in names]:
             raise ValueError(f"{name}: column {missing[0]} is missing, there are {', '.join(names)}")
         for index in range(file.num_row_groups):
             with parquet_errors(name):  # and not around the yield: errors of the caller stay as they are
-                table = file.read_row_group(index, chosen)
+                table = file.read_row_group(index, columns and list(columns))
             yield table

@@ -59,11 +59,11 @@ class TrainingConfig:
         mixed_precision: auto, no, bf16 or fp16; auto takes bf16 where it is measured to be faster.
         gradient_checkpointing: Compute each block's activations again in the backward pass instead of keeping them.
         torch_compile: Compile the model with torch.compile. On CPUs it was measured to bring nothing.
-        eval_steps: Updates between rollouts on validation tasks; the best model is kept. The last is always evaluated.
-        eval_episodes: Episodes of such a rollout.
-        eval_repeats: Environments per validation task in it.
+        eval_steps: Updates between validations, rollouts that choose the best model. One follows the last update.
+        eval_episodes: Episodes of a validation.
+        eval_repeats: Environments per validation task.
         save_steps: Updates between checkpoints, from which training can be resumed; by default eval_steps.
-        save_total_limit: So many checkpoints are kept, the newest ones.
+        save_total_limit: Checkpoints to keep, the newest ones.
         logging_steps: Updates between lines of metrics.jsonl.
         log_with: An Accelerate tracker (tensorboard, wandb, trackio, ...), which an extra of that name installs.
         seed: Of the weights, the windows' order and the regularisation.

@@ -30,7 +30,7 @@ class TrainingDivergedError(ValueError):
 
 
 class Divergence:
-    """The first update whose loss or gradient is not finite, kept on the device, so that no update waits for it."""
+    """The first update whose loss or gradient is not finite, on the device, so that no update waits for it."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator

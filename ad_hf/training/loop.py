@@ -130,7 +130,7 @@ class _Loop:
         trainer, weights = self.trainer, self.trainer.gather_weights(step)
         metrics: dict[str, Any] | None = {}
         if self.accelerator.is_main_process:
-            score = float(step)  # without validation tasks the newest model is kept
+            score = float(step)  # without validation tasks the newest model counts as the best
             if trainer.family.tasks("validation"):
                 metrics = self._play(trainer.whole_model(weights))
                 score = metrics["validation_return"] if metrics else -math.inf

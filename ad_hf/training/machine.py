@@ -29,8 +29,8 @@ logger = get_logger(__name__)
 
 def train_on_cpu() -> bool:
     """
-    Whether to tell Accelerate to train on the CPU. Without being told, it takes the processes that torchrun starts on
-    a machine without accelerators for so many runs of one process, all writing to one folder.
+    Whether to have Accelerate train on the CPU. By itself it takes the processes that torchrun starts on a machine
+    without accelerators for so many runs of one process, all writing to one folder.
     """
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 

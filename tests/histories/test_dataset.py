@@ -4,51 +4,27 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
-from history_files import make_histories, open_dataset, rows_to_table, windows_of_folder, write_dataset
+from history_files import make_histories, make_table, open_dataset, rows_to_table, windows_of_folder, write_dataset
 
 import ad_hf
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.histories.windows import WindowBatches
+from ad_hf.histories.writer import describe
 from ad_hf.storage.files import write_text
 
 
-def collect(folder, seed, **settings):
-    family = ad_hf.TaskFamily(
-        "ad_hf/DarkRoom-v0", [{"goal": [0, 0]}, {"goal": [2, 2]}], {"size": 3}, native_vector=True
-    )
-    hyperparameters = {"n_steps": 5}
-    return ad_hf.collect(
-        family,
-        n_envs=2,
-        total_timesteps=200,
-        hyperparameters=hyperparameters,
-        seeds=[seed],
-        output_dir=folder,
-        num_workers=1,
-        **settings,
-    )
-
-
-def actions(rows):
-    return [row["actions"] for row in rows]
-
-
-def test_folders_of_the_same_name_are_not_taken_for_one_another(tmp_path):
+def test_folders_of_the_same_name_and_folders_made_anew_are_not_taken_for_one_another(tmp_path):
     """Neither by this package nor by datasets itself, which caches a local folder by its name."""
-    first, second = collect(tmp_path / "a" / "histories", seed=0), collect(tmp_path / "b" / "histories", seed=1)
-    ours = [actions(ad_hf.load_histories(folder, "train")[0]) for folder in (first, second)]
-    plain = [actions(load_dataset(str(folder), split="train")) for folder in (first, second)]
-    assert ours[0] != ours[1]
-    assert plain == ours
-
-
-def test_a_folder_that_is_collected_anew_is_read_anew(tmp_path):
-    folder = collect(tmp_path / "histories", seed=0)
-    before = actions(ad_hf.load_histories(folder, "train")[0]), actions(load_dataset(str(folder), split="train"))
-    shutil.rmtree(folder)
-    collect(folder, seed=1)
-    after = actions(ad_hf.load_histories(folder, "train")[0]), actions(load_dataset(str(folder), split="train"))
-    assert before[0] == before[1] != after[0] == after[1]
+    expected = []
+    for seed, parent in enumerate(("a", "b", "b")):
+        folder = tmp_path / parent / "histories"
+        shutil.rmtree(folder, ignore_errors=True)
+        write_dataset(folder, [make_table([40] * 3, seed=seed)])
+        describe(folder, folder.name, "default", open_dataset(folder).metadata)
+        ours, plain = ad_hf.load_histories(folder, "train")[0], load_dataset(str(folder), split="train")
+        assert ours["actions"] == plain["actions"]
+        assert ours["actions"] not in expected
+        expected.append(ours["actions"])
 
 
 def test_a_split_that_is_not_there_is_told_with_those_that_are(tiny_histories):

@@ -167,14 +167,19 @@ def test_the_order_is_a_pure_function_of_seed_epoch_and_reader(histories):
     assert set.union(*map(set, of_epochs)) == set(range(48))
 
 
+def run(batches, count):
+    """Some batches, and the places before, between and after them."""
+    places, whole = [through_json(batches.state_dict())], []
+    for batch in itertools.islice(batches, count):
+        whole.append(batch)
+        places.append(through_json(batches.state_dict()))
+    return whole, places
+
+
 @pytest.mark.parametrize(("batch_size", "world_size"), [(5, 1), (60, 1), (10, 2)])
 def test_a_stream_goes_on_with_the_same_batches_from_every_place(histories, batch_size, world_size):
     for rank in range(world_size):
-        batches = StreamedBatches(open_stream(histories), batch_size, rank, world_size)
-        places, whole = [through_json(batches.state_dict())], []
-        for batch in itertools.islice(batches, 45):
-            whole.append(batch)
-            places.append(through_json(batches.state_dict()))
+        whole, places = run(StreamedBatches(open_stream(histories), batch_size, rank, world_size), 45)
         assert places[-1]["places"][0][0] >= 1  # over the end of an epoch
         for used in (0, 1, 7, 17, 18, 19, 20, 21, 22):
             resumed = StreamedBatches(open_stream(histories), batch_size, rank, world_size)
@@ -187,33 +192,25 @@ def test_a_place_at_the_very_end_of_a_group_leads_to_the_next(large_histories):
     def open_batches():
         return StreamedBatches(open_stream(large_histories, 50, buffer_megabytes=1), 1)
 
-    batches = open_batches()
-    places, whole = [], []
-    for batch in itertools.islice(batches, 250):
-        whole.append(batch)
-        places.append(through_json(batches.state_dict()))
-    ends = [index for index, state in enumerate(places[:-3]) if state["places"][0][2] == 0]
+    whole, places = run(open_batches(), 250)
+    ends = [index for index, state in enumerate(places[1:-3], start=1) if state["places"][0][2] == 0]
     assert len(ends) > 1
     for end in ends[:2]:
         resumed = open_batches()
         resumed.load_state_dict(places[end])
-        assert_same_batches(take(resumed, 3), whole[end + 1 : end + 4])
+        assert_same_batches(take(resumed, 3), whole[end : end + 3])
 
 
 def test_workers_take_turns_and_go_on_from_any_place(histories):
     """With two worker processes: their batches in turn, and bit for bit the same after a stop in mid-turn."""
-    batches = StreamedBatches(open_stream(histories), 4, num_workers=2)
-    places, whole = [], []
-    for batch in itertools.islice(batches, 60):
-        whole.append(batch)
-        places.append(through_json(batches.state_dict()))
+    whole, places = run(StreamedBatches(open_stream(histories), 4, num_workers=2), 60)
     assert places[-1]["places"][0][0] >= 1
     turns = [StreamedBatches(open_stream(histories), 8, worker, 2) for worker in range(2)]
     expected = [batch for pair in zip(take(turns[0], 30), take(turns[1], 30), strict=True) for batch in pair]
     assert_same_batches(whole, expected)
-    assert places[22]["turn"] == 1
+    assert places[23]["turn"] == 1
     resumed = StreamedBatches(open_stream(histories), 4, num_workers=2)
-    resumed.load_state_dict(places[22])
+    resumed.load_state_dict(places[23])
     assert_same_batches(take(resumed, 37), whole[23:])
 
 
@@ -323,29 +320,14 @@ def test_a_history_that_runs_over_two_shards_is_never_cut_silently(tmp_path):
         assert re.search(r"train-00001-of-00002\.parquet.*history '1-0-0'", outcome(folder, seed))
 
 
-def with_bad_reward(lengths, bad, first_number):
-    rows = make_histories(lengths)
-    for row in rows:
-        row["history_id"] = f"{int(row['history_id'].partition('-')[0]) + first_number}-0-0"
-    if bad is not None:
-        rows[bad]["rewards"][7] = float("nan")
-    return rows_to_table(rows)
-
-
-@pytest.fixture(scope="module")
-def damaged_histories(tmp_path_factory):
-    """NaN in a reward of row 9, history 21, of the second of three shards."""
-    tables = [with_bad_reward([30] * 12, bad, first) for first, bad in ((0, None), (12, 9), (24, None))]
-    return write_dataset(tmp_path_factory.mktemp("stream") / "damaged", tables, row_groups=of_histories(2))
-
-
-BAD_ROW = r"train-00001-of-00003\.parquet: row 9 \(history '21-0-0'\), column rewards: \[?nan\]? at step 7"
-
-
-def test_a_malformed_row_is_refused_by_a_worker_as_without_one(damaged_histories):
-    batches = StreamedBatches(open_stream(damaged_histories), 4, num_workers=1)
-    with pytest.raises(ValueError, match=BAD_ROW) as error:
-        take(batches, 100)
+def test_a_malformed_row_is_refused_by_a_worker_as_without_one(tmp_path):
+    rows = make_histories([30] * 36)
+    rows[21]["rewards"][7] = float("nan")
+    tables = [rows_to_table(rows[first : first + 12]) for first in (0, 12, 24)]
+    folder = write_dataset(tmp_path / "data", tables, row_groups=of_histories(2))
+    bad_row = r"train-00001-of-00003\.parquet: row 9 \(history '21-0-0'\), column rewards: \[?nan\]? at step 7"
+    with pytest.raises(ValueError, match=bad_row) as error:
+        take(StreamedBatches(open_stream(folder), 4, num_workers=1), 100)
     assert "Traceback" not in str(error.value)
     assert "DataLoader" not in str(error.value)
 

@@ -44,13 +44,15 @@ def test_a_run_that_diverges_ends_with_its_last_good_checkpoint(
     saving = {"logging_steps": logging_steps, "save_steps": save_steps, "save_total_limit": 9}
     with pytest.raises(TrainingDivergedError, match=r"at update \d, where the learning rate was \d.*e\+3\d") as ended:
         ad_hf.train(shortened(tiny_recipe_file, **rising, **saving), tiny_histories, tmp_path)
-    step, kept = ended.value.step, list_checkpoints(tmp_path)
+    step, checkpoints = ended.value.step, list_checkpoints(tmp_path)
     assert f"at update {step}" in str(ended.value)
     assert "lower training.learning_rate" in str(ended.value)
-    assert all(path.name != f"checkpoint-{step}" for path in kept)
-    assert ended.value.checkpoint == (kept[-1] if kept else None)
-    assert (f"the last good one is {kept[-1]}" if kept else "no checkpoint was written") in str(ended.value)
-    for path in kept:
+    assert all(path.name != f"checkpoint-{step}" for path in checkpoints)
+    assert ended.value.checkpoint == (checkpoints[-1] if checkpoints else None)
+    assert (f"the last good one is {checkpoints[-1]}" if checkpoints else "no checkpoint was written") in str(
+        ended.value
+    )
+    for path in checkpoints:
         assert all(weight.isfinite().all() for weight in weights(path).values())
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert not (tmp_path / "model").exists()

@@ -56,11 +56,11 @@ def test_two_processes_train_as_one_does(alone, tiny_recipe_file, tiny_histories
     assert len(losses(tmp_path)) == 50
     assert np.abs(np.subtract(losses(tmp_path), losses(alone))).max() < 1e-4
     for folder, tolerance in (("checkpoint-25", 1e-3), ("model", np.inf)):
-        found, expected = weights(tmp_path / folder), weights(alone / folder)
-        assert {name: weight.shape for name, weight in found.items()} == {
+        own, expected = weights(tmp_path / folder), weights(alone / folder)
+        assert {name: weight.shape for name, weight in own.items()} == {
             name: weight.shape for name, weight in expected.items()
         }
-        assert all((weight - expected[name]).abs().max() <= tolerance for name, weight in found.items())
+        assert all((weight - expected[name]).abs().max() <= tolerance for name, weight in own.items())
 
 
 @pytest.mark.slow
