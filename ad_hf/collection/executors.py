@@ -40,29 +40,20 @@ class Pool(ABC):
 
 def run_jobs(pool: Pool, jobs: Iterable[Job]) -> Iterator[Outcome]:
     """
-    Run jobs on a pool, which is closed at the end.
+    Run jobs on a pool, which is closed at the end. Each is asked for when there is a worker for it.
 
     A job of several tasks that fails is run again for one half of them and for the other, until it is clear which ones
     fail. A job whose worker may have died of another job is run again by itself, with nothing beside it.
 
-    Args:
-        pool ([`Pool`]):
-            The workers.
-        jobs (`Iterable[Job]`):
-            The jobs; each is asked for when there is a worker for it.
-
     Yields:
         [`Outcome`]: those without a failure, and of single tasks those with one, as they come.
-
-    Raises:
-        Exception: what running a job raises, such as for a full disk.
     """
     rest, again, suspects = iter(jobs), deque[Job](), deque[Job]()
     outcomes: list[Outcome] = []
     alone = False  # whether suspects are being run one by one
     with closing(pool):
         while True:
-            # A few suspects are kept waiting, so as not to stop everything for each.
+            # A few suspects wait, so as not to stop everything for each.
             free = 0 if alone or len(suspects) >= pool.size() else pool.size() - len(pool.running)
             for unused in range(free, 0, -1):
                 job = again.popleft() if again else next(rest, None)

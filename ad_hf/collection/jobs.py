@@ -86,7 +86,7 @@ class Job:
 
 
 class Outcome(NamedTuple):
-    """A job that has ended, the transitions of its own tasks as far as they are known, and what went wrong."""
+    """A job that has ended, the transitions of its own tasks until then, and its failure, if it failed."""
 
     job: Job
     transitions: int
@@ -129,13 +129,11 @@ def learn_job(
             Called at each step with the number of transitions it added to the job's own tasks.
 
     Returns:
-        `list[tuple[Task, RecordedSteps, bool | None]]`: the job's own tasks with their histories, until they had
-        converged, and whether they have (`None` without `until_converged`).
+        The job's own tasks with their histories, until they had converged, and whether they have (`None` without
+        `until_converged`).
 
     Raises:
-        ValueError: for environments of other spaces, what [`HistoryRecorder`] refuses, and tasks in which no episode
-            ends.
-        Exception: whatever an environment or the algorithm raises.
+        Exception: whatever an environment, the recorder or the algorithm raises.
     """
     tasks, own, settings = len(job.tasks), len(job.own_tasks), source.convergence()
     convergence = None if settings is None else StopWhenConverged(settings, tasks)
@@ -151,7 +149,7 @@ def learn_job(
         learner = make_learner_of(family, source, recorder, task_ids, job.learner_seed)
         learner.learn(tasks * source.total_timesteps, callback=callbacks or None)
     finally:
-        with suppress(Exception):  # of an environment that cannot even be closed, what went wrong first is said
+        with suppress(Exception):  # the first error counts, not that of closing
             envs.close()
     recorded, results = recorder.recorded(), []
     for place, task in enumerate(job.own_tasks, start=job.start):
