@@ -373,7 +373,7 @@ def inputs() -> Iterator[Input]:
         ("run.json", "its first bytes", '{"env_id": "ad'),
         ("evaluation.json", "a list", "[1]"),
         ("evaluation.json", "NaN alone", "NaN"),
-        ("report.json", "text", '"good"'),
+        ("evaluation.json", "text", '"good"'),
     ):
         yield refused(
             AREA,

@@ -164,6 +164,8 @@ def test_without_a_source_or_an_optimum_the_rest_is_said(evaluation, dark_room_f
     assert unknown["optimal_return"] is unknown["agents"]["AD"]["shares_of"] is None
     assert "of_optimal" not in unknown["agents"]["AD"]["at"]["25"]
     assert all(task["optimal"] is None for task in unknown["tasks"])
+    bare = summary_of(evaluation_rows(evaluation, family, "AD"))
+    assert bare["random_return"] is bare["agents"]["AD"]["steps_to"]["50%"]["level"] is None
 
 
 def test_of_fewer_than_ten_episodes_the_end_is_all_of_them(evaluation, dark_room_family):
