@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from numbers import Integral
@@ -18,7 +17,7 @@ from ad_hf.collection.layout import ShardLayout
 from ad_hf.collection.output_folder import OutputFolder
 from ad_hf.collection.processes import ProcessPool
 from ad_hf.collection.ray_pool import RayPool
-from ad_hf.collection.rehearsal import check_memory, check_spaces, check_splits, first_environments, rehearse
+from ad_hf.collection.rehearsal import check_environments, check_memory, check_spaces, rehearse
 from ad_hf.collection.work_folder import WorkFolder
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import HistoryMetadata
@@ -138,9 +137,7 @@ def collect(
     tasks = family.tasks(split)
     if not tasks:
         raise ValueError(f"split {split!r} of the family has no tasks to collect")
-    first_task, envs = first_environments(family, tasks)
-    with closing(envs):
-        spaces = envs.single_observation_space, envs.single_action_space
+    first_task, spaces = check_environments(family, tasks)
     observation_space, action_space = check_spaces(family, *spaces)
     metadata = HistoryMetadata(
         **{name: plain(value, f"family.{name}") for name, value in family.env_settings.items()},
@@ -155,7 +152,6 @@ def collect(
         return output.location
     if address is None:  # else it is other machines that learn
         check_memory(source, *spaces)
-    check_splits(family, tasks)
     rehearse(family, source, [first_task, tasks[-1]])
     max_piece_steps = piece_steps(spaces[0], max_piece_steps)
     output.prepare_work(metadata, {"shard_transitions": shard_transitions, "max_piece_steps": max_piece_steps})

@@ -40,22 +40,13 @@ class Pool(ABC):
 
 def run_jobs(pool: Pool, jobs: Iterable[Job]) -> Iterator[Outcome]:
     """
-    Run jobs on a pool, which is closed at the end.
+    Run jobs on a pool, which is closed at the end. Each is asked for when there is a worker for it.
 
     A job of several tasks that fails is run again for one half of them and for the other, until it is clear which ones
     fail. A job whose worker may have died of another job is run again by itself, with nothing beside it.
 
-    Args:
-        pool ([`Pool`]):
-            The workers.
-        jobs (`Iterable[Job]`):
-            The jobs; each is asked for when there is a worker for it.
-
     Yields:
         [`Outcome`]: those without a failure, and of single tasks those with one, as they come.
-
-    Raises:
-        Exception: what running a job raises, such as for a full disk.
     """
     rest, again, suspects = iter(jobs), deque[Job](), deque[Job]()
     outcomes: list[Outcome] = []

@@ -129,13 +129,11 @@ def learn_job(
             Called at each step with the number of transitions it added to the job's own tasks.
 
     Returns:
-        `list[tuple[Task, RecordedSteps, bool | None]]`: the job's own tasks with their histories, until they had
-        converged, and whether they have (`None` without `until_converged`).
+        The job's own tasks with their histories, until they had converged, and whether they have (`None` without
+        `until_converged`).
 
     Raises:
-        ValueError: for environments of other spaces, what [`HistoryRecorder`] refuses, and tasks in which no episode
-            ends.
-        Exception: whatever an environment or the algorithm raises.
+        Exception: whatever an environment, the recorder or the algorithm raises.
     """
     tasks, own, settings = len(job.tasks), len(job.own_tasks), source.convergence()
     convergence = None if settings is None else StopWhenConverged(settings, tasks)

@@ -25,14 +25,10 @@ class ShardLayout:
     them. So a job is a pure function of its number.
 
     Args:
-        tasks (`Sequence[Task]`):
-            The tasks, by ascending id.
-        seeds (`Sequence[int]`):
-            Each task is learnt once with each of them.
-        tasks_per_job (`int`):
-            Tasks of a job; never of two splits.
-        jobs_per_shard (`int`):
-            Jobs of a shard.
+        tasks (`Sequence[Task]`), seeds (`Sequence[int]`):
+            The tasks, by ascending id, and the seeds with which each is learnt.
+        tasks_per_job (`int`), jobs_per_shard (`int`):
+            Tasks of a job, never of two splits, and jobs of a shard.
     """
 
     def __init__(self, tasks: Sequence[Task], seeds: Sequence[int], tasks_per_job: int, jobs_per_shard: int) -> None:

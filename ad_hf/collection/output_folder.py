@@ -44,13 +44,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], holds: str, w
 
 class OutputFolder:
     """
-    A dataset that is collected: its folder, and in it those of a configuration and of the work on it.
-
-    Args:
-        output_dir (`str` or `Path`):
-            Folder of the dataset, or a URL.
-        config_name (`str`):
-            The configuration.
+    A dataset that is collected: its folder, or URL, and in it those of a configuration and of the work on it.
 
     Raises:
         ValueError: for a configuration whose name makes no folder, and folders whose places are taken by something
@@ -75,12 +69,7 @@ class OutputFolder:
             raise ValueError(f"{self._folder.path / CARD} is a folder, where the dataset's card is to be: move it")
 
     def is_finished(self, metadata: HistoryMetadata) -> bool:
-        """
-        Whether all of these histories are there; a work folder that was left behind is deleted.
-
-        Raises:
-            ValueError: if there are others, or something else.
-        """
+        """Whether all of these histories are there, and not others; a work folder that was left behind is deleted."""
         if not self._is_complete(metadata):
             return False
         if self.work.exists():
@@ -131,14 +120,7 @@ class OutputFolder:
         Shards without any histories are left out and the others counted anew. Unless all is finished, the work folder
         stays, so that the collection can go on.
 
-        Args:
-            work ([`~ad_hf.collection.work_folder.WorkFolder`]):
-                The finished parts and shards.
-            metadata ([`~ad_hf.histories.schema.HistoryMetadata`]):
-                The dataset's description, to which the results are added.
-
-        Raises:
-            CollectionError: if tasks failed.
+        The results are added to `metadata`. A [`CollectionError`] is raised if tasks failed.
         """
         with self._folder.locked(self._config_name):
             if self._is_complete(metadata):  # another process was faster

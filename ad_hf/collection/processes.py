@@ -95,18 +95,8 @@ class _Worker:
 
 class ProcessPool(Pool):
     """
-    Worker processes, started as they are needed; a dead one is replaced.
-
-    Args:
-        run (`Callable[[Job, Callable[[int], None]], Outcome]`):
-            Runs a job, given a function to call at each step with the number of transitions it added.
-        on_progress (`Callable[[int], None]`):
-            Called with numbers of transitions.
-        num_workers (`int`, *optional*):
-            Worker processes, by default one per core.
-
-    Raises:
-        RuntimeError: if worker processes cannot even start.
+    Worker processes, by default one per core, started as they are needed; a dead one is replaced. They call
+    `on_progress` with numbers of transitions on the way.
     """
 
     def __init__(self, run: RunJob, on_progress: OnStep, num_workers: int | None = None) -> None:

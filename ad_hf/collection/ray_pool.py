@@ -62,10 +62,8 @@ class RayPool(Pool):
     write the same bytes.
 
     Args:
-        run (`Callable[[Job, Callable[[int], None]], Outcome]`):
-            Runs a job.
-        on_progress (`Callable[[int], None]`):
-            Called with the number of transitions of each finished job.
+        run, on_progress:
+            What runs a job, and is called with the number of transitions of each finished one.
         num_workers (`int`, *optional*):
             Jobs at a time, by default one per core of the cluster.
         address (`str`, *optional*):
@@ -74,7 +72,6 @@ class RayPool(Pool):
 
     Raises:
         ValueError: if Ray is not installed, or there is no such cluster.
-        FileNotFoundError: if workers on other machines do not see the folder to write to.
     """
 
     def __init__(

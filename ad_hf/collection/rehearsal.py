@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 
 from ad_hf.collection.jobs import make_learner_of
 from ad_hf.envs.spaces import space_from_json, space_to_json, storage_dtype
@@ -44,52 +43,43 @@ def _environments(family: TaskFamily, task: Task | None = None) -> str:
     return name if task is None else f"task {task.task_id} {task.kwargs} of {name}"
 
 
-def first_environments(family: TaskFamily, tasks: Sequence[Task]) -> tuple[Task, VectorEnv]:
+def check_environments(family: TaskFamily, tasks: Sequence[Task]) -> tuple[Task, tuple[spaces.Space, spaces.Space]]:
     """
-    The first of some tasks whose environment can be made, and that environment.
+    Make an environment of each split, and call the family's functions of a task; a `ValueError` where that fails.
 
-    Raises:
-        ValueError: if there is none, with the error of the first.
+    Returns the first task whose environment can be made, and the observation and action space of that environment.
     """
-    first_error: Exception | None = None
-    for task in tasks:
-        try:
-            return task, family.make_vec([task])
-        except Exception as error:  # which is named when the task is to be learnt
-            first_error = first_error or error
-    assert first_error is not None
-    raise ValueError(
-        f"family.env_kwargs and tasks: no environment of the {len(tasks)} tasks of split {tasks[0].split!r} can be "
-        f"made, as of {_environments(family, tasks[0])}: {_message(first_error)}"
-    ) from first_error
-
-
-def check_splits(family: TaskFamily, tasks: Sequence[Task]) -> None:
-    """
-    Make an environment of each split, and call the family's functions of a task.
-
-    Raises:
-        ValueError: if all environments of a split cannot be made, or a function fails or returns no number.
-    """
+    first = None
     for split in SPLITS:
         of_split = [task for task in tasks if task.split == split]
-        if of_split:
-            first_environments(family, of_split)[1].close()
+        errors: list[Exception] = []
+        for task in of_split:
+            try:
+                envs = family.make_vec([task])
+            except Exception as error:  # which is named when the task is to be learnt
+                errors.append(error)
+                continue
+            first = first or (task, (envs.single_observation_space, envs.single_action_space))
+            envs.close()
             family.optimal_returns(of_split[:1])
             family.random_returns(of_split[:1])
+            break
+        else:
+            if errors:
+                raise ValueError(
+                    f"family.env_kwargs and tasks: no environment of the {len(of_split)} tasks of split {split!r} can "
+                    f"be made, as of {_environments(family, of_split[0])}: {_message(errors[0])}"
+                ) from errors[0]
+    assert first is not None
+    return first
 
 
 def check_spaces(
     family: TaskFamily, observation_space: spaces.Space, action_space: spaces.Space
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Refuse spaces that no model can be made for, or whose elements sources and models do not mean alike.
-
-    Returns:
-        `tuple[dict, dict]`: both as JSON.
-
-    Raises:
-        ValueError: naming a way out, such as a wrapper of the environments.
+    Refuse spaces that no model can be made for, or whose elements sources and models do not mean alike, with a way
+    out such as a wrapper; returns both as JSON.
     """
     # Not at the top: workers, which may import this, need no model.
     from ad_hf.model.configuration_ad import ADConfig
@@ -135,12 +125,7 @@ def _misfit(name: str, space: spaces.Space) -> str | None:
 
 
 def check_memory(source: SourceConfig, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """
-    Refuse histories of one learner that do not fit into this machine's memory, which a learner keeps while it learns.
-
-    Raises:
-        ValueError: with the memory that they take, and that there is.
-    """
+    """Refuse histories of one learner, which keeps them while it learns, that do not fit into memory."""
     from ad_hf.model.loading_ad import check_fits
 
     both = (observation_space, action_space)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -56,15 +57,8 @@ class WorkFolder:
     """
     The folder of a collection that is under way: parts of finished jobs, and shards whose jobs are all finished.
 
-    The state of all shards is in the folder; only those whose jobs are being run are in memory.
-
-    Args:
-        folder ([`~ad_hf.storage.folders.Folder`]):
-            The folder.
-        layout ([`~ad_hf.collection.layout.ShardLayout`]):
-            The shards of the collection.
-        part (`tuple[int, int]`, *optional*, defaults to `(1, 1)`):
-            K and N: this process is to do every N-th shard from the K-th on.
+    The state of all shards is in the folder; only those whose jobs are being run are in memory. As `part` K of N, this
+    process is to do every N-th shard from the K-th on.
     """
 
     def __init__(self, folder: Folder, layout: ShardLayout, part: tuple[int, int] = (1, 1)) -> None:
@@ -195,15 +189,10 @@ class WorkFolder:
         """The file of the failures of a shard all of whose jobs were tried."""
         return f"failures-{self.layout.shards[shard].name}.json"
 
-    def missing(self) -> dict[int, int]:
+    def missing(self) -> Counter[int]:
         """How many shards have jobs that were not even tried, by the part that is to do them."""
-        files = set(self.folder.names())
-        missing: dict[int, int] = {}
-        for shard in self.unfinished():
-            if self._failures_file(shard) not in files:
-                part = shard % self.part[1] + 1
-                missing[part] = missing.get(part, 0) + 1
-        return missing
+        files, num_parts = set(self.folder.names()), self.part[1]
+        return Counter(shard % num_parts + 1 for shard in self.unfinished() if self._failures_file(shard) not in files)
 
     def failures(self) -> list[TaskFailure]:
         """The failures of all shards, by task and seed."""

@@ -1,8 +1,8 @@
 """
-Environments that somebody else describes: of what comes along with a dataset, a model or a run, names are data.
+Environments that somebody else describes: names that come along with a dataset, a model or a run are data.
 
 A name is one of the table below, letter by letter, and an environment one that is registered already. Nothing is
-imported in order to find out. What is refused needs `trust_remote_code`, which is for the user to give.
+imported in order to find out. Anything else needs `trust_remote_code`, which only the user can give.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WRAPPERS = frozenset(
         *("TimeAwareObservation", "TimeLimit"),
     )
 ) | {"ad_hf.envs.making.ChannelsLast"}
-# Environments whose keyword arguments name what is imported and called.
+# Environments that import and call a function that their keyword arguments name.
 COMPATIBILITY = re.compile(r"GymV\d+Environment")
 # Keyword arguments that may name files, such as MuJoCo's `xml_file`.
 FILES = re.compile(r"(^|_)(file|files|filename|path|paths|dir|folder|url|uri|rom|roms)($|_)|xml", re.IGNORECASE)

@@ -21,7 +21,7 @@ def read_calls(calls: Sequence[str | dict[str, Any]], setting: str, *arguments: 
     Calls of a setting, such as wrappers, as `{"name": import path, "kwargs": keyword arguments}`; an import path alone
     will do. A `ValueError` names a function that does not exist or does not take its keyword arguments (and others).
     """
-    read = []
+    entries = []
     for index, call in enumerate(calls):
         where = f"{setting}[{index}]"
         entry = {"kwargs": {}, **(call if isinstance(call, dict) else {"name": call})}
@@ -32,8 +32,8 @@ def read_calls(calls: Sequence[str | dict[str, Any]], setting: str, *arguments: 
             inspect.signature(function).bind(*arguments, **entry["kwargs"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {entry['name']} cannot be called with {entry['kwargs']}: {error}") from error
-        read.append({"name": entry["name"], "kwargs": entry["kwargs"]})
-    return read
+        entries.append({"name": entry["name"], "kwargs": entry["kwargs"]})
+    return entries
 
 
 def find_spec(env_id: str) -> EnvSpec | None:
@@ -100,7 +100,7 @@ class ChannelsLast(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
 
 def _set_attribute(env: gym.Env, name: str, value: Any) -> None:
     if not hasattr(env, name):
-        numbers = [known for known, number in vars(env).items() if type(number) in (int, float) and known[0] != "_"]
+        numbers = [each for each, number in vars(env).items() if type(number) in (int, float) and each[0] != "_"]
         raise ValueError(
             f"family.attributes: {type(env).__name__} has no attribute {name!r}; those that are numbers: "
             f"{', '.join(sorted(numbers)) or 'none'}"

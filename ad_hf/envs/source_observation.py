@@ -1,4 +1,4 @@
-"""What a source may see beside the agent's observation, such as whether it holds a key."""
+"""Observations of a source: those of the agent and entries of infos, such as whether it holds a key."""
 
 from __future__ import annotations
 

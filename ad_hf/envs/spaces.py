@@ -113,7 +113,7 @@ def space_from_json(data: Any, name: str = "space") -> spaces.Space:
         low, high = (np.resize(np.array(bound, dtype), shape) for bound in bounds)
         return spaces.Box(low, high, shape=shape, dtype=dtype.type)
     except (OverflowError, TypeError, ValueError) as error:  # bounds that the dtype does not hold, or no bounds
-        raise ValueError(f"{name}: {shown(data)} is no space: {error}") from error
+        raise ValueError(f"{name}: {shown(data)} is not a space: {error}") from error
 
 
 def categories(space: spaces.Space) -> np.ndarray | None:
@@ -167,7 +167,7 @@ class Elements:
         self._highest_low, self._lowest_high = np.max(low), np.min(high)
 
     def outside(self, values: np.ndarray) -> np.ndarray:
-        """Which of the values (num_elements, ...) are no such elements, as truth values (num_elements,)."""
+        """Truth values (num_elements,): which of the values (num_elements, ...) are not such elements."""
         # Mostly there are none, as the least and the largest number show; NaN is neither.
         if not values.size or (
             np.minimum.reduce(values, None) >= self._highest_low
@@ -192,5 +192,5 @@ class Elements:
 
 
 def outside(values: np.ndarray, space: spaces.Space | None = None, is_action: bool = False) -> np.ndarray:
-    """Which values (num_elements, ...) a model cannot take, as truth values (num_elements,); see [`Elements`]."""
+    """Truth values (num_elements,): which of the values (num_elements, ...) a model cannot take; see [`Elements`]."""
     return Elements(space, is_action).outside(values)

@@ -337,7 +337,7 @@ class TaskFamily:
         return np.array([self._number(function, name, task.kwargs) for task in tasks])
 
     def _number(self, function: Callable[..., float], name: str, task: dict[str, Any]) -> float:
-        """What a function of a task's keyword arguments returns: a `ValueError` with its setting for no number."""
+        """The number that a setting's function of a task's keyword arguments returns, or a `ValueError`."""
         arguments = {**self.env_kwargs, **task}
         try:
             number = function(**arguments)

@@ -183,19 +183,21 @@ def _call(function: Callable[..., Any], kwargs: dict[str, Any], where: str, rng:
     return plain(returned, where, allow_nan=False)
 
 
-def _range_draw(given: Range, where: str) -> Callable[[np.random.Generator], Any]:
-    low, high, size = given.low, given.high, tuple(given.shape)
+def _range_draw(numbers: Range, where: str) -> Callable[[np.random.Generator], Any]:
+    low, high, size = numbers.low, numbers.high, tuple(numbers.shape)
     if low > high:
         raise ValueError(f"{where}.low must not be above high, got low {low} and high {high}")
-    if given.integer and (low != int(low) or high != int(high)):
+    if numbers.integer and (low != int(low) or high != int(high)):
         raise ValueError(f"{where}: low and high must be whole numbers for an integer, got {low} and {high}")
-    if given.log and (low <= 0 or given.integer):
-        raise ValueError(f"{where}.log needs a low above 0, and no integer, got low {low} and integer {given.integer}")
+    if numbers.log and (low <= 0 or numbers.integer):
+        raise ValueError(
+            f"{where}.log needs a low above 0, and no integer, got low {low} and integer {numbers.integer}"
+        )
     if any(length < 1 for length in size):
-        raise ValueError(f"{where}.shape must hold whole numbers above 0, got {given.shape}")
-    if given.integer:
+        raise ValueError(f"{where}.shape must hold whole numbers above 0, got {numbers.shape}")
+    if numbers.integer:
         return lambda rng: rng.integers(int(low), int(high), size=size, endpoint=True).tolist()
-    if given.log:
+    if numbers.log:
         logs = math.log(low), math.log(high)
         return lambda rng: np.exp(rng.uniform(*logs, size=size)).clip(low, high).tolist()
     return lambda rng: np.asarray(rng.uniform(low, high, size=size)).tolist()

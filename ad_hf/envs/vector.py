@@ -1,4 +1,4 @@
-"""What all natively vectorised environments share: time limits, automatic resets, and random numbers."""
+"""Natively vectorised environments: time limits, automatic resets and random numbers, which all of them share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def checked_reset(returned: Any, envs: Any, step: int) -> tuple[Any, dict[str, A
 def checked_step(
     returned: Any, envs: Any, step: int
 ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """What a vector environment's step returned, in arrays; a `ValueError` with the step's number for another form."""
+    """The values of a vector environment's step, in arrays; a `ValueError` with its number for another form."""
     _check_form(returned, ("observations", *KINDS, "infos"), f"step {step}: {envs}")
     _, rewards, terminations, truncations, _ = returned
     if type(rewards) is type(terminations) is type(truncations) is np.ndarray and (
@@ -139,7 +139,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         raise NotImplementedError
 
     def _information(self) -> dict[str, np.ndarray]:
-        """New arrays (num_envs,) of what a learner may know beside the observations, by name."""
+        """New arrays (num_envs,), by name, that a learner may see beside the observations."""
         return {}
 
     def _frame(self, index: int) -> np.ndarray:
@@ -153,16 +153,16 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             generator = self._generators[index] = np_random(self._seeds[index])[0]
         return generator
 
-    def _restart(self, chosen: np.ndarray) -> None:
+    def _restart(self, mask: np.ndarray) -> None:
         """Start an episode where a mask (num_envs,) says so."""
-        self._elapsed[chosen] = 0
-        self._ended[chosen] = False
-        self._start(np.flatnonzero(chosen))
+        self._elapsed[mask] = 0
+        self._ended[mask] = False
+        self._start(np.flatnonzero(mask))
 
-    def _infos(self, chosen: np.ndarray) -> dict[str, Any]:
+    def _infos(self, mask: np.ndarray) -> dict[str, Any]:
         infos: dict[str, Any] = {}
         for name, values in self._information().items():
-            infos |= {name: values, f"_{name}": chosen.copy()}
+            infos |= {name: values, f"_{name}": mask.copy()}
         return infos
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
@@ -174,14 +174,14 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """
         super().reset(seed=seed if isinstance(seed, int) else None)
         everywhere = np.ones(self.num_envs, dtype=bool)
-        chosen = everywhere if options is None else np.asarray(options.get("reset_mask", everywhere))
+        mask = everywhere if options is None else np.asarray(options.get("reset_mask", everywhere))
         if seed is not None:
             seeds = [seed + index for index in range(self.num_envs)] if isinstance(seed, int) else list(seed)
-            for index in np.flatnonzero(chosen):
+            for index in np.flatnonzero(mask):
                 if seeds[index] is not None:
                     self._seeds[index], self._generators[index] = seeds[index], None
-        self._restart(chosen)
-        return self._observe(), self._infos(chosen)
+        self._restart(mask)
+        return self._observe(), self._infos(mask)
 
     def step(self, actions: np.ndarray):
         """Act; returns observations (num_envs, ...), rewards, terminations and truncations (num_envs,), and infos."""

@@ -1,4 +1,4 @@
-"""What is seen in the water maze: first-person frames of many pools at once, and a map for human eyes."""
+"""Pictures of the water maze: first-person frames of many pools at once, and a map for human eyes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 POOL_RADIUS, EYE_HEIGHT, WALL_HEIGHT = 1.0, 0.2, 0.6
 FIELD_OF_VIEW = np.pi / 2  # of the columns, from the leftmost to the rightmost
-CLOSEST, FARTHEST = 0.07, 1.91  # depths of what is seen of the wall from where the agent can be
+CLOSEST, FARTHEST = 0.07, 1.91  # depths of the wall from where the agent can be
 
 # A column of a frame is drawn once for each piece of the wall and each depth, and looked up ever after.
 WALL_PIECES, DEPTHS = 256, 96
@@ -76,7 +76,7 @@ def column_table(height: int, width: int) -> np.ndarray:
     nearness = np.clip(edges[1:] / edges[-1], 0, 1)[:, None]
     water = np.asarray(WATER_FAR) * (1 - nearness) + np.asarray(WATER_NEAR) * nearness  # (height, 3)
     for index, depth in enumerate(CLOSEST * np.exp((np.arange(DEPTHS) + 0.5) / _depth_scale())):
-        # In units of the texture's rows; what lies above its first is sky, what lies below its last is water.
+        # In units of the texture's rows: sky lies above its first, water below its last.
         covered = (edges * depth + WALL_HEIGHT - EYE_HEIGHT) * WALL_ROWS / WALL_HEIGHT
         size = covered[1] - covered[0]
         rows = np.arange(WALL_ROWS)

@@ -113,7 +113,7 @@ def check_hdf5(path: Path) -> None:
     with open_hdf5(path) as file:
         import h5py
 
-        def visit(name: str, item: Any) -> str | None:  # what is returned ends the walk; h5py swallows what is raised
+        def visit(name: str, item: Any) -> str | None:  # a reason ends the walk; h5py swallows exceptions
             if isinstance(item, h5py.SoftLink | h5py.ExternalLink):
                 return f"{name}: it is a link to elsewhere, {item!r}, which is not followed: copy what it stands for"
             if isinstance(item, h5py.Dataset) and (item.external is not None or item.is_virtual):
@@ -204,10 +204,10 @@ def _candidates(role: str, names: Mapping[str, str]) -> Sequence[str]:
 
 class ArrayHistory(NamedTuple):
     """
-    The history of one stream as it is in a file: what errors call it, and the name in the file of each array.
+    The history of one stream as it is in a file: its name in errors, and the name in the file of each array.
 
-    Observations and actions of its steps may be of any dtype and shape. If the last observation of an episode is not
-    in the file, a note says what is there instead.
+    Observations and actions of its steps may be of any dtype and shape. A note says if the file lacks the last
+    observations of episodes, and which observations stand in for them.
     """
 
     name: str
@@ -323,7 +323,7 @@ def _history(name: str, keys: dict[str, str], arrays: dict[str, np.ndarray]) -> 
 def _finals(
     name: str, keys: dict[str, str], observations: np.ndarray, following: np.ndarray | None, is_end: np.ndarray
 ) -> tuple[np.ndarray, str | None]:
-    """The last observation of each episode, or what is known of it, and a sentence on the latter."""
+    """The last observation of each episode, and a note on the observations that stand in for missing ones."""
     last = len(is_end) - 1
     stops = np.union1d(np.flatnonzero(is_end), last)
     if following is None:

@@ -78,13 +78,14 @@ def from_arrays(
         output_dir (`str` or `Path`):
             Folder to write; there must be nothing at it.
         env_id (`str`, *optional*), env_kwargs (`dict`, *optional*):
-            The environment and what all tasks share; gymnasium need not know it. Give these or `family`.
+            The environment and the keyword arguments that all tasks share; gymnasium need not know it. Give these or
+            `family`.
         family ([`~ad_hf.TaskFamily`], *optional*):
             Environment, tasks and their split; each file is of one of its tasks.
         tasks (`str`, `Path`, `list` or `dict`, *optional*):
             Keyword arguments of the task of each file or group: in the order of their names, or by name; each may be
-            `{"kwargs": ..., "split": ...}` to say the split as well. As a JSON file or as they are; by default what
-            `tasks.json` beside the files says, else what the files say, else each is a task without any.
+            `{"kwargs": ..., "split": ...}` to say the split as well. As a JSON file or as they are; by default from
+            `tasks.json` beside the files, or else from the files.
         task_keys (`Sequence[str]`, *optional*):
             Arrays or attributes in the files that are keyword arguments of the task; by default `goal`. Text called
             `kwargs` is a JSON object of them.
@@ -131,7 +132,7 @@ def from_arrays(
     section = None
     if family is not None:
         if env_id is not None or env_kwargs is not None or num_validation_tasks or num_test_tasks or split_seed:
-            raise ValueError("a family says what the environment and the split of the tasks are: give nothing else")
+            raise ValueError("a family has an environment and splits of its own: give nothing else")
         assigned = _tasks_of_family(containers, entries, family)
     elif env_id is None or not env_id.strip():
         raise ValueError("env_id is missing: say which environment the histories are of; gymnasium need not know it")
@@ -196,7 +197,7 @@ def _task_entries(
     tasks: str | Path | list[Any] | dict[str, Any] | None,
     task_keys: Sequence[str] | None,
 ) -> list[TaskEntry]:
-    """What is said of the task of each container."""
+    """The task of each container, as far as the user or the files say it."""
     beside = (source if source.is_dir() else source.parent) / TASKS_FILE
     if tasks is None and task_keys is None and beside.is_file():
         tasks = beside
@@ -237,7 +238,7 @@ def _entry(value: Any, title: str) -> TaskEntry:
 
 
 def _entry_of_file(container: Container, keys: Sequence[str] | None) -> TaskEntry:
-    """What a container says of its task in the arrays and attributes of these names."""
+    """The task in the arrays and attributes of a container that have these names."""
     kwargs: dict[str, Any] = {}
     with container.open() as arrays:
         for key in TASK_KEYS if keys is None else keys:
@@ -281,7 +282,7 @@ def _new_family(
     A family of the tasks of the containers, the task of each container, and the family as a section of a recipe,
     unless tasks say their splits, which a recipe draws at random.
     """
-    # Where nothing is said of their tasks, each container is a task of its own.
+    # A container without keyword arguments is a task of its own.
     keys = [
         container.name if entry.kwargs is None else comparable(entry.kwargs)
         for container, entry in zip(containers, entries)
@@ -306,7 +307,7 @@ def _new_family(
 def _spaces(
     json_spaces: Mapping[str, dict[str, Any] | None], family: TaskFamily, histories: Iterable[ArrayHistory]
 ) -> tuple[spaces.Space, spaces.Space]:
-    """Observation and action space: those given as JSON, or else the environment's, or else the smallest."""
+    """Observation and action space: those in JSON, or else the environment's, or else the smallest."""
     both = {name: space_from_json(space, name) for name, space in json_spaces.items() if space is not None}
     if len(both) < len(json_spaces):
         both = {**_spaces_of_environment(family), **both}
@@ -330,7 +331,7 @@ def _spaces_of_environment(family: TaskFamily) -> dict[str, spaces.Space]:
 
 class SpaceGuess:
     """
-    The smallest space of a usual kind that holds all elements that were seen.
+    The smallest space of a usual kind that holds all elements.
 
     Truth values are Discrete(2) or MultiBinary, images of bytes (height, width, channels) a Box, other integers
     Discrete or MultiDiscrete with their maximum + 1, and other numbers a Box: of observations without bounds, of

@@ -115,7 +115,7 @@ def _family_of(parts: Sequence[_Part], trust_remote_code: bool) -> dict[str, Any
     """
     The section `family` of the recipe beside each dataset, as conversions write it, if all have the same.
 
-    It becomes a file of the user's own, so that names in it have to be known ones, or trusted.
+    It becomes a file of the user's own, so the names in it have to be in our tables, or trusted.
     """
     families = []
     for part in parts:

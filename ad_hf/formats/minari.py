@@ -1,9 +1,9 @@
 """
 Learning histories as Minari datasets, and back.
 
-A Minari dataset is a list of episodes. What it has no place for (to which history, row and split an episode belongs,
-`metadata.json`, the layout of the shards) goes into the metadata of its episodes and, as one entry `ad_hf`, into that
-of the dataset; with them, the same dataset comes back.
+A Minari dataset is a list of episodes. Their metadata says to which history, row and split they belong, and one entry
+`ad_hf` in the metadata of the dataset holds `metadata.json` and the layout of the shards. With them, the same dataset
+comes back.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SHARD = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
 
 
 class _Entry(TypedDict):
-    """What [`to_minari`] adds to the metadata of a dataset."""
+    """The entry that [`to_minari`] adds to the metadata of a dataset."""
 
     config_name: str
     metadata: dict[str, Any]
@@ -123,12 +123,11 @@ def _episodes(table: pa.Table, row: int, metadata: HistoryMetadata, name: str) -
 
 
 def _env_spec(metadata: HistoryMetadata, trust_remote_code: bool) -> Any:
-    """What gymnasium knows of the environment, with the keyword arguments that all tasks share."""
+    """The environment's spec in gymnasium, with the keyword arguments that all tasks share."""
     if metadata.wrappers or metadata.attributes:
-        return None  # which it cannot say all of
+        return None  # a spec has no place for them
     # The id comes along with the histories: looked up, where `find_spec` would import the module that it may name.
-    known = find_spec(metadata.env_id) if trust_remote_code else gym.registry.get(metadata.env_id)
-    spec = copy.deepcopy(known)
+    spec = copy.deepcopy(find_spec(metadata.env_id) if trust_remote_code else gym.registry.get(metadata.env_id))
     if spec is None:
         return None
     kwargs = dict(metadata.env_kwargs)
@@ -176,7 +175,7 @@ def to_minari(
     minari = _minari()
     match = DATASET_ID.fullmatch(dataset_id)
     if match is None:
-        raise ValueError(f"{dataset_id!r} is no id of a Minari dataset: expected name-v0, or namespace/name-v0")
+        raise ValueError(f"{dataset_id!r} is not an id of a Minari dataset: expected name-v0, or namespace/name-v0")
     target = Path(minari.storage.datasets_root_dir.get_dataset_path(dataset_id))
     if target.exists():
         raise ValueError(f"{target} exists already: give another id, or delete it with `minari delete {dataset_id}`")
@@ -293,10 +292,10 @@ def from_minari(
     r"""
     Write a Minari dataset as learning histories.
 
-    What [`to_minari`] has written comes back as it was: rows, pieces, shards and `metadata.json`. Any other dataset is
-    taken for what one learner did on one task, the environment as it is: its episodes, in order, are one history, or
-    one of every `episodes_per_history`, of the split `train`. An episode that neither terminated nor was truncated
-    counts as truncated, unless it is the last of its history. Infos, seeds and options of episodes are left out.
+    A dataset that [`to_minari`] wrote comes back as it was: rows, pieces, shards and `metadata.json`. The episodes of
+    any other dataset, in order, are one history of one learner and task, or one of every `episodes_per_history`, of
+    the split `train`. An episode that neither terminated nor was truncated counts as truncated, unless it is the last
+    of its history. Infos, seeds and options of episodes are left out.
 
     Args:
         source (`str`, `Path` or `minari.MinariDataset`):
@@ -310,7 +309,7 @@ def from_minari(
         env_id (`str`, *optional*), env_kwargs (`dict`, *optional*):
             Of a dataset that is not ours: its environment, if it does not say, or says another one.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether what the dataset says of its environment may run: Minari makes it where the dataset does not say
+            Whether the environment that the dataset describes may run: Minari makes it where the dataset does not say
             its spaces, and `recipe.yaml` takes over names that import modules.
 
     Returns:
@@ -448,7 +447,7 @@ def _restore(dataset: MinariDataset, entry: dict[str, Any], folder: Path) -> His
     rows = _rows(dataset, _placed_by_notes(dataset, metadata), metadata)
     for shard, sizes in entry["shards"].items():
         if SHARD.fullmatch(shard) is None:  # it becomes a path, and may be anyone's
-            raise ValueError(f"{dataset.id}: {shard!r} is no name of a shard")
+            raise ValueError(f"{dataset.id}: {shard!r} is not the name of a shard")
         with open_shard(folder / shard, schema) as writer:
             for size in sizes:
                 group = list(islice(rows, size))

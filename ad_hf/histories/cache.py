@@ -17,7 +17,7 @@ from ad_hf.storage.files import atomic_folder
 
 def cached_folder(kind: str, key: Any, write: Callable[[Path], None], content: Callable[[], str]) -> Path:
     """
-    A folder, which is written if it is not there yet.
+    The folder for a key, written if it is not there yet.
 
     Several processes may call this at the same time: one of them writes, the others wait. The next call clears away
     what a killed process has left.

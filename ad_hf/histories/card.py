@@ -16,7 +16,7 @@ from ad_hf.storage.files import read_text, write_text
 
 
 def dataset_config(folder: Path, metadata: HistoryMetadata, config_name: str) -> dict[str, Any]:
-    """What a dataset card's YAML says of a configuration, whose files are in a folder: which belong to which split."""
+    """The YAML of a dataset card about a configuration: which of the files in its folder belong to which split."""
     splits = [
         {"split": split, "path": f"{config_name}/{split}-*.parquet"}
         for split in SPLITS
@@ -42,9 +42,9 @@ def dataset_card(
         metadata (`Mapping[str, HistoryMetadata]`):
             Of every configuration of the dataset.
         configs (`list[dict]`):
-            What [`dataset_config`] says of those configurations that are new.
+            The [`dataset_config`] of each configuration that is new.
         name (`str`):
-            What `load_dataset` takes: a Hub id or a folder.
+            The argument of `load_dataset`: a Hub id or a folder.
         old (`str`, *optional*):
             The card so far; see [`merge_card`].
         license (`str`, *optional*):

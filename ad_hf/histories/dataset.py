@@ -1,4 +1,4 @@
-"""Learning-history datasets: where their files are, what they say of themselves, and how their histories are read."""
+"""Learning-history datasets: their files, their metadata, and their histories."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class HistoryDataset:
         config_name (`str`):
             The configuration.
         metadata ([`~ad_hf.histories.schema.HistoryMetadata`]):
-            What its `metadata.json` says.
+            Its `metadata.json`.
     """
 
     repository: Repository
@@ -74,7 +74,7 @@ class HistoryDataset:
 
         Raises:
             FileNotFoundError: if there is no such dataset.
-            ValueError: if it has no such configuration, or several of which none was chosen.
+            ValueError: if it has no such configuration, or several and none is given.
         """
         if isinstance(dataset, HistoryDataset):
             return dataset
@@ -99,7 +99,7 @@ class HistoryDataset:
         return str(self.repository)
 
     def to_json(self) -> dict[str, Any]:
-        """What a run's files say about it: name, revision, configuration, source, fingerprint."""
+        """The entry of a run's files: name, revision, configuration, source, fingerprint."""
         return {
             **self.repository.to_json(),
             "config_name": self.config_name,
@@ -131,11 +131,11 @@ class HistoryDataset:
         return sizes
 
     def _described(self, split: str) -> dict[str, Any]:
-        """What the metadata says of a split."""
+        """The statistics of a split in the metadata."""
         return self.metadata.statistics.get(split, {})
 
     def check_footers(self, split: str, footers: dict[str, pq.FileMetaData]) -> None:
-        """Refuse shards of which the footers, by the shards' paths, tell that the metadata is of others."""
+        """Refuse shards whose footers, by the shards' paths, disagree with the metadata."""
         steps = check_footers(footers, self.metadata, split, str(self))
         described = self._described(split).get("steps", steps)
         if described != steps:
@@ -147,7 +147,7 @@ class HistoryDataset:
 
         Raises:
             FileNotFoundError: if files are missing.
-            ValueError: for a file that is no parquet, or no shard of this dataset, with its name.
+            ValueError: for a file that is not parquet, or not a shard of this dataset, with its name.
         """
         folder = self.repository.download([self.pattern(split)]).resolve()
         footers = {path: read_footer(folder / path, f"{self}, {path}") for path in self.shards(split)}
@@ -161,7 +161,7 @@ class HistoryDataset:
         The rows of a split's files, a row group at a time, with some columns or all of them.
 
         Raises:
-            ValueError: for rows that are no learning histories or not of the split's tasks, with the shard, the row
+            ValueError: for rows that are not learning histories, or not of the split's tasks, with the shard, the row
                 and the column.
         """
         tasks = self.tasks(split)
@@ -267,7 +267,7 @@ class HistoryDataset:
         return None if selection.labels is None else StepLabels(selection.labels, self.metadata)
 
     def _key(self, files: Sequence[Path]) -> list[Any]:
-        """What changes when these files or the metadata do."""
+        """Paths, sizes and times of these files and of the metadata."""
         folder = self.repository.download([f"{glob.escape(self.config_name)}/{METADATA_FILE}"])
         paths = [path.resolve() for path in (folder / self.config_name / METADATA_FILE, *files)]
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
@@ -276,8 +276,8 @@ class HistoryDataset:
         """
         Refuse files of a split whose rows are right and that are not those that the metadata describes.
 
-        Files of another size may have been written anew with other settings: their contents are counted. Of a dataset
-        in a folder that is not large, the fingerprint is compared.
+        Files of another size may be written anew with other settings: their contents are counted. A small dataset in a
+        folder is compared by its fingerprint.
         """
         size = sum(file.stat().st_size for file in files)
         if self._described(split).get("bytes", size) != size:
@@ -292,16 +292,16 @@ class HistoryDataset:
                 self.check_fingerprint()
 
     def check_statistics(self, split: str, files: Sequence[Path]) -> None:
-        """Refuse files of a split, unless there is as much in them, and with such returns, as the metadata says."""
+        """Refuse files of a split whose counts and returns are not those of the metadata."""
         described = self._described(split)
         for name, value in split_statistics(files).items():
-            told = described.get(name, value)
-            if name != "bytes" and told != value and not math.isclose(value or 0.0, told or 0.0):
-                reason = f"their {name} is {value}, statistics.{split}.{name} of metadata.json {told}"
+            expected = described.get(name, value)
+            if name != "bytes" and expected != value and not math.isclose(value or 0.0, expected or 0.0):
+                reason = f"their {name} is {value}, statistics.{split}.{name} of metadata.json {expected}"
                 raise ValueError(f"{self}: the shards of the split {split} are not those described: {reason}")
 
     def check_fingerprint(self) -> None:
-        """Refuse a dataset, all of which is here, unless its shards have the fingerprint that its metadata says."""
+        """Refuse a dataset, all of it here, unless its shards have the fingerprint of its metadata."""
         folder = self.repository.download(["*"])
         paths = sorted(path for split in self.splits for path in self.shards(split))
         fingerprint = content_fingerprint([folder / path for path in paths])
@@ -313,7 +313,7 @@ class HistoryDataset:
             )
 
     def refuse(self, split: str, reason: str) -> None:
-        """Refuse a split: by its first row that is no history, if its files are here and it has one."""
+        """Refuse a split: by its first wrong row, if its files are here and it has one, or else for this reason."""
         if not self.repository.is_remote:
             folder = self.repository.download([self.pattern(split)]).resolve()
             files = [folder / path for path in self.shards(split)]
@@ -324,19 +324,18 @@ class HistoryDataset:
 
 def check_dataset(dataset: HistoryDataset, splits: Sequence[str] | None = None) -> None:
     """
-    Refuse a dataset of which anything is not as it should be: before it is pushed, merged or converted, all of it is
-    read.
+    Read all of a dataset, before it is pushed, merged or converted, and refuse it if anything is wrong.
 
     Args:
         dataset ([`HistoryDataset`]):
             The dataset.
         splits (`Sequence[str]`, *optional*):
-            Check these alone, and not the fingerprint, which is of all.
+            Check these alone, without the fingerprint, which is of all splits.
 
     Raises:
         FileNotFoundError: if files are missing.
         ValueError: for files that are damaged or not those of the metadata, also by their fingerprint, and rows that
-            are no learning histories or not of their split's tasks, with the shard, the row and the column.
+            are not learning histories or not of their split's tasks, with the shard, the row and the column.
     """
     for split in dataset.splits if splits is None else splits:
         files = dataset.files(split)

@@ -28,7 +28,7 @@ def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int
 
     Args:
         data (`bytes` or `pyarrow.Buffer`):
-            What was stored.
+            The stored bytes.
         num_frames (`int`):
             How many frames it holds.
         shape (`tuple[int, ...]`):
@@ -47,7 +47,7 @@ def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int
 
 class FramePieces:
     """
-    Compressed pieces of which any steps can be taken: what is decoded at a time is what a batch needs.
+    Compressed pieces of which any steps can be taken: only the pieces of a batch are decoded at a time.
 
     Args:
         pieces (`pyarrow.ChunkedArray`):
@@ -57,7 +57,7 @@ class FramePieces:
         shape (`tuple[int, ...]`):
             Shape of a frame.
         names (`Sequence[str]`):
-            What to call each piece in an error.
+            The name of each piece in errors.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Between models and histories: what a model lived through as learning histories, and histories to prompt one with."""
+"""Between models and histories: rollouts as learning histories, and histories as prompts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def from_rollout(
 
     Args:
         output ([`~ad_hf.RolloutOutput`]):
-            What a rollout with `output_steps=True` returned.
+            The output of a rollout with `output_steps=True`.
         tasks (`Sequence[Task]`, *optional*):
             The task of each environment, or tasks that are repeated, in order, as by [`~ad_hf.TaskFamily.make_vec`].
             Environments of the same task are its streams 0, 1, ... By default each environment is a task of its own,
@@ -72,7 +72,7 @@ def from_rollout(
         max_piece_steps (`int`, *optional*):
             Steps of a row, as of [`~ad_hf.collect`].
         wrappers (`Sequence` of `str` or `dict`, *optional*), attributes (`Sequence[str]`, *optional*):
-            What else made the environments, as of [`~ad_hf.TaskFamily`], for `metadata.json`.
+            Wrappers and attributes of the environments, as of [`~ad_hf.TaskFamily`], for `metadata.json`.
 
     Returns:
         `datasets.Dataset`: rows of all environments that took a step, in memory, with the columns of

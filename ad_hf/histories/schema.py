@@ -69,7 +69,7 @@ class _Progress(TypedDict):
 @dataclass
 class HistoryMetadata:
     """
-    What `metadata.json` says about a learning-history dataset: enough to make its environments again and to build a
+    The content of `metadata.json`: enough to make the environments of a learning-history dataset again and to build a
     model for it.
 
     Attributes:
@@ -88,8 +88,8 @@ class HistoryMetadata:
             Wrappers of each environment, and which keyword arguments are attributes of it, as of
             [`~ad_hf.TaskFamily`].
         statistics (`dict`):
-            For each split what [`~ad_hf.histories.statistics.split_statistics`] says; for that to train on, also
-            what [`~ad_hf.histories.statistics.normalization`] does.
+            For each split [`~ad_hf.histories.statistics.split_statistics`]; for the training split also
+            [`~ad_hf.histories.statistics.normalization`].
         fingerprint (`str`):
             Digest of the contents of the dataset's shards.
         versions (`dict[str, str]`):
@@ -97,7 +97,7 @@ class HistoryMetadata:
         schema_version (`int`):
             Version of this layout.
         failures (`list[dict]`):
-            `task_id`, `seed` and `error` of what could not be learnt and is missing.
+            `task_id`, `seed` and `error` of the histories that are missing because their source failed.
         progress (`dict`):
             How far each source got: `columns`, and `rows` with the task, the seed, steps and episodes over all
             streams, the mean return of each stream's first and last tenth of episodes, and whether the source had
@@ -149,9 +149,9 @@ class HistoryMetadata:
 
         Args:
             text (`str`):
-                What the file holds.
+                The content of the file.
             name (`str`, *optional*, defaults to `"metadata.json"`):
-                What to call it in an error, such as its path.
+                The name of the file in errors, such as its path.
 
         Raises:
             ValueError: if the text was written by a newer schema, or is none of ours, with the entry that is wrong.
@@ -168,7 +168,7 @@ class HistoryMetadata:
                 f"{name} has schema version {version}, this version of ad_hf reads {SCHEMA_VERSION}{advice}"
             )
         if unknown := sorted(set(data) - set(cls.__dataclass_fields__)):
-            raise ValueError(f"{name}: {unknown[0]} is no entry of the metadata of a learning-history dataset")
+            raise ValueError(f"{name}: {unknown[0]} is not an entry of the metadata of a learning-history dataset")
         check_structure(data, cls, name)
         if not data["env_id"].strip():
             raise ValueError(f"{name}: env_id must be the id of an environment, got {data['env_id']!r}")
@@ -209,7 +209,7 @@ def is_synthetic(algorithm: str) -> bool:
 
 
 def source_label(algorithm: str) -> str:
-    """A source as cards and pictures name it: its algorithm, and if nothing was learnt, that."""
+    """A source as cards and pictures name it: its algorithm, with a note if nothing learns."""
     return f"{algorithm} (synthetic, no reinforcement learning)" if is_synthetic(algorithm) else algorithm
 
 
@@ -230,7 +230,7 @@ def read_metadata(dataset: str | Path, config_name: str = "default") -> HistoryM
 
     Raises:
         FileNotFoundError: if there is no finished dataset.
-        ValueError: if the file is not what it should be.
+        ValueError: naming the entry that is malformed.
     """
     path = Path(dataset) / config_name / METADATA_FILE
     if not path.is_file():

@@ -35,7 +35,7 @@ class DataConfig(Selection):
     """The `data` section: which steps of the histories are trained on.
 
     Args:
-        buffer_megabytes: Of a streamed dataset, histories that are mixed at a time; twice as much is held.
+        buffer_megabytes: Of a streamed dataset, histories that are mixed at a time; twice as much is in memory.
         num_workers: Of a streamed dataset, processes that read and decode beside each training process.
         keep_in_memory: Of a dataset that is not streamed, whether each process holds it in memory. By default all
             processes share memory-mapped files in the cache of datasets, which is as fast where there is room.

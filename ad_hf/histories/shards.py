@@ -1,4 +1,4 @@
-"""Shards: what their names and footers tell, and whether they are those that `metadata.json` describes."""
+"""Shards: whether they are those that `metadata.json` describes, as far as names and footers tell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENDS = ("terminations", "truncations")
 
 @dataclass
 class RowGroup:
-    """What a footer says of a row group."""
+    """A row group as its footer describes it."""
 
     rows: int
     steps: int = 0
@@ -83,8 +83,8 @@ def check_columns(
 
 def check_complete(names: Collection[str], split: str, where: str) -> None:
     """
-    Refuse a split, at a place of this name, of which the names of files, `SPLIT-NNNNN-of-NNNNN.parquet`, tell that
-    shards are missing (`FileNotFoundError`) or that there are others (`ValueError`).
+    Refuse a split, at a place of this name, if the names of its files, `SPLIT-NNNNN-of-NNNNN.parquet`, lack shards
+    (`FileNotFoundError`) or have others (`ValueError`).
     """
     numbers = [match for name in names if (match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", name))]
     total = max((int(match[2]) for match in numbers), default=0 if names else 1)

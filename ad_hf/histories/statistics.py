@@ -1,4 +1,4 @@
-"""What is in a learning-history dataset, in a few numbers for its card."""
+"""Statistics of a learning-history dataset, for its card and for normalization."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def split_statistics(files: Sequence[Path]) -> dict[str, Any]:
 
 def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dict[str, Any]:
     """
-    With what a model of a split normalises its inputs.
+    The scales by which a model of a split normalises its inputs.
 
     Args:
         files (`Sequence[Path]`):
@@ -143,7 +143,7 @@ def content_fingerprint(files: Sequence[Path]) -> str:
 
 
 def describe_shards(metadata: HistoryMetadata, folder: Path | Folder) -> None:
-    """Fill in what `metadata.json` says of the shards in a configuration's folder: statistics and fingerprint."""
+    """Fill in the statistics and the fingerprint of the shards in a configuration's folder."""
     folder = Folder(folder) if isinstance(folder, Path) else folder
     shards = {split: folder.files(f"{split}-*.parquet") for split in SPLITS}
     metadata.statistics = {split: split_statistics(files) for split, files in shards.items() if files}

@@ -1,4 +1,4 @@
-"""Steps of learning histories: from rows of Arrow, which are checked once, to the arrays that windows are cut from."""
+"""Steps of learning histories: rows of Arrow, checked once, and the arrays that windows are cut from."""
 
 from __future__ import annotations
 
@@ -233,10 +233,8 @@ def selected_steps(selection: Selection, rewards: np.ndarray, ends: np.ndarray, 
     Subsampling makes the improvement from one episode to the next steeper (paper, "data efficiency"); the last
     episodes alone are for expert distillation (paper, section 4).
     """
-    lengths, starts = np.diff(offsets), np.append(False, ends[:-1])
-    starts[offsets[:-1]] = True
-    numbers = np.cumsum(starts) - 1  # of episodes, first of all and then in their history
-    numbers -= np.repeat(numbers[offsets[:-1]], lengths)
+    lengths, numbers = np.diff(offsets), np.cumsum(np.append(0, ends[:-1]))
+    numbers -= np.repeat(numbers[offsets[:-1]], lengths)  # of each step's episode in its history
     last = np.repeat(numbers[offsets[1:] - 1], lengths)
     if selection.max_episodes is not None:
         last = np.minimum(last, selection.max_episodes - 1)

@@ -86,7 +86,7 @@ class HistoryStream:
             Seed of the order.
         buffer_megabytes (`int`, *optional*, defaults to 32):
             Histories, as they are in memory (frames: compressed), that a worker mixes at a time; at least one block.
-            Twice as much is held, since the next are read meanwhile.
+            Twice as much is in memory, since the next are read meanwhile.
 
     Raises:
         FileNotFoundError: if the dataset lacks the split's files.
@@ -121,7 +121,7 @@ class HistoryStream:
         self._known = np.zeros(0, dtype=np.uint64)
 
     def _read_shard(self, path: str, read: Callable[[pq.ParquetFile], T], footer: pq.FileMetaData | None = None) -> T:
-        """What a function reads of a shard, tried again where the Hub or the way to it fails."""
+        """The result of a function of a shard, tried again if the Hub or the way to it fails."""
         name = f"reading {path} of {self.dataset}"
 
         def attempt() -> T:
@@ -193,12 +193,12 @@ class HistoryStream:
             )
         order = np.random.default_rng([self.seed, epoch]).permutation(len(blocks))
         mine = order[consumer::consumers]
-        held = sum(self._held_bytes(blocks[index]) for index in mine)
-        parts = np.array_split(mine, min(len(mine), -(-held // self._buffer_bytes)))
+        num_bytes = sum(self._held_bytes(blocks[index]) for index in mine)
+        parts = np.array_split(mine, min(len(mine), -(-num_bytes // self._buffer_bytes)))
         return [[blocks[index] for index in part] for part in parts]
 
     def read(self, blocks: list[Block]) -> HistoryWindows:
-        """The windows of a group of blocks, of which few are in memory as tables at the same time."""
+        """The windows of a group of blocks; few blocks are in memory as tables at the same time."""
         converting = Lock()
 
         def convert(block: Block) -> Histories:
@@ -282,7 +282,7 @@ def _batches_of_consumer(
 
 
 class _Consumers(IterableDataset):
-    """The batches of consumers, of which each worker process of a data loader is one."""
+    """The batches of consumers; each worker process of a data loader is one."""
 
     def __init__(self, consumers: list[tuple[HistoryStream, int, int, int, Place]], stop: Any) -> None:
         self._consumers, self._stop = consumers, stop
@@ -300,18 +300,18 @@ class _Consumers(IterableDataset):
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Terminals and clusters send signals to all processes: this one ends with its parent, which may save first."""
+    """Ignore what terminals and clusters send to all processes: the parent may save first, and then ends this one."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class StreamedBatches:
     """
-    An endless stream of batches, epoch after epoch, of which each process takes its share.
+    Endless batches, epoch after epoch; each process takes its share of the blocks.
 
     Each worker of each process makes batches of its own blocks; a process takes them from its workers in turn.
-    `state_dict` says where this process is, and `load_state_dict` goes on there, with the same batches, after reading
-    no more than the blocks at hand.
+    `state_dict` is the place after the last batch, and `load_state_dict` goes on there, with the same batches, after
+    reading no more than the blocks at hand.
 
     Args:
         stream ([`HistoryStream`]):
@@ -340,7 +340,7 @@ class StreamedBatches:
         self._turn = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process is: of each worker the epoch, the group and its used windows, and whose turn it is."""
+        """The place of each worker: epoch, group, used windows of the group; and whose turn it is."""
         return {"places": [list(place) for place in self._places], "turn": self._turn, "consumers": self._total}
 
     def check_state_dict(self, state: Any, rank: int, done: int) -> None:

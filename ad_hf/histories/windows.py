@@ -1,4 +1,4 @@
-"""Windows of learning histories: what a training batch is made of, and the order in which batches come."""
+"""Windows of learning histories, which training batches consist of, and their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCHES_AHEAD = 2  # that a thread makes while one is being trained on
 
 
 def none_action(space: spaces.Space) -> np.ndarray:
-    """What stands for the action before the first: n (Discrete), nvec (MultiDiscrete), zeros (Box)."""
+    """The stand-in for the action before the first: n (Discrete), nvec (MultiDiscrete), zeros (Box)."""
     if isinstance(space, spaces.Discrete):
         return np.array(int(space.n))
     return space.nvec.copy() if isinstance(space, spaces.MultiDiscrete) else np.zeros(space.shape or (), np.float32)
@@ -105,7 +105,7 @@ class HistoryWindows:
         return int(self.offsets[-1])
 
     def tiling(self, epoch: int) -> Tiling:
-        """How the windows of an epoch lie in the histories."""
+        """The places of an epoch's windows in the histories."""
         lengths = np.minimum(self.context_length, self._lengths)
         spare = np.clip(self._lengths - self.context_length + 1, 1, self.context_length)
         drawn = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
@@ -172,11 +172,11 @@ def share_of_batch(batch_size: int, world_size: int) -> int:
 
 class WindowBatches:
     """
-    An endless stream of batches, epoch after epoch, of which each process takes its slice.
+    Endless batches, epoch after epoch; each process takes its slice of each.
 
     The windows of consecutive epochs form one sequence, of which update u takes elements
-    [u * batch_size, (u + 1) * batch_size); process r takes its r-th equal part. `state_dict` says where the stream is,
-    and `load_state_dict` goes on there, with the same batches.
+    [u * batch_size, (u + 1) * batch_size); process r takes its r-th equal part. `state_dict` is the place after
+    the last batch, and `load_state_dict` goes on there, with the same batches.
 
     A thread makes the next batches, and decodes their frames, while one is in use.
 
@@ -196,7 +196,7 @@ class WindowBatches:
         self.epoch, self.position = 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is: the epoch and the number of its windows that are used up."""
+        """The place after the last batch: the epoch, and how many of its windows are used up."""
         return {"epoch": self.epoch, "position": self.position}
 
     def check_state_dict(self, state: Any, rank: int, done: int) -> None:
@@ -235,8 +235,8 @@ class WindowBatches:
             waiting: deque[tuple[Future, tuple[int, int]]] = deque()
             while True:
                 while len(waiting) <= BATCHES_AHEAD:
-                    chosen, place = next(choices)
-                    waiting.append((reader.submit(self.windows.batch, chosen), place))
+                    windows, place = next(choices)
+                    waiting.append((reader.submit(self.windows.batch, windows), place))
                 made, place = waiting.popleft()
                 batch = made.result()
                 self.epoch, self.position = place

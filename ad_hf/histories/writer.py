@@ -44,7 +44,7 @@ def to_storage(steps: Steps, observation_space: spaces.Space, action_space: spac
         observation_space, action_space (`gymnasium.Space`):
             Spaces of one environment.
         name (`str`):
-            What to call the steps in an error.
+            The name of the steps in errors.
 
     Raises:
         ValueError: for elements of another size, and those that a model cannot take, with the first such step.
@@ -269,8 +269,8 @@ def write_shards(folder: Path, histories: Iterable[tuple[str, pa.Table]]) -> dic
             The split and the rows of each history.
 
     Returns:
-        `dict`: `n_envs`, `total_timesteps` and `hyperparameters` of a source of which only the histories are known:
-        the streams and the steps of the task that has most.
+        `dict`: `n_envs`, `total_timesteps` and `hyperparameters` of a source, as far as its histories tell: the
+        streams and the steps of the task that has most.
     """
     writers: dict[str, _SplitWriter] = {}
     streams: Counter[int] = Counter()
@@ -313,7 +313,7 @@ def describe(
     family: dict[str, Any] | None = None,
 ) -> None:
     """
-    Write what goes beside the shards of a dataset: `metadata.json`, README.md and, for training, `recipe.yaml`.
+    Write the files beside the shards of a dataset: `metadata.json`, README.md and, for training, `recipe.yaml`.
 
     Args:
         folder (`Path`):

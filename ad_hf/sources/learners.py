@@ -133,14 +133,8 @@ def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> di
 
 def make_callbacks(callbacks: Sequence[str | dict[str, Any]], **places: int) -> list[BaseCallback]:
     """
-    The callbacks of [`~ad_hf.sources.config.SourceConfig`].
-
-    Args:
-        callbacks (`Sequence[str | dict]`):
-            Their import paths, and arguments.
-        places (`int`):
-            Numbers that take the place of their names in braces in arguments that are text: with `task_id=3`,
-            `"saved/{task_id}"` becomes `"saved/3"`.
+    The callbacks of a [`~ad_hf.sources.config.SourceConfig`]. In their arguments that are text, numbers take the place
+    of their names in braces: with `task_id=3`, `"saved/{task_id}"` becomes `"saved/3"`.
     """
 
     def filled(value: Any) -> Any:

@@ -91,8 +91,8 @@ BOX = {"type": "Box", "shape": [2], "low": [None], "high": [1.0, 2.0], "dtype": 
         ({**BOX, "shape": [1] * 40}, "shape must have at most"),
         ({**BOX, "shape": [3]}, "high must have 1 number or 3"),
         ({**BOX, "dtype": "object"}, "dtype must be one of"),
-        ({**BOX, "low": [3.0]}, "is no space: Box all low values"),
-        ({**BOX, "dtype": "uint8"}, "is no space"),
+        ({**BOX, "low": [3.0]}, "is not a space: Box all low values"),
+        ({**BOX, "dtype": "uint8"}, "is not a space"),
     ],
 )
 def test_other_json_is_refused(data, message):

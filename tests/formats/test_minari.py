@@ -136,7 +136,7 @@ def test_collected_histories_go_there_and_back_on_the_command_line(tiny_historie
     assert "no split 'dev'" in fails("convert", "to-minari", tiny_histories, "here-v1", "--split", "dev")
     assert "minari download" in fails("convert", "from-minari", "not/there-v0", tmp_path / "out")
     for name in ("no_version", "../up-v0", "a b-v0", "/root-v0"):
-        with pytest.raises(ValueError, match="no id of a Minari dataset"):
+        with pytest.raises(ValueError, match="not an id of a Minari dataset"):
             to_minari(tiny_histories, name)
 
 
@@ -307,7 +307,7 @@ ENTRIES = {
     "ad_hf.shards says more rows": ("ours", *SHARDS, {SHARD: [2, 2]}),
     r"ad_hf\.shards.*\[1\] must be from 1": ("ours", *SHARDS, {SHARD: [2, 0]}),
     "ad_hf.shards must be a mapping": ("ours", *SHARDS, [SHARD]),
-    "no name of a shard": ("ours", *SHARDS, {"../up.parquet": [2]}),
+    "not the name of a shard": ("ours", *SHARDS, {"../up.parquet": [2]}),
     "ad_hf must be a mapping": ("ours", "ad_hf", "yes"),
     "ad_hf.episodes is missing": ("ours", "ad_hf", "episodes", None),
     "ad_hf.metadata: tasks must hold one": ("ours", "ad_hf", "metadata", "tasks", []),

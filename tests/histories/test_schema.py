@@ -156,7 +156,7 @@ ENTRIES = [
     ("failures", [{"task_id": 0, "seed": 0}], r"failures\[0\]\.error is missing"),
     ("progress", {"columns": ["a", "b"], "rows": [[1]]}, r"progress\.rows\[0\] must have 2 elements"),
     ("progress", {"columns": ["a", "b"], "rows": [[1, "x"]]}, r"progress\.rows: \[0\]\[1\] must be a whole number"),
-    ("extra", 3, "extra is no entry"),
+    ("extra", 3, "extra is not an entry"),
     ("action_space", None, "action_space must be a mapping"),
     ("action_space", {"type": "Text"}, "action_space must be a space"),
     ("observation_space", {"type": "MultiDiscrete", "nvec": [3, 0]}, r"observation_space: nvec\[1\] must be from 1"),
