@@ -27,7 +27,7 @@ from ad_hf.settings import plain, with_settings
 from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.learners import check_source, describe_source
 
-MakePool = Callable[..., Pool]  # of what runs a job, and whom to tell about progress
+MakePool = Callable[..., Pool]  # from a function that runs a job, and one that takes the progress
 
 logger = logging.getLogger(__name__)
 

@@ -53,7 +53,7 @@ def run_jobs(pool: Pool, jobs: Iterable[Job]) -> Iterator[Outcome]:
     alone = False  # whether suspects are being run one by one
     with closing(pool):
         while True:
-            # A few suspects are kept waiting, so as not to stop everything for each.
+            # A few suspects wait, so as not to stop everything for each.
             free = 0 if alone or len(suspects) >= pool.size() else pool.size() - len(pool.running)
             for unused in range(free, 0, -1):
                 job = again.popleft() if again else next(rest, None)

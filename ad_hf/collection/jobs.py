@@ -86,7 +86,7 @@ class Job:
 
 
 class Outcome(NamedTuple):
-    """A job that has ended, the transitions of its own tasks as far as they are known, and what went wrong."""
+    """A job that has ended, the transitions of its own tasks until then, and its failure, if it failed."""
 
     job: Job
     transitions: int
@@ -149,7 +149,7 @@ def learn_job(
         learner = make_learner_of(family, source, recorder, task_ids, job.learner_seed)
         learner.learn(tasks * source.total_timesteps, callback=callbacks or None)
     finally:
-        with suppress(Exception):  # of an environment that cannot even be closed, what went wrong first is said
+        with suppress(Exception):  # the first error counts, not that of closing
             envs.close()
     recorded, results = recorder.recorded(), []
     for place, task in enumerate(job.own_tasks, start=job.start):

@@ -16,7 +16,7 @@ import torch
 from ad_hf.collection.executors import Pool, RunJob
 from ad_hf.collection.jobs import Job, OnStep, Outcome
 
-GRACE = 10.0  # seconds that a worker has to end once it is told to
+GRACE = 10.0  # seconds that a worker has to end
 
 
 def available_cores() -> int:

@@ -112,7 +112,7 @@ class RayPool(Pool):
             ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=0.5)
         for copy in ready:
             each = owners[copy]
-            if each not in self.running:  # the other copy has just been seen
+            if each not in self.running:  # the other copy has just finished
                 continue
             outcome, is_lost = self._outcome(each.job, copy)
             if is_lost and len(each.copies) > 1:  # the other copy may fare better

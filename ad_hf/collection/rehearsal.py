@@ -152,15 +152,15 @@ def rehearse(family: TaskFamily, source: SourceConfig, tasks: Sequence[Task]) ->
         if error is None:
             return
         errors.append(error)
-    given, message = source.hyperparameters, _message(errors[0])
-    for name, value in given.items():
-        others = {other: given[other] for other in given if other != name}
+    settings, message = source.hyperparameters, _message(errors[0])
+    for name, value in settings.items():
+        others = {other: settings[other] for other in settings if other != name}
         if _rehearse(family, replace(source, hyperparameters=others), tasks[0]) is None:
             reason = f"source.hyperparameters.{name}: with {value!r}, {source.algorithm} cannot be made for"
             raise ValueError(f"{reason} {_environments(family)}: {message}") from errors[0]
     raise ValueError(
         f"source.algorithm: {source.algorithm} cannot be made for {_environments(family, tasks[0])}, with the "
-        f"hyper-parameters {given}: {message}"
+        f"hyper-parameters {settings}: {message}"
     ) from errors[0]
 
 

@@ -330,10 +330,9 @@ class ADContext:
         Raises:
             ValueError: for a state of another model's context, or of another number of environments or length.
         """
-        try:
-            state = {name: torch.as_tensor(part) for name, part in state.items()}
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"a context's state must be a dict of tensors: {error}") from error
+        if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor | np.ndarray) for x in state.values()):
+            raise ValueError(f"a context's state must be a dict of tensors, got {type(state).__name__} of others")
+        state = {name: torch.as_tensor(part) for name, part in state.items()}
         digest, expected = self._digest(), self._state()
         if int(state.pop("weights", digest)) != int(digest):  # which states of older versions lack
             raise ValueError("the context's state is of a model with other weights, which would not go on from it")

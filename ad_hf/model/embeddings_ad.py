@@ -19,6 +19,9 @@ OUTLIER = 10.0
 # Height and width of the patches into which images are divided.
 PATCH = 4
 
+# Beyond it, numbers are infinite for the model.
+LARGEST = float(np.finfo(np.float32).max)
+
 # Spaces of rewards and of flags that may be numbers.
 NUMBER = {"type": "Box", "shape": []}
 FLAG = {"type": "Discrete", "n": 2}
@@ -71,7 +74,9 @@ def check_elements(
     if array.shape != expected or array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numbers of shape {expected}, got {array.dtype} of shape {array.shape}")
     if space["type"] == "Box":
-        outside, fault = ~np.isfinite(array), "not finite"
+        outside, fault = np.zeros(1, dtype=bool), "not finite in float32"
+        if array.dtype.kind == "f":
+            outside = ~(np.abs(array) <= LARGEST)
     else:
         sizes = np.reshape(categories(space), expected[1:])
         outside, fault = ~((array >= 0) & (array < sizes)), f"no element of {space}"
@@ -111,15 +116,17 @@ def check_inputs(config: ADConfig, inputs: dict[str, torch.Tensor | None]) -> No
     spaces["labels"] = acted
     steps = tuple(inputs["observations"].shape[:2])  # type: ignore[union-attr]
     for name, values in inputs.items():
-        expected = (*steps, *(element_shape(spaces[name]) if name in spaces else ()))
-        if values is not None and tuple(values.shape) != expected:
+        if values is None:
+            continue
+        space = spaces.get(name, NUMBER)
+        expected = (*steps, *element_shape(space))
+        if tuple(values.shape) != expected:
             raise ValueError(
                 f"{name} must have shape {expected}, as observations have {steps}, got {tuple(values.shape)}"
             )
-        if values is None or name not in spaces or values.is_meta or spaces[name]["type"] == "Box":
-            continue
-        for index, part in enumerate(values.masked_fill(values == -100, 0) if name == "labels" else values):
-            check_elements(part, spaces[name], steps[1], name, row=f"row {index}, step")
+        if space["type"] != "Box" and not values.is_meta:
+            for index, part in enumerate(values.masked_fill(values == -100, 0) if name == "labels" else values):
+                check_elements(part, space, steps[1], name, row=f"row {index}, step")
 
 
 def input_dtype(layer: nn.Module) -> torch.dtype:

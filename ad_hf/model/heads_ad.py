@@ -1,7 +1,7 @@
 """
 Heads: from hidden states to distributions over actions, their loss, and how actions are drawn from them.
 
-A head is one class of the members of [`ActionHead`], and a name in `HEADS` and in `ADConfig.action_distribution`.
+A head is one subclass of [`ActionHead`], and a name in `HEADS` and in `ADConfig.action_distribution`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def action_probabilities(logits: torch.Tensor, config: Any, do_sample: bool) -> 
 
 class ActionHead(nn.Module):
     """
-    The members of a head, whose subclasses say what distributions their logits stand for.
+    A linear map to logits. Subclasses say what distributions these stand for, by `loss` and `choose`; both are
+    documented in [`CategoricalHead`].
 
     Args:
         config ([`ADConfig`]):
@@ -100,49 +101,6 @@ class ActionHead(nn.Module):
     def bounds(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Bounds (dimensions,) of a Box action, of the type and on the device of another tensor."""
         return like.new_tensor(self.space["low"]), like.new_tensor(self.space["high"])
-
-    def loss(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        ignored: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """
-        Mean negative log-likelihood of the actions that were taken, summed over an action's dimensions.
-
-        Args:
-            logits (`torch.Tensor` of shape `(batch, time, n)`):
-                From the head.
-            labels (`torch.Tensor` of shape `(batch, time, ...)`):
-                Actions; steps with a discrete label of -100 are ignored.
-            ignored (`torch.Tensor` of shape `(batch, time)`, *optional*):
-                Further steps to leave out (padding), the only way for continuous actions.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Numbers in the labels of all batches of which the mean is taken, instead of those in this one.
-        """
-        raise NotImplementedError
-
-    def choose(
-        self, logits: torch.Tensor, numbers: torch.Tensor, config: RolloutConfig, do_sample: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Choose actions: samples, or the likeliest ones, and in `epsilon` of all cases uniform ones, in each dimension.
-
-        Args:
-            logits (`torch.Tensor` of shape `(rows, n)`):
-                From the head.
-            numbers (`torch.Tensor` of shape `(rows, draws)`):
-                Random numbers in [0, 1), float64.
-            config ([`RolloutConfig`]):
-                `temperature`, `top_k`, `top_p` and `epsilon`, all of them set.
-            do_sample (`bool`):
-                Whether to sample.
-
-        Returns:
-            Actions (rows, [dimensions]), and the log-probabilities (rows,) with which they were chosen.
-        """
-        raise NotImplementedError
 
 
 class CategoricalHead(ActionHead):
@@ -177,6 +135,22 @@ class CategoricalHead(ActionHead):
     def choose(
         self, logits: torch.Tensor, numbers: torch.Tensor, config: RolloutConfig, do_sample: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Choose actions: samples, or the likeliest ones, and in `epsilon` of all cases uniform ones, in each dimension.
+
+        Args:
+            logits (`torch.Tensor` of shape `(rows, n)`):
+                From the head.
+            numbers (`torch.Tensor` of shape `(rows, draws)`):
+                Random numbers in [0, 1), float64.
+            config ([`RolloutConfig`]):
+                `temperature`, `top_k`, `top_p` and `epsilon`, all of them set.
+            do_sample (`bool`):
+                Whether to sample.
+
+        Returns:
+            Actions (rows, [dimensions]), and the log-probabilities (rows,) with which they were chosen.
+        """
         chosen, log_probs = [], torch.zeros(len(numbers), dtype=torch.float64)
         for part, number in zip(logits.split(self.sizes, dim=-1), numbers.unbind(-1)):
             probabilities = action_probabilities(part, config, do_sample)
@@ -191,6 +165,19 @@ class CategoricalHead(ActionHead):
         ignored: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
+        """
+        Mean negative log-likelihood of the actions that were taken, summed over an action's dimensions.
+
+        Args:
+            logits (`torch.Tensor` of shape `(batch, time, n)`):
+                From the head.
+            labels (`torch.Tensor` of shape `(batch, time, ...)`):
+                Actions; steps with a discrete label of -100 are ignored.
+            ignored (`torch.Tensor` of shape `(batch, time)`, *optional*):
+                Further steps to leave out (padding), the only way for continuous actions.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Numbers in the labels of all batches of which the mean is taken, instead of those in this one.
+        """
         targets = self.to_categories(labels)
         if ignored is not None:
             targets = targets.masked_fill(ignored.unsqueeze(-1), -100)
@@ -267,6 +254,7 @@ class MixtureHead(ActionHead):
         ignored: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
+        """See [`CategoricalHead`]."""
         log_probs = self.log_prob(logits.float(), labels)
         log_probs = log_probs if ignored is None else log_probs[~ignored]
         if num_items_in_batch is None:
@@ -277,8 +265,8 @@ class MixtureHead(ActionHead):
         self, logits: torch.Tensor, numbers: torch.Tensor, config: Any, do_sample: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        As of [`ActionHead`]; the likeliest action is the mean of the weightiest component. The temperature divides the
-        logits of the components and multiplies their variances.
+        See [`CategoricalHead`]; the likeliest action is the mean of the weightiest component. The temperature divides
+        the logits of the components and multiplies their variances.
         """
         logits, epsilon = logits.double(), config.epsilon
         weights, means, stds = self.mixture(logits, config.temperature)
@@ -306,7 +294,7 @@ class MixtureHead(ActionHead):
 HEADS: dict[str, Any] = {"bins": CategoricalHead, "mixture": MixtureHead}
 
 
-def make_head(config: ADConfig) -> ActionHead:
+def make_head(config: ADConfig) -> Any:
     """The head for a model's actions: `action_distribution` chooses where they are continuous."""
     is_box = (config.action_space or {})["type"] == "Box"
     return HEADS[config.action_distribution if is_box else "bins"](config)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import safe_open
 
-from .configuration_ad import ADConfig
+from .configuration_ad import ADConfig, read_json
 
 # Tensors that an error names at most.
 NAMED = 5
@@ -47,6 +47,8 @@ def check_files(path: Any, subfolder: str) -> None:
     ):
         if file.exists() and not file.is_file():
             raise OSError(f"{file} is not a regular file")
+        if file.name.endswith(".index.json") and not isinstance(read_json(file).get("weight_map"), dict):
+            raise OSError(f"{file} is damaged: it must hold a weight_map of tensors to files")
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, framework="pt"):

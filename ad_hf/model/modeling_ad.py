@@ -264,7 +264,6 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         past_key_values: Any = None,
-        position_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -287,11 +286,9 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
                 The actions that were taken; -100 to ignore one.
             past_key_values ([`ADCache`], with a backbone also a `Cache` of transformers, *optional*):
                 Keys and values of the steps before these, to which these are added; see [`~cache_ad.make_cache`].
-            position_ids (`torch.Tensor` of shape `(batch, time)`, *optional*):
-                With a backbone and a cache whose rows are padded: number of each step in its row.
             output_hidden_states, output_attentions (`bool`, *optional*):
-                Whether to return them; by default as the configuration says. Attention weights are of whole windows,
-                not of cached steps, and of the `eager` implementation.
+                Whether to return them; by default as the configuration says. Attention weights are of the `eager`
+                implementation.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Numbers in the labels of all batches that the loss is the mean of, -100 left out, as a
                 [`~transformers.Trainer`] that accumulates gradients counts them; by default the loss is this batch's.
@@ -311,7 +308,7 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             if any(part.shape[:2] != observations.shape[:2] for part in inputs.values()):
                 raise ValueError("the inputs' shapes disagree")  # where broadcasting would hide it
             tokens = self._mask_inputs(self.embedding(*inputs.values()))
-            decoded = self._decode(tokens, attention_mask, past_key_values, position_ids, **outputs)
+            decoded = self._decode(tokens, attention_mask, past_key_values, **outputs)
             logits = self.head(decoded[0])
             loss = None
             if labels is not None:
@@ -366,21 +363,14 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         tokens: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
-        position_ids: torch.Tensor | None = None,
         **outputs: Any,
     ) -> Any:
         """A `ModelOutput` of blocks or backbone that begins with hidden states (batch, time, width)."""
         if isinstance(past_key_values, ADCache | StepCache) and tokens.shape[1] > 1:
             raise ValueError(f"a cache of this package takes one step at a time, got {tokens.shape[1]}")
         if self.backbone is None:
-            if position_ids is not None:
-                raise ValueError(
-                    "position_ids are for backbones: this package's blocks count a row's steps themselves"
-                )
-            if past_key_values is not None and outputs.get("output_attentions"):
-                raise ValueError("output_attentions is of whole windows: leave past_key_values out")
             return self._capture(tokens, past_key_values, return_dict=True, **outputs)
-        last: torch.Tensor | None = None
+        position_ids = last = None
         if isinstance(past_key_values, StepCache):
             (tokens, attention_mask, last), past_key_values = past_key_values.update(tokens), None
         elif isinstance(past_key_values, ADCache):
@@ -476,7 +466,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         kwargs = cls._with_config(path, hub, kwargs)
         check_trusted(kwargs["config"], path)
         wants_info = kwargs.get("output_loading_info", False)
-        lenient = any(kwargs.get(name) for name in LENIENT) or hasattr(kwargs["config"], "quantization_config")
+        lenient = any(kwargs.get(name) not in (None, False) for name in LENIENT)
+        lenient |= hasattr(kwargs["config"], "quantization_config")
         if path is not None and kwargs.get("gguf_file") is None:
             kwargs.setdefault("use_safetensors", True)  # other files can hold pickles
         kwargs["output_loading_info"] = True

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_ad import ADConfig
 from .context_ad import ContextMixin
-from .embeddings_ad import NUMBER, as_array, check_elements
+from .embeddings_ad import FLAG, NUMBER, check_elements
 from .environments_ad import autoreset_mode, check_envs, make_envs
 from .loading_ad import check_fits
 from .prompt_ad import Prompt
@@ -107,8 +107,10 @@ class Environments:
         acted = ~self.resetting
         rewards = check_elements(rewards, NUMBER, self.num_envs, f"step {self.steps}: rewards", acted)
         self.rewards = np.where(acted, rewards, self.rewards)
-        names = ("terminations", "truncations")
-        terminations, truncations = (self._check_flags(*each) & acted for each in zip(flags, names))
+        terminations, truncations = (
+            check_elements(values, FLAG, self.num_envs, f"step {self.steps}: {name}").astype(bool) & acted
+            for values, name in zip(flags, ("terminations", "truncations"))
+        )
         ended = terminations | truncations
         self.observations = reached = self._check_observations(observations)
         if self.mode == "NextStep":
@@ -140,15 +142,6 @@ class Environments:
     def _check_observations(self, values: Any, name: str = "observations") -> np.ndarray:
         # A copy, as environments may write the next ones to the same array.
         return np.array(check_elements(values, self.space, self.num_envs, f"step {self.steps}: {name}"))
-
-    def _check_flags(self, values: Any, name: str) -> np.ndarray:
-        array = as_array(values, name)
-        if array.shape != (self.num_envs,) or array.dtype.kind not in "biu":
-            raise ValueError(
-                f"step {self.steps}: {name} must have shape ({self.num_envs},), one truth value for each environment, "
-                f"got {array.dtype} of shape {array.shape}"
-            )
-        return array.astype(bool)
 
 
 class Recording:

@@ -19,7 +19,7 @@ class StopWhenConverged(BaseCallback):
     when `patience` windows in a row have not improved, and it has learnt something: they are above the first window
     by more than three standard errors. So a source that has not found a sparse reward yet goes on. Instead of having
     risen, with `return_threshold` those windows must be at least that; without, a source that is optimal from its
-    first episodes on is not seen to converge.
+    first episodes on does not count as converged.
 
     A plateau on the way, such as after the first of two rewards, is taken for convergence if it is longer than
     `patience` windows; `min_timesteps` rules that out.

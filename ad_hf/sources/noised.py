@@ -22,7 +22,7 @@ SCHEDULES = ("step", "episode")
 class NoisedPolicy(VectorisedAlgorithm):
     r"""
     A policy, the expert, whose actions are replaced by uniformly random ones with a probability epsilon that falls
-    over a history: AD^eps. What it leaves looks like learning, and **no reinforcement learning takes
+    over a history: AD^eps. Its histories look like learning, and **no reinforcement learning takes
     place**: nothing is learnt from rewards. It has Stable-Baselines3's interface, so that it is collected, seeded and
     resumed as a source.
 
@@ -166,11 +166,11 @@ class NoisedPolicy(VectorisedAlgorithm):
         return [*super()._excluded_save_params(), "_act_as_expert"]
 
 
-def _range(name: str, given: float | Sequence[float]) -> tuple[float, float]:
+def _range(name: str, value: float | Sequence[float]) -> tuple[float, float]:
     """A number, or two, as the lowest and the highest."""
-    numbers = np.atleast_1d(np.asarray(given, dtype=np.float64))
+    numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
     if len(numbers) not in (1, 2) or not 0 <= numbers[0] <= numbers[-1] <= 1:
-        raise ValueError(f"{name} must be a number in [0, 1], or the lowest and the highest of a range, got {given}")
+        raise ValueError(f"{name} must be a number in [0, 1], or the lowest and the highest of a range, got {value}")
     return float(numbers[0]), float(numbers[-1])
 
 

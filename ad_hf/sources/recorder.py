@@ -44,7 +44,7 @@ class HistoryRecorder(VectorWrapper):
         envs (`gymnasium.vector.VectorEnv`):
             Environments in SAME_STEP mode.
         num_steps (`int`):
-            Expected number of steps per environment; more are kept as well, at the cost of a copy.
+            Expected number of steps per environment; further ones cost a copy.
         on_step (`Callable[[int], None]`, *optional*):
             Called at each step with the number of transitions it added, e.g. by a progress bar.
 

@@ -94,7 +94,7 @@ class VectorisedAlgorithm(BaseAlgorithm):
 
     @abstractmethod
     def _act(self, observations: np.ndarray, deterministic: bool) -> np.ndarray:
-        """Actions (streams, ...) for observations (streams, ...), as well as it is known so far."""
+        """Actions (streams, ...) for observations (streams, ...), the best by the tables so far."""
 
     @abstractmethod
     def _explore(self, observations: np.ndarray) -> np.ndarray:
@@ -102,7 +102,7 @@ class VectorisedAlgorithm(BaseAlgorithm):
 
     @abstractmethod
     def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:
-        """Learn from a step of all streams: what was seen and done (streams, ...), and what came of it."""
+        """Learn from a step of all streams: its observations and actions (streams, ...), and its results."""
 
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
@@ -152,7 +152,7 @@ class VectorisedAlgorithm(BaseAlgorithm):
             observations: Any = self._last_obs
             actions = self._explore(observations)
             steps = step_vec_env(self.env, actions)
-            # Environments of SB3 round rewards to float32: what is learnt from them is computed alike.
+            # Environments of SB3 round rewards to float32: learners compute with both alike.
             steps = steps._replace(rewards=np.asarray(steps.rewards, dtype=np.float64))
             self.num_timesteps += self.env.num_envs
             self._learn_from(observations, actions, steps)

@@ -1,9 +1,6 @@
 """ADContext: environments that do not know of each other, resets, copies, saved states, and what is refused."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,27 +16,6 @@ KINDS = {
     "mistral": {"backbone_config": MISTRAL},
 }
 kinds = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
-
-# Goes on in a process of its own where a context was saved.
-ELSEWHERE = """
-import sys
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel
-import ad_hf
-
-for folder in sys.argv[1:]:
-    model = AutoModel.from_pretrained(folder)
-    steps = load_file(folder + "/steps.safetensors")
-    context = model.init_context(steps["active"].shape[1])
-    context.load_state_dict(load_file(folder + "/context.safetensors"))
-    actions, logits = [], []
-    columns = (steps[name].numpy() for name in ("seen", "rewards", "starts", "active"))
-    for seen, rewards, starts, active in zip(*columns):
-        actions.append(torch.from_numpy(context.act(seen, rewards, starts, active))[active])
-        logits.append(context.logits[active])
-    save_file({"actions": torch.cat(actions), "logits": torch.cat(logits)}, folder + "/went_on.safetensors")
-"""
 
 
 def play(model, worlds, num_steps=60, staggered=False, **settings):
@@ -184,75 +160,48 @@ def test_a_copy_goes_on_bit_for_bit_and_by_itself(make_model, settings, num_step
     assert_identical(go_on(second, further_steps()), expected)
 
 
-@pytest.mark.parametrize("action_space", [{"type": "Discrete", "n": 5}, MULTI_DISCRETE, BOX], ids=lambda s: s["type"])
-def test_a_loaded_state_goes_on_bit_for_bit(make_model, action_space):
-    model = make_model(action_space=action_space)
+@pytest.mark.parametrize(
+    "settings", [*KINDS.values(), {"backbone_config": BLOOM}, {"action_space": MULTI_DISCRETE}, {"action_space": BOX}]
+)
+def test_a_saved_state_goes_on_bit_for_bit(make_model, tmp_path, settings):
+    model = make_model(**settings)
     context, other = lived(model), lived(model, num_steps=7, seed=9)
-    state = context.state_dict()
+    save_file(context.state_dict(), tmp_path / "context.safetensors")
+    state = load_file(tmp_path / "context.safetensors")
     expected = go_on(context, further_steps())
 
     other.load_state_dict(state)
 
     assert_identical(go_on(other, further_steps()), expected)
-    fresh = model.init_context(3)
-    fresh.load_state_dict(state)  # which nothing of what came after it has changed
+    fresh = make_model(**settings).init_context(3)
+    fresh.load_state_dict(state)  # which the further steps of the other have not changed
     assert_identical(go_on(fresh, further_steps()), expected)
 
 
-def test_a_saved_state_goes_on_in_another_process(make_model, tmp_path):
-    expected, folders = {}, []
-    for name, settings in {**KINDS, "bloom": {"backbone_config": BLOOM}}.items():
-        model, folder = make_model(**settings), tmp_path / name
-        context = lived(model)
-        steps = further_steps()
-        model.save_pretrained(folder)
-        save_file(context.state_dict(), folder / "context.safetensors")
-        tensors = {name: torch.from_numpy(part) for name, part in zip(("seen", "rewards", "starts", "active"), steps)}
-        save_file(tensors, folder / "steps.safetensors")
-        expected[folder], folders = go_on(context, steps), [*folders, str(folder)]
-
-    command = [sys.executable, "-c", ELSEWHERE, *folders]
-    result = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
-
-    assert result.returncode == 0, result.stderr
-    for folder, (actions, logits) in expected.items():
-        found = load_file(folder / "went_on.safetensors")
-        assert torch.equal(found["actions"], actions), folder.name
-        torch.testing.assert_close(found["logits"], logits, atol=1e-6, rtol=0)
+SLIDING, OF_LLAMA, OF_MISTRAL = KINDS["sliding"], KINDS["llama"], KINDS["mistral"]
+OTHERS = {"num_envs": 2, "hidden_size": 32, "context_length": 12, "num_hidden_layers": 1, "num_attention_heads": 1}
+OTHERS |= {"sliding_window": 16, "action_space": BOX, "backbone_config": LLAMA}
 
 
 @pytest.mark.parametrize(
     ("settings", "others"),
     [
-        ({}, {"num_envs": 2}),
-        ({}, {"hidden_size": 32}),
-        ({}, {"context_length": 12}),
-        ({}, {"num_hidden_layers": 1}),
-        ({}, {"num_attention_heads": 1}),
-        ({}, {"sliding_window": 16}),
-        ({}, {"action_space": BOX}),
-        ({}, {"backbone_config": LLAMA}),
-        ({}, {"backbone_config": MISTRAL}),
-        ({"sliding_window": 6}, {}),
-        ({"sliding_window": 6}, {"sliding_window": 4}),
-        ({"sliding_window": 6}, {"sliding_window": 6, "num_hidden_layers": 1}),
-        ({"backbone_config": LLAMA}, {}),
-        ({"backbone_config": LLAMA}, {"backbone_config": MISTRAL}),
-        ({"backbone_config": LLAMA}, {"backbone_config": {**LLAMA, "num_hidden_layers": 1}}),
-        ({"backbone_config": LLAMA}, {"backbone_config": {**LLAMA, "num_key_value_heads": 2}}),
-        ({"backbone_config": MISTRAL}, {"backbone_config": LLAMA}),
+        ({}, [{name: value} for name, value in OTHERS.items()] + [OF_MISTRAL]),
+        (SLIDING, [{}, {"sliding_window": 4}, {**SLIDING, "num_hidden_layers": 1}]),
+        (OF_LLAMA, [{}, OF_MISTRAL, {"backbone_config": {**LLAMA, "num_hidden_layers": 1}}]),
+        (OF_LLAMA, [{"backbone_config": {**LLAMA, "num_key_value_heads": 2}}]),
+        (OF_MISTRAL, [OF_LLAMA]),
     ],
 )
 def test_states_of_other_contexts_are_refused_and_change_nothing(make_model, settings, others):
     model = make_model(**settings)
     context, twin = lived(model), lived(model)
-    num_envs = others.get("num_envs", 3)
-    other = make_model(**{name: value for name, value in others.items() if name != "num_envs"})
-
-    state = lived(other, num_envs).state_dict()
-    for each in (context, model.init_context(3)):
-        with pytest.raises(ValueError, match="context's state"):
-            each.load_state_dict(state)
+    for other in others:
+        owner = make_model(**{name: value for name, value in other.items() if name != "num_envs"})
+        state = lived(owner, other.get("num_envs", 3)).state_dict()
+        for each in (context, model.init_context(3)):
+            with pytest.raises(ValueError, match="context's state"):
+                each.load_state_dict(state)
 
     assert_identical(go_on(context, further_steps(num_steps=3)), go_on(twin, further_steps(num_steps=3)))
 
@@ -287,8 +236,9 @@ REFUSED_STEPS = [
     ({"observations": [0.5, 0, 0]}, "observations of environment 0 are no element of .*: 0.5"),
     ({"rewards": np.zeros(2)}, r"rewards must be numbers of shape \(3,\), got float64 of shape \(2,\)"),
     ({"rewards": 1.0}, r"rewards must be numbers of shape \(3,\), got float64 of shape \(\)"),
-    ({"rewards": [0.0, np.nan, 0.0]}, "rewards of environment 1 are not finite: nan"),
-    ({"rewards": [0.0, 0.0, -np.inf]}, "rewards of environment 2 are not finite: -inf"),
+    ({"rewards": [0.0, np.nan, 0.0]}, "rewards of environment 1 are not finite in float32: nan"),
+    ({"rewards": [0.0, 0.0, -np.inf]}, "rewards of environment 2 are not finite in float32: -inf"),
+    ({"rewards": [0.0, 0.0, 1e39]}, r"rewards of environment 2 are not finite in float32: 1e\+39"),
     ({"episode_starts": np.zeros(2, bool)}, r"episode_starts must be .* shape \(3,\), .*got .*2"),
     ({"episode_starts": np.zeros((3, 1), bool)}, r"episode_starts must be .* shape \(3,\), .*got .*3, 1"),
     ({"episode_starts": "abc"}, "episode_starts must be numbers"),
@@ -373,6 +323,7 @@ def test_a_state_is_of_one_models_weights_and_possible(make_model):
         (model, {**state, **lengths}, r"impossible cache.lengths: \[1000"),
         (model, {**state, "cache.lengths": torch.tensor([-5, 0, 0])}, "impossible cache.lengths"),
         (model, {**state, "seeds": "x"}, "must be a dict of tensors"),
+        (model, {**state, "seeds": [0, 1, 2]}, "must be a dict of tensors"),
         (model, list(state), "must be a dict of tensors"),
     ):
         with pytest.raises(ValueError, match=message):

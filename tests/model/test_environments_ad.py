@@ -202,8 +202,8 @@ BAD_VALUES = [
     (PAIR, {"observation": np.array([-np.inf, 0], np.float32)}, r"observations of environment 1 .* \[-inf, 0.0\]"),
     (None, {"observation": 8}, "observations of environment 1 are no element of .*'n': 8.*: 8"),
     (None, {"observation": -1}, "observations of environment 1 are no element of .*'n': 8.*: -1"),
-    (None, {"reward": np.nan}, "rewards of environment 1 are not finite: nan"),
-    (None, {"reward": -np.inf}, "rewards of environment 1 are not finite: -inf"),
+    (None, {"reward": np.nan}, "rewards of environment 1 are not finite in float32: nan"),
+    (None, {"reward": -np.inf}, "rewards of environment 1 are not finite in float32: -inf"),
     # Those that gymnasium cannot stack.
     (PAIR, {"observation": np.zeros(3, np.float32)}, ""),
     (PAIR, {"observation": np.float32(0)}, ""),
@@ -313,7 +313,7 @@ ODD = {
     ("returned", "message"),
     [
         *(
-            ({name: values}, f"step 1: {name} must have shape .2,., one truth value")
+            ({name: values}, f"step 1: {name}")
             for name in ("terminations", "truncations")
             for values in (None, np.zeros(3, dtype=bool), np.array([0.5, 0.5]), "no", [None, True])
         ),

@@ -81,6 +81,11 @@ def test_damaged_weights_are_named(folder):
         file.write_bytes(whole[:size])
         with pytest.raises(OSError, match=f"{re.escape(str(file))} is damaged"):
             ADModel.from_pretrained(folder)
+    file.write_bytes(whole)
+    for index, message in (("[]", "must hold a JSON object"), ("{}", "must hold a weight_map")):
+        (folder / "model.safetensors.index.json").write_text(index)
+        with pytest.raises((OSError, ValueError), match=f"model.safetensors.index.json.*{message}"):
+            ADModel.from_pretrained(folder)
 
 
 def test_pickles_are_not_read(folder):

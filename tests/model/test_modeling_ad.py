@@ -320,13 +320,6 @@ def test_a_backbone_gives_shapes_loss_and_gradients_as_our_own_blocks_do(make_mo
         assert name in token_tables or weight.grad.any(), name
 
 
-def test_positions_are_refused_by_blocks_that_count_themselves(make_model, make_history):
-    model = make_model()
-    inputs, _ = make_history(model.config, batch=2, time=4)
-    with pytest.raises(ValueError, match="position_ids are for backbones"):
-        model(**inputs, position_ids=torch.arange(4).expand(2, 4))
-
-
 GPT2_EAGER = {"backbone_config": BACKBONES["gpt2"], "attn_implementation": "eager"}
 
 

@@ -178,7 +178,7 @@ REFUSED_COLUMNS = [
     ({"rewards": np.zeros((8, 1))}, r"rewards must be numbers of shape \(8,\), got"),
     ({"rewards": 5}, r"rewards must be numbers of shape \(1,\), got"),
     ({"rewards": [[1.0, 2.0], [3.0]]}, "rewards must be an array of numbers"),
-    ({"rewards": [0.0, np.nan] + [0.0] * 6}, "rewards of step 1 are not finite: nan"),
+    ({"rewards": [0.0, np.nan] + [0.0] * 6}, "rewards of step 1 are not finite in float32: nan"),
     ({"terminations": np.zeros(7, bool)}, r"terminations must be numbers of shape \(8,\)"),
     ({"truncations": np.zeros((8, 1), bool)}, r"truncations must be numbers of shape \(8,\)"),
 ]

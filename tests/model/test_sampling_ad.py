@@ -116,17 +116,6 @@ def test_continuous_actions_are_evenly_spaced_from_bound_to_bound(make_model, wa
     assert actions.dtype == np.float32
 
 
-def test_without_sampling_the_likeliest_action_is_taken_whatever_else_is_set(make_model):
-    model = make_model(observation_space={"type": "Discrete", "n": 50})
-    way = RolloutConfig(do_sample=False, temperature=0.1, top_k=3, top_p=0.5)
-    context = model.init_context(50, rollout_config=way)
-    for step in range(20):
-        actions = context.act(np.roll(np.arange(50), step))
-        assert (actions == context.logits.argmax(-1).numpy()).all()
-        assert (context.log_probs == 0).all()
-    assert len(set(actions.tolist())) > 1
-
-
 def test_a_step_may_be_greedy_or_sampled_against_the_settings(make_model):
     model = make_model(initializer_range=0.05)
     sampled, greedy = model.init_context(200), model.init_context(200, do_sample=False)
