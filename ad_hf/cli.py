@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from ad_hf.hub.config import PushConfig
 from ad_hf.progress import show_messages
 from ad_hf.settings import parse_json, shown
 
@@ -293,24 +294,8 @@ def evaluate(
     print(describe(pipeline.evaluate_models(models, output_dir, num_seeds), output_dir))
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class PushOptions:
-    """
-    How to push; see `ad_hf.hub.uploads.PushConfig`.
-
-    Args:
-        private: Make a new repository a private one.
-        revision: Branch to push to, by default main; it is made if need be.
-        license: License on the card; by default that of the card that is there, else apache-2.0.
-    """
-
-    private: bool | None = None
-    revision: Name | None = None
-    license: Name | None = None
-
-
-PUSH = PushOptions()
+Push = Annotated[PushConfig, Parameter(name="*")]
+PUSH = PushConfig()
 
 
 @push_app.command(name="dataset")
@@ -320,7 +305,7 @@ def push_dataset(
     /,
     *,
     config_name: Name | None = None,
-    options: PushOptions = PUSH,
+    config: Push = PUSH,
     common: Common = COMMON,
 ) -> None:
     """Push learning histories.
@@ -332,11 +317,11 @@ def push_dataset(
     """
     from ad_hf.hub import push
 
-    print(push.push_dataset(folder, repo_id, config_name=config_name, **vars(options)))
+    print(push.push_dataset(folder, repo_id, config, config_name=config_name))
 
 
 @push_app.command(name="model")
-def push_model(folder: Name, repo_id: Name, /, *, options: PushOptions = PUSH, common: Common = COMMON) -> None:
+def push_model(folder: Name, repo_id: Name, /, *, config: Push = PUSH, common: Common = COMMON) -> None:
     """Push a model, with its card and the results of its run.
 
     Args:
@@ -345,11 +330,11 @@ def push_model(folder: Name, repo_id: Name, /, *, options: PushOptions = PUSH, c
     """
     from ad_hf.hub import push
 
-    print(push.push_model(folder, repo_id, **vars(options)))
+    print(push.push_model(folder, repo_id, config))
 
 
 @push_app.command(name="evaluation")
-def push_evaluation(folder: Name, repo_id: Name, /, *, options: PushOptions = PUSH, common: Common = COMMON) -> None:
+def push_evaluation(folder: Name, repo_id: Name, /, *, config: Push = PUSH, common: Common = COMMON) -> None:
     """Push an evaluation: its returns, their summary and the pictures.
 
     Args:
@@ -358,7 +343,7 @@ def push_evaluation(folder: Name, repo_id: Name, /, *, options: PushOptions = PU
     """
     from ad_hf.hub import push
 
-    print(push.push_evaluation(folder, repo_id, **vars(options)))
+    print(push.push_evaluation(folder, repo_id, config))
 
 
 @app.command

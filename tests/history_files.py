@@ -20,32 +20,6 @@ OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)  # (history, step)
 ACTIONS = spaces.Discrete(7)
 
 
-def make_history(number, num_steps, rng, action_space=ACTIONS):
-    """One history with episodes of random lengths, ended in either way, the last of them perhaps unfinished."""
-    ends = rng.random(num_steps) < 0.25
-    terminations = ends & (rng.random(num_steps) < 0.5)
-    return {
-        "history_id": f"{number}-0-0",
-        "task_id": number,
-        "stream": 0,
-        "piece": 0,
-        "start_step": 0,
-        "observations": [[float(number), float(step)] for step in range(num_steps)],
-        "actions": [np.asarray(action_space.sample()).tolist() for _ in range(num_steps)],
-        "rewards": rng.normal(size=num_steps).tolist(),
-        "terminations": terminations.tolist(),
-        "truncations": (ends & ~terminations).tolist(),
-        "final_observations": [],
-    }
-
-
-def make_histories(lengths, seed=0, action_space=ACTIONS):
-    """Histories of so many steps, as rows."""
-    action_space.seed(seed)
-    rng = np.random.default_rng(seed)
-    return [make_history(number, length, rng, action_space) for number, length in enumerate(lengths)]
-
-
 def make_table(lengths, width=2, max_piece_steps=10_000, seed=0, first_number=0, action_space=ACTIONS):
     """Histories of so many steps as the collection writes them; elements of observations beyond the second are 0."""
     action_space.seed(seed)
@@ -68,6 +42,12 @@ def make_table(lengths, width=2, max_piece_steps=10_000, seed=0, first_number=0,
         )
         tables.append(history_table(recorded, features, number, 0, max_piece_steps))
     return pa.concat_tables(tables)
+
+
+def make_histories(lengths, seed=0, action_space=ACTIONS):
+    """The same as rows, without final observations."""
+    rows = make_table(lengths, seed=seed, action_space=action_space).to_pylist()
+    return [{**row, "final_observations": []} for row in rows]
 
 
 def of_histories(count):

@@ -13,6 +13,7 @@ from ad_hf.evaluation.summary import EVALUATION_FILES, SUMMARY_FILE
 from ad_hf.histories.card import dataset_card, dataset_config
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
+from ad_hf.hub.config import PushConfig
 from ad_hf.hub.model_card import model_card
 from ad_hf.hub.model_files import (
     CHECKPOINT_FOLDER,
@@ -29,7 +30,7 @@ from ad_hf.hub.model_files import (
     weights_digest,
 )
 from ad_hf.hub.models import load_model
-from ad_hf.hub.uploads import Head, PushConfig, Upload, push_upload
+from ad_hf.hub.uploads import Head, Upload, push_upload
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.settings import read_json, read_utf8, with_settings
 from ad_hf.storage.cards import CARD, without_configs
@@ -57,7 +58,7 @@ def push_dataset(dataset: str | Path, repo_id: str, config: PushConfig, *, confi
             Folder of the dataset, or the id of another repository to copy.
         repo_id (`str`):
             `user/name` of the repository.
-        config ([`~ad_hf.hub.uploads.PushConfig`], *optional*):
+        config ([`~ad_hf.hub.config.PushConfig`], *optional*):
             Its settings are keywords, too: `private`, `revision`, `token`, `commit_message`, `license`.
         config_name (`str`, *optional*):
             Push this configuration alone; or, if the folder holds a single one of another name, push it under this.
@@ -124,7 +125,7 @@ def push_model(
             loaded from; folder of a run or of a model; or the id of another repository to copy.
         repo_id (`str`):
             `user/name` of the repository.
-        config ([`~ad_hf.hub.uploads.PushConfig`], *optional*):
+        config ([`~ad_hf.hub.config.PushConfig`], *optional*):
             Its settings are keywords, too: `private`, `revision`, `token`, `commit_message`, `license`.
         checkpoint (`str` or `Path`, *optional*):
             Folder of a checkpoint to put into `checkpoint/`, from which training can go on elsewhere.
@@ -195,7 +196,7 @@ def push_evaluation(evaluation: str | Path, repo_id: str, config: PushConfig) ->
             Folder of the evaluation, as `ad-hf evaluate` leaves it.
         repo_id (`str`):
             `user/name` of the dataset's repository.
-        config ([`~ad_hf.hub.uploads.PushConfig`], *optional*):
+        config ([`~ad_hf.hub.config.PushConfig`], *optional*):
             Its settings are keywords, too: `private`, `revision`, `token`, `commit_message`, `license`.
 
     Returns:

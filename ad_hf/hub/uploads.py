@@ -9,36 +9,13 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
+from ad_hf.hub.config import PushConfig
 from ad_hf.hub.model_files import Content
-from ad_hf.settings import check_settings
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import read_text
 from ad_hf.storage.repositories import HubError, retried
 
 ATTEMPTS = 8
-
-
-@dataclass
-class PushConfig:
-    """How to push to a repository, which is made if need be.
-
-    Args:
-        private: Whether a new repository is private; the account's default if not given.
-        revision: Branch to push to, by default main; it is made if need be.
-        token: Access token; by default `HF_TOKEN`, or that of `hf auth login`.
-        commit_message: Title of the commit.
-        license: License on the card, such as mit; by default that of the card that is there already, else apache-2.0,
-            or unknown for imported histories.
-    """
-
-    private: bool | None = None
-    revision: str | None = None
-    token: str | None = None
-    commit_message: str | None = None
-    license: str | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self, "push")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accelerate.logging import get_logger
 
+from ad_hf.hub.config import PushConfig
 from ad_hf.hub.model_files import (
     BEST_FOLDER,
     CHECKPOINT_FOLDER,
@@ -19,7 +20,7 @@ from ad_hf.hub.model_files import (
     model_files,
 )
 from ad_hf.hub.push import push_files
-from ad_hf.hub.uploads import PushConfig, make_repository
+from ad_hf.hub.uploads import make_repository
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import files_in, link_or_copy, read_text
 from ad_hf.storage.repositories import HUB_ID

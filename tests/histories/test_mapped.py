@@ -26,13 +26,13 @@ from history_files import (
     windows_of_table,
     write_dataset,
 )
+from random_histories import record
 
 import ad_hf
 from ad_hf.histories.schema import history_features
 from ad_hf.histories.windows import WindowBatches
 from ad_hf.histories.writer import history_table
 from ad_hf.recipe import load_recipe
-from ad_hf.sources.recorder import RecordedSteps
 
 CONTEXT = 12
 LENGTHS = [60, 5, 83, 47, 3, 120, 12, 90]
@@ -68,17 +68,7 @@ def write(folder, row_groups=None, **settings):
 
 def frames_table():
     """Three histories of noise."""
-    rng = np.random.default_rng(0)
-    ends = rng.random((3, 70)) < 0.2
-    recorded = RecordedSteps(
-        observations=rng.integers(0, 256, (3, 70, *SHAPE), dtype=np.uint8),
-        actions=rng.integers(0, 7, (3, 70)),
-        rewards=rng.normal(size=(3, 70)),
-        terminations=ends,
-        truncations=ends & False,
-        final_observations=[np.zeros((int(row.sum()) + 1, *SHAPE), np.uint8) for row in ends],
-    )
-    return history_table(recorded, history_features(IMAGES, ACTIONS), 0, 0, 13)
+    return history_table(record((IMAGES, ACTIONS), 3, 70), history_features(IMAGES, ACTIONS), 0, 0, 13)
 
 
 def assert_same_batches(windows, expected):
