@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Sequence
@@ -294,7 +295,7 @@ def evaluate(
     print(describe(pipeline.evaluate_models(models, output_dir, num_seeds), output_dir))
 
 
-Push = Annotated[PushConfig, Parameter(name="*")]
+Push = Annotated[PushConfig, Parameter(name="*", parse=re.compile("^(?!token$)"))]  # which a shell would record
 PUSH = PushConfig()
 
 

@@ -94,7 +94,7 @@ def _size_category(rows: int) -> str:
     return next((name for bound, name in bounds if rows < bound), "10M<n<100M")
 
 
-def write_dataset_card(dataset: str | Path) -> Path:
+def write_dataset_card(dataset: str | Path, name: str | None = None) -> Path:
     """
     Write the README.md of a learning-history dataset, whose YAML tells `datasets` which files belong to which split.
 
@@ -102,13 +102,15 @@ def write_dataset_card(dataset: str | Path) -> Path:
         dataset (`str` or `Path`):
             Folder with one sub-folder per configuration, as [`~ad_hf.collect`] leaves it. Text that people wrote into
             its README.md stays.
+        name (`str`, *optional*):
+            The argument of `load_dataset`; by default the folder's name.
     """
     dataset = Path(dataset)
-    names = sorted(path.parent.name for path in dataset.glob(f"[!.]*/{METADATA_FILE}"))
-    metadata = {name: read_metadata(dataset, name) for name in names}
-    configs = [dataset_config(dataset / name, metadata[name], name) for name in names]
+    paths = sorted(dataset.glob(f"[!.]*/{METADATA_FILE}"))
+    metadata = {path.parent.name: read_metadata(dataset, path.parent.name) for path in paths}
+    configs = [dataset_config(dataset / config, metadata[config], config) for config in metadata]
     card = dataset / CARD
-    with card_of(*(str(dataset / name / METADATA_FILE) for name in names), str(card)):
-        text = dataset_card(metadata, configs, dataset.name, read_text(card))
+    with card_of(*map(str, paths), str(card)):
+        text = dataset_card(metadata, configs, name or dataset.name, read_text(card))
     write_text(card, text)
     return card

@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ad_hf.histories.dataset import NO_HISTORY, HistoryDataset
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.shards import RowGroup, read_row_groups
 from ad_hf.histories.steps import (
     COLUMNS,
@@ -78,15 +78,13 @@ class HistoryStream:
     Args:
         dataset ([`~ad_hf.histories.dataset.HistoryDataset`]), split (`str`):
             The dataset, and which part of it.
-        selection ([`~ad_hf.histories.selection.Selection`]):
-            The steps that are trained on.
+        data ([`~ad_hf.histories.selection.DataConfig`]):
+            The steps that are trained on, and how many of them a worker mixes at a time (frames: compressed; at least
+            one block).
         context_length (`int`):
             Steps of a window.
         seed (`int`, *optional*, defaults to 0):
             Seed of the order.
-        buffer_megabytes (`int`, *optional*, defaults to 32):
-            Histories, as they are in memory (frames: compressed), that a worker mixes at a time; at least one block.
-            Twice as much is in memory, since the next are read meanwhile.
 
     Raises:
         FileNotFoundError: if the dataset lacks the split's files.
@@ -97,14 +95,13 @@ class HistoryStream:
         self,
         dataset: HistoryDataset,
         split: str,
-        selection: Selection,
+        data: DataConfig,
         context_length: int,
         seed: int = 0,
-        buffer_megabytes: int = 32,
     ) -> None:
-        self.dataset, self.selection, self.context_length, self.seed = dataset, selection, context_length, seed
-        self._labels, self._spaces = dataset.labels(selection), dataset.metadata.spaces
-        self._buffer_bytes = buffer_megabytes << 20
+        self.dataset, self.selection, self.context_length, self.seed = dataset, data, context_length, seed
+        self._labels, self._spaces = dataset.labels(data), dataset.metadata.spaces
+        self._buffer_bytes = data.buffer_megabytes << 20
         shards = dataset.shards(split)
         repository = dataset.repository
         self._folder = None if repository.is_remote else repository.download([dataset.pattern(split)])

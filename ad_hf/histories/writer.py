@@ -19,7 +19,7 @@ from gymnasium import spaces
 
 from ad_hf.envs.spaces import Elements, space_from_json, space_to_json
 from ad_hf.envs.task_family import Task
-from ad_hf.histories.card import dataset_card, dataset_config
+from ad_hf.histories.card import write_dataset_card
 from ad_hf.histories.frames import compress_frames, has_frames
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata, history_features
 from ad_hf.histories.statistics import describe_shards
@@ -337,8 +337,8 @@ def describe(
     except TypeError as error:
         raise ValueError(f"tasks, env_kwargs and the source's settings are stored as JSON: {error}") from error
     write_text(configuration / METADATA_FILE, text)
-    configs = [dataset_config(configuration, metadata, config_name)]
-    card = f"---\ntags: []\n---\n\n{origin}" if origin else None
-    write_text(folder / CARD, dataset_card({config_name: metadata}, configs, name, card))
+    if origin:
+        write_text(folder / CARD, f"---\ntags: []\n---\n\n{origin}")
+    write_dataset_card(folder, name)
     if family is not None:
         write_text(folder / RECIPE_FILE, dump_yaml({"family": family}))

@@ -100,7 +100,7 @@ class Trainer:
         rank, processes = accelerator.process_index, accelerator.num_processes
         order = self.context_length, self.config.seed
         if streaming:
-            stream = HistoryStream(dataset, "train", data, *order, data.buffer_megabytes)
+            stream = HistoryStream(dataset, "train", data, *order)
             logger.info(
                 f"streaming {stream.num_steps:,} steps, {stream.compressed_bytes / 1e6:.1f} MB, from {dataset}"
             )

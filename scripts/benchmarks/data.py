@@ -34,7 +34,7 @@ from gymnasium import spaces
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata, history_features
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.steps import step_dtype
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
@@ -166,7 +166,7 @@ def read_epoch(dataset: Path, mode: str) -> dict[str, Any]:
     size, length = recipe.training.batch_size, recipe.model.context_length
     batches: WindowBatches | StreamedBatches
     if mode == "streamed":
-        batches = StreamedBatches(HistoryStream(opened, "train", Selection(), length), size)
+        batches = StreamedBatches(HistoryStream(opened, "train", DataConfig(), length), size)
     else:
         batches = WindowBatches(HistoryWindows(opened.histories("train"), *opened.metadata.spaces, length), size)
     count, start = 0, time.perf_counter()

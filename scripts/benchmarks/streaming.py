@@ -36,7 +36,7 @@ import ad_hf
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata, history_features
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.histories.writer import history_table, row_groups
@@ -49,7 +49,7 @@ from ad_hf.training.optimizers import make_optimizers
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "hub"))
 from local_hub import LocalHub  # the tests' Hub
 
-WINDOW, BATCH, SELECTION = 200, 64, Selection(keep_every_episode=2)
+WINDOW, BATCH, SELECTION = 200, 64, DataConfig(keep_every_episode=2)
 REPOSITORY, TEN_TIMES = "benchmark/histories", "benchmark/ten-times"
 
 
@@ -240,7 +240,7 @@ def benchmark_frames(folder: Path, windows: int = 600) -> None:
     """Frames/s of batches of 8 windows of 100 steps, from disk."""
     write_frames(folder)
     keep_freed_memory()  # as training does
-    stream = HistoryStream(HistoryDataset.open(folder), "train", Selection(), 100)
+    stream = HistoryStream(HistoryDataset.open(folder), "train", DataConfig(), 100)
     rates = {}
     for workers in (0, 2):
         start = time.perf_counter()

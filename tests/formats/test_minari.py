@@ -214,13 +214,13 @@ def make_foreign(name, buffers):
 
 
 def test_a_minari_dataset_of_others_is_one_history_of_one_task(tmp_path):
-    dataset = make_foreign("cart/pole-v0", cart_pole_episodes([5, 3, 9, 4, 7]))
+    dataset = make_foreign("cart/pole-v0", cart_pole_episodes([5, 3, 9, 1, 7]))
     out = tmp_path / "histories"
     assert main(["convert", "from-minari", "cart/pole-v0", str(out), "--max_piece_steps", "10"]) == 0
     rows, metadata = ad_hf.load_histories(out, "train")
-    assert [len(row) for row in rows["rewards"]] == [8, 9, 4, 7]
-    assert rows["piece"] == [0, 1, 2, 3]
-    assert rows["start_step"] == [0, 8, 17, 21]
+    assert [len(row) for row in rows["rewards"]] == [8, 10, 7]
+    assert rows["piece"] == [0, 1, 2]
+    assert rows["start_step"] == [0, 8, 18]
     assert set(rows["history_id"]) == {"0-0-0"}
     arrays = rows.with_format("numpy")
     for column, part in (("observations", slice(-1)), ("final_observations", slice(-1, None))):
@@ -228,10 +228,10 @@ def test_a_minari_dataset_of_others_is_one_history_of_one_task(tmp_path):
         assert np.array_equal(np.concatenate(list(arrays[column])), expected)
     assert (metadata.env_id, metadata.tasks) == ("CartPole-v1", [{"task_id": 0, "kwargs": {}, "split": "train"}])
     source = metadata.source
-    assert (source["algorithm"], source["n_envs"], source["total_timesteps"]) == ("random", 1, 28)
+    assert (source["algorithm"], source["n_envs"], source["total_timesteps"]) == ("random", 1, 25)
     recipe, run = str(out / "recipe.yaml"), str(tmp_path / "run")
     assert main(["train", "--recipe", recipe, "--dataset", str(out), "--output_dir", run, *TINY]) == 0
-    assert len(load_dataset(str(out), split="train")) == 4
+    assert len(load_dataset(str(out), split="train")) == 3
 
 
 def test_unfinished_episodes_of_others_are_truncated_unless_they_are_the_last(tmp_path):

@@ -29,7 +29,7 @@ from ad_hf.cli import main
 from ad_hf.evaluation.returns import source_returns
 from ad_hf.formats.merge import merge_datasets
 from ad_hf.histories.dataset import check_dataset
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.statistics import describe_shards
 from ad_hf.histories.steps import COLUMNS, STEPWISE
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
@@ -48,7 +48,7 @@ def histories(folder):
 
 
 def stream(folder):
-    batches = StreamedBatches(HistoryStream(open_dataset(folder), "train", Selection(), 8), 4)
+    batches = StreamedBatches(HistoryStream(open_dataset(folder), "train", DataConfig(), 8), 4)
     for _ in batches:
         if batches.state_dict()["places"][0][0]:
             break

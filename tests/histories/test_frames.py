@@ -15,7 +15,7 @@ from image_room import SHAPE
 import ad_hf
 from ad_hf.histories.frames import compress_frames, decompress_frames, has_frames
 from ad_hf.histories.schema import history_features
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import WindowBatches
 from ad_hf.histories.writer import history_table, piece_steps
@@ -69,7 +69,7 @@ def from_memory(folder, context_length=11, **settings):
 
 
 def streamed(folder, context_length=11, **settings):
-    return StreamedBatches(HistoryStream(open_dataset(folder), "train", Selection(**settings), context_length), 4)
+    return StreamedBatches(HistoryStream(open_dataset(folder), "train", DataConfig(**settings), context_length), 4)
 
 
 def epoch_of(batches):

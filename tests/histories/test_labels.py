@@ -11,7 +11,7 @@ import ad_hf
 from ad_hf.envs.dark_room import walk
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.labels import StepLabels
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 from ad_hf.histories.windows import WindowBatches
 from ad_hf.recipe import load_recipe
@@ -56,7 +56,7 @@ def test_labels_are_what_the_function_says_of_what_is_seen_in_the_task(opened):
 
 
 def test_a_stream_has_the_labels_too_also_as_workers_get_it(opened):
-    streams = [HistoryStream(opened, "train", Selection(labels=labels), 24) for labels in (OPTIMAL, None)]
+    streams = [HistoryStream(opened, "train", DataConfig(labels=labels), 24) for labels in (OPTIMAL, None)]
     streams[0] = pickle.loads(pickle.dumps(streams[0]))
     batch, plain = (take(StreamedBatches(stream, 16), 1)[0] for stream in streams)
     np.testing.assert_array_equal(batch["observations"], plain["observations"])

@@ -28,7 +28,7 @@ from history_files import (
     write_dataset,
 )
 
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -56,8 +56,8 @@ def large_histories(tmp_path_factory):
 
 
 def open_stream(folder, context_length=CONTEXT, **settings):
-    more = {name: settings.pop(name) for name in ("seed", "buffer_megabytes") if name in settings}
-    return HistoryStream(open_dataset(folder), "train", Selection(**settings), context_length, **more)
+    more = {name: settings.pop(name) for name in ("seed",) if name in settings}
+    return HistoryStream(open_dataset(folder), "train", DataConfig(**settings), context_length, **more)
 
 
 def in_memory(folder, context_length=CONTEXT, **settings):

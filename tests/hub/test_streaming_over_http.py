@@ -168,7 +168,7 @@ import sys
 import torch
 import ad_hf
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig, Selection
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 
 folder, others = sys.argv[1:]
@@ -178,7 +178,7 @@ def batches(dataset, push):
     opened = HistoryDataset.open(dataset)
     if push:
         ad_hf.push_dataset(others, "local/moving")
-    iterator = iter(StreamedBatches(HistoryStream(opened, "train", Selection(), 24), batch_size=8))
+    iterator = iter(StreamedBatches(HistoryStream(opened, "train", DataConfig(), 24), batch_size=8))
     return [next(iterator) for _ in range(5)]
 
 
@@ -218,10 +218,10 @@ def test_only_the_columns_that_training_needs_are_read(hub, train, tiny_historie
 READ_AN_EPOCH = """
 import sys
 from ad_hf.histories.dataset import HistoryDataset
-from ad_hf.histories.selection import Selection
+from ad_hf.histories.selection import DataConfig, Selection
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 
-stream = HistoryStream(HistoryDataset.open(sys.argv[1]), "train", Selection(), int(sys.argv[2]))
+stream = HistoryStream(HistoryDataset.open(sys.argv[1]), "train", DataConfig(), int(sys.argv[2]))
 batches, windows = StreamedBatches(stream, batch_size=1), 0
 for batch in batches:
     windows += 1
