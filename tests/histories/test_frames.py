@@ -9,7 +9,14 @@ import pyarrow
 import pytest
 from datasets import load_dataset
 from gymnasium import spaces
-from history_files import of_histories, open_dataset, slowly_kept_steps, windows_of_folder, write_dataset
+from history_files import (
+    of_histories,
+    open_dataset,
+    slowly_kept_steps,
+    windows_of_folder,
+    without_workers,
+    write_dataset,
+)
 from image_room import SHAPE
 
 import ad_hf
@@ -166,6 +173,7 @@ def test_damaged_frames_are_refused_by_row_and_column(tmp_path, read):
 
 
 @pytest.fixture(scope="module")
+@without_workers()
 def collected(tmp_path_factory):
     """Histories of a source that sees images."""
     return ad_hf.collect(

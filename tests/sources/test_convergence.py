@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from history_files import without_workers
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ad_hf.collection.collect import collect
@@ -113,6 +114,7 @@ def test_array_on_policy_and_off_policy_learners_stop(algorithm, hyperparameters
     assert row["return_last"] > row["return_first"] + 1
 
 
+@without_workers()
 def test_metadata_says_how_far_each_source_got(tmp_path):
     """Of tasks side by side, each one's histories end where it had converged; one is optimal from the start."""
     goals = [(0, 0), (1, 1), (1, 0)]
@@ -140,6 +142,7 @@ def test_metadata_says_how_far_each_source_got(tmp_path):
     assert metadata.progress["rows"][0][-1] is True
 
 
+@without_workers()
 def test_callbacks_are_given_to_every_learner(tmp_path):
     """One stops it, after whole episodes, and another saves it, in a folder of each task and seed."""
     saved = str(tmp_path / "saved" / "{task_id}-{seed}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from history_files import without_workers
 from huggingface_hub import DatasetCard
 from stable_baselines3 import A2C
 
@@ -209,6 +210,7 @@ def test_trained_models_are_experts_each_of_its_task(trained):
     assert (first != second).mean() > 0.1  # noise does not depend on the seed of a model
 
 
+@without_workers()
 def test_a_model_that_is_unpickled_is_an_expert_where_it_is_trusted(trained, tmp_path):
     model = {"algorithm": "A2C", "path": str(trained / "{task_id}.zip")}
     settings = {"algorithm": "NoisedPolicy", "n_envs": 2, "total_timesteps": 200, "num_workers": 1}
@@ -251,6 +253,7 @@ def test_settings_that_cannot_be_are_refused():
 
 
 @pytest.fixture(scope="module")
+@without_workers()
 def synthetic(tiny_recipe_file, tmp_path_factory):
     """A folder of the tiny recipe's tasks, collected by the command line with a noised policy for a source."""
     folder = tmp_path_factory.mktemp("synthetic") / "histories"
@@ -282,7 +285,7 @@ def test_collected_histories_get_better_and_say_that_they_are_synthetic(syntheti
     assert "- Source: A2C, 8" in learnt
     assert "ynthetic" not in learnt
     assert "**Synthetic: no reinforcement learning took place.**" in noised
-    assert "Synthetic histories explore as" in noised
+    assert "Synthetic histories explore by" in noised
 
 
 def test_a_model_of_synthetic_histories_says_so(synthetic, tiny_recipe_file, tmp_path):
