@@ -285,7 +285,7 @@ def test_collected_histories_get_better_and_say_that_they_are_synthetic(syntheti
     assert "- Source: A2C, 8" in learnt
     assert "ynthetic" not in learnt
     assert "**Synthetic: no reinforcement learning took place.**" in noised
-    assert "Synthetic histories explore as" in noised
+    assert "Synthetic histories explore by" in noised
 
 
 def test_a_model_of_synthetic_histories_says_so(synthetic, tiny_recipe_file, tmp_path):
