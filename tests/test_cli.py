@@ -227,7 +227,7 @@ def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_r
         assert "On 2 held-out tasks, in 2 rollouts of each of 2 trainings, of which this model is one" in card.text
         assert (run / "returns.parquet").read_bytes() == (tmp_path / "seen" / "returns.parquet").read_bytes()
         last = ad["at"]["13"]
-        assert f"| AD, which this is | {ad['at']['1']['return']:.2f} | {last['return']:.2f} (" in card.text
+        assert f"| AD (this model) | {ad['at']['1']['return']:.2f} | {last['return']:.2f} (" in card.text
         assert card.data.eval_results[0].dataset_args["trainings"] == 2
         assert card.data.eval_results[0].metric_value.startswith(f"{last['return']:.2f} +/- ")
 

@@ -251,7 +251,7 @@ def test_a_model_card_says_what_its_evaluation_says_and_its_example_runs(evaluat
     assert "has not been evaluated" not in card.text
     assert "(learning_curve.png)" in card.text
     assert "(replay.gif)" in card.text
-    assert f"| AD, which this is | {first['return']:.2f} | {last['return']:.2f} (" in card.text
+    assert f"| AD (this model) | {first['return']:.2f} | {last['return']:.2f} (" in card.text
     fingerprint = json.loads((evaluated_run / "run.json").read_text())["dataset"]["fingerprint"]
     assert fingerprint in card.text
     (recipe,) = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
@@ -272,7 +272,7 @@ def test_a_model_card_of_a_rollout_without_histories_speaks_of_no_source(tiny_ru
     (result,) = card.data.eval_results
     assert result.metric_value.startswith(f"{last:.2f} +/- ")
     assert result.dataset_revision is None
-    assert f"| AD, which this is | {first:.2f} | {last:.2f} (" in card.text
+    assert f"| AD (this model) | {first:.2f} | {last:.2f} (" in card.text
     assert "| random | " in card.text
     assert "50% of the optimum's gain over random play" in card.text
     for words in ("the source", "A2C learners", "that it was distilled from"):
