@@ -102,12 +102,9 @@ class AgentReturns:
 
     def of_tasks(self, values: Mapping[tuple[int, int], float | None]) -> list[np.ndarray] | None:
         """Values by split and task as arrays (num_tasks,) of each split; `None` if any is unknown."""
-        if any(values.get(_key(task)) is None for task in self.tasks):
-            return None
-        return [
-            np.array([values[_key(task)] for task in self.tasks if task["split_seed"] == split], dtype=np.float64)
-            for split in self.splits
-        ]
+        own = [values[_key(task)] for task in self.tasks]
+        ends = np.cumsum([block.shape[2] for block in self.returns])
+        return None if None in own else np.split(np.array(own, dtype=np.float64), ends[:-1])
 
     def by_task(self, episodes: slice) -> dict[tuple[int, int], float]:
         """Mean return in each task over some episodes."""
