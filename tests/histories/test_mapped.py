@@ -20,7 +20,6 @@ from history_files import (
     ACTIONS,
     OBSERVATIONS,
     make_table,
-    of_histories,
     of_rows,
     windows_of_folder,
     windows_of_table,
@@ -92,12 +91,6 @@ def test_batches_are_bit_for_bit_those_of_histories_that_never_were_in_a_file(tm
         for in_memory in (False, True):
             windows = windows_of_folder(folder, CONTEXT, seed=3, in_memory=in_memory, **selection)
             assert_same_batches(windows, expected)
-
-
-@pytest.mark.parametrize("row_groups", [of_rows(1), of_histories(5)])
-def test_histories_may_run_over_row_groups(tmp_path, row_groups):
-    windows = windows_of_folder(write(tmp_path / "data", row_groups=row_groups), CONTEXT)
-    assert_same_batches(windows, windows_of_table(pa.concat_tables(make_tables()), CONTEXT))
 
 
 def test_steps_are_read_from_a_file_unless_they_are_in_memory(tmp_path, cache):
