@@ -261,8 +261,6 @@ class Api:
 
     @route("POST", REPO_API + "/commit/(?P<revision>[^/]+)", login=True)
     def commit(self, call: Call, repo: Repo, revision: str) -> Answer:
-        if call.flag("create_pr"):
-            raise HubError(400, "The local Hub has no pull requests")
         if revision not in repo.branches:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         operations = [json.loads(line) for line in call.body().splitlines() if line]
