@@ -8,6 +8,8 @@ from ad_hf.envs.recipes import recipe_names, recipe_path
 from ad_hf.envs.tasks import import_callable
 
 ROOM = {"env_id": "ad_hf/DarkRoom-v0", "grid": {"goal": {"shape": [3, 3]}}}
+LIMIT = {"name": "gymnasium.wrappers.TimeLimit"}
+RANDOM = {"values": {"goal": {"function": "os.system"}}}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -30,20 +32,14 @@ def test_every_known_name_is_there(name):
         ({"random_return": "builtins.eval"}, "family.random_return"),
         ({"wrappers": ["gymnasium.wrappers.TimeLimit", "gymnasium.wrappers.RecordVideo"]}, r"family.wrappers\[1\]"),
         ({"wrappers": [{"kwargs": {"name": "x"}, "name": "gymnasium.Env"}]}, r"family.wrappers\[0\]"),
-        (
-            {"wrappers": [{"name": "gymnasium.wrappers.TimeLimit", "kwargs": {"log_dir": "/tmp"}}]},
-            r"family.wrappers\[0\].log_dir",
-        ),
+        ({"wrappers": [{**LIMIT, "kwargs": {"log_dir": "/tmp"}}]}, r"family.wrappers\[0\].log_dir"),
         ({"env_kwargs": {"xml_file": "a.xml"}}, "family.env_kwargs.xml_file"),
         ({"env_kwargs": {"inner": [{"model_path": "a"}]}}, r"family.env_kwargs.inner\[0\].model_path"),
         ({"tasks": [{"goal": 1}, {"xml_file": "a.xml"}]}, r"family.tasks\[1\].xml_file"),
         ({"grid": {"xml_file": ["a.xml"]}}, "family.grid.xml_file"),
         ({"random": {"values": {"xml_file": {"choices": ["a"]}}}}, "family.random.values.xml_file"),
-        ({"random": {"values": {"goal": {"function": "os.system"}}}}, "family.random.values.goal.function"),
-        (
-            {"splits": {"test": {"random": {"values": {"goal": {"function": "os.system"}}}}}},
-            "family.splits.test.random.values.goal.function",
-        ),
+        ({"random": RANDOM}, "family.random.values.goal.function"),
+        ({"splits": {"test": {"random": RANDOM}}}, "family.splits.test.random.values.goal.function"),
         ({"splits": {"train": {"tasks": [{"rom_file": "a"}]}}}, r"family.splits.train.tasks\[0\].rom_file"),
         ({"splits": {"train": [{"rom_file": "a"}]}}, r"family.splits.train.tasks\[0\].rom_file"),
         ({"attributes": ["_np_random"]}, "_np_random"),

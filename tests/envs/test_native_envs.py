@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
@@ -187,17 +186,3 @@ def test_episodes_have_steps_and_end_before_the_next_one():
     envs.reset(options={"reset_mask": np.array([True, False])})
     with pytest.raises(RuntimeError, match="reset_mask"):
         envs.step(np.zeros(2, dtype=int))
-
-
-@pytest.mark.parametrize("autoreset_mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
-def test_episode_statistics_wrapper_counts_episodes_and_returns(autoreset_mode):
-    goals = np.array([[4, 4], [4, 5], [0, 0]])
-    envs = RecordEpisodeStatistics(make_native("DarkRoom", goal=goals, autoreset_mode=autoreset_mode))
-    envs.reset(seed=0)
-    episodes = [
-        infos["episode"]["r"].tolist()
-        for *_, infos in (envs.step(np.full(3, 4)) for _ in range(45))
-        if "episode" in infos
-    ]
-    assert episodes == [[20.0, 0.0, 0.0]] * 2
-    assert list(envs.length_queue) == [20] * 6

@@ -5,25 +5,48 @@ import pyarrow as pa
 import pytest
 
 import ad_hf
+from ad_hf.collection.executors import Pool
 from ad_hf.evaluation.returns import evaluation_rows
 from ad_hf.evaluation.rollouts import Evaluation
 
 
+class HerePool(Pool):
+    """Runs jobs in this process: to start another one takes longer than to collect so little."""
+
+    def __init__(self, run, on_progress, num_workers=None):
+        self.run, self.on_progress, self.running = run, on_progress, []
+
+    def size(self):
+        return 1
+
+    def submit(self, job):
+        self.running.append(job)
+
+    def finished(self):
+        yield self.run(self.running.pop(), self.on_progress), False
+
+    def close(self):
+        pass
+
+
 @pytest.fixture(scope="session")
-def room_histories(dark_room_family, tmp_path_factory):
+def collect_here(tmp_path_factory):
+    """`collect_here(family, **settings)`: a dataset of the split test."""
+
+    def collect(family, **settings):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ad_hf.collection.collect.ProcessPool", HerePool)
+            folder = tmp_path_factory.mktemp("histories") / "new"
+            return ad_hf.collect(family, split="test", output_dir=folder, **settings)
+
+    return collect
+
+
+@pytest.fixture(scope="session")
+def room_histories(dark_room_family, collect_here):
     """Two seeds of 6 episodes of 4 steps in two streams of each test task, in pieces of two episodes."""
-    return ad_hf.collect(
-        dark_room_family,
-        algorithm="A2C",
-        n_envs=2,
-        total_timesteps=2 * 24,
-        hyperparameters={"n_steps": 2},
-        seeds=(0, 1),
-        split="test",
-        output_dir=tmp_path_factory.mktemp("histories") / "rooms",
-        num_workers=1,
-        max_piece_steps=8,
-    )
+    settings = {"algorithm": "A2C", "n_envs": 2, "total_timesteps": 2 * 24, "hyperparameters": {"n_steps": 2}}
+    return collect_here(dark_room_family, **settings, seeds=(0, 1), max_piece_steps=8)
 
 
 @pytest.fixture(scope="session")

@@ -106,20 +106,15 @@ def test_a_replay_shows_the_first_and_the_last_episode_of_every_task(
 
 def test_episodes_are_kept_from_their_first_frame_to_their_last(dark_room_model, dark_room_family):
     config = RolloutConfig(num_episodes=5, seed=1)
-    some, returns = record(dark_room_model, dark_room_family, config, (0, 4))
-    every, _ = record(dark_room_model, dark_room_family, config, tuple(range(5)))
+    frames, returns = record(dark_room_model, dark_room_family, config, (0, 4))
     envs = dark_room_family.make_vec(dark_room_family.tasks("test"))
     np.testing.assert_array_equal(dark_room_model.rollout(envs, config).episode_returns, returns)
-    assert sorted(some) == [0, 4]
-    tasks = dark_room_family.tasks("test")
-    for episode, of_tasks in some.items():
-        assert len(of_tasks) == len(tasks)
-        for index, frames in enumerate(of_tasks):
-            assert len(frames) == STEPS + 1
-            np.testing.assert_array_equal(frames, every[episode][index])
-            assert cell_of(frames[0], AGENT) == (1, 1)
-            goal = tuple(tasks[index].kwargs["goal"])
-            on_goal = sum(cell_of(frame, AGENT) == goal for frame in frames[1:])
+    assert sorted(frames) == [0, 4]
+    for episode, of_tasks in frames.items():
+        for index, (task, seen) in enumerate(zip(dark_room_family.tasks("test"), of_tasks, strict=True)):
+            assert len(seen) == STEPS + 1
+            assert cell_of(seen[0], AGENT) == (1, 1)
+            on_goal = sum(cell_of(frame, AGENT) == tuple(task.kwargs["goal"]) for frame in seen[1:])
             assert on_goal == returns[index, episode]  # the frames are those of this very episode
 
 
@@ -172,43 +167,6 @@ class Countdown(gym.Env):
         return np.full((MIN_SIDE // 2, MIN_SIDE, 3), 20 * self.left, dtype=np.uint8)
 
 
-@pytest.fixture
-def countdown():
-    """An environment that is there while a test runs."""
-    gym.register("Countdown-v0", Countdown)
-    yield "Countdown-v0"
-    del gym.registry["Countdown-v0"]
-
-
-def discrete_model_of(n):
-    """A model for observations Discrete(n) and two actions."""
-    spaces = {"observation_space": {"type": "Discrete", "n": n}, "action_space": {"type": "Discrete", "n": 2}}
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "context_length": 8}
-    return ADModel(ADConfig(**spaces, **sizes))
-
-
-@pytest.fixture
-def discrete_model():
-    """A model for the countdown."""
-    return discrete_model_of(12)
-
-
-def test_shorter_episodes_stand_still_until_the_longest_has_ended(tmp_path, countdown, discrete_model):
-    tasks = [{"steps": steps} for steps in (5, 3, 9, 4)]
-    family = TaskFamily(countdown, tasks, num_test_tasks=3)
-    steps_of_tasks = [task.kwargs["steps"] for task in family.tasks("test")]
-    assert len(set(steps_of_tasks)) == 3
-    write_replay(tmp_path, discrete_model, family, num_episodes=4)
-    pictures, durations = pictures_of(tmp_path / "replay.gif")
-    assert len(pictures) == max(steps_of_tasks) + 1
-    assert durations == [200] * max(steps_of_tasks) + [LAST_PICTURE_MILLISECONDS]
-    for time, picture in enumerate(pictures):
-        for row in range(2):
-            for column, steps in enumerate(steps_of_tasks):
-                seen = shown(picture, row, column, MIN_SIDE, MIN_SIDE // 2)
-                assert np.abs(seen - 20 * max(0, steps - time)).max() < 10
-
-
 class LongRun(Countdown):
     """Many steps, each of which looks unlike the others, at the speed of CartPole."""
 
@@ -217,65 +175,9 @@ class LongRun(Countdown):
 
     def render(self):
         """A square that moves to the right by a pixel a step."""
-        frame = np.full((400, 600, 3), 255, dtype=np.uint8)
-        frame[100:200, self.steps - self.left : 100 + self.steps - self.left] = (200, 0, 0)
+        frame = np.full((120, 600, 3), 255, dtype=np.uint8)
+        frame[30:90, self.steps - self.left : 100 + self.steps - self.left] = (200, 0, 0)
         return frame
-
-
-def test_of_long_episodes_frames_are_dropped_evenly_and_never_the_first_or_the_last(tmp_path):
-    gym.register("LongRun-v0", LongRun)
-    model = discrete_model_of(1000)
-    try:
-        family = TaskFamily("LongRun-v0", [{"steps": 450}, {"steps": 500}, {"steps": 20}], num_test_tasks=2)
-        write_replay(tmp_path, model, family, num_episodes=2)
-    finally:
-        del gym.registry["LongRun-v0"]
-    pictures, durations = pictures_of(tmp_path / "replay.gif")
-    longest = max(task.kwargs["steps"] for task in family.tasks("test"))
-    assert len(pictures) == MAX_PICTURES
-    assert set(durations[:-1]) == {100}  # as long as in life, where five frames last 100 milliseconds
-    scale = MAX_SIDE / 600
-    lefts = []
-    for picture in pictures:
-        frame = shown(picture, 0, 0, MAX_SIDE, round(400 * scale))
-        red = np.abs(frame[round(150 * scale)] - (200, 0, 0)).sum(axis=-1) < 60
-        lefts.append(np.flatnonzero(red)[0])
-    first_task = family.tasks("test")[0].kwargs["steps"]
-    expected = np.minimum(np.linspace(0, longest, MAX_PICTURES), first_task) * scale
-    np.testing.assert_allclose(lefts, expected, atol=2)
-    assert (tmp_path / "replay.gif").stat().st_size < 500_000
-
-
-@pytest.mark.parametrize("length", [1, 2 * MAX_PICTURES, 2 * MAX_PICTURES + 1, 1234])
-def test_an_episode_of_any_length_is_kept_in_bounded_memory(length):
-    frames = EpisodeFrames()
-    for time in range(length):
-        frames.append(Image.new("F", (1, 1), time))
-    assert frames.length == length
-    assert len(frames._frames) <= 2 * MAX_PICTURES
-    times = np.linspace(0, length - 1, min(length, MAX_PICTURES)).round().astype(int)
-    seen = np.array([frames.at(time).getpixel((0, 0)) for time in times])
-    assert seen[0] == 0
-    assert seen[-1] == length - 1
-    assert frames.at(length + 5).getpixel((0, 0)) == length - 1
-    assert (seen <= times).all()
-    assert (times - seen).max() < max(1, length / MAX_PICTURES)  # old by less than the time until the next picture
-    if length <= 2 * MAX_PICTURES:
-        np.testing.assert_array_equal(seen, times)
-
-
-def test_frames_of_different_sizes_have_columns_of_one_width():
-    frames = {0: [EpisodeFrames(), EpisodeFrames()]}
-    frames[0][0].append(Image.new("RGB", (40, 20), "red"))
-    frames[0][1].append(Image.new("RGB", (20, 31), "blue"))
-    titles, captions = ["goal [0, 1]", "a title that is much too long"], {0: ["a", "b"]}
-    (picture,) = draw_pictures(titles, captions, frames, [0])
-    pixels = np.asarray(picture)
-    assert picture.size == (3 * MARGIN + 2 * 40, 2 * MARGIN + 2 * LINE + 31 + 1)  # made even
-    assert (shown(pixels, 0, 0, 40, 31)[:20] == (255, 0, 0)).all()
-    assert (shown(pixels, 0, 1, 40, 31)[:, :20] == (0, 0, 255)).all()
-    assert (shown(pixels, 0, 1, 40, 31)[:, 22:] == 255).all()
-    assert (pixels[:, -MARGIN:] == 255).all()  # where the title was cut off
 
 
 class Unseen(Countdown):
@@ -298,18 +200,97 @@ class Unmakeable(Countdown):
         super().__init__(steps)
 
 
-def test_it_is_known_beforehand_whether_there_is_something_to_see(dark_room_family, countdown):
+REGISTERED = [Countdown, LongRun, Unseen, Unrenderable, Unmakeable]
+
+
+@pytest.fixture
+def countdown():
+    """Environments that are there while a test runs."""
+    ids = [f"{environment.__name__}-v0" for environment in REGISTERED]
+    for name, environment in zip(ids, REGISTERED):
+        gym.register(name, environment)
+    yield
+    for name in ids:
+        del gym.registry[name]
+
+
+def discrete_model(n):
+    """A model for observations Discrete(n) and two actions."""
+    spaces = {"observation_space": {"type": "Discrete", "n": n}, "action_space": {"type": "Discrete", "n": 2}}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "context_length": 8}
+    return ADModel(ADConfig(**spaces, **sizes))
+
+
+@pytest.mark.usefixtures("countdown")
+def test_shorter_episodes_stand_still_until_the_longest_has_ended(tmp_path):
+    tasks = [{"steps": steps} for steps in (5, 3, 9, 4)]
+    family = TaskFamily("Countdown-v0", tasks, num_test_tasks=3)
+    steps_of_tasks = [task.kwargs["steps"] for task in family.tasks("test")]
+    assert len(set(steps_of_tasks)) == 3
+    write_replay(tmp_path, discrete_model(12), family, num_episodes=4)
+    pictures, durations = pictures_of(tmp_path / "replay.gif")
+    assert len(pictures) == max(steps_of_tasks) + 1
+    assert durations == [200] * max(steps_of_tasks) + [LAST_PICTURE_MILLISECONDS]
+    for time, picture in enumerate(pictures):
+        for row in range(2):
+            for column, steps in enumerate(steps_of_tasks):
+                seen = shown(picture, row, column, MIN_SIDE, MIN_SIDE // 2)
+                assert np.abs(seen - 20 * max(0, steps - time)).max() < 10
+
+
+@pytest.mark.usefixtures("countdown")
+def test_of_long_episodes_frames_are_dropped_evenly_and_never_the_first_or_the_last(tmp_path):
+    family = TaskFamily("LongRun-v0", [{"steps": 450}, {"steps": 500}, {"steps": 20}], num_test_tasks=2)
+    write_replay(tmp_path, discrete_model(1000), family, num_episodes=2)
+    pictures, durations = pictures_of(tmp_path / "replay.gif")
+    longest = max(task.kwargs["steps"] for task in family.tasks("test"))
+    assert len(pictures) == MAX_PICTURES
+    assert set(durations[:-1]) == {100}  # as long as in life, where five frames last 100 milliseconds
+    scale = MAX_SIDE / 600
+    lefts = []
+    for picture in pictures:
+        frame = shown(picture, 0, 0, MAX_SIDE, round(120 * scale))
+        red = np.abs(frame[round(60 * scale)] - (200, 0, 0)).sum(axis=-1) < 60
+        lefts.append(np.flatnonzero(red)[0])
+    first_task = family.tasks("test")[0].kwargs["steps"]
+    expected = np.minimum(np.linspace(0, longest, MAX_PICTURES), first_task) * scale
+    np.testing.assert_allclose(lefts, expected, atol=2)
+    assert (tmp_path / "replay.gif").stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("length", [1, 2 * MAX_PICTURES, 2 * MAX_PICTURES + 1, 1234])
+def test_an_episode_of_any_length_is_kept_in_bounded_memory(length):
+    frames = EpisodeFrames()
+    for time in range(length):
+        frames.append(Image.new("F", (1, 1), time))
+    assert len(frames._frames) <= 2 * MAX_PICTURES
+    times = np.linspace(0, length - 1, min(length, MAX_PICTURES)).round().astype(int)
+    seen = np.array([frames.at(time).getpixel((0, 0)) for time in times])
+    assert seen[-1] == frames.at(length + 5).getpixel((0, 0)) == length - 1
+    late = times - seen  # by less than the time until the next picture, and by nothing where all frames are kept
+    assert (late >= 0).all()
+    assert late.max() < (1 if length <= 2 * MAX_PICTURES else length / MAX_PICTURES)
+
+
+def test_frames_of_different_sizes_have_columns_of_one_width():
+    frames = {0: [EpisodeFrames(), EpisodeFrames()]}
+    frames[0][0].append(Image.new("RGB", (40, 20), "red"))
+    frames[0][1].append(Image.new("RGB", (20, 31), "blue"))
+    titles, captions = ["goal [0, 1]", "a title that is much too long"], {0: ["a", "b"]}
+    (picture,) = draw_pictures(titles, captions, frames, [0])
+    pixels = np.asarray(picture)
+    assert picture.size == (3 * MARGIN + 2 * 40, 2 * MARGIN + 2 * LINE + 31 + 1)  # made even
+    assert (shown(pixels, 0, 0, 40, 31)[:20] == (255, 0, 0)).all()
+    assert (shown(pixels, 0, 1, 40, 31)[:, :20] == (0, 0, 255)).all()
+    assert (shown(pixels, 0, 1, 40, 31)[:, 22:] == 255).all()
+    assert (pixels[:, -MARGIN:] == 255).all()  # where the title was cut off
+
+
+@pytest.mark.usefixtures("countdown")
+def test_it_is_known_beforehand_whether_there_is_something_to_see(dark_room_family):
     assert can_be_seen(dark_room_family)
     assert can_be_seen(single_family(dark_room_family))
-    registered = {"Unseen-v0": Unseen, "Unrenderable-v0": Unrenderable, "Unmakeable-v0": Unmakeable}
-    for name, environment in registered.items():
-        gym.register(name, environment)
-    try:
-        assert not can_be_seen(TaskFamily("Unseen-v0", [{"steps": 2}]))
-        with pytest.warns(UserWarning, match=r"Unrenderable-v0 cannot be rendered: pygame is not installed"):
-            assert not can_be_seen(TaskFamily("Unrenderable-v0", [{"steps": 2}]))
-        with pytest.warns(UserWarning, match=r"Unmakeable-v0 cannot be rendered: .*render_mode"):
-            assert not can_be_seen(TaskFamily("Unmakeable-v0", [{"steps": 2}]))
-    finally:
-        for name in registered:
-            del gym.registry[name]
+    assert not can_be_seen(TaskFamily("Unseen-v0", [{"steps": 2}]))
+    for name, reason in (("Unrenderable-v0", "pygame is not installed"), ("Unmakeable-v0", ".*render_mode")):
+        with pytest.warns(UserWarning, match=f"{name} cannot be rendered: {reason}"):
+            assert not can_be_seen(TaskFamily(name, [{"steps": 2}]))

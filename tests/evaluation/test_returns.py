@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from datasets import load_dataset
 
-import ad_hf
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.returns import (
     evaluation_rows,
@@ -74,26 +73,6 @@ def test_rows_that_are_no_returns_are_refused(tmp_path):
             read_rows(tmp_path / "rows.parquet")
 
 
-@pytest.fixture(scope="module")
-def pole_histories(tmp_path_factory):
-    """Episodes of different lengths, in pieces, and at the end of a history one that is not finished."""
-    family = TaskFamily(
-        "CartPole-v1", [{"sutton_barto_reward": False}, {"sutton_barto_reward": True}], num_test_tasks=1
-    )
-    return ad_hf.collect(
-        family,
-        algorithm="A2C",
-        n_envs=N_ENVS,
-        total_timesteps=N_ENVS * 150,
-        hyperparameters={"n_steps": 5},
-        seeds=(0, 1),
-        split="test",
-        output_dir=tmp_path_factory.mktemp("histories") / "poles",
-        num_workers=1,
-        max_piece_steps=40,
-    )
-
-
 def finished_episodes(dataset):
     """(return, length) of each finished episode of each history, by task, counted step by step from the rows."""
     histories = defaultdict(list)
@@ -139,27 +118,22 @@ def test_source_returns_are_those_of_the_rows_over_seeds_streams_and_pieces(room
     np.testing.assert_allclose(source.step_rewards.sum(axis=2), source.returns[..., 0])
 
 
-def test_source_returns_leave_out_episodes_that_were_not_finished(pole_histories):
-    rows = load_dataset(str(pole_histories), "default", split="test")
+def test_source_returns_leave_out_episodes_that_were_not_finished(collect_here):
+    tasks = [{"sutton_barto_reward": False}, {"sutton_barto_reward": True}]
+    settings = {"algorithm": "A2C", "n_envs": N_ENVS, "total_timesteps": N_ENVS * 150, "max_piece_steps": 40}
+    poles = collect_here(TaskFamily("CartPole-v1", tasks, num_test_tasks=1), **settings, seeds=(0, 1))
+    rows = load_dataset(str(poles), "default", split="test")
     last = [row for row in rows if row["start_step"] + len(row["rewards"]) == 150]
     assert not all(row["terminations"][-1] or row["truncations"][-1] for row in last)
 
-    episodes = assert_is_recomputed(pole_histories)
+    episodes = assert_is_recomputed(poles)
 
     assert len(np.unique(episodes[..., 1])) > 1
 
 
-def test_sources_that_stopped_when_converged_stay_as_they_were(dark_room_family, tmp_path):
-    histories = ad_hf.collect(
-        dark_room_family,
-        algorithm="TabularQ",
-        n_envs=N_ENVS,
-        total_timesteps=N_ENVS * 4 * 300,
-        until_converged={"window": 5, "patience": 2},
-        split="test",
-        output_dir=tmp_path / "converged",
-        num_workers=1,
-    )
+def test_sources_that_stopped_when_converged_stay_as_they_were(dark_room_family, collect_here):
+    settings = {"algorithm": "TabularQ", "n_envs": N_ENVS, "total_timesteps": N_ENVS * 4 * 300}
+    histories = collect_here(dark_room_family, **settings, until_converged={"window": 5, "patience": 2})
     tasks = finished_episodes(histories)
     counts = [[len(finished) for finished in streams] for streams in tasks]
     assert len({min(streams) for streams in counts}) > 1  # some stopped before others

@@ -13,7 +13,6 @@ import ad_hf
 from ad_hf.envs.adversarial_bandit import draw_arm_means, optimal_return, random_return
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.card import evaluation_card, write_evaluation
-from ad_hf.evaluation.curves import bootstrap_curve, steps_to_level
 from ad_hf.evaluation.returns import evaluation_rows, random_rows, read_rows, source_returns, source_rows, write_rows
 from ad_hf.evaluation.rollouts import Evaluation, evaluate
 from ad_hf.evaluation.summary import AgentReturns, describe, last_of, summarize
@@ -119,32 +118,6 @@ def test_a_summary_holds_what_it_promises_of_agents_and_tasks(evaluation, dark_r
         assert entry["returns"]["source"] == pytest.approx(source[:, index].mean())
 
 
-def test_steps_are_counted_to_shares_of_the_sources_gain(evaluation, dark_room_family, room_histories):
-    own, random = tables_of(evaluation, dark_room_family)
-    source = source_returns(room_histories)
-    source.returns[..., -10:] += 2.0  # it gets better than random play
-    blocks = {"AD": evaluation.returns[None], "source": source.returns[None]}
-    curves = {
-        "AD": bootstrap_curve([blocks["AD"]], 4.0 * np.arange(1, 26)),
-        "source": bootstrap_curve([blocks["source"]], 2 * 4.0 * np.arange(1, 7)),
-    }
-    tables = own, random, evaluation_rows(source, dark_room_family, "source")
-    for comparable in (True, False):
-        summary = summary_of(*tables, comparable=comparable)
-        agents, end = summary["agents"], source.returns.mean()
-        for name, curve in curves.items():
-            np.testing.assert_allclose(agents[name]["curve"]["mean"], curve.mean, atol=1e-4)
-            np.testing.assert_allclose(agents[name]["curve"]["env_steps"], curve.env_steps)
-        for share, steps in zip((0.5, 0.9), agents["AD"]["steps_to"].values()):
-            assert steps["gain_of"] == "source"
-            random_return = summary["random_return"]
-            assert steps["level"] == pytest.approx(random_return + share * (end - random_return))
-            assert steps["env_steps"] == steps_to_level(curves["AD"], steps["level"])
-            assert steps["source"] == steps_to_level(curves["source"], steps["level"])
-            assert comparable or steps["ratio"] is None
-        assert "source" not in agents["source"]["steps_to"]["50%"]
-
-
 def test_without_a_source_or_an_optimum_the_rest_is_said(evaluation, dark_room_family, room_histories):
     whole = summary_of(*tables_of(evaluation, dark_room_family, room_histories))
     alone = summary_of(*tables_of(evaluation, dark_room_family))
@@ -153,13 +126,8 @@ def test_without_a_source_or_an_optimum_the_rest_is_said(evaluation, dark_room_f
     for name in ("at", "curve", "learns", "regret"):
         assert alone["agents"]["AD"][name] == whole["agents"]["AD"][name]
     assert alone["groups"]["all"]["normalized"] == {"AD": None}
-    family = TaskFamily(
-        dark_room_family.env_id,
-        [task.kwargs for task in dark_room_family.all_tasks],
-        dark_room_family.env_kwargs,
-        num_test_tasks=3,
-        native_vector=True,
-    )
+    tasks = [task.kwargs for task in dark_room_family.all_tasks]
+    family = TaskFamily(dark_room_family.env_id, tasks, dark_room_family.env_kwargs, num_test_tasks=3)
     unknown = summary_of(*tables_of(evaluation, family, room_histories))
     assert unknown["optimal_return"] is unknown["agents"]["AD"]["shares_of"] is None
     assert "of_optimal" not in unknown["agents"]["AD"]["at"]["25"]
@@ -197,17 +165,8 @@ def bandits():
 
 
 @pytest.fixture(scope="module")
-def pulls(bandits, tmp_path_factory):
-    return ad_hf.collect(
-        bandits,
-        algorithm="UCB",
-        n_envs=STREAMS,
-        total_timesteps=STREAMS * 30,
-        tasks_per_job=4,
-        split="test",
-        output_dir=tmp_path_factory.mktemp("histories") / "pulls",
-        num_workers=1,
-    )
+def pulls(bandits, collect_here):
+    return collect_here(bandits, algorithm="UCB", n_envs=STREAMS, total_timesteps=STREAMS * 30, tasks_per_job=4)
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def test_a_model_for_a_dataset_has_its_spaces(tiny_histories):
     assert config.observation_space == {"type": "MultiDiscrete", "nvec": [3, 3]}
     assert config.action_space == {"type": "Discrete", "n": 5}
     assert config.hidden_size == 32
+    assert config.reward_scale == 1.0  # rewards of 0 and 1 stay as they are
     with pytest.raises(ValueError, match="hiden_size"):
         ad_hf.config_from_dataset(tiny_histories, hiden_size=32)
 
@@ -86,17 +87,8 @@ def test_a_dataset_that_says_its_statistics_is_not_read_for_them(tmp_path):
     read = ad_hf.config_from_dataset(folder)
     for name in ("observation_mean", "observation_std", "reward_scale"):
         assert getattr(read, name) == getattr(counted, name)
-
-
-def test_what_is_given_takes_the_place_of_the_datasets_statistics(tmp_path):
-    folder = write_scaled(tmp_path / "histories", 3.0)
     given = ad_hf.config_from_dataset(folder, reward_scale=7.0, observation_mean=[1.0, 2.0])
-    assert given.reward_scale == 7.0
-    assert given.observation_mean == [1.0, 2.0]
+    assert (given.reward_scale, given.observation_mean) == (7.0, [1.0, 2.0])  # take the statistics' place
     raw = ad_hf.config_from_dataset(folder, normalize_observations=False)
     assert raw.observation_mean is raw.observation_std is None
     assert raw.reward_scale == ad_hf.config_from_dataset(folder, reward_scale=None).reward_scale > 1
-
-
-def test_rewards_of_nought_and_one_stay_as_they_are(tiny_histories):
-    assert ad_hf.config_from_dataset(tiny_histories).reward_scale == 1.0

@@ -198,13 +198,6 @@ def test_what_is_no_rollout_is_refused_and_leaves_nothing(tmp_path):
         from_rollout(output, **out)
 
 
-def test_the_package_names_both_functions():
-    assert ad_hf.histories.from_rollout is from_rollout
-    assert {"from_rollout", "load_prompts"} <= set(dir(ad_hf.histories))
-    with pytest.raises(AttributeError, match="no attribute 'from_rolout'"):
-        _ = ad_hf.histories.from_rolout
-
-
 # --- Prompts
 
 STREAMS = 4  # of each of three test tasks

@@ -88,16 +88,6 @@ def test_histories_without_a_finished_episode_have_no_returns(tmp_path):
     assert (found["episodes"], found["return_first"], found["return_last"]) == (0, None, None)
 
 
-def test_an_unfinished_episode_does_not_leak_into_the_next_history(tmp_path):
-    rows = make_histories([5, 5, 5])
-    for number, row in enumerate(rows):
-        row["rewards"] = [10.0**number] * 5
-        row["terminations"], row["truncations"] = [False] * 5, [False, False, True, False, False]
-    write_shard(tmp_path / "train.parquet", rows_to_table(rows), of_histories(3))
-    found = split_statistics([tmp_path / "train.parquet"])
-    assert found["return_first"] == found["return_last"] == pytest.approx((3 + 30 + 300) / 3)
-
-
 def test_a_collection_says_its_statistics(tiny_histories):
     metadata = read_metadata(tiny_histories)
     splits = sorted({task["split"] for task in metadata.tasks})

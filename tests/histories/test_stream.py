@@ -55,13 +55,8 @@ def large_histories(tmp_path_factory):
     )
 
 
-def open_stream(folder, context_length=CONTEXT, **settings):
-    more = {name: settings.pop(name) for name in ("seed",) if name in settings}
-    return HistoryStream(open_dataset(folder), "train", DataConfig(**settings), context_length, **more)
-
-
-def in_memory(folder, context_length=CONTEXT, **settings):
-    return windows_of_folder(folder, context_length, **settings)
+def open_stream(folder, context_length=CONTEXT, seed=0, **settings):
+    return HistoryStream(open_dataset(folder), "train", DataConfig(**settings), context_length, seed)
 
 
 def windows_of_epochs(stream, consumer, consumers, epochs):
@@ -78,7 +73,7 @@ def windows_of_epochs(stream, consumer, consumers, epochs):
 
 
 def expected_windows(folder, epoch, context_length=CONTEXT, **settings):
-    windows = in_memory(folder, context_length, **settings)
+    windows = windows_of_folder(folder, context_length, **settings)
     return sorted(steps_of(windows.batch(windows.epoch_order(epoch))))
 
 
@@ -145,7 +140,7 @@ def test_batches_reach_over_the_ends_of_groups_and_epochs(large_histories, batch
 
 def test_an_epoch_smaller_than_a_batch_is_followed_by_the_next_ones(tmp_path):
     folder = write_dataset(tmp_path / "data", [make_table([30])])
-    windows = in_memory(folder)
+    windows = windows_of_folder(folder, CONTEXT)
     batch = next(iter(StreamedBatches(open_stream(folder), 11)))
     expected = [steps_of(windows.batch(windows.epoch_order(epoch))) for epoch in range(11)]
     assert len(expected[0]) < 3
@@ -176,42 +171,47 @@ def run(batches, count):
     return whole, places
 
 
-@pytest.mark.parametrize(("batch_size", "world_size"), [(5, 1), (60, 1), (10, 2)])
-def test_a_stream_goes_on_with_the_same_batches_from_every_place(histories, batch_size, world_size):
+@pytest.mark.parametrize(
+    ("name", "batch_size", "world_size"), [("small", 5, 1), ("small", 60, 1), ("small", 10, 2), ("large", 1, 1)]
+)
+def test_a_stream_goes_on_with_the_same_batches_from_every_place(
+    histories, large_histories, name, batch_size, world_size
+):
+    def open_batches(rank):
+        stream = open_stream(histories) if name == "small" else open_stream(large_histories, 50, buffer_megabytes=1)
+        return StreamedBatches(stream, batch_size, rank, world_size)
+
     for rank in range(world_size):
-        whole, places = run(StreamedBatches(open_stream(histories), batch_size, rank, world_size), 45)
-        assert places[-1]["places"][0][0] >= 1  # over the end of an epoch
-        for used in (0, 1, 7, 17, 18, 19, 20, 21, 22):
-            resumed = StreamedBatches(open_stream(histories), batch_size, rank, world_size)
-            resumed.load_state_dict(places[used])
-            assert_same_batches(take(resumed, 3), whole[used : used + 3])
-            assert through_json(resumed.state_dict()) == places[used + 3]
-
-
-def test_a_place_at_the_very_end_of_a_group_leads_to_the_next(large_histories):
-    def open_batches():
-        return StreamedBatches(open_stream(large_histories, 50, buffer_megabytes=1), 1)
-
-    whole, places = run(open_batches(), 250)
-    ends = [index for index, state in enumerate(places[1:-3], start=1) if state["places"][0][2] == 0]
-    assert len(ends) > 1
-    for end in ends[:2]:
-        resumed = open_batches()
-        resumed.load_state_dict(places[end])
-        assert_same_batches(take(resumed, 3), whole[end : end + 3])
+        whole, places = run(open_batches(rank), 45 if name == "small" else 250)
+        if name == "small":
+            assert places[-1]["places"][0][0] >= 1  # over the end of an epoch
+            used = (0, 1, 7, 17, 18, 19, 20, 21, 22)
+        else:  # at the very end of a group
+            used = [index for index, state in enumerate(places[1:-3], start=1) if state["places"][0][2] == 0][:2]
+            assert len(used) == 2
+        for index in used:
+            resumed = open_batches(rank)
+            resumed.load_state_dict(places[index])
+            assert_same_batches(take(resumed, 3), whole[index : index + 3])
+            assert through_json(resumed.state_dict()) == places[index + 3]
 
 
 def test_workers_take_turns_and_go_on_from_any_place(histories):
-    """With two worker processes: their batches in turn, and bit for bit the same after a stop in mid-turn."""
-    whole, places = run(StreamedBatches(open_stream(histories), 4, num_workers=2), 60)
-    assert places[-1]["places"][0][0] >= 1
-    turns = [StreamedBatches(open_stream(histories), 8, worker, 2) for worker in range(2)]
-    expected = [batch for pair in zip(take(turns[0], 30), take(turns[1], 30), strict=True) for batch in pair]
-    assert_same_batches(whole, expected)
-    assert places[23]["turn"] == 1
-    resumed = StreamedBatches(open_stream(histories), 4, num_workers=2)
-    resumed.load_state_dict(places[23])
-    assert_same_batches(take(resumed, 37), whole[23:])
+    """With two worker processes, from a place in mid-turn: the batches of two readers in turn, bit for bit."""
+    readers = [StreamedBatches(open_stream(histories), 8, worker, 2) for worker in range(2)]
+    (even, even_places), (odd, odd_places) = (run(reader, 30) for reader in readers)
+    assert even_places[-1]["places"][0][0] >= 1
+
+    def place(used):
+        each = even_places[(used + 1) // 2], odd_places[used // 2]
+        return {"places": [state["places"][0] for state in each], "turn": used % 2, "consumers": 2}
+
+    batches = StreamedBatches(open_stream(histories), 4, num_workers=2)
+    assert batches.state_dict() == place(0)
+    batches.load_state_dict(place(23))
+    whole = [batch for pair in zip(even, odd, strict=True) for batch in pair]
+    assert_same_batches(take(batches, 37), whole[23:])
+    assert through_json(batches.state_dict()) == place(60)
 
 
 def test_a_place_of_another_number_of_readers_is_refused(histories):
@@ -266,12 +266,9 @@ def test_context_longer_than_all_histories(histories):
     assert batch["labels"].shape[1] < 90
 
 
-def test_the_number_of_steps_is_read_from_the_footers(histories):
-    windows = in_memory(histories)
-    stream = open_stream(histories)
-    assert stream.num_steps == windows.num_steps
+def test_the_compressed_bytes_are_read_from_the_footers(histories):
     files = sum(path.stat().st_size for path in histories.rglob("*.parquet"))
-    assert 0.3 * files < stream.compressed_bytes < files
+    assert 0.3 * files < open_stream(histories).compressed_bytes < files
 
 
 def test_files_without_statistics_are_read_whole(tmp_path):
@@ -350,7 +347,7 @@ def test_streams_of_real_collections_train_on_the_windows_of_all_histories(tiny_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stream = open_stream(tiny_histories, 24)
-    windows = in_memory(tiny_histories, 24)
+    windows = windows_of_folder(tiny_histories, 24)
     assert stream.num_steps == windows.num_steps
     order = windows.epoch_order(0)
     streamed = take(StreamedBatches(stream, 1), len(order))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import torch
 
@@ -113,21 +111,7 @@ def assert_greedy(model: ADModel, action, logits: torch.Tensor, tolerance: float
 
 
 class Lives:
-    """
-    Random lives of environments, which a context and the reference go through side by side.
-
-    Args:
-        model ([`ADModel`]):
-            The model.
-        num_envs (`int`):
-            Number of environments.
-        seed (`int`):
-            Of all that is random.
-        tolerance (`float`):
-            How much logits may differ.
-        settings:
-            As of `init_context`: `context_length`, `context_drop`.
-    """
+    """Random lives of environments, which a context (of `settings`) and the reference go through side by side."""
 
     def __init__(self, model: ADModel, num_envs: int, seed: int = 0, tolerance: float = 1e-4, **settings) -> None:
         self.model, self.num_envs, self.rng = model, num_envs, np.random.default_rng(seed)
@@ -135,7 +119,6 @@ class Lives:
         self.context: ADContext = model.init_context(num_envs, do_sample=False, **settings)
         drop, length = settings.get("context_drop"), settings.get("context_length")
         self.reference = ReferenceContext(model, num_envs, length, drop)
-        self.seen: Counter[str] = Counter()
 
     def prompts(self, rows: np.ndarray) -> list[dict | None]:
         """Histories of different lengths, some of them longer than the context, for some of the rows."""
@@ -146,7 +129,6 @@ class Lives:
             prompts.append(random_history(self.model, int(self.rng.integers(longest)), self.rng) if wanted else None)
             if prompts[-1] is not None:
                 self.reference.live(env, prompts[-1])
-                self.seen["prompts longer than the context"] += len(prompts[-1]["rewards"]) > self.reference.length
         return prompts
 
     def begin_anew(self, rows: np.ndarray, with_prompts: bool) -> None:
@@ -160,9 +142,6 @@ class Lives:
         rng, config, context, reference = self.rng, self.model.config, self.context, self.reference
         observations, rewards = elements(config.observation_space, self.num_envs, rng), rng.normal(size=self.num_envs)
         starts, active = rng.random(self.num_envs) < 0.2, rng.random(self.num_envs) < active_probability
-        full = np.array([len(steps) >= reference.length for steps in reference.steps])
-        self.seen["paused while full"] += (full & ~active).sum()
-        self.seen["paused while another forgot"] += (~active).sum() * (full & active).any()
 
         actions = context.act(observations, rewards, starts, active if active_probability < 1 else None)
 
@@ -187,7 +166,7 @@ def assert_agrees(
     with_prompts: bool = False,
     **settings,
 ) -> Lives:
-    """Go through so many random steps; what happened on the way is counted in `seen` of what is returned."""
+    """Go through so many random steps."""
     lives = Lives(model, num_envs, seed, **settings)
     if with_prompts:
         lives.context.prompt(lives.prompts(np.ones(num_envs, dtype=bool)))

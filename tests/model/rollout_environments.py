@@ -19,6 +19,7 @@ CART_POLE = {
     "action_space": {"type": "Discrete", "n": 2},
     "initializer_range": 0.1,
 }
+COUNTING = {"observation_space": {"type": "Discrete", "n": 8}, "action_space": {"type": "Discrete", "n": 5}}
 GOALS = np.array([[0, 1], [1, 1], [2, 2], [1, 0]])
 
 
@@ -71,17 +72,7 @@ class Diary(gym.Wrapper):
 
 
 class Counting(gym.Env):
-    """
-    Says how many steps it has taken, in episodes of 4; in one step it returns something else than it should.
-
-    Args:
-        at (`int`):
-            In which step of all, 0 for the first reset.
-        bad (`dict`, *optional*):
-            What instead: `observation`, `reward`.
-        space (`gymnasium.Space`, *optional*):
-            Of observations: Discrete, or a Box.
-    """
+    """Counts its steps, in episodes of 4; at step `at`, 0 for the first reset, it returns what is in `bad` instead."""
 
     metadata = {"render_modes": ["rgb_array"]}
 

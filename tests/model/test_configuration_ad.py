@@ -96,11 +96,6 @@ def test_refuses_spaces_that_fit_nothing_and_names_them(small_settings, name, re
             ADConfig(**{**small_settings, name: space})
 
 
-@pytest.mark.parametrize("shape", [[1, 24, 3], [84, 84, 4], [7, 7, 3], [2, 5, 6]])
-def test_takes_images_of_any_size(small_settings, shape):
-    assert ADConfig(**{**small_settings, "observation_space": {**IMAGE, "shape": shape}})
-
-
 def test_takes_the_numbers_of_numpy(small_settings):
     spaces = {
         "observation_space": {"type": "MultiDiscrete", "nvec": np.array([9, 9])},

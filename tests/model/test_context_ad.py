@@ -58,62 +58,12 @@ def test_an_environments_actions_depend_on_its_seed_and_past_alone(make_model, s
         assert_same_lives(alone, together[first:last])
 
 
-@pytest.mark.parametrize("staggered", [False, True], ids=["in step", "staggered"])
-@kinds
-def test_it_does_not_matter_in_which_order_environments_stand(make_model, settings, staggered):
-    model, order = make_model(**settings), [3, 0, 5, 1, 4, 2]
-    together = play(model, range(6), staggered=staggered, do_sample=False)
-    permuted = play(model, order, staggered=staggered, do_sample=False)
-    assert_same_lives(permuted, [together[world] for world in order])
-
-
 @pytest.mark.parametrize("settings", [{}, {"backbone_config": LLAMA}], ids=["own blocks", "llama"])
 def test_environments_of_which_not_all_are_encoded_at_a_time_are_each_their_own(make_model, settings):
     model, num_envs = make_model(**settings), 500  # which hold 12 steps each when they are full
     together = play(model, range(num_envs), num_steps=25, seed=0)
     for world in (0, 250, 340, 341, 342, 499):
         assert_same_lives(play(model, [world], num_steps=25, seed=world), [together[world]])
-
-
-@kinds
-def test_reset_forgets_everything_in_the_chosen_environments_only(make_model, settings):
-    model = make_model(**settings, context_length=8)
-    context, untouched, new = (model.init_context(3, do_sample=False) for _ in range(3))
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        step = (rng.integers(7, size=3), rng.normal(size=3), rng.random(3) < 0.5)
-        context.act(*step)
-        untouched.act(*step)
-
-    context.reset(np.array([False, True, False]))
-
-    for number in range(1, 12):
-        step = (rng.integers(7, size=3), rng.normal(size=3), np.zeros(3, dtype=bool))
-        for each in (context, untouched, new):
-            each.act(*step)
-        torch.testing.assert_close(context.logits[1], new.logits[1], atol=1e-5, rtol=0)
-        torch.testing.assert_close(context.logits[[0, 2]], untouched.logits[[0, 2]], atol=1e-5, rtol=0)
-        if number == 1:
-            assert context.lengths.tolist() == [untouched.lengths[0], 1, untouched.lengths[2]]
-            assert not torch.allclose(untouched.logits[1], new.logits[1], atol=1e-3)
-
-
-def test_contexts_of_one_model_are_independent(make_model):
-    model = make_model()
-    expected = play(model, [0, 1], seed=0)
-    other = model.init_context(3, seed=7)
-
-    class Interrupted(type(model)):
-        """Whose other context acts in between."""
-
-        def init_context(self, *args, **kwargs):
-            context = super().init_context(*args, **kwargs)
-            act = context.act
-            context.act = lambda *step: (other.act(np.array([1, 2, 3])), act(*step))[1]
-            return context
-
-    model.__class__ = Interrupted
-    assert_same_lives(play(model, [0, 1], seed=0), expected)
 
 
 def lived(model, num_envs=3, num_steps=20, seed=0, **settings):

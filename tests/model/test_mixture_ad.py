@@ -114,27 +114,6 @@ def test_gradients_are_finite_at_bounds_far_from_all_gaussians(make_model, make_
         assert all(weight.grad.isfinite().all() for weight in model.parameters())
 
 
-def test_dimensions_are_learnt_and_drawn_together(make_model):
-    """A source that goes to one of two corners, which it is unknown: never to the other two."""
-    model = make_model(**MIXTURE, initializer_range=0.02).train()
-    corners = torch.tensor([[-0.5, 1.0], [0.5, 3.0]])
-    optimizer = torch.optim.Adam(model.head.parameters(), lr=0.02)
-    observations = torch.full((64, 1), 3)
-    for step in range(200):
-        generator = torch.Generator().manual_seed(step)
-        noise = 0.02 * torch.randn(64, 1, 2, generator=generator)
-        labels = corners[torch.randint(2, (64, 1), generator=generator)] + noise
-        starts = torch.ones(64, 1, dtype=torch.bool)
-        loss = model(observations, torch.zeros(64, 1, 2), torch.zeros(64, 1), starts, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    actions = drawn(model.eval(), repetitions=1)[0]
-    distances = np.linalg.norm(actions[:, None] - corners.numpy(), axis=-1)
-    assert (distances.min(axis=1) < 0.5).mean() > 0.98
-    assert 0.35 < distances.argmin(axis=1).mean() < 0.65
-
-
 def test_without_sampling_the_weightiest_components_mean_is_taken(make_model):
     model = make_model(**MIXTURE)
     actions, log_probs, logits = drawn(model, repetitions=1, do_sample=False, temperature=0.3)

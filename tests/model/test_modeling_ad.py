@@ -59,63 +59,36 @@ def loss_by_hand(kind, logits, actions, counted, smoothing=0.0):
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("observation", OBSERVATIONS)
-def test_every_kind_of_space_gives_logits_per_step_and_a_loss(make_model, make_history, observation, action):
+def test_every_kind_of_space_gives_logits_per_step_a_loss_and_gradients(make_model, make_history, observation, action):
     model = make_model(**spaces(observation, action))
-    inputs, labels = make_history(model.config, batch=3, time=6)
+    inputs, labels = make_history(model.config, batch=8, time=12)
 
     output = model(**inputs, labels=labels)
+    output.loss.backward()
 
-    assert output.logits.shape == (3, 6, sum(SIZES[action]))
+    assert output.logits.shape == (8, 12, sum(SIZES[action]))
     assert output.logits.isfinite().all()
-    assert output.loss.item() == pytest.approx(loss_by_hand(action, output.logits, labels, np.ones((3, 6))), rel=1e-5)
+    assert output.loss.item() == pytest.approx(loss_by_hand(action, output.logits, labels, np.ones((8, 12))), rel=1e-5)
+    assert not [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_gradients_reach_every_parameter(make_model, make_history, action):
-    for observation in OBSERVATIONS:
-        model = make_model(**spaces(observation, action))
-        inputs, labels = make_history(model.config, batch=8, time=12)
-
-        model(**inputs, labels=labels).loss.backward()
-
-        unreached = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
-        assert not unreached, observation
-
-
-@pytest.mark.parametrize("action", ["discrete", "multi_discrete"])
-def test_loss_ignores_labels_of_minus_100_and_padding(make_model, make_history, action):
-    model = make_model(**spaces("discrete", action))
+def test_loss_is_of_steps_that_are_neither_ignored_nor_padding(make_model, make_history, action, smoothing):
+    model = make_model(**spaces("vector", action), label_smoothing=smoothing)
     inputs, labels = make_history(model.config, batch=3, time=6)
     counted = np.ones((3, 6), dtype=bool)
-    counted[0, 2] = counted[1, 0] = False
-    ignored_labels = labels.clone()
-    ignored_labels[~torch.from_numpy(counted)] = -100
+    if action == "box":  # whose bounds are of the outer bins
+        labels[0, :2] = torch.tensor([ACTIONS["box"]["low"], ACTIONS["box"]["high"]])
+    else:
+        counted[0, 2] = counted[1, 0] = False
+        labels[~torch.from_numpy(counted)] = -100
     counted[2, 4:] = False
-    attention_mask = torch.ones(3, 6, dtype=torch.long)
-    attention_mask[2, 4:] = 0
+    attention_mask = (torch.arange(6) < torch.tensor([[6], [6], [4]])).long()
 
-    output = model(**inputs, labels=ignored_labels, attention_mask=attention_mask)
+    output = model(**inputs, labels=labels, attention_mask=attention_mask)
 
-    assert output.loss.item() == pytest.approx(loss_by_hand(action, output.logits, labels, counted), rel=1e-5)
-
-
-def test_loss_of_continuous_actions_ignores_padding_and_bounds_are_of_the_outer_bins(make_model, make_history):
-    model = make_model(**spaces("vector", "box"))
-    inputs, labels = make_history(model.config, batch=2, time=5)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    for actions in (labels, *(torch.tensor(ACTIONS["box"][bound]).expand(2, 5, 2) for bound in ("low", "high"))):
-        output = model(**inputs, labels=actions, attention_mask=mask)
-        expected = loss_by_hand("box", output.logits, actions, mask.numpy())
-        assert output.loss.item() == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("action", ACTIONS)
-def test_label_smoothing_mixes_in_the_uniform_distribution(make_model, make_history, action):
-    model = make_model(**spaces("discrete", action), label_smoothing=0.2)
-    inputs, labels = make_history(model.config)
-    output = model(**inputs, labels=labels)
-
-    expected = loss_by_hand(action, output.logits, labels, np.ones(labels.shape[:2]), smoothing=0.2)
+    expected = loss_by_hand(action, output.logits, labels, counted, smoothing)
     assert output.loss.item() == pytest.approx(expected, rel=1e-5)
 
 

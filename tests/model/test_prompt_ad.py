@@ -10,7 +10,6 @@ from context_reference import (
     MISTRAL,
     MULTI_DISCRETE,
     VECTOR,
-    ReferenceContext,
     elements,
     random_history,
 )
@@ -113,27 +112,6 @@ def test_starts_of_episodes_may_be_given_instead_of_their_ends(make_model):
 
 
 @kinds
-def test_environments_are_prompted_with_histories_of_their_own_lengths_or_none(make_model, settings):
-    model, rng = made(make_model, settings), np.random.default_rng(0)
-    histories = [random_history(model, time, rng) if time is not None else None for time in (3, None, 40, 0, 16)]
-    context, reference = model.init_context(5, prompt=histories), ReferenceContext(model, 5, drop=settings.get("drop"))
-    for env, history in enumerate(histories):
-        if history is not None:
-            reference.live(env, history)
-    seen = elements(model.config.observation_space, 5, rng)
-
-    context.act(seen, rng.normal(size=5))
-
-    for env in range(5):
-        reference.see(env, seen[env], 0.0, False)
-        torch.testing.assert_close(context.logits[env], reference.logits(env), atol=1e-4, rtol=0)
-    for prompt in (histories[2], [histories[2]] * 5):  # one for all
-        shared = model.init_context(5, prompt=prompt)
-        shared.act(np.full(5, seen[2]))
-        torch.testing.assert_close(shared.logits, reference.logits(2).expand(5, -1), atol=1e-4, rtol=0)
-
-
-@kinds
 def test_a_prompt_takes_the_place_of_what_an_environment_has_lived_through(make_model, settings):
     model, rng = made(make_model, settings), np.random.default_rng(1)
     (context, _), (untouched, _) = live(model, 25, num_envs=4), live(model, 25, num_envs=4)
@@ -147,20 +125,6 @@ def test_a_prompt_takes_the_place_of_what_an_environment_has_lived_through(make_
         each.act(seen, rewards)
     torch.testing.assert_close(context.logits[[1, 3]], untouched.logits[[1, 3]], atol=1e-5, rtol=0)
     torch.testing.assert_close(context.logits[[0, 2]], fresh.logits[[0, 2]], atol=1e-5, rtol=0)
-
-
-def test_a_reset_may_prompt_the_environments_it_resets_only(make_model):
-    model, rng = made(make_model, {}), np.random.default_rng(1)
-    (context, _), (untouched, _) = live(model, 25, num_envs=3), live(model, 25, num_envs=3)
-    history = random_history(model, 9, rng)
-
-    context.reset(np.array([False, True, False]), prompt=history)
-
-    fresh, seen = model.init_context(3, prompt=history), elements(model.config.observation_space, 3, rng)
-    for each in (context, untouched, fresh):
-        each.act(seen, np.ones(3))
-    torch.testing.assert_close(context.logits[[0, 2]], untouched.logits[[0, 2]], atol=1e-5, rtol=0)
-    torch.testing.assert_close(context.logits[1], fresh.logits[1], atol=1e-5, rtol=0)
 
 
 REFUSED_COLUMNS = [

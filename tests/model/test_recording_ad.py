@@ -6,13 +6,12 @@ import pytest
 import torch
 from context_reference import none_action
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from rollout_environments import CART_POLE, DARK_ROOM, GOALS, MODES, Counting, cart_poles, dark_rooms
+from rollout_environments import CART_POLE, COUNTING, DARK_ROOM, GOALS, MODES, Counting, cart_poles, dark_rooms
 
 from ad_hf.envs.dark_room import DarkRoomEnv
 from ad_hf.model.rollout_ad import RolloutOutput
 
 STEPS = ("observations", "actions", "rewards", "terminations", "truncations")
-COUNTING = {"observation_space": {"type": "Discrete", "n": 8}, "action_space": {"type": "Discrete", "n": 5}}
 
 
 @pytest.mark.parametrize(
@@ -79,12 +78,11 @@ def test_frames_of_environments_that_render_nothing_are_refused(make_model):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_logits_and_log_probs_are_the_models_on_the_recorded_history(make_model, mode):
-    model = make_model(**CART_POLE, context_length=100)
-    way = {"temperature": 2.0, "epsilon": 0.1}
-    output = model.rollout(
-        cart_poles(mode), max_steps=80, output_steps=True, output_logits=True, output_log_probs=True, **way
-    )
+@pytest.mark.parametrize(("make_envs", "settings"), [(cart_poles, CART_POLE), (dark_rooms, DARK_ROOM)])
+def test_logits_and_log_probs_are_the_models_on_the_recorded_history(make_model, mode, make_envs, settings):
+    model, way = make_model(**settings, context_length=100), {"temperature": 2.0, "epsilon": 0.1}
+    kept = {"output_steps": True, "output_logits": True, "output_log_probs": True}
+    output = model.rollout(make_envs(mode), max_steps=80, **kept, **way)
 
     parts = [torch.from_numpy(output[name]) for name in STEPS]
     observations, actions, rewards, ends = *parts[:3], parts[3] | parts[4]
@@ -94,9 +92,9 @@ def test_logits_and_log_probs_are_the_models_on_the_recorded_history(make_model,
     with torch.no_grad():
         logits = model(observations, *previous).logits
     np.testing.assert_allclose(output.logits, logits, atol=1e-4)
-    probabilities = 0.9 * (logits / 2.0).softmax(-1) + 0.1 / 2
+    probabilities = 0.9 * (logits / 2.0).softmax(-1) + 0.1 / logits.shape[-1]
     np.testing.assert_allclose(output.log_probs, probabilities.gather(2, actions[..., None])[..., 0].log(), atol=1e-4)
-    assert previous[2][:, 1:].any()
+    assert previous[1][previous[2]][1:].any()  # a reward led to the start of an episode
 
 
 def test_only_what_was_asked_for_is_kept(make_model):
@@ -111,31 +109,13 @@ def test_only_what_was_asked_for_is_kept(make_model):
         assert set(model.rollout(dark_rooms(), num_episodes=1, **asked)) == always | kept
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_steps_are_a_limit_of_each_environments_own(make_model, mode):
-    """Reset steps, which NEXT_STEP has, are none of them."""
-    envs = SyncVectorEnv([Counting] * 2, autoreset_mode=mode)
-    output = make_model(**COUNTING).rollout(envs, max_steps=10, output_steps=True)
-
-    assert output.num_steps.tolist() == [10, 10]
-    assert output.episode_lengths.tolist() == [[4, 4]] * 2
-    assert output.episode_returns.tolist() == [[2.0, 2.0]] * 2
-    assert output.rewards.tolist() == [[0.5] * 10] * 2
-    assert output.terminations.tolist() == [[False, False, False, True] * 2 + [False] * 2] * 2
-    assert output.final_observations.tolist() == [[4, 0, 2]] * 2  # steps taken, modulo 8; two of an episode under way
-
-
 def test_many_short_episodes_and_steps_are_kept_beyond_any_first_guess(make_model):
     envs = SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
-    output = make_model(**COUNTING, num_hidden_layers=1, context_length=2).rollout(envs, max_steps=802)
-    assert output.episode_lengths.tolist() == [[4] * 200] * 2
-    assert output.episode_returns.tolist() == [[2.0] * 200] * 2
-
-    envs = SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
-    model = make_model(**COUNTING, num_hidden_layers=1, context_length=2)
-    output = model.rollout(envs, num_episodes=150, output_steps=True)  # 600 steps, which are not known of beforehand
-    assert output.observations.tolist() == [[step % 8 for step in range(600)]] * 2
-    assert output.final_observations.tolist() == [[4, 0] * 75] * 2
+    output = make_model(**COUNTING).rollout(envs, max_steps=162, output_steps=True)
+    assert output.episode_lengths.tolist() == [[4] * 40] * 2
+    assert output.episode_returns.tolist() == [[2.0] * 40] * 2
+    assert output.observations.tolist() == [[step % 8 for step in range(162)]] * 2
+    assert output.final_observations.tolist() == [[4, 0] * 20 + [2]] * 2  # two steps of an episode under way
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -4,34 +4,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from context_reference import LLAMA, MISTRAL, random_history
-from gymnasium.vector import VectorWrapper
-from rollout_environments import CART_POLE, DARK_ROOM, GOALS, MODES, cart_poles, dark_rooms
+from context_reference import LLAMA, random_history
+from rollout_environments import CART_POLE, DARK_ROOM, cart_poles, dark_rooms
 
 from ad_hf.envs.spaces import space_to_json
-from ad_hf.model.context_ad import ADContext
-from ad_hf.model.modeling_ad import ADModel
-
-
-class RecordingContext(ADContext):
-    """Keeps the steps that count, per environment: what was seen, the reward that led there, episode start, action."""
-
-    def step(self, observations, rewards, episode_starts, active, do_sample=None):
-        actions = super().step(observations, rewards, episode_starts, active, do_sample)
-        if not hasattr(self, "lived"):
-            self.lived = [[] for _ in range(self.num_envs)]
-        for env in np.flatnonzero(active):
-            seen = np.ravel(observations[env]).tolist()
-            self.lived[env].append((seen, float(rewards[env]), bool(episode_starts[env]), int(actions[env])))
-        return actions
-
-
-class RecordingModel(ADModel):
-    """Hands out recording contexts."""
-
-    def init_context(self, num_envs, prompt=None, seed=None, rollout_config=None):
-        self.context = RecordingContext(self, num_envs, rollout_config)
-        return self.context
 
 
 def settings_for(env_id):
@@ -70,69 +46,15 @@ def test_environments_of_gymnasium_run_as_they_are(make_model, env_id, kind):
     np.testing.assert_array_equal(model.rollout(gym.make(env_id), **wanted).observations, output.observations)
 
 
-class Watch(VectorWrapper):
-    """Keeps the observations, rewards and ends that vector environments returned."""
-
-    def __init__(self, envs):
-        super().__init__(envs)
-        self.steps = []
-
-    def reset(self, **kwargs):
-        observations, infos = self.env.reset(**kwargs)
-        self.steps.append((observations.copy(), np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)))
-        return observations, infos
-
-    def step(self, actions):
-        result = self.env.step(actions)
-        self.steps.append((result[0].copy(), result[1].copy(), result[2] | result[3]))
-        return result
-
-
 def test_native_vector_environments_of_gymnasium_run_as_they_are(make_model):
-    envs = Watch(gym.make_vec("CartPole-v1", num_envs=4, vectorization_mode="vector_entry_point"))
-    output = make_model(**CART_POLE).rollout(envs, num_episodes=5, output_steps=True)
-
-    observations, rewards, ends = (np.stack(part, axis=1) for part in zip(*envs.steps))
-    for env in range(4):  # which reset in the next step: what such a step returns is no experience
-        lived = np.flatnonzero(~ends[env, :-1])[: output.num_steps[env]]
-        np.testing.assert_array_equal(output.observations[env, : len(lived)], observations[env, lived])
-        np.testing.assert_array_equal(output.rewards[env, : len(lived)], rewards[env, lived + 1])
-        np.testing.assert_array_equal(output.terminations[env, : len(lived)], ends[env, lived + 1])
-        last = lived[ends[env, lived + 1]] + 1
-        np.testing.assert_array_equal(output.final_observations[env], observations[env, last])
-        assert (
-            output.episode_lengths[env].tolist() == np.diff(np.flatnonzero(ends[env, lived + 1]), prepend=-1).tolist()
-        )
-    assert (output.episode_returns == output.episode_lengths).all()
+    envs = gym.make_vec("CartPole-v1", num_envs=4, vectorization_mode="vector_entry_point")
+    output = make_model(**CART_POLE).rollout(envs, num_episodes=5)
+    assert (output.episode_returns == output.episode_lengths).all()  # a step that resets pays nothing, and is none
     assert len(np.unique(output.episode_lengths)) > 3
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_context_is_given_rewards_across_episodes_and_their_starts(make_model, mode):
-    model = make_model(RecordingModel, **DARK_ROOM, initializer_range=0.1)
-    model.rollout(dark_rooms(mode), num_episodes=20, seed=0)
-
-    paid_at_the_end = 0
-    for env, steps in enumerate(model.context.lived):
-        position, reward = (1, 1), 0.0
-        for number, (seen, given_reward, start, action) in enumerate(steps):
-            if number % 5 == 0:
-                position = (1, 1)
-            assert (seen, given_reward, start) == (list(position), reward, number % 5 == 0)
-            move = [(-1, 0), (1, 0), (0, 1), (0, -1), (0, 0)][action]
-            position = tuple(min(max(old + change, 0), 2) for old, change in zip(position, move))
-            reward = float(position == tuple(GOALS[env]))
-            paid_at_the_end += reward * (number % 5 == 4)
-    assert paid_at_the_end
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [{}, {"sliding_window": 8}, {"backbone_config": LLAMA}, {"backbone_config": MISTRAL}],
-    ids=["own", "sliding", "llama", "mistral"],
-)
-def test_an_environments_rollout_does_not_depend_on_the_others(make_model, kind):
-    model = make_model(**CART_POLE, **kind)
+def test_an_environments_rollout_does_not_depend_on_the_others(make_model):
+    model = make_model(**CART_POLE)
     together = model.rollout(cart_poles(num_envs=4), num_episodes=5, seed=10)
 
     for env in (0, 3):
@@ -178,26 +100,6 @@ def test_a_rollouts_own_steps_are_a_prompt_that_goes_on_where_it_ended(make_mode
     np.testing.assert_allclose(rest.logits, whole.logits[:, 25:], atol=1e-4)
     np.testing.assert_array_equal(rest.actions, whole.actions[:, 25:])
     np.testing.assert_array_equal(rest.episode_returns, whole.episode_returns[:, 5:])
-
-
-def test_continuous_actions_reach_the_environments_in_their_bounds_and_shape(make_model):
-    envs = gym.make_vec("Pendulum-v1", num_envs=2, vectorization_mode="sync", max_episode_steps=10)
-    output = make_model(**settings_for("Pendulum-v1")).rollout(envs, num_episodes=2, output_steps=True)
-
-    assert np.isfinite(output.episode_returns).all()
-    assert output.actions.shape == (2, 20, 1)
-    assert output.actions.dtype == np.float32
-    assert all(envs.single_action_space.contains(action) for action in output.actions.reshape(-1, 1))
-    assert np.ptp(output.actions) > 2
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_backbones_and_half_precision_act_too(make_model, dtype):
-    for settings in ({}, {"backbone_config": LLAMA}):
-        model = make_model(**DARK_ROOM, **settings).to(dtype)
-        output = model.rollout(dark_rooms(MODES[1]), num_episodes=5)
-        assert np.isfinite(output.episode_returns).all()
-        assert (output.episode_lengths == 5).all()
 
 
 def test_acts_in_evaluation_mode_and_restores_the_models_mode(make_model):

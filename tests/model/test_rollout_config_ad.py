@@ -75,18 +75,6 @@ def test_the_length_of_a_rollout_is_one_setting(make_model):
     assert lengths(argument, max_steps=None) == (7, 1)  # which is to say nothing
 
 
-def test_what_is_turned_off_stays_off(make_model):
-    """`False` and 0 are settings, not the lack of one."""
-    model = make_model()
-    model.rollout_config = RolloutConfig(do_sample=False, top_k=3, epsilon=0.5, seed=5, output_steps=True)
-    off = {"do_sample": True, "top_k": 0, "epsilon": 0.0, "seed": 0, "output_steps": False}
-    for config in (
-        model.init_context(1, **off).config,
-        model.init_context(1, rollout_config=RolloutConfig(**off)).config,
-    ):
-        assert {name: getattr(config, name) for name in off} == off
-
-
 REFUSED = {
     "must be an integer, at least 1, got": [
         *({"num_episodes": 0}, {"num_episodes": True}, {"max_steps": 1.5}, {"max_steps": "9"}),

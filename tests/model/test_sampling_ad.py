@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from ad_hf.model.configuration_ad import ADConfig
-from ad_hf.model.heads_ad import CategoricalHead, action_probabilities, draw, uniform
+from ad_hf.model.heads_ad import action_probabilities, draw, uniform
 from ad_hf.model.rollout_ad import RolloutConfig
 
 ACTIONS_3_2 = {"type": "MultiDiscrete", "nvec": [3, 2]}
@@ -186,23 +185,3 @@ def test_random_numbers_are_uniform_in_every_direction():
     assert_frequencies(10 * cells[:, :, 0] + cells[:, :, 1], pairs)
     assert_frequencies(10 * cells[:, :, 2][:-1] + cells[:, :, 0][1:], pairs)
     assert len(np.unique(numbers)) == numbers.size
-
-
-def test_a_row_is_drawn_alike_whatever_stands_beside_it():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(20, 5, generator=generator)
-    seeds, counters, config = (
-        np.arange(20).astype(np.uint64) + np.uint64(2**62),
-        np.arange(20)[::-1].copy(),
-        RolloutConfig().resolve(),
-    )
-
-    head = CategoricalHead(ADConfig(observation_space={"type": "Discrete", "n": 2}, action_space=ACTIONS_3_2))
-    categories, log_probs = head.choose(logits, uniform(seeds, counters, 2), config, True)
-
-    for row in range(20):
-        alone = slice(row, row + 1)
-        numbers = uniform(seeds[alone], counters[alone], 2)
-        category, log_prob = head.choose(logits[alone], numbers, config, True)
-        assert (category[0] == categories[row]).all()
-        assert log_prob[0] == log_probs[row]

@@ -7,14 +7,18 @@ import sys
 
 import pytest
 import torch
-from context_reference import GPT2, LLAMA
+from context_reference import BOX, GPT2, LLAMA, VECTOR
 from transformers import AutoModel
 
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 
-VECTOR = {"type": "Box", "shape": [3], "low": [None] * 3, "high": [None] * 3, "dtype": "float32"}
-BOX = {"type": "Box", "shape": [2], "low": [-1.0, 0.0], "high": [1.0, 4.0], "dtype": "float32"}
+VECTORS = {
+    "observation_space": VECTOR,
+    "action_space": BOX,
+    "observation_mean": [1.0, 2.0, 3.0],
+    "label_smoothing": 0.1,
+}
 MODULES = [
     *("cache_ad.py", "configuration_ad.py", "context_ad.py", "embeddings_ad.py", "environments_ad.py", "heads_ad.py"),
     *("loading_ad.py", "modeling_ad.py", "prompt_ad.py", "rollout_ad.py", "rollout_config_ad.py"),
@@ -58,13 +62,14 @@ import ad_hf
 import torch
 from transformers import AutoConfig, AutoModel
 
-folder, inputs, logits = sys.argv[1:]
+folder, inputs, logits, copy = sys.argv[1:]
 assert type(AutoConfig.from_pretrained(folder)) is ad_hf.ADConfig
 model = AutoModel.from_pretrained(folder)
 assert type(model) is ad_hf.ADModel
 assert model.rollout_config == ad_hf.RolloutConfig(num_episodes=3)
 with torch.no_grad():
     torch.save(model(**torch.load(inputs)).logits, logits)
+model.save_pretrained(copy)
 """
 
 
@@ -80,17 +85,7 @@ def run_elsewhere(script, tmp_path, *arguments):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {
-            "observation_space": VECTOR,
-            "action_space": BOX,
-            "observation_mean": [1.0, 2.0, 3.0],
-            "label_smoothing": 0.1,
-        },
-        {"backbone_config": LLAMA},
-        {"backbone_config": GPT2},
-    ],
+    [{}, VECTORS, {"backbone_config": LLAMA}, {"backbone_config": GPT2}],
     ids=["own blocks", "boxes", "llama", "gpt2"],
 )
 def test_saved_and_loaded_is_the_same_model(make_model, make_history, tmp_path, settings):
@@ -136,30 +131,17 @@ def test_only_the_main_process_writes(make_model, tmp_path):
     assert not (tmp_path / "rollout_config.json").exists()
 
 
-def test_the_package_makes_auto_classes_load_the_model_without_trust(make_model, make_history, tmp_path):
+@pytest.mark.parametrize("script", [WITH_THE_PACKAGE, WITHOUT_THE_PACKAGE], ids=["with", "without"])
+def test_a_saved_folder_loads_with_the_package_or_with_trust_in_its_code(make_model, make_history, tmp_path, script):
     model = make_model()
     model.rollout_config = RolloutConfig(num_episodes=3)
     model.save_pretrained(tmp_path / "model")
     inputs, _ = make_history(model.config)
     torch.save(inputs, tmp_path / "inputs.pt")
 
-    run_elsewhere(WITH_THE_PACKAGE, tmp_path, tmp_path / "model", tmp_path / "inputs.pt", tmp_path / "logits.pt")
+    run_elsewhere(script, tmp_path, *(tmp_path / name for name in ("model", "inputs.pt", "logits.pt", "copy")))
 
     assert torch.equal(torch.load(tmp_path / "logits.pt"), model(**inputs).logits)
-
-
-def test_a_saved_folder_needs_no_package_of_ours_when_its_code_is_trusted(make_model, make_history, tmp_path):
-    model = make_model()
-    model.rollout_config = RolloutConfig(num_episodes=3)
-    model.save_pretrained(tmp_path / "model")
-    inputs, _ = make_history(model.config)
-    torch.save(inputs, tmp_path / "inputs.pt")
     copy = tmp_path / "copy"
-
-    arguments = (tmp_path / "model", tmp_path / "inputs.pt", tmp_path / "logits.pt", copy)
-    run_elsewhere(WITHOUT_THE_PACKAGE, tmp_path, *arguments)
-
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), model(**inputs).logits)
     assert {path.name for path in copy.iterdir()} == {path.name for path in (tmp_path / "model").iterdir()}
-    reloaded = ADModel.from_pretrained(copy)
-    assert torch.equal(reloaded(**inputs).logits, model(**inputs).logits)
+    assert torch.equal(ADModel.from_pretrained(copy)(**inputs).logits, model(**inputs).logits)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from history_files import without_workers
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ad_hf.collection.collect import collect
@@ -49,36 +50,32 @@ class OfNumbers:
         return None
 
 
-def rising(start, stop, steps, after, streams=4, noise=0.05):
+def rising(start, stop, steps, after, streams=4):
     """Returns that rise and then stay."""
     means = np.concatenate([np.linspace(start, stop, steps), np.full(after, stop)])
-    return means[:, None] + np.random.default_rng(0).normal(0, noise, (len(means), streams))
+    return means[:, None] + np.random.default_rng(0).normal(0, 0.05, (len(means), streams))
 
 
-def test_learner_stops_some_windows_after_its_returns_have_stopped_to_rise():
-    stopped = OfNumbers().stops_after(rising(0, 1, 50, 100))
-    assert 60 <= stopped <= 75
-    assert OfNumbers().stops_after(rising(0, 1, 150, 0)) is None
+TWO_REWARDS = np.concatenate([rising(0, 1, 20, 60), rising(1, 2, 20, 60)])
 
 
-def test_returns_that_have_not_risen_yet_are_not_converged():
-    assert OfNumbers().stops_after(np.zeros((300, 4))) is None
-    rare = (np.random.default_rng(1).random((300, 4)) < 0.02).astype(float)  # a sparse reward that is met by chance
-    assert OfNumbers().stops_after(rare) is None
-    late = np.concatenate([np.zeros((100, 4)), rising(0, 1, 30, 60)])
-    assert 130 <= OfNumbers().stops_after(late) <= 160
-
-
-def test_threshold_takes_the_place_of_having_risen():
-    assert OfNumbers(return_threshold=0.9).stops_after(np.ones((100, 4))) == 15
-    assert OfNumbers(return_threshold=1.1).stops_after(np.ones((100, 4))) is None
-    assert OfNumbers(return_threshold=1.1).stops_after(rising(0, 1, 20, 100)) is None
-
-
-def test_minimum_of_timesteps_outlasts_a_plateau_on_the_way():
-    two_rewards = np.concatenate([rising(0, 1, 20, 60), rising(1, 2, 20, 60)])
-    assert OfNumbers().stops_after(two_rewards) < 60
-    assert OfNumbers(min_timesteps=4 * 100).stops_after(two_rewards) > 100
+@pytest.mark.parametrize(
+    ("returns", "settings", "stops"),
+    [
+        (rising(0, 1, 50, 100), {}, range(60, 76)),
+        (rising(0, 1, 150, 0), {}, [None]),
+        (np.zeros((300, 4)), {}, [None]),  # what has not risen yet is not converged
+        ((np.random.default_rng(1).random((300, 4)) < 0.02).astype(float), {}, [None]),  # rare, and met by chance
+        (np.concatenate([np.zeros((100, 4)), rising(0, 1, 30, 60)]), {}, range(130, 161)),
+        (np.ones((100, 4)), {"return_threshold": 0.9}, [15]),  # takes the place of having risen
+        (np.ones((100, 4)), {"return_threshold": 1.1}, [None]),
+        (rising(0, 1, 20, 100), {"return_threshold": 1.1}, [None]),
+        (TWO_REWARDS, {}, range(60)),
+        (TWO_REWARDS, {"min_timesteps": 4 * 100}, range(101, 161)),  # outlasts the plateau on the way
+    ],
+)
+def test_learner_stops_some_windows_after_its_returns_have_stopped_to_rise(returns, settings, stops):
+    assert OfNumbers(**settings).stops_after(returns) in stops
 
 
 def test_tasks_side_by_side_converge_each_by_itself():
@@ -117,6 +114,7 @@ def test_array_on_policy_and_off_policy_learners_stop(algorithm, hyperparameters
     assert row["return_last"] > row["return_first"] + 1
 
 
+@without_workers()
 def test_metadata_says_how_far_each_source_got(tmp_path):
     """Of tasks side by side, each one's histories end where it had converged; one is optimal from the start."""
     goals = [(0, 0), (1, 1), (1, 0)]
@@ -144,6 +142,7 @@ def test_metadata_says_how_far_each_source_got(tmp_path):
     assert metadata.progress["rows"][0][-1] is True
 
 
+@without_workers()
 def test_callbacks_are_given_to_every_learner(tmp_path):
     """One stops it, after whole episodes, and another saves it, in a folder of each task and seed."""
     saved = str(tmp_path / "saved" / "{task_id}-{seed}")

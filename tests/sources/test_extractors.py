@@ -25,37 +25,13 @@ def test_frames_become_features_unless_they_are_too_small():
 
 
 def test_dqn_learns_a_near_platform_from_small_frames():
-    envs = gym.make_vec(
-        "ad_hf/Watermaze-v0",
-        num_envs=8,
-        vectorization_mode="vector_entry_point",
-        platform=(0.3, 0.0),
-        height=9,
-        width=12,
-        random_heading=False,
-    )
+    kwargs = {"platform": (0.3, 0.0), "height": 9, "width": 12, "random_heading": False}
+    envs = gym.make_vec("ad_hf/Watermaze-v0", 8, vectorization_mode="vector_entry_point", **kwargs)
     rewards = []
-
-    def keep_rewards(local, _):
-        rewards.append(local["rewards"].sum())
-        return True  # go on
-
-    learner = make_learner(
-        "DQN",
-        SB3VecEnv(envs),
-        0,
-        {
-            "buffer_size": 4000,
-            "learning_starts": 200,
-            "learning_rate": 1e-3,
-            "gamma": 0.9,
-            "n_steps": 3,
-            "train_freq": 1,
-            "target_update_interval": 200,
-            "exploration_fraction": 0.5,
-            "policy_kwargs": {"features_extractor_class": "ad_hf.sources.extractors.SmallCNN"},
-        },
-    )
-    learner.learn(4000, callback=keep_rewards)
+    settings = {"buffer_size": 4000, "learning_starts": 200, "learning_rate": 1e-3, "gamma": 0.9, "n_steps": 3}
+    settings |= {"train_freq": 1, "target_update_interval": 200, "exploration_fraction": 0.5}
+    settings |= {"policy_kwargs": {"features_extractor_class": "ad_hf.sources.extractors.SmallCNN"}}
+    learner = make_learner("DQN", SB3VecEnv(envs), 0, settings)
+    learner.learn(4000, callback=lambda values, _: rewards.append(values["rewards"].sum()) or True)
     assert len(rewards) == 500
     assert np.sum(rewards[-50:]) >= 7  # of the 8 last episodes

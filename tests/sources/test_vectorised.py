@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from history_files import without_workers
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -40,11 +41,6 @@ def make(learner_class, tasks=None, seed=0, num_envs=4):
     return learner_class("MlpPolicy", SB3VecEnv(recorder), seed=seed), recorder
 
 
-def lives(recorder):
-    recorded = recorder.recorded()
-    return recorded.observations.tolist(), recorded.actions.tolist(), recorded.rewards.tolist()
-
-
 @pytest.mark.parametrize("learner_class", LEARNERS)
 def test_seed_decides_everything(learner_class):
     lived = []
@@ -54,10 +50,11 @@ def test_seed_decides_everything(learner_class):
             learner.set_random_seed(later)
         assert learner.learn(400) is learner
         assert learner.num_timesteps == 400
-        assert recorder.recorded().rewards.shape == (4, 100)
-        lived.append(lives(recorder))
+        recorded = recorder.recorded()
+        assert recorded.rewards.shape == (4, 100)
+        lived.append([getattr(recorded, name).tolist() for name in ("actions", "observations", "rewards")])
     assert lived[0] == lived[1]
-    assert lived[0][1] != lived[2][1]
+    assert lived[0][0] != lived[2][0]
     assert lived[3] == lived[4]
 
 
@@ -123,37 +120,27 @@ def test_what_one_stream_is_paid_changes_nothing_for_the_others(learner_class):
 
 
 class Watch(BaseCallback):
-    """Keeps what a callback is told."""
+    """Keeps what a callback is told, and stops after 30 steps."""
 
-    def __init__(self, stop_after=None):
+    def __init__(self):
         super().__init__()
-        self.calls, self.rewards, self.dones, self.stop_after = [], [], [], stop_after
-
-    def _on_training_start(self):
-        self.calls.append("training start")
-
-    def _on_rollout_start(self):
-        self.calls.append("rollout start")
+        self.calls, self.rewards, self.dones = [], [], []
+        for name in ("training_start", "rollout_start", "rollout_end", "training_end"):
+            setattr(self, f"_on_{name}", lambda name=name: self.calls.append(name))
 
     def _on_step(self):
         self.rewards.append(np.array(self.locals["rewards"]))
         self.dones.append(np.array(self.locals["dones"]))
-        return self.n_calls != self.stop_after
-
-    def _on_rollout_end(self):
-        self.calls.append("rollout end")
-
-    def _on_training_end(self):
-        self.calls.append("training end")
+        return self.n_calls != 30
 
 
 @pytest.mark.parametrize("learner_class", LEARNERS)
 def test_callbacks_see_every_step_and_can_stop(learner_class):
     learner, recorder = make(learner_class)
-    watch = Watch(stop_after=30)
+    watch = Watch()
     learner.learn(400, callback=watch)
     assert learner.num_timesteps == 120
-    assert watch.calls == ["training start", "rollout start", "rollout end", "training end"]
+    assert watch.calls == ["training_start", "rollout_start", "rollout_end", "training_end"]
     recorded = recorder.recorded()
     np.testing.assert_array_equal(np.transpose(watch.rewards), recorded.rewards)
     np.testing.assert_array_equal(np.transpose(watch.dones), recorded.terminations | recorded.truncations)
@@ -176,12 +163,10 @@ def test_states_are_numbered_one_to_one():
 
 
 def test_only_algorithms_whose_streams_are_independent_learn_side_by_side():
-    for name in ("TabularQ", "UCB", "ThompsonSampling", "NoisedPolicy"):
-        assert learns_side_by_side(name)
-        assert has_independent_streams(name, {})
+    names = ("TabularQ", "UCB", "ThompsonSampling", "NoisedPolicy", "A2C")
+    for independent in (learns_side_by_side, lambda name: has_independent_streams(name, {})):
+        assert [independent(name) for name in names] == [True] * 4 + [False]
     assert not has_independent_streams("TabularQ", {"shared": True})
-    assert not learns_side_by_side("A2C")
-    assert not has_independent_streams("A2C", {})
 
 
 def test_parts_of_a_job_live_through_what_they_do_in_all_of_it():
@@ -196,17 +181,13 @@ def test_parts_of_a_job_live_through_what_they_do_in_all_of_it():
             np.testing.assert_array_equal(getattr(other, name), array)
 
 
-@pytest.fixture(scope="module")
-def collected(tmp_path_factory):
+@without_workers()
+def test_jobs_of_several_tasks_give_every_task_histories_of_its_own_goal(tmp_path):
     """Five tasks by jobs of up to two of them."""
     tasks = [{"goal": goal} for goal in ([0, 0], [2, 2], [1, 0], [0, 2], [2, 0])]
     family = TaskFamily("ad_hf/DarkRoom-v0", tasks, ROOM, num_test_tasks=1, native_vector=True)
-    folder = tmp_path_factory.mktemp("streams") / "histories"
     source = SourceConfig("TabularQ", n_envs=3, total_timesteps=360, seeds=[0, 1], tasks_per_job=2)
-    return collect(family, source, output_dir=folder, num_workers=1)
-
-
-def test_jobs_of_several_tasks_give_every_task_histories_of_its_own_goal(collected):
+    collected = collect(family, source, output_dir=tmp_path / "histories", num_workers=1)
     metadata = read_metadata(collected)
     goals = {task["task_id"]: task["kwargs"]["goal"] for task in metadata.tasks}
     moves = np.array([[-1, 0], [1, 0], [0, 1], [0, -1], [0, 0]])
