@@ -129,21 +129,21 @@ def train(
 @dataclass
 class EvaluatedModel:
     """
-    A model, and how it came about.
+    A model to evaluate, and its run.
 
-    Args:
+    Attributes:
         model ([`ADModel`]):
             The model.
         recipe ([`Recipe`]):
-            Of its run: its family's test tasks are played, as its `rollout` section says.
+            Its sections `family` and `rollout` say on which test tasks and how the model acts.
         dataset (`str` or `Path`, *optional*):
             Histories of its source on these tasks.
         config_name (`str`, *optional*):
             Configuration of the dataset.
         origin (`dict`, *optional*):
-            Where it is from, for `evaluation.json`.
+            Name and revision of the model, for `evaluation.json`.
         run (`Path`, *optional*):
-            Folder of its run, to whose model's card the results are added.
+            Folder of its run, whose model's card gets the results.
     """
 
     model: ADModel
@@ -171,15 +171,15 @@ class EvaluatedModel:
             dataset (`str` or `Path`, *optional*):
                 Histories of its source.
             recipe (`str` or `Path`, *optional*):
-                Name or file of a recipe, the user's own. By default that of the model's run, which comes along with
-                the model: its sections `family` and `rollout` are read, and names in them have to be known ones.
+                Name or file of the user's own recipe. The default is the recipe that comes along with the model: only
+                its sections `family` and `rollout` are read, and it may name only known code.
             overrides (`Sequence[str]`, *optional*):
                 Settings of the recipe, as on a command line.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether what comes along may name code that is imported and run.
+                Whether the model and its recipe may name other code, which is imported and runs.
 
         Raises:
-            ValueError: for a recipe that comes along and asks for more, naming the setting.
+            ValueError: for a recipe that comes along and names other code, with the setting.
         """
         model, origin = load_model(name, trust_remote_code)
         folder = local_path(name)
@@ -194,7 +194,7 @@ class EvaluatedModel:
         return cls(model, read, dataset, None, origin, run)
 
     def to_json(self, rollout_seed: int) -> dict[str, Any]:
-        """The entry of `evaluation.json` about it."""
+        """The entry of the model in `evaluation.json`."""
         return {
             **(self.origin or {}),
             "agent": self.agent,
@@ -206,7 +206,7 @@ class EvaluatedModel:
 
     @property
     def agent(self) -> str:
-        """What it is called: AD; ED if it was trained on the ends of histories alone, DPT if on other actions."""
+        """AD; ED if the model learnt from the ends of histories alone, DPT if from the actions of another policy."""
         if self.recipe.data.labels is not None:
             return "DPT"
         return "AD" if self.recipe.data.last_episodes is None else "ED"
@@ -224,18 +224,18 @@ def evaluate_models(
 
     Args:
         models (`Sequence[EvaluatedModel]`):
-            The models: one, or trainings of one recipe with several seeds and splits, or of several recipes.
+            One model, trainings of one recipe with several seeds and splits, or trainings of several recipes.
         output_dir (`str` or `Path`):
-            Folder of `returns.parquet`, `evaluation.json`, `learning_curve.png`, `rooms.png` where tasks are cells of
-            a room, and the replay. In the folder of a run, the card of its model tells of them; elsewhere a card of
-            their own makes them a dataset. The runs of the models get the results, too.
+            Folder for `returns.parquet`, `evaluation.json`, `learning_curve.png`, `rooms.png` where tasks are cells of
+            a room, and the replay. In the folder of a run, the card of its model shows them; elsewhere they get a card
+            of their own, which makes them a dataset. The runs of the models get the results, too.
         num_seeds (`int`, *optional*, defaults to 5):
             Rollouts of each model per task.
         replay_formats (`Sequence[str]`, *optional*):
-            Of `replay.gif` and `replay.mp4` of the first model, those to write: `"gif"`, `"mp4"`, both or none. By
-            default, a replay that is there stays.
+            Formats of the replay of the first model: `"gif"`, `"mp4"`, both or none. By default, an earlier replay
+            stays.
         seconds (`Mapping`, *optional*):
-            Duration of what came before, for `evaluation.json`.
+            Durations of collection and training, for `evaluation.json`.
 
     Returns:
         `dict`: the content of `evaluation.json`.
@@ -249,7 +249,7 @@ def evaluate_models(
     _check_different(models)
     output_dir, start = writable_folder(output_dir), time.perf_counter()
     families = [TaskFamily(each.recipe.family) for each in models]
-    sources = _sources_of(models, families)  # histories that cannot be read are found out before a rollout
+    sources = _sources_of(models, families)  # histories that cannot be read are refused before a rollout
     first, is_seen = models[0], bool(replay_formats) and can_be_seen(families[0])
     rollouts, rows = _play(models, families, sources, num_seeds)
     entries = [each.to_json(evaluation.seed) for each, evaluation in zip(models, rollouts)]
@@ -260,7 +260,7 @@ def evaluate_models(
         **(own[0] if len(models) == 1 else {}),
         "models": entries,
         "datasets": [{**dataset.to_json(), "seeds": dataset.metadata.seeds} for dataset in datasets],
-        # Of several sources, one that is not comparable, if there is any.
+        # One of several sources: one that is not comparable, if there is any.
         "source": min((dataset.metadata.source for dataset in datasets), key=is_comparable, default=None),
         "peak_memory_gigabytes": peak_memory_gigabytes(),
         "seconds": {**(seconds or {}), "rollout": round(time.perf_counter() - start, 1)},
@@ -268,7 +268,7 @@ def evaluate_models(
     results = write_evaluation(output_dir, rows, details)
     is_run = (output_dir / "model" / CONFIG_FILE).is_file()
     if replay_formats is not None:
-        for name in REPLAY_FILES:  # of an evaluation there before
+        for name in REPLAY_FILES:  # an earlier evaluation's
             for folder in (output_dir, output_dir / "model") if is_run else (output_dir,):
                 (folder / name).unlink(missing_ok=True)
     if is_seen:
@@ -289,7 +289,7 @@ def _play(
     sources: Mapping[int, tuple[HistoryDataset, pa.Table]],
     num_seeds: int,
 ) -> tuple[list[Evaluation], pa.Table]:
-    """Rollouts of each model, and rows of them and, for each split, of random actions and the source."""
+    """Rollouts of each model, and their rows; for each split, rows of random actions and the source, too."""
     rollouts, tables, splits = [], [], set()
     for each, family in zip(models, families):
         config, split = each.recipe.rollout, each.recipe.family.split_seed
@@ -321,7 +321,7 @@ def _sources_of(
 
 
 def _tell_run(run: Path, output_dir: Path, results: dict[str, Any]) -> None:
-    """Put an evaluation into the folder of a run, and tell of it in its model's card, unless it is read-only."""
+    """Put an evaluation into the folder of a run and into its model's card, unless they are read-only."""
     try:
         for name in (ROWS_FILE, CURVES_FILE) if run.resolve() != output_dir.resolve() else ():
             with atomic_path(run / name) as path:
@@ -333,11 +333,11 @@ def _tell_run(run: Path, output_dir: Path, results: dict[str, Any]) -> None:
 
 
 def _check_different(models: Sequence[EvaluatedModel]) -> None:
-    """Refuse models that an evaluation could not tell apart: it would count one training twice."""
-    known: dict[Any, EvaluatedModel] = {}
+    """Refuse to count one training twice."""
+    firsts: dict[Any, EvaluatedModel] = {}
     for each in models:
         seeds = each.recipe.family.split_seed, each.recipe.training.seed
-        first = known.setdefault((each.agent, *seeds), each)
+        first = firsts.setdefault((each.agent, *seeds), each)
         if first is not each:
             names = [(model.origin or {}).get("name", "one that has no name") for model in (first, each)]
             raise ValueError(
@@ -360,7 +360,7 @@ def quickstart(
 
     Args:
         recipe ([`Recipe`] or `str`, *optional*, defaults to `"dark_room"`):
-            What to do.
+            The settings, or the name or file of a recipe.
         output_dir (`str` or `Path`, *optional*, defaults to `"runs/quickstart"`):
             Folder of the run: `histories/`, `model/`, `returns.parquet`, `evaluation.json`, `learning_curve.png`,
             `replay.gif`. Histories that are there already are not collected again.
@@ -373,7 +373,7 @@ def quickstart(
         config_name (`str`, *optional*):
             Configuration in it.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            As of [`~ad_hf.collect`].
+            See [`~ad_hf.collect`].
 
     Returns:
         `dict`: the content of `evaluation.json`.

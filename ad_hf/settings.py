@@ -109,9 +109,9 @@ _Loader.yaml_constructors = {
 
 def parse_yaml(text: str, name: str | Path, kind: type = dict) -> Any:
     """
-    The content of YAML text, as plain data: mappings with text as keys, lists, text, numbers, truth values, null.
+    The content of YAML text as plain data: mappings with text as keys, lists, text, numbers, truth values, null.
 
-    As for JSON, errors have the name of its file; a key that stands there twice is one, too.
+    Errors have the name of its file, as for JSON; a key that stands there twice is one, too.
     """
     return _parse(lambda text: yaml.load(text, _Loader), text, name, kind, "the YAML that settings are")
 
@@ -172,10 +172,8 @@ def _plain(value: Any) -> Any:
 
 def plain(value: Any, name: str, allow_nan: bool = True) -> Any:
     """
-    A value as JSON would give it back: lists for tuples and arrays, Python's numbers for numpy's.
-
-    Raises:
-        ValueError: with its name, for values that are not JSON.
+    A value as JSON would give it back: lists for tuples and arrays, Python's numbers for numpy's; a `ValueError` with
+    its name if it is not JSON.
     """
     try:
         return json.loads(json.dumps(value, allow_nan=allow_nan, default=lambda array: array.tolist()))

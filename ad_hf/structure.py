@@ -28,18 +28,12 @@ def shown(value: Any) -> str:
 
 def check_structure(value: Any, kind: Any, name: str) -> None:
     """
-    Refuse a JSON value of another structure, with a `ValueError` that names the entry, its type and its value.
+    Refuse a JSON value of another structure, with a `ValueError` that names the value, the entry and its type.
 
-    Args:
-        value:
-            The result of `json.loads`.
-        kind:
-            The structure as a type hint: `str`, `int`, `float`, `bool`, `list[...]`, `dict[str, ...]`, a `TypedDict`
-            or a dataclass (whose entries with a default may be missing, and which may have further entries), a union,
-            `Literal[...]`, `Any`, `Annotated[int, range(...)]` for whole numbers within bounds, and
-            `Annotated[..., structure]`. Numbers are finite.
-        name (`str`):
-            The name of the value in an error, such as the path of its file.
+    The structure, `kind`, is a type hint: `str`, `int`, `float`, `bool`, `list[...]`, `dict[str, ...]`, a `TypedDict`
+    or a dataclass (whose entries with a default may be missing, and which may have further entries), a union,
+    `Literal[...]`, `Any`, `Annotated[int, range(...)]` for whole numbers within bounds, and `Annotated[...,
+    structure]`. Numbers are finite.
     """
     if fault := find_fault([value], kind):
         _, path, message = fault

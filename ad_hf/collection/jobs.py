@@ -153,7 +153,7 @@ def learn_job(
             envs.close()
     recorded, results = recorder.recorded(), []
     for place, task in enumerate(job.own_tasks, start=job.start):
-        steps = recorded.streams(slice(place, None, tasks))  # stream i is of task i modulo their number
+        steps = recorded[place::tasks]  # stream i is of task i modulo their number
         until = None if convergence is None else convergence.converged_at[place]
         steps = steps if until is None else steps.until(until)
         if not steps.ends.any():

@@ -1,4 +1,4 @@
-"""Adversarial Bandit: which arms pay is turned round between training and testing (https://huggingface.co/papers/2210.14215)."""
+"""Adversarial Bandit: other arms pay in training than in testing (https://huggingface.co/papers/2210.14215)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ad_hf.envs.vector import NativeVectorEnv, SingleEnv, of_each
 
 ARM_DISTRIBUTIONS = ("odd", "even", "uniform")
-BLOCK = 100  # trials whose luck is drawn at a time
+BLOCK = 100  # trials of one draw of luck
 USUAL = 0.95  # probability that the arms which usually pay more do
 
 
@@ -57,7 +57,7 @@ def expert(observations: np.ndarray, envs: Any) -> np.ndarray:
 class AdversarialBanditVectorEnv(NativeVectorEnv):
     r"""
     Bandits with arms that pay 1 or 0, each with a probability of its own. There is nothing to see: the only
-    observation is 0. What each arm would pay at each trial is drawn when an episode starts.
+    observation is 0. The seed of an episode decides the luck of all its trials.
 
     Args:
         num_envs (`int`, *optional*, defaults to 1):

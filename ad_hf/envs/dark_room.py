@@ -36,7 +36,7 @@ def optimal_return(
 
 
 def walk(positions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Actions (n,) that lead straight from cells (n, 2) to others (n, 2), in x first, and stay where those are one."""
+    """Actions (n,) straight from cells (n, 2) to others (n, 2), in x first; where these are one, to stay."""
     x, y = (targets - positions).T
     return np.select([x < 0, x > 0, y > 0, y < 0], [0, 1, 2, 3], default=4)
 

@@ -1,8 +1,8 @@
 """
-Environments that somebody else describes: names that come along with a dataset, a model or a run are data.
+Environments of somebody else's description: names in a dataset, a model or a run are data.
 
-A name is one of the table below, letter by letter, and an environment one that is registered already. Nothing is
-imported in order to find out. Anything else needs `trust_remote_code`, which only the user can give.
+A name must stand, letter by letter, in the table below, and an environment must be in gymnasium's registry already;
+these checks import nothing. Anything else needs `trust_remote_code`, which only the user can give.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _refuse(origin: str, what: str) -> None:
 
 
 def check_env_id(env_id: Any, origin: str) -> None:
-    """Refuse an id that comes along with its origin and is not registered yet, or that could import something."""
+    """Refuse a foreign id that is not registered yet, or that could import something."""
     if not isinstance(env_id, str):
         raise ValueError(f"{origin}: family.env_id must be text, got {shown(env_id)}")
     if ":" in env_id or env_id not in gym.registry:
@@ -65,14 +65,12 @@ def check_env_id(env_id: Any, origin: str) -> None:
 
 def check_kwargs(kwargs: Any, origin: str, where: str) -> None:
     """Refuse keyword arguments of environments and wrappers, called `where`, that may name files."""
-    pairs: Any = kwargs.items() if isinstance(kwargs, Mapping) else ()
-    if isinstance(kwargs, list):
-        pairs = [(f"[{index}]", value) for index, value in enumerate(kwargs)]
-    for name, value in pairs:
-        place = f"{where}{name}" if isinstance(kwargs, list) else f"{where}.{name}"
-        if isinstance(kwargs, Mapping) and FILES.search(str(name)):
-            _refuse(origin, f"{place} = {shown(value)}, which may name a file")
-        check_kwargs(value, origin, place)
+    for index, value in enumerate(_of_type(kwargs, list)):
+        check_kwargs(value, origin, f"{where}[{index}]")
+    for name, value in kwargs.items() if isinstance(kwargs, Mapping) else ():
+        if FILES.search(str(name)):
+            _refuse(origin, f"{where}.{name} = {shown(value)}, which may name a file")
+        check_kwargs(value, origin, f"{where}.{name}")
 
 
 def _check_name(name: Any, table: frozenset[str], origin: str, where: str) -> None:
@@ -82,13 +80,9 @@ def _check_name(name: Any, table: frozenset[str], origin: str, where: str) -> No
 
 def check_family_section(family: Mapping[str, Any], origin: str) -> None:
     """
-    Refuse the section `family` of a recipe that comes along, if it could do more than make known environments.
+    Refuse the section `family` of a foreign recipe if it could do more than make known environments.
 
-    Args:
-        family (`Mapping`):
-            The section, as it stands in the file.
-        origin (`str`):
-            Its dataset, model or run, for errors, which name the setting and the way out.
+    Errors name its origin (a dataset, model or run), the setting and the way out.
     """
     check_env_id(family.get("env_id"), origin)
     for setting in ("stratify_by", "optimal_return", "random_return"):

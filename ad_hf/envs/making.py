@@ -18,8 +18,8 @@ from ad_hf.envs.tasks import import_callable
 
 def read_calls(calls: Sequence[str | dict[str, Any]], setting: str, *arguments: Any) -> list[dict[str, Any]]:
     """
-    Calls of a setting, such as wrappers, as `{"name": import path, "kwargs": keyword arguments}`; an import path alone
-    will do. A `ValueError` names a function that does not exist or does not take its keyword arguments (and others).
+    Calls of a setting, such as wrappers, as `{"name": import path, "kwargs": keyword arguments}`, also from an import
+    path alone. A `ValueError` names a function that does not exist or does not take its keyword (and other) arguments.
     """
     entries = []
     for index, call in enumerate(calls):
@@ -50,7 +50,7 @@ def find_spec(env_id: str) -> EnvSpec | None:
 def make_env(
     env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]] = (), attributes: Sequence[str] = ()
 ) -> gym.Env:
-    """Make an environment of a family, whose `attributes` are among the keyword arguments; see `FamilyConfig`."""
+    """Make an environment of a family; keyword arguments in `attributes` become attributes, see `FamilyConfig`."""
     env = gym.make(env_id, **{name: value for name, value in kwargs.items() if name not in attributes})
     for name in attributes:
         if name in kwargs:

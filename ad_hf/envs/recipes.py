@@ -1,4 +1,4 @@
-"""Where recipes are: YAML files with one section per step of a run, of the package or of a user."""
+"""Recipes: YAML files of the package or of a user, with one section per step of a run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(recipe: str | Path) -> Path:
-    """
-    The YAML file of a recipe, given by name or as a file.
-
-    Raises:
-        FileNotFoundError: if there is neither, with the names that exist.
-    """
+    """The YAML file of a recipe, by name or as a file; a `FileNotFoundError` with all names if there is neither."""
     packaged = Path(str(files("ad_hf.recipes"))) / f"{recipe}.yaml"
     for path in (packaged, local_path(recipe)):
         if path.is_file():

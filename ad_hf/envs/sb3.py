@@ -51,10 +51,10 @@ class EpisodeReturns:
 
     def add(self, rewards: np.ndarray, ended: np.ndarray, most: int | None = None) -> list[dict[str, Any]]:
         """
-        Add a step's rewards (num_envs,), which has ended the episodes of some environments (number,).
+        Add the rewards (num_envs,) of a step that ended the episodes of some environments (number,).
 
-        Returns `r`, `l` and `t`, as of SB3's `Monitor`, of each of them, or of the last ones, `most` at most: return,
-        length and seconds so far.
+        Returns `r`, `l` and `t` of SB3's `Monitor` (return, length and seconds so far) for each of these, or for the
+        last `most` of them.
         """
         self._returns += rewards
         self._lengths += 1
@@ -71,14 +71,13 @@ class SB3VecEnv(VecEnv):
     r"""
     A gymnasium `VectorEnv` in SAME_STEP mode as a Stable-Baselines3 `VecEnv`.
 
-    `infos[i]["terminal_observation"]` is an ended episode's last observation, and `infos[i]["TimeLimit.truncated"]` is
-    set where a time limit has cut it, so that learners bootstrap as they do on `DummyVecEnv`. Its return, length and
-    time are `infos[i]["episode"]`, as of SB3's `Monitor`, unless a wrapper of the environment has put them there.
+    `infos[i]["terminal_observation"]` is the last observation of an episode, and a true
+    `infos[i]["TimeLimit.truncated"]` says that a time limit cut it, so that learners bootstrap as on `DummyVecEnv`.
+    `infos[i]["episode"]` has its return, length and time, as of SB3's `Monitor`, unless a wrapper has put them there.
 
     Args:
         envs (`gymnasium.vector.VectorEnv`):
-            The environments. NEXT_STEP autoreset is refused: its reset steps are not experience, and a learner would
-            take them for it.
+            The environments, without NEXT_STEP autoreset: a learner would take its reset steps for experience.
         task_ids (`Sequence[int]`, *optional*):
             The task of each environment, for learners that ask for it.
 
@@ -95,7 +94,7 @@ class SB3VecEnv(VecEnv):
 
     def reset(self) -> Any:
         """Reset all environments with the seeds given to `seed()`; returns observations (num_envs, ...)."""
-        # VecEnv.seed() gives environment i the seed + i, as gymnasium's vector environments do from one integer.
+        # VecEnv.seed() gives environment i the seed + i, as gymnasium's vector environments do.
         observations, infos = self.envs.reset(seed=self._seeds[0], options=self._options[0] or None)
         self._episodes.reset()
         self.reset_infos = _split_infos(infos, self.num_envs)

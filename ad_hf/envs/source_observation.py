@@ -34,8 +34,8 @@ class SourceObservation(VectorWrapper):
             Space of each entry as JSON, by its name in the infos: `{"has_key": {"type": "Discrete", "n": 2}}`.
 
     Raises:
-        ValueError: for entries that are no spaces, for observations that nothing can be appended to (images, Dict and
-            Tuple spaces), and where an environment does not give an entry.
+        ValueError: for entries that are no spaces, for observations that are images, dicts or tuples, and where an
+            environment gives no such entry.
     """
 
     def __init__(self, envs: VectorEnv, extra: dict[str, dict[str, Any]]) -> None:
@@ -52,7 +52,7 @@ class SourceObservation(VectorWrapper):
                 "discrete space with discrete entries, or a Box vector with vectors or discrete entries"
             )
         low, high = (np.concatenate(side) for side in zip(*bounds))
-        space: spaces.Space = spaces.MultiDiscrete(high + 1)
+        space: Any = spaces.MultiDiscrete(high + 1)
         if is_box:
             space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.single_observation_space, self.observation_space = space, batch_space(space, envs.num_envs)
@@ -74,7 +74,7 @@ class SourceObservation(VectorWrapper):
         return np.concatenate(columns, axis=1).astype(self.single_observation_space.dtype)
 
     def _strip(self, infos: dict[str, Any]) -> dict[str, Any]:
-        """Infos without the entries, which are observations now."""
+        """Infos without the entries."""
         return {name: value for name, value in infos.items() if str(name).removeprefix("_") not in self._extra}
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None):

@@ -14,7 +14,7 @@ from ad_hf.structure import check_structure
 MOST_CATEGORIES, MOST_ELEMENTS = 2**31 - 1, 2**24  # of a space that may be anyone's: 16 million are an array of 64 MB
 MOST_DIMENSIONS = 8
 LARGEST = float(np.finfo(np.float32).max)  # models compute in float32
-ROUNDING = 4 * float(np.finfo(np.float32).eps)  # by which an action may be beyond a bound, as a part of the bound
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # part of a bound by which an action may be beyond it
 
 
 class _Categories(TypedDict):
@@ -48,7 +48,7 @@ STRUCTURES: dict[str, Any] = {
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
     """
-    A space as a JSON object, as stored in `metadata.json` and in a model's config.
+    A space as a JSON object, for `metadata.json` and a model's config.
 
     Raises:
         TypeError: for spaces other than Discrete, MultiDiscrete, MultiBinary and Box (put Dict and Tuple spaces
@@ -62,15 +62,13 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
         return {"type": "MultiBinary", "n": int(space.n)}  # type: ignore[arg-type]  # an int for one dimension
     if isinstance(space, spaces.Box):
         # JSON has no infinities: bounds are written as null where there are none.
-        bounds = {
-            name: [
-                None if np.isinf(value) else +value for value in np.ravel(array).tolist()
-            ]  # truth values as 0 and 1
-            for name, array in (("low", space.low), ("high", space.high))
-        }
-        if len(space.shape) > 1:  # an image: one bound stands for all of its pixels
-            bounds = {name: values[:1] for name, values in bounds.items()}
-        return {"type": "Box", "shape": list(space.shape), **bounds, "dtype": str(space.dtype)}
+        # Of an image one bound stands for all of its pixels. Truth values become 0 and 1.
+        count = 1 if len(space.shape) > 1 else None
+        low, high = (
+            [None if np.isinf(value) else +value for value in np.ravel(bound)[:count].tolist()]
+            for bound in (space.low, space.high)
+        )
+        return {"type": "Box", "shape": list(space.shape), "low": low, "high": high, "dtype": str(space.dtype)}
     raise TypeError(
         f"{space} is not supported: expected a Discrete or MultiDiscrete space that starts at 0, a flat MultiBinary "
         "space or a Box; put Dict and Tuple spaces through gymnasium.wrappers.FlattenObservation"
@@ -82,7 +80,7 @@ def space_from_json(data: Any, name: str = "space") -> spaces.Space:
     The inverse of [`space_to_json`]; the data may come from anyone.
 
     Raises:
-        ValueError: with the `name` of the space, for anything else, and for spaces that are too large to be made.
+        ValueError: with the `name` of the space, for anything else, and for spaces that are too large.
     """
     kind = data.get("type") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in STRUCTURES:
@@ -90,10 +88,8 @@ def space_from_json(data: Any, name: str = "space") -> spaces.Space:
             f"{name} must be a space, an object with a type of {', '.join(STRUCTURES)}, got {shown(data)}"
         )
     check_structure(data, STRUCTURES[kind], name)
-    if kind == "Discrete":
-        return spaces.Discrete(data["n"])
-    if kind == "MultiBinary":
-        return spaces.MultiBinary(data["n"])
+    if kind in ("Discrete", "MultiBinary"):
+        return getattr(spaces, kind)(data["n"])
     if kind == "MultiDiscrete":
         if not 0 < len(data["nvec"]) <= MOST_ELEMENTS:
             raise ValueError(f"{name}: nvec must have 1 to {MOST_ELEMENTS:,} numbers, got {len(data['nvec'])}")
@@ -137,16 +133,10 @@ def storage_dtype(space: spaces.Space) -> np.dtype:
 
 class Elements:
     """
-    The elements of a space that a model can take.
+    The elements of a space that a model can take; without a space, rewards.
 
-    Actions are held to the bounds of a Box, as are whole numbers where `is_bounded` says so. Many environments take
-    the bounds of their observations lightly: these, as rewards, need only be finite as float32.
-
-    Args:
-        space (`gymnasium.Space`, *optional*):
-            The space; by default the elements are rewards.
-        is_bounded (`bool`, *optional*, defaults to `False`):
-            Whether elements are held to the bounds of a Box: actions are.
+    With `is_bounded`, as for actions, they must lie within the bounds of a Box. Many environments take the bounds of
+    their observations lightly: these, as rewards, need only be finite as float32.
     """
 
     def __init__(self, space: spaces.Space | None = None, is_bounded: bool = False) -> None:
@@ -167,7 +157,7 @@ class Elements:
         self._highest_low, self._lowest_high = np.max(low), np.min(high)
 
     def outside(self, values: np.ndarray) -> np.ndarray:
-        """Truth values (num_elements,): which of the values (num_elements, ...) are not such elements."""
+        """A mask (num_elements,) of the values (num_elements, ...) that are no such elements."""
         # Mostly there are none, as the least and the largest number show; NaN is neither.
         if not values.size or (
             np.minimum.reduce(values, None) >= self._highest_low
@@ -178,19 +168,19 @@ class Elements:
 
     def store(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
-        A copy of values (num_elements, ...) in the dtype that they are stored in, and which of them (num_elements,)
-        are outside of the space or changed by that dtype.
+        A copy of values (num_elements, ...) in the dtype of a dataset, and a mask (num_elements,) of those that are
+        outside of the space or change with that dtype.
         """
         wrong = self.outside(values)
         if values.dtype.kind != "f":
             return values.astype(self.dtype), wrong
         with np.errstate(invalid="ignore", over="ignore"):
-            stored = values.astype(self.dtype)
+            elements = values.astype(self.dtype)
         if self.dtype.kind != "f":
-            wrong |= (stored != values).reshape(len(values), -1).any(axis=1)
-        return stored, wrong
+            wrong |= (elements != values).reshape(len(values), -1).any(axis=1)
+        return elements, wrong
 
 
 def outside(values: np.ndarray, space: spaces.Space | None = None, is_action: bool = False) -> np.ndarray:
-    """Truth values (num_elements,): which of the values (num_elements, ...) a model cannot take; see [`Elements`]."""
+    """A mask (num_elements,) of the values (num_elements, ...) that a model cannot take; see [`Elements`]."""
     return Elements(space, is_action).outside(values)

@@ -1,4 +1,4 @@
-"""Task families: an environment id, its tasks, and which of them are for training, validation and testing."""
+"""Task families: an environment id, and its tasks for training, validation and testing."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class FamilyConfig:
 
 
 def comparable(value: Any) -> Any:
-    """A keyword argument, or several by their names, as one that can be looked up; 3 and 3.0 are the same."""
+    """A keyword argument, or several by their names, as a key of a dict; 3 and 3.0 are the same."""
     if isinstance(value, Mapping):
         return frozenset((name, comparable(item)) for name, item in value.items())
     if isinstance(value, np.ndarray):
@@ -180,8 +180,8 @@ class TaskFamily:
         if family.splits is None:
             self.all_tasks = self._split(lists["tasks"], family)
         else:
-            listed = [(kwargs, split) for split in SPLITS for kwargs in lists.get(split, [])]
-            self.all_tasks = [Task(index, dict(kwargs), split) for index, (kwargs, split) in enumerate(listed)]
+            pairs = [(dict(kwargs), split) for split in SPLITS for kwargs in lists.get(split, [])]
+            self.all_tasks = [Task(index, *pair) for index, pair in enumerate(pairs)]
 
     @staticmethod
     def _describe(family: FamilyConfig) -> dict[str, list[dict[str, Any]]]:
@@ -243,7 +243,7 @@ class TaskFamily:
 
     @property
     def env_settings(self) -> dict[str, Any]:
-        """All that makes its environments but the tasks: `env_id`, `env_kwargs`, `wrappers` and `attributes`."""
+        """The settings of its environments, without the tasks: `env_id`, `env_kwargs`, `wrappers`, `attributes`."""
         return {name: getattr(self, name) for name in ("env_id", "env_kwargs", "wrappers", "attributes")}
 
     def tasks(self, split: str | None = None) -> list[Task]:
@@ -269,7 +269,7 @@ class TaskFamily:
             num_envs (`int`, *optional*, defaults to `len(tasks)`):
                 A multiple of `len(tasks)`: the tasks are repeated, in order, until there are that many.
             seed (`int`, *optional*):
-                Seeds the environments and their action space; a later `reset()` without a seed goes on from it.
+                Seed of the environments and their action space; a later `reset()` without a seed goes on from it.
             autoreset_mode (`AutoresetMode`, *optional*, defaults to `SAME_STEP`):
                 When ended episodes are followed by new ones.
             render_mode (`str`, *optional*):
@@ -300,13 +300,9 @@ class TaskFamily:
 
     def _make(self, tasks: Sequence[Task], shared: dict[str, Any], autoreset_mode: AutoresetMode) -> VectorEnv:
         if not self.native_vector:
-            return SyncVectorEnv(
-                [
-                    partial(make_env, self.env_id, {**shared, **task.kwargs}, self.wrappers, self.attributes)
-                    for task in tasks
-                ],
-                autoreset_mode=autoreset_mode,
-            )
+            settings = self.wrappers, self.attributes
+            makers = [partial(make_env, self.env_id, {**shared, **task.kwargs}, *settings) for task in tasks]
+            return SyncVectorEnv(makers, autoreset_mode=autoreset_mode)
         try:
             stacked: Any = {name: np.stack([task.kwargs[name] for task in tasks]) for name in tasks[0].kwargs}
         except (KeyError, ValueError) as error:

@@ -17,7 +17,7 @@ from ad_hf.settings import check_settings, make_section, plain, setting
 from ad_hf.structure import check_structure, shown
 
 WAYS = ("tasks", "grid", "random")  # to describe tasks
-DRAWS_PER_TASK = 100  # before it counts as hopeless that another draw differs from all tasks so far
+DRAWS_PER_TASK = 100  # after which no more draws are likely to differ from all tasks so far
 MOST_TASKS = 10_000_000  # of a family: more is a mistake, which would fill the memory
 
 T = TypeVar("T")
@@ -127,7 +127,7 @@ def draw_tasks(random: dict[str, Any], where: str = "family.random") -> list[dic
     Tasks at random, of JSON values, no two of them equal: no test task is a training task under another number.
 
     A task depends on the seed, its values and the tasks before it alone: with more tasks, the first ones stay. A
-    `ValueError` names the setting that is wrong, also if there are fewer different tasks than asked for.
+    `ValueError` names a wrong setting, also if there are fewer different tasks than `num_tasks`.
     """
     settings = _read(RandomTasks, random, where)
     draws = {name: _draw_of(value, f"{where}.values.{name}") for name, value in settings.values.items()}

@@ -1,4 +1,4 @@
-"""Natively vectorised environments: time limits, automatic resets and random numbers, which all of them share."""
+"""Natively vectorised environments: their time limits, automatic resets and random numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_same_step(envs: VectorEnv) -> None:
 
 
 def _check_form(returned: Any, names: tuple[str, ...], what: str) -> None:
-    """Refuse the values of a reset or a step unless they are as many as their names, and infos, the last, a dict."""
+    """Refuse the values of a reset or a step unless there is one for each name, and infos, the last, are a dict."""
     if not isinstance(returned, tuple) or len(returned) != len(names):
         size = f" of {len(returned)} values" if isinstance(returned, tuple | list) else ""
         raise ValueError(f"{what} returned a {type(returned).__name__}{size}, expected {', '.join(names)}")
@@ -33,7 +33,7 @@ def _check_form(returned: Any, names: tuple[str, ...], what: str) -> None:
 
 
 def checked_reset(returned: Any, envs: Any, step: int) -> tuple[Any, dict[str, Any]]:
-    """Observations and infos that a vector environment's reset returned; a `ValueError` for anything else."""
+    """Observations and infos of a vector environment's reset; a `ValueError` for anything else."""
     _check_form(returned, ("observations", "infos"), f"step {step}: the reset of {envs}")
     return returned
 
@@ -49,7 +49,7 @@ def checked_step(
         and terminations.dtype is truncations.dtype is TRUTH
         and rewards.shape == terminations.shape == truncations.shape == (envs.num_envs,)
     ):
-        return returned  # as it is meant to be: the checks below take longer than some environments
+        return returned  # fast: the checks below take longer than some environments
     arrays = [np.asarray(values) for values in returned[1:4]]
     for array, (name, (kinds, expected)) in zip(arrays, KINDS.items()):
         if array.shape != (envs.num_envs,) or array.dtype.kind not in kinds:
@@ -61,7 +61,7 @@ def checked_step(
 
 
 def final_observations(infos: dict[str, Any], envs: Any, step: int) -> Any:
-    """The last observations (num_envs, ...) of the episodes that a step has ended; a `ValueError` without them."""
+    """The last observations (num_envs, ...) of the episodes that a step ended; a `ValueError` without them."""
     if infos.get("final_obs") is None:
         raise ValueError(
             f"step {step}: {envs} ended episodes without their last observations, expected infos['final_obs'] of "
@@ -74,9 +74,9 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     r"""
     Base of environments whose dynamics are written for many at once, in numpy arrays.
 
-    A subclass says how episodes start (`_start`), what actions do (`_move`), and what the agent sees (`_observe`,
-    `_information`). All random numbers come from generators that an environment owns, so that environment i with seed
-    s lives through the same as a single environment with seed s + i. `max_episode_steps` truncate an episode.
+    A subclass starts episodes (`_start`), acts (`_move`), and observes (`_observe`, `_information`). Each environment
+    has its own random numbers, so that environment i with seed s lives through the same as a single environment with
+    seed s + i. `max_episode_steps` truncate an episode.
 
     Args:
         autoreset_mode (`AutoresetMode` or `str`, *optional*, defaults to `"SameStep"`):
@@ -147,7 +147,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         raise NotImplementedError
 
     def _generator(self, index: int) -> np.random.Generator:
-        """The random numbers of an environment, made when they are first needed."""
+        """The random numbers of an environment, from its first need of them on."""
         generator = self._generators[index]
         if generator is None:
             generator = self._generators[index] = np_random(self._seeds[index])[0]
@@ -200,7 +200,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._ended = ended = terminations | truncations
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
-            ended = ended.copy()  # which restarting clears
+            ended = ended.copy()  # since restarting clears it
             infos = {"final_obs": self._observe(), "_final_obs": ended}
             if final := self._infos(ended):
                 infos |= {"final_info": final, "_final_info": ended.copy()}

@@ -17,7 +17,7 @@ ACTIONS = np.array(
 )
 STEP_LENGTH, TURN_ANGLE = 0.1, np.pi / 6
 PLATFORM_RADIUS = 0.15
-SWIMMING_RADIUS = 0.9  # how far from the centre the wall lets the agent be: it has a body
+SWIMMING_RADIUS = 0.9  # of the agent's centre: it has a body
 MAP_PIXELS = 216
 
 
@@ -133,14 +133,13 @@ class WatermazeVectorEnv(NativeVectorEnv):
         return {"reached": self._reached.astype(np.int64)}
 
     def _frame(self, index: int) -> np.ndarray:
-        """A map beside what the agent sees, enlarged to about the map's size."""
+        """A map beside the agent's view, which is enlarged to about the map's size."""
         position, heading = self._positions[index], self._headings[index]
         view = draw_views(position[None], heading[None], *self._size)[0]
         scale = max(1, MAP_PIXELS // len(view))
         view = view.repeat(scale, axis=0).repeat(scale, axis=1)
-        return np.concatenate(
-            [draw_map(self.platforms[index], PLATFORM_RADIUS, position, heading, len(view)), view], 1
-        )
+        top = draw_map(self.platforms[index], PLATFORM_RADIUS, position, heading, len(view))
+        return np.concatenate([top, view], 1)
 
 
 class WatermazeEnv(SingleEnv):

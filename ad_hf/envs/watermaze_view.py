@@ -10,10 +10,10 @@ POOL_RADIUS, EYE_HEIGHT, WALL_HEIGHT = 1.0, 0.2, 0.6
 FIELD_OF_VIEW = np.pi / 2  # of the columns, from the leftmost to the rightmost
 CLOSEST, FARTHEST = 0.07, 1.91  # depths of the wall from where the agent can be
 
-# A column of a frame is drawn once for each piece of the wall and each depth, and looked up ever after.
+# A table holds a column of a frame for each piece of the wall and each depth.
 WALL_PIECES, DEPTHS = 256, 96
 WALL_ROWS = 16  # of the wall's texture
-CHUNK_PIXELS = 64_000  # looked up at a time: they fit a core's cache
+CHUNK_PIXELS = 64_000  # of a look-up: they fit a core's cache
 
 SKY, WATER_FAR, WATER_NEAR = (188, 214, 236), (126, 190, 202), (38, 98, 124)
 PLATFORM, AGENT = (94, 201, 98), (253, 174, 97)
@@ -31,7 +31,7 @@ LANDMARKS = (
 
 
 def _figures() -> list[np.ndarray]:
-    """Where each landmark bears its figure: masks (`WALL_ROWS`, pieces of a landmark), rows from the top."""
+    """Masks (`WALL_ROWS`, pieces of a landmark) of the landmarks' figures, rows from the top."""
     rows, pieces = WALL_ROWS, WALL_PIECES // len(LANDMARKS)
     down, along = np.meshgrid(np.arange(rows) / rows, np.arange(pieces) / pieces, indexing="ij")
     up, across = 0.5 - down, along - 0.5
@@ -67,7 +67,7 @@ def column_table(height: int, width: int) -> np.ndarray:
     """
     Every column that a frame of `height` x `width` pixels can have, as (`DEPTHS` * `WALL_PIECES`, `height` * 3).
 
-    A pixel is the average of what it covers, so that small frames, too, tell small differences.
+    A pixel is the average over its area, so that small frames, too, tell small differences.
     """
     focal_length = width / 2 / np.tan(FIELD_OF_VIEW / 2)
     edges = (np.arange(height + 1) - height / 2) / focal_length  # of the rows, as slopes of the view downwards
@@ -91,8 +91,8 @@ def column_table(height: int, width: int) -> np.ndarray:
     return table.reshape(DEPTHS * WALL_PIECES, height * 3)
 
 
-def _seen_columns(positions: np.ndarray, headings: np.ndarray, width: int) -> np.ndarray:
-    """Rows (number, width) of the column table that are seen from positions (number, 2) with headings (number,)."""
+def _view_columns(positions: np.ndarray, headings: np.ndarray, width: int) -> np.ndarray:
+    """Rows (number, width) of the column table in the views from positions (number, 2) with headings (number,)."""
     across = (1 - (2 * np.arange(width, dtype=np.float32) + 1) / width) * np.float32(np.tan(FIELD_OF_VIEW / 2))
     ahead = 1 / np.sqrt(1 + across * across)  # the ray of a column, relative to the heading
     left = across * ahead
@@ -117,7 +117,7 @@ def draw_views(positions: np.ndarray, headings: np.ndarray, height: int, width: 
     size = max(1, CHUNK_PIXELS // (height * width))
     for start in range(0, len(positions), size):
         chunk = slice(start, start + size)
-        rows = _seen_columns(positions[chunk], headings[chunk], width)
+        rows = _view_columns(positions[chunk], headings[chunk], width)
         columns = table.take(rows, axis=0).reshape(*rows.shape, height, 3)
         for channel in range(3):  # three copies of single bytes take a third of the time of one of triples
             frames[chunk, ..., channel] = columns[..., channel].swapaxes(1, 2)

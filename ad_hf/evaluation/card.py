@@ -1,4 +1,4 @@
-"""An evaluation as files, with a card that makes it a dataset of returns; and the results in its models' cards."""
+"""The files of an evaluation, the card that makes them a dataset of returns, and the results in models' cards."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def write_evaluation(output_dir: str | Path, rows: pa.Table, details: Mapping[st
         output_dir (`str` or `Path`):
             Folder to write to.
         rows (`pa.Table`):
-            Returns of all agents, as of [`~ad_hf.evaluation.returns`].
+            Returns of all agents; see [`~ad_hf.evaluation.returns`].
         details (`Mapping`):
-            Further entries of `evaluation.json`, among them `env_id` and, of a source among the agents, `source`: its
-            `algorithm`, `n_envs` and `independent_streams`, as the metadata of histories say it.
+            Further entries of `evaluation.json`, among them `env_id` and, if a source is among the agents, `source`
+            from the metadata of its histories: `algorithm`, `n_envs` and `independent_streams`.
 
     Returns:
         `dict`: the content of `evaluation.json`.
@@ -48,7 +48,7 @@ def write_evaluation(output_dir: str | Path, rows: pa.Table, details: Mapping[st
     }
     with atomic_path(output_dir / CURVES_FILE) as path:
         plot_curves(path, evaluation)
-    (output_dir / ROOMS_FILE).unlink(missing_ok=True)  # of an evaluation there before
+    (output_dir / ROOMS_FILE).unlink(missing_ok=True)  # an earlier evaluation's
     if rooms_of(evaluation):
         with atomic_path(output_dir / ROOMS_FILE) as path:
             plot_rooms(path, evaluation)
@@ -60,11 +60,11 @@ def evaluation_card(
     folder: Path, name: str, evaluation: Mapping[str, Any], old: str | None = None, license: str | None = None
 ) -> str:
     """
-    The text of the card of an evaluation, with which it is a dataset of returns.
+    The text of an evaluation's card, which makes it a dataset of returns.
 
     Args:
         folder (`Path`):
-            Of the evaluation's files.
+            Folder of the evaluation's files.
         name (`str`):
             The argument of `load_dataset`: a Hub id or a folder.
         evaluation (`Mapping`):
@@ -75,7 +75,7 @@ def evaluation_card(
             By default that of the card so far, else Apache-2.0.
 
     Raises:
-        ValueError: for an `evaluation.json` that holds something else than it should.
+        ValueError: naming a missing or wrong entry of `evaluation.json`.
     """
     with card_of(str(folder / SUMMARY_FILE)):
         title = f"In-context reinforcement learning on {evaluation['env_id']}: returns"
@@ -99,7 +99,7 @@ def evaluation_card(
 
 
 def model_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
-    """The results in the card of a model, from the newest evaluation that it took part in."""
+    """The results in the card of a model, from the newest evaluation of it."""
     agent, datasets = evaluation["agents"][evaluation["agent"]], evaluation["datasets"]
     last = last_of(agent)
     (first, episodes), (low, high) = last["episodes"], last["return_interval"]

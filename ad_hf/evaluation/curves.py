@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-FINAL_EPISODES = 10  # which count as what was learnt in the end
+FINAL_EPISODES = 10  # the end of a rollout, that results are taken from
 SMOOTHING_EPISODES = 5
 TRIMMED = 0.25  # at either end of an interquartile mean
 RESAMPLES = 1000
@@ -44,18 +44,16 @@ class Curve:
 
 def bootstrap_means(blocks: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """
-    Means of a hierarchical bootstrap: models are drawn anew, tasks, and in each of them rollouts.
-
-    This asks what other trainings on other tasks of the family would give.
+    Means of a hierarchical bootstrap over models, tasks, and rollouts in each task: how would other trainings on other
+    tasks of the family do?
 
     Args:
         blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks, ...)`):
-            Values of each split of the tasks into those to train on and those to test on; each split has models of
-            its own.
+            Values of each split into training and test tasks, which has models of its own.
         resamples (`int`, *optional*, defaults to 1000):
-            Bootstrap samples.
+            Number of bootstrap samples.
         seed (`int`, *optional*, defaults to 0):
-            Of the bootstrap.
+            Seed of the bootstrap.
 
     Returns:
         `np.ndarray` of shape `(resamples, ...)`: means over all tasks.
@@ -86,10 +84,7 @@ def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bootstrap_curve(blocks: Sequence[np.ndarray], env_steps: np.ndarray) -> Curve:
-    """
-    Mean by episode of blocks (num_models, num_rollouts, num_tasks, num_episodes) with the interval of
-    [`bootstrap_means`], at the environment steps (num_episodes,) until the end of each episode.
-    """
+    """The curve of blocks (num_models, num_rollouts, num_tasks, num_episodes) at env_steps (num_episodes,)."""
     return Curve(env_steps, mean_of(blocks), *interval(bootstrap_means(blocks)))
 
 
@@ -97,10 +92,9 @@ def interquartile_mean(blocks: Sequence[np.ndarray]) -> tuple[float, tuple[float
     """
     Interquartile mean, and its stratified bootstrap interval: tasks stay, the runs of each are drawn anew.
 
-    The mean of the middle half of all runs of all tasks, as
-    [Agarwal et al.](https://huggingface.co/papers/2108.13264) (section 4.3) recommend. Runs are the rollouts of all
-    models, taken for independent of each other: this asks what other runs in *these* tasks would give, and says less
-    than [`bootstrap_means`] of how trainings differ.
+    [Agarwal et al.](https://huggingface.co/papers/2108.13264) (section 4.3) recommend this mean of the middle half of
+    all runs of all tasks. Runs are the rollouts of all models, as if independent: how would other runs do in *these*
+    tasks? [`bootstrap_means`] says more of how trainings differ.
 
     Args:
         blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks)`):

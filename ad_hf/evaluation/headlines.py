@@ -2,7 +2,7 @@
 The headlines of an evaluation: whether a model learns in its context, and in how many steps.
 
 Learning is a test: the last ten episodes against the first, with an interval over tasks and rollouts. Steps are
-counted to shares of what the *source* gains over random play, the same levels for the model and for the source.
+counted to shares of the *source*'s gain over random play, at the same levels for the model and for the source.
 Summaries, pictures, tables and cards say nothing else.
 """
 
@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 
 from ad_hf.evaluation.curves import FINAL_EPISODES, Curve, bootstrap_means, interval, mean_of, steps_to_level
+from ad_hf.evaluation.returns import SOURCE
 from ad_hf.histories.schema import is_synthetic
 
 LEARNS, STAYS, WORSENS = "learns", "does not learn", "gets worse"
-SHARES = (0.5, 0.9)  # of the source's gain, that steps are counted to
-FEWEST_RUNS = 4  # of a test: with fewer, all are above zero by chance too often
+SHARES = (0.5, 0.9)  # steps are counted to these shares of the source's gain
+FEWEST_RUNS = 4  # of a test: all of fewer runs are above zero by chance too often
 OF_RETURN, OF_GAIN = "return", "gain over random play"
 
 
 def final_points(count: int, of: str = "episodes") -> slice:
-    """The points of a curve that are its end: the last ten episodes, or the last tenth of the steps of an only one."""
+    """The last points of a curve: ten episodes, or, of the steps of a single episode, a tenth."""
     return slice(max(0, count - (FINAL_EPISODES if of == "episodes" else max(1, count // 10))), count)
 
 
@@ -34,9 +35,9 @@ def learning_of(blocks: Sequence[np.ndarray], of: str = "episodes") -> dict[str,
 
     Args:
         blocks (`Sequence[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks, num_points)`):
-            Return of each episode, or reward of each step, as of [`~ad_hf.evaluation.curves.bootstrap_means`].
+            Return of each episode, or reward of each step, as [`~ad_hf.evaluation.curves.bootstrap_means`] takes them.
         of (`str`, *optional*, defaults to `"episodes"`):
-            Or `"steps"`, of a single episode.
+            `"episodes"`, or `"steps"` of a single episode.
 
     Returns:
         `dict`: `difference` of the `last` points from the `first` (an episode, or a tenth of the steps) with its 95%
@@ -50,15 +51,14 @@ def learning_of(blocks: Sequence[np.ndarray], of: str = "episodes") -> dict[str,
     runs = sum(gain.size for gain in gains)
     # Where all returns are equal, the difference of their means is rounding.
     exact = 1e-9 * max(float(np.abs(block).max()) for block in blocks)
-    low, high = interval(bootstrap_means(gains))
-    bounds = None if runs < 2 else (float(low), float(high))
+    bounds = None if runs < 2 else interval(bootstrap_means(gains))
     return _tested(of, (first, last), float(mean_of(gains)), bounds, runs, exact)
 
 
 def learning_of_curve(curve: Curve, runs: int) -> dict[str, Any]:
     """
-    The test of [`learning_of`] where only a curve with its band was kept: the interval reaches from the lower bound of
-    the last points less the upper bound of the first to the opposite, and is `conservative`, too wide.
+    The test of [`learning_of`] from a curve and its band alone. Its interval is too wide, hence `conservative`: it
+    reaches from the lower bound of the last points less the upper bound of the first to the opposite.
     """
     first, last = _ends(len(curve.mean), "episodes")
     if first == last:
@@ -71,8 +71,8 @@ def learning_of_curve(curve: Curve, runs: int) -> dict[str, Any]:
 
 
 def untested(of: str) -> dict[str, Any]:
-    """The test where nothing can be compared."""
-    return _tested(of, None, None, None, 0)
+    """The entries of a test where nothing can be compared."""
+    return {**dict.fromkeys(("verdict", "difference", "interval")), "of": of, "first": None, "last": None}
 
 
 def _ends(count: int, of: str) -> tuple[slice, slice]:
@@ -83,18 +83,20 @@ def _ends(count: int, of: str) -> tuple[slice, slice]:
 
 def _tested(
     of: str,
-    points: tuple[slice, slice] | None,
-    difference: float | None,
-    bounds: tuple[float, float] | None,
+    points: tuple[slice, slice],
+    difference: float,
+    bounds: tuple[Any, Any] | None,
     runs: int,
     exact: float = 0.0,
 ) -> dict[str, Any]:
-    verdict = None
-    if bounds is not None and runs >= FEWEST_RUNS:
-        verdict = LEARNS if bounds[0] > exact else WORSENS if bounds[1] < -exact else STAYS
-    first, last = (None, None) if points is None else ([each.start + 1, each.stop] for each in points)
-    test = {"verdict": verdict, "difference": difference, "interval": None if bounds is None else list(bounds)}
-    return {**test, "of": of, "first": first, "last": last}
+    """The entries of a test; differences up to `exact` are none."""
+    test = {**untested(of), "difference": difference}
+    test["first"], test["last"] = ([each.start + 1, each.stop] for each in points)
+    if bounds is not None:
+        low, high = test["interval"] = [float(bound) for bound in bounds]
+        if runs >= FEWEST_RUNS:
+            test["verdict"] = LEARNS if low > exact else WORSENS if high < -exact else STAYS
+    return test
 
 
 @dataclass
@@ -103,13 +105,13 @@ class Gain:
     The gain over random play, to whose shares steps are counted.
 
     Attributes:
-        of (`str`):
-            `"source"` or `"optimum"`.
+        of (`str`, *optional*):
+            `"source"` or `"optimum"`; `None` where neither is known.
         random, end (`float`, *optional*):
-            Return of random play and of whoever gains, or rewards of steps; `None` where there is no gain.
+            Return of random play and of the source or the optimum, or rewards of steps; `None` where there is no gain.
     """
 
-    of: str
+    of: str | None = None
     random: float | None = None
     end: float | None = None
 
@@ -120,15 +122,15 @@ class Gain:
         split; none unless its interval is above zero.
         """
         low, _ = interval(bootstrap_means([block - own for block, own in zip(blocks, random)]))
-        return (
-            cls("source") if low <= 0 else cls("source", float(np.concatenate(random).mean()), float(mean_of(blocks)))
-        )
+        if low <= 0:
+            return cls(SOURCE)
+        return cls(SOURCE, float(np.concatenate(random).mean()), float(mean_of(blocks)))
 
     @classmethod
-    def of_optimum(cls, optimal: np.ndarray | None, random: np.ndarray | None) -> Gain | None:
-        """The gain of always doing the best that is possible, if that and random play are known."""
+    def of_optimum(cls, optimal: np.ndarray | None, random: np.ndarray | None) -> Gain:
+        """The gain of the best policy, if its return and that of random play are known."""
         if optimal is None or random is None or optimal.mean() <= random.mean():
-            return None
+            return cls()
         return cls("optimum", float(random.mean()), float(optimal.mean()))
 
     def level(self, share: float) -> float | None:
@@ -140,68 +142,72 @@ def is_comparable(source: Mapping[str, Any]) -> bool:
     """
     Whether steps of a source can be compared with a model's.
 
-    How fast a synthetic source gets better is a setting; and where it is not known whether streams learn from each
-    other, it is not known how many steps were taken.
+    The pace of a synthetic source is a setting; and without knowing whether streams learn from each other, nobody
+    knows how many steps the source took.
     """
     counted = source.get("independent_streams") is not None or source.get("n_envs", 1) == 1
     return counted and not is_synthetic(source["algorithm"])
 
 
 def steps_to_shares(
-    own: Curve, source: Curve | None, gain: Gain | None, verdict: str | None, comparable: bool
+    agent: str, curves: Mapping[str, Curve], gain: Gain, verdict: str | None, comparable: bool
 ) -> dict[str, dict[str, Any]]:
     """
-    Environment steps to 50% and 90% of a gain.
+    Environment steps of an agent to 50% and 90% of a gain.
 
     Args:
-        own, source ([`~ad_hf.evaluation.curves.Curve`]):
-            Of a model, and of its source, if that is known.
-        gain ([`Gain`], *optional*):
+        agent (`str`):
+            Name of the agent.
+        curves (`Mapping[str, Curve]`):
+            By the names of all agents, among them the source if it is known.
+        gain ([`Gain`]):
             The gain.
         verdict (`str`, *optional*):
-            Whether the model learns: otherwise there is no ratio.
+            Whether the agent learns: otherwise there is no ratio.
         comparable (`bool`):
-            As of [`is_comparable`].
+            See [`is_comparable`].
 
     Returns:
-        `dict`: by share the `level`, of whose gain it is (`gain_of`), the `env_steps` of the model and those of the
-        `source`, `None` where the level is not reached, whether the model is there `at_start`, in its first episode,
-        and the `ratio` of the source's steps to the model's. There is none where either begins at 50% of the gain or
-        above: what was known before was not learnt in these steps.
+        `dict`: by share the `level`, of whose gain it is (`gain_of`), the `env_steps` of the agent and, except for the
+        source itself, those of the `source`, `None` where the level is not reached, whether the agent is there
+        `at_start`, in its first episode, and the `ratio` of the source's steps to the agent's. There is no ratio where
+        either begins at 50% of the gain or above: neither learnt in these steps what it knew before.
     """
+    own, source = curves[agent], None if agent == SOURCE else curves.get(SOURCE)
+    lowest = gain.level(min(SHARES))
+    starts = [curve.mean[0] for curve in (own, source) if curve is not None]
+    has_ratio = comparable and verdict == LEARNS and lowest is not None and max(starts) < lowest
     entries: dict[str, dict[str, Any]] = {}
-    lowest = None if gain is None else gain.level(min(SHARES))
-    begins_there = lowest is not None and any(curve.mean[0] >= lowest for curve in (own, source) if curve is not None)
     for share in SHARES:
-        level = None if gain is None else gain.level(share)
+        level = gain.level(share)
         steps, of_source = (
             None if curve is None or level is None else steps_to_level(curve, level) for curve in (own, source)
         )
-        ratio = None
-        if comparable and verdict == LEARNS and not begins_there and steps and of_source:
-            ratio = of_source / steps
         entries[f"{share:.0%}"] = {
             "level": level,
-            "gain_of": None if gain is None else gain.of,
+            "gain_of": gain.of,
             "env_steps": steps,
-            "source": of_source,
+            **({} if agent == SOURCE else {"source": of_source}),
             "at_start": level is not None and bool(own.mean[0] >= level),
-            "ratio": ratio,
+            "ratio": of_source / steps if has_ratio and steps and of_source else None,
         }
     return entries
 
 
-def share_of_optimum(
-    value: float, optimal: float | None, random: float | None, negative: bool
-) -> tuple[float | None, str | None]:
+def share_of_optimum(value: float, optimal: float | None, random: float | None, negative: bool) -> dict[str, float]:
     """
-    A return as a share of the optimum, and of what that is: of the best possible return, or, where returns can be
-    negative and such a share means nothing, (return - random) / (optimum - random).
+    `of_optimal`, a return as a share of the best possible return; of that gain over random play where returns can be
+    negative, which makes a share of them meaningless. Empty where neither is known.
     """
     floor = random if negative else 0.0
     if optimal is None or floor is None or optimal <= floor:
-        return None, None
-    return (value - floor) / (optimal - floor), OF_GAIN if negative else OF_RETURN
+        return {}
+    return {"of_optimal": (value - floor) / (optimal - floor)}
+
+
+def shares_of(last: Mapping[str, Any], negative: bool) -> str | None:
+    """The words for the whole of which an agent's entry holds shares, if it does."""
+    return None if "of_optimal" not in last else OF_GAIN if negative else OF_RETURN
 
 
 # The same in words.
@@ -227,7 +233,7 @@ def steps_cell(steps: Mapping[str, Any] | None) -> str:
     if steps is None or steps["level"] is None:
         return "-"
     own = "from its first episode" if steps["at_start"] else _steps(steps["env_steps"])
-    if "source" not in steps or steps["gain_of"] != "source":
+    if "source" not in steps or steps["gain_of"] != SOURCE:
         return own
     ratio = ""
     if steps["ratio"] is not None:
@@ -274,54 +280,46 @@ def ratio_words(ratio: float) -> str:
 
 def _whose(steps: Mapping[str, Any]) -> str:
     if steps["gain_of"] == "optimum":
-        return "the optimum's"
-    return "its source's" if "source" in steps else "its own"
+        return "the optimum's gain"
+    return "its source's gain" if "source" in steps else "its own gain"
 
 
-def pace_words(share: str, steps: Mapping[str, Any]) -> str | None:
-    """When a model reaches a share of a gain; nothing where there is none."""
-    if steps["level"] is None:
-        return None
-    whose = f"{share} of {_whose(steps)} gain over random play"
+def _when(steps: Mapping[str, Any]) -> str:
     if steps["at_start"]:
-        return f"{whose} from its first episode on"
-    if steps["env_steps"] is None:
-        return f"{whose} not reached"
-    words = f"{whose} after {steps['env_steps']:,} steps"
-    return words if steps["ratio"] is None else f"{words}, {ratio_words(steps['ratio'])} ({steps['source']:,})"
+        return "from its first episode on"
+    return "not reached" if steps["env_steps"] is None else f"after {steps['env_steps']:,} steps"
 
 
 def pace_lines(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is said of all shares; of a source that is no better than random play, that."""
-    if all(entry["gain_of"] == "source" and entry["level"] is None for entry in steps.values()):
+    """When a model reaches the shares of a gain, in a line each; a line if its source gains nothing."""
+    if all(entry["gain_of"] == SOURCE and entry["level"] is None for entry in steps.values()):
         return ["no steps are counted: the source's end is not above random play"]
-    words = [pace_words(share, steps[share]) for share in (f"{share:.0%}" for share in SHARES)]
-    return [line for line in words if line is not None]
+    return [
+        f"{share} of {_whose(entry)} over random play {_when(entry)}"
+        + ("" if entry["ratio"] is None else f", {ratio_words(entry['ratio'])} ({entry['source']:,})")
+        for share, entry in steps.items()
+        if entry["level"] is not None
+    ]
 
 
-def headline(learns: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
-    """A line for a title: whether a model learns, and how fast to the highest share that is reached."""
-    words = verdict_words(learns)
+def headline(learns: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for a title: whether a model learns, and how fast to the highest share that it reaches."""
     if all(entry["level"] is None for entry in steps.values()):
-        return words
-    reached = [share for share, entry in steps.items() if entry["env_steps"] is not None or entry["at_start"]]
-    whose = f"{_whose(next(iter(steps.values())))} gain"
-    if not reached:
-        return f"{words}; {next(iter(steps))} of {whose} not reached"
-    share, entry = reached[-1], steps[reached[-1]]
-    begins = [each for each in reached if steps[each]["at_start"]]
-    if begins:
-        words += f"; {begins[-1]} of {whose} from its first episode on"
-    if share not in begins:
-        words += f", {share}" if begins else f"; {share} of {whose}"
-        words += (
-            f" after {entry['env_steps']:,} steps" if entry["ratio"] is None else f" in {ratio_words(entry['ratio'])}"
-        )
-    return words + "".join(f", {other} not reached" for other in steps if other not in reached)
+        return verdict_words(learns)
+    begins = [share for share, entry in steps.items() if entry["at_start"]]
+    missed = [share for share, entry in steps.items() if entry["env_steps"] is None and share not in begins]
+    reached = [share for share in steps if share not in missed]
+    first, *others = dict.fromkeys([*begins[-1:], *reached[-1:], *missed] if reached else missed[:1])
+    when = {
+        share: _when(entry) if entry["ratio"] is None else f"in {ratio_words(entry['ratio'])}"
+        for share, entry in steps.items()
+    }
+    words = [f"{first} of {_whose(steps[first])} {when[first]}", *(f"{share} {when[share]}" for share in others)]
+    return f"{verdict_words(learns)}; {', '.join(words)}"
 
 
 def streams_words(source: Mapping[str, Any] | None) -> str:
-    """Of which streams of a source the steps are counted."""
+    """The streams of a source whose steps are counted."""
     if source is None:
         return "of each environment"
     independent = source.get("independent_streams")

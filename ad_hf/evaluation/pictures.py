@@ -1,4 +1,4 @@
-"""Pictures of evaluations and of trainings."""
+"""Pictures of evaluations: learning curves, and rooms."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ INK, AD_COLOUR, SOURCE_COLOUR, GREY = "#22252b", "#d1495b", "#30638e", "#8d96a0"
 COLOURS = {"AD": AD_COLOUR, SOURCE: SOURCE_COLOUR, "ED": "#edae49", "RL2": "#3d8b5f", RANDOM: GREY}
 OTHER_COLOURS = ("#7b4b94", "#00798c", "#8c5e3c", "#c0578e")
 MOST_BANDS = 6  # agents whose bands can be told apart
-MOST_LABELS = 6  # of trainings' curves in one picture
 TITLE_WIDTH = 88  # letters of a title's line
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name, the same in all pictures for those that are in most of them; of many, a scale."""
+    """A colour for each name: agents that most pictures show have the same in all of them, many others a scale."""
     others = [name for name in names if name not in COLOURS]
     shades: Sequence[str] = OTHER_COLOURS
     if len(others) > len(OTHER_COLOURS):
@@ -55,7 +54,7 @@ def clean(axes: Axes, title: str, width: int = TITLE_WIDTH) -> None:
 
 
 def title_of(evaluation: Mapping[str, Any]) -> str:
-    """The title of learning curves: the tasks; of a single model, whether it learns them, and how fast."""
+    """The title of learning curves: the tasks, and whether and how fast a single model learns them."""
     models, agent = list(models_of(evaluation).values()), next(iter(evaluation["agents"].values()))
     title = f"{evaluation['env_id']}: {agent['num_tasks']} tasks never seen in training"
     return f"{title}\n{headline(models[0]['learns'], models[0]['steps_to'])}" if len(models) == 1 else title
@@ -63,14 +62,8 @@ def title_of(evaluation: Mapping[str, Any]) -> str:
 
 def plot_curves(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     """
-    Return on held-out tasks by environment steps of all agents of an evaluation, as a PNG; of a single model with
-    marks at the levels to which steps are counted.
-
-    Args:
-        path (`str` or `Path`):
-            The file to write, whatever its suffix.
-        evaluation (`Mapping`):
-            The content of an `evaluation.json`.
+    Draw the return on held-out tasks by environment steps of all agents of an `evaluation.json`, as a PNG whatever the
+    suffix; of a single model with marks at the levels to which steps are counted.
     """
     models, source = models_of(evaluation), evaluation.get("source")
     curves = {
@@ -144,10 +137,14 @@ def _mark_levels(axes: Axes, steps_to: Mapping[str, Mapping[str, Any]], colour: 
             )
 
 
+def _has_shares_of_gain(evaluation: Mapping[str, Any]) -> bool:
+    return any(agent["shares_of"] == OF_GAIN for agent in evaluation["agents"].values())
+
+
 def rooms_of(evaluation: Mapping[str, Any]) -> dict[str, list[tuple[list[int], float]]]:
-    """Of each agent the cell and the share of the optimum of each task; empty unless all tasks are cells of a room."""
+    """Cell and share of the optimum of each task, by agent; empty unless all tasks are cells of a room."""
     rooms: dict[str, list[tuple[list[int], float]]] = {}
-    gain = any(agent["shares_of"] == OF_GAIN for agent in evaluation["agents"].values())
+    gain = _has_shares_of_gain(evaluation)
     for task in evaluation["tasks"]:
         cells, floor = list(task["kwargs"].values()), task["random"] if gain else 0.0
         cell = cells[0] if len(cells) == 1 and isinstance(cells[0], list) else []
@@ -162,13 +159,8 @@ def rooms_of(evaluation: Mapping[str, Any]) -> dict[str, list[tuple[list[int], f
 
 def plot_rooms(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     """
-    Share of the optimum that agents end at, over the cells of the room that are goals of held-out tasks, as a PNG.
-
-    Args:
-        path (`str` or `Path`):
-            The file to write, whatever its suffix.
-        evaluation (`Mapping`):
-            The content of an `evaluation.json` of which there are [`rooms_of`].
+    Draw the share of the optimum that agents of an `evaluation.json` with [`rooms_of`] end at, over the goals of the
+    held-out tasks, as a PNG whatever the suffix.
     """
     rooms = rooms_of(evaluation)
     size = 1 + max(max(cell) for tasks in rooms.values() for cell, _ in tasks)
@@ -188,45 +180,6 @@ def plot_rooms(path: str | Path, evaluation: Mapping[str, Any]) -> None:
         axes.set_title(f"{name}: {np.nanmean(room):.2f}", loc="left", fontsize=10, color=INK)
         axes.set(xticks=[0, size - 1], yticks=[0, size - 1])
         axes.plot(size // 2, size // 2, marker="+", color=AD_COLOUR, markersize=8)
-    gain = any(agent["shares_of"] == OF_GAIN for agent in evaluation["agents"].values())
-    of = "optimum's gain over random play" if gain else "optimum"
+    of = "optimum's gain over random play" if _has_shares_of_gain(evaluation) else "optimum"
     figure.colorbar(image, ax=grid.tolist(), label=f"share of the {of}, last ten episodes", shrink=0.8)
     figure.savefig(path, dpi=120, format="png")
-
-
-def plot_training(path: str | Path, lines: Sequence[dict[str, Any]]) -> None:
-    """
-    How a run goes, as a PNG: its loss by updates, and how the models at its validations learn in their contexts.
-
-    Args:
-        path (`str` or `Path`):
-            The file to write, whatever its suffix.
-        lines (`Sequence[dict]`):
-            The metrics: `step`, with `loss` or `validation_curve` (mean return of each episode), or both.
-    """
-    figure = new_figure(8.4, 3.6)
-    losses, returns = figure.subplots(1, 2)
-    logged = [line for line in lines if "loss" in line]
-    losses.plot([line["step"] for line in logged], [line["loss"] for line in logged], color=SOURCE_COLOUR)
-    losses.set_xlabel("updates")
-    clean(losses, "loss (nats per action)")
-    validations = [line for line in lines if "validation_curve" in line]
-    best = max(validations, key=lambda line: line["validation_return"])
-    shades = colormaps["Blues"](np.linspace(0.35, 0.9, len(validations)))
-    for line, shade in zip(validations, shades):
-        is_best = line is best
-        returns.plot(
-            range(1, len(line["validation_curve"]) + 1),
-            line["validation_curve"],
-            color=AD_COLOUR if is_best else shade,
-            linewidth=2 if is_best else 1.2,
-            zorder=3 if is_best else 2,
-            label=f"after {line['step']} updates" + (", the best" if is_best else ""),
-        )
-    returns.set_xlabel("episode in the context")
-    clean(returns, "return on validation tasks")
-    handles = returns.get_legend_handles_labels()[0]
-    if len(handles) > MOST_LABELS:  # the first, the best and the last
-        handles = [handles[0], handles[validations.index(best)], handles[-1]]
-    returns.legend(handles=list(dict.fromkeys(handles)), frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110, format="png")

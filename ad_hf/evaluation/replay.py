@@ -18,21 +18,21 @@ from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 
 REPLAY_FILES = tuple(f"replay.{name}" for name in FORMATS)
-# Of a replay; of longer episodes, frames are dropped evenly, but never the first and the last. With the sizes below,
-# this holds a GIF of four rooms or poles, twice each, under 2 MB.
+# A replay of longer episodes drops frames evenly, but never the first and the last. With the sizes below, a GIF of
+# four rooms or poles, twice each, stays under 2 MB.
 MAX_PICTURES = 100
 MOST_TASKS = 4
-MIN_SIDE, MAX_SIDE = 144, 192  # pixels, of a frame's longer side: smaller ones are magnified, larger ones reduced
+MIN_SIDE, MAX_SIDE = 144, 192  # pixels of a frame's longer side: smaller frames grow, larger ones shrink
 MARGIN, LINE, FONT_SIZE = 8, 18, 12  # pixels
-# Browsers slow down GIFs that are faster; and where frames were dropped, the others need not be shown for longer.
+# Browsers slow down faster GIFs; and where frames were dropped, the others need not last for longer.
 MIN_MILLISECONDS, MAX_MILLISECONDS = 20, 100
 PAPER, INK, FADED, EDGE = "#ffffff", "#22252b", "#6b7280", "#d0d5db"
 
 
 class EpisodeFrames:
     """
-    Frames of an episode: the first, the last, and those between them at a distance that doubles whenever there are
-    more than `2 * MAX_PICTURES`, so that no episode is too long for the memory. `length` is one more than its steps.
+    Frames of an episode: the first, the last, and some between them at a distance that doubles as often as they are
+    more than `2 * MAX_PICTURES`, so that every episode fits in memory. `length` is one more than its steps.
     """
 
     def __init__(self) -> None:
@@ -51,14 +51,14 @@ class EpisodeFrames:
         self.length += 1
 
     def at(self, time: int) -> Image.Image:
-        """The frame after `time` steps, or the newest one kept until then; after the end, the last one."""
+        """The frame after `time` steps, or the newest before it; after the end, the last one."""
         return self._last if time >= self.length - 1 else self._frames[time // self._distance]
 
 
 class FrameRecorder(VectorWrapper):
     """
-    Keeps the rendered frames of some episodes (from 0) of each environment, by episode, as large as a replay shows
-    them. The environments show the last frame of an episode before they reset themselves (NEXT_STEP autoreset).
+    Keeps the frames of some episodes (from 0) of each environment, by episode, at the size of a replay. The
+    environments show the last frame of an episode before they reset themselves (NEXT_STEP autoreset).
     """
 
     def __init__(self, envs: VectorEnv, episodes: Sequence[int]) -> None:
@@ -68,10 +68,10 @@ class FrameRecorder(VectorWrapper):
         self._ended = np.ones(envs.num_envs, dtype=bool)
 
     def _keep(self) -> None:
-        chosen = np.flatnonzero(np.isin(self._episodes, list(self.frames)))
-        if chosen.size:
+        indices = np.flatnonzero(np.isin(self._episodes, list(self.frames)))
+        if indices.size:
             rendered: Any = self.env.render()
-            for index in chosen:
+            for index in indices:
                 self.frames[int(self._episodes[index])][index].append(_fitted(rendered[index]))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -92,7 +92,7 @@ class FrameRecorder(VectorWrapper):
 
 
 def _fitted(frame: np.ndarray) -> Image.Image:
-    """A frame (height, width, 3) at the size at which it is shown."""
+    """A frame (height, width, 3) at the size of a replay."""
     longer = max(frame.shape[:2])
     # By a whole number, so that the cells of a small grid stay alike.
     scale = -(-MIN_SIDE // longer) if longer < MIN_SIDE else min(1.0, MAX_SIDE / longer)
@@ -179,7 +179,7 @@ def write_replay(
 
 
 def task_title(task: Task) -> str:
-    """What makes a task, in a line: `goal [3, 7]`, `gravity 9.81`."""
+    """The arguments of a task, in a line: `goal [3, 7]`, `gravity 9.81`."""
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in task.kwargs.items()
     )
@@ -188,10 +188,7 @@ def task_title(task: Task) -> str:
 def draw_pictures(
     titles: list[str], captions: dict[int, list[str]], frames: dict[int, list[EpisodeFrames]], times: list[int]
 ) -> list[Image.Image]:
-    """
-    RGB pictures of one even size at some times, in steps: a column for each task, under its title, and a row for each
-    episode, under captions.
-    """
+    """RGB pictures of one even size, at some times (steps): tasks are columns, episodes are rows."""
     sizes = [part.at(0).size for row in frames.values() for part in row]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     lefts = [MARGIN + column * (width + MARGIN) for column in range(len(titles))]

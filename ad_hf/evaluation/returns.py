@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,11 +37,11 @@ SCHEMA = pa.schema(
         ("rollout", pa.int64()),
         ("task_id", pa.int64()),
         ("task", pa.string()),  # keyword arguments, as JSON
-        ("streams", pa.int64()),  # whose environment steps count together
+        ("streams", pa.int64()),  # number of those whose environment steps count together
         ("optimal_return", pa.float64()),
         ("returns", pa.list_(pa.float64())),
-        ("lengths", pa.list_(pa.float64())),  # whole, but where a source that has converged is continued
-        ("random_return", pa.float64()),  # expected of random actions, if the family knows it
+        ("lengths", pa.list_(pa.float64())),  # whole numbers, except where a converged source is continued
+        ("random_return", pa.float64()),  # expectation for random actions, if the family knows it
         ("group", pa.string()),  # value of the family's `report_by`
         ("step_rewards", pa.list_(pa.float64())),  # where the models' rollouts are of a single episode
     ]
@@ -59,11 +60,11 @@ def evaluation_rows(
         evaluation ([`~ad_hf.Evaluation`]):
             The returns.
         family ([`~ad_hf.TaskFamily`]):
-            Its tasks' family, which may know the optimum and the return of random actions.
+            The family of the tasks, which may know the optimum and the return of random actions.
         agent (`str`):
-            What acted: `"AD"`, `"ED"`, ...
+            Name of the agent: `"AD"`, `"ED"`, ...
         split_seed (`int`, *optional*, defaults to 0):
-            Seed of the split of the tasks into those to train on and those to test on.
+            Seed of the split into training and test tasks.
         training_seed (`int`, *optional*):
             Seed of the training.
     """
@@ -108,7 +109,7 @@ def random_rows(
 def source_rows(dataset: str | Path | HistoryDataset, family: TaskFamily, split_seed: int = 0) -> pa.Table:
     """The streams of a source in the test tasks, as rows; see [`source_returns`]."""
     evaluation, own = source_returns(dataset), {task.task_id: task for task in family.tasks()}
-    tasks = [own[task.task_id] for task in evaluation.tasks]  # with arguments as they were before they became JSON
+    tasks = [own[task.task_id] for task in evaluation.tasks]  # with arguments that were never JSON
     return evaluation_rows(replace(evaluation, tasks=tasks), family, SOURCE, split_seed)
 
 
@@ -117,56 +118,52 @@ def source_returns(dataset: str | Path | HistoryDataset, split: str = "test") ->
     A source's own returns, from its histories of a split's tasks.
 
     Returns:
-        [`Evaluation`]: with a rollout for each stream, cut to the episodes that every stream finished; sources that
-        stopped when they had converged are continued with the mean of their last ten. `streams` is 1 if each learns
-        for itself, all if that is not known.
+        [`Evaluation`]: with a rollout for each stream, cut to the episodes that every stream finished; the mean of its
+        last ten continues a source that stopped when it had converged. `streams` is 1 if each learns for itself,
+        otherwise the number of all.
 
     Raises:
         ValueError: for a history without a finished episode.
     """
-    columns = ["task_id", "start_step", "rewards", "terminations", "truncations"]
-    rows, metadata = load_histories(dataset, split, columns=columns)
-    rewards: dict[tuple[int, int], list[np.ndarray]] = {}
-    ends: dict[tuple[int, int], list[np.ndarray]] = {}
-    runs: dict[int, int] = {}
+    stepwise = ("rewards", "terminations", "truncations")
+    rows, metadata = load_histories(dataset, split, columns=["task_id", "start_step", *stepwise])
+    histories: dict[int, list[list[dict[str, np.ndarray]]]] = defaultdict(list)  # pieces of the histories of each task
     for row in rows.with_format("numpy"):
-        task = int(row["task_id"])
-        if row["start_step"] == 0:  # with several seeds, a task has a run of each stream for every seed
-            runs[task] = runs.get(task, -1) + 1
-            rewards[task, runs[task]], ends[task, runs[task]] = [], []
-        rewards[task, runs[task]].append(row["rewards"])
-        ends[task, runs[task]].append(row["terminations"] | row["truncations"])
-    order = [(task, run) for run in range(min(runs.values()) + 1) for task in sorted(runs)]
-    totals = [np.concatenate([[0.0], np.concatenate(rewards[key]).cumsum()]) for key in order]
-    stops = [np.flatnonzero(np.concatenate(ends[key])) + 1 for key in order]
-    counts = [len(stop) for stop in stops]
-    if not all(counts):
-        task, _ = order[counts.index(0)]
-        raise ValueError(
-            f"{dataset}, split {split}: a history of task {task} has no finished episode, and so no curve"
-        )
-    # A source that has stopped as it had converged would have gone on as it was.
-    episodes = max(counts) if metadata.source.get("until_converged") else min(counts)
-    streams = [_episodes(total, stop, episodes) for total, stop in zip(totals, stops)]
-    shape = (len(order) // len(runs), len(runs), episodes)
-    returns, lengths = (np.stack(each).reshape(shape) for each in zip(*streams))
+        own = histories[int(row["task_id"])]
+        if row["start_step"] == 0:  # with several seeds, a task has a history of each stream for every seed
+            own.append([])
+        own[-1].append(row)
+    runs = min(map(len, histories.values()))
+    totals, stops = [], []
+    for task, pieces in ((task, own[run]) for run in range(runs) for task, own in sorted(histories.items())):
+        rewards, terminations, truncations = (np.concatenate([piece[name] for piece in pieces]) for name in stepwise)
+        totals.append(np.concatenate([[0.0], rewards.cumsum()]))
+        stops.append(np.flatnonzero(terminations | truncations) + 1)
+        if not len(stops[-1]):
+            raise ValueError(
+                f"{dataset}, split {split}: a history of task {task} has no finished episode, and so no curve"
+            )
+    # A source that stopped because it had converged would have gone on as it was.
+    episodes = (max if metadata.source.get("until_converged") else min)(map(len, stops))
+    shape = (runs, len(histories), episodes)
+    returns = [_episodes(np.diff(total[stop], prepend=0.0), episodes) for total, stop in zip(totals, stops)]
+    lengths = [_episodes(np.diff(stop, prepend=0), episodes) for stop in stops]
     first, step_rewards = {int(stop[0]) for stop in stops}, None
     if len(first) == 1:
         step_rewards = np.stack([np.diff(total[: min(first) + 1]) for total in totals]).reshape(*shape[:2], -1)
     together = 1 if metadata.source.get("independent_streams") else metadata.source.get("n_envs", 1)
-    tasks = [Task(**task) for task in metadata.tasks if task["task_id"] in runs]
-    tasks.sort(key=lambda task: task.task_id)
-    return Evaluation(tasks, returns, lengths, 0, step_rewards, together)
+    tasks = sorted(
+        (Task(**task) for task in metadata.tasks if task["task_id"] in histories), key=lambda task: task.task_id
+    )
+    return Evaluation(
+        tasks, np.stack(returns).reshape(shape), np.stack(lengths).reshape(shape), 0, step_rewards, together
+    )
 
 
-def _episodes(totals: np.ndarray, stops: np.ndarray, episodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns and lengths (episodes,) of a stream; beyond its last episode, means of its last ten."""
-    returns, lengths = np.diff(totals[stops], prepend=0.0)[:episodes], np.diff(stops, prepend=0)[:episodes]
-    missing = episodes - len(returns)
-    if not missing:
-        return returns, lengths
-    ends = [np.full(missing, values[-FINAL_EPISODES:].mean()) for values in (returns, lengths)]
-    return np.concatenate([returns, ends[0]]), np.concatenate([lengths, ends[1]])
+def _episodes(values: np.ndarray, episodes: int) -> np.ndarray:
+    """Values (episodes,) of a stream's episodes; beyond its last one, the mean of its last ten."""
+    missing = max(0, episodes - len(values))
+    return np.concatenate([values[:episodes], np.full(missing, values[-FINAL_EPISODES:].mean())])
 
 
 def join_rows(tables: Sequence[pa.Table]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Rollouts on a split of a family's tasks, of a model and of random actions."""
+"""Rollouts of a model and of random actions on a split of a family's tasks."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Evaluation:
         seed (`int`):
             Seed of the first environment's rollout; environment i of the flattened first two axes has `seed + i`.
         step_rewards (`np.ndarray` of shape `(num_seeds, num_tasks, num_steps)`, *optional*):
-            Reward of each step of the first episode, if first episodes are equally long; of a model only for rollouts
-            of a single episode, in which all learning happens within it.
+            Reward of each step of the first episode, if first episodes are equally long; for a model only where
+            rollouts are of a single episode and all learning happens within it.
         streams (`int`, *optional*, defaults to 1):
-            Environments whose steps count together, as those that a source learns from together.
+            Number of environments whose steps count together, such as those that a source learns from together.
     """
 
     tasks: list[Task]
@@ -49,7 +49,7 @@ class Evaluation:
 
     @property
     def final_returns(self) -> np.ndarray:
-        """Returns of the last ten episodes (num_seeds, num_tasks, 10), which count as learnt in the end."""
+        """Returns of the last ten episodes (num_seeds, num_tasks, 10)."""
         return self.returns[..., -FINAL_EPISODES:]
 
 
@@ -57,11 +57,11 @@ class EpisodeProgress(ProgressBar):
     """
     A progress bar in episodes, with the mean return of the newest one that every environment has finished.
 
-    It is the callback of a rollout, which calls it at every step; it looks at the returns only a few times a second.
+    A rollout calls it at every step; it looks at the returns only a few times a second.
     """
 
     def __init__(self, description: str, total: int | None, visible: bool) -> None:
-        # Drawn at every update, of which there are few, so that the mean return is that of the episodes counted.
+        # Updates are few: drawing the bar at each keeps the mean return that of the episodes counted.
         super().__init__(description, total, "episodes", mininterval=0, disable=not visible)
         self._next_look = 0.0
 
@@ -175,7 +175,7 @@ def play_at_random(
         episodes: list[list[tuple[float, int]]] = [[] for _ in range(envs.num_envs)]
         while min(map(len, episodes)) < num_episodes and (max_steps is None or count < max_steps):
             _, rewards, terminations, truncations, _ = envs.step(envs.action_space.sample())
-            if not all(episodes):  # steps are kept of first episodes alone
+            if not all(episodes):  # some first episode goes on
                 steps.append(rewards)
             count += 1
             totals += rewards

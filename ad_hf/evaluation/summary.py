@@ -1,4 +1,4 @@
-"""The summary of returns, `evaluation.json`: a pure function of the rows of `returns.parquet`; and its words."""
+"""`evaluation.json`, which follows from the rows of `returns.parquet` alone, and its words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from ad_hf.evaluation.curves import (
     regret,
 )
 from ad_hf.evaluation.headlines import (
-    OF_GAIN,
     OF_RETURN,
     Gain,
     evidence_words,
@@ -30,6 +29,7 @@ from ad_hf.evaluation.headlines import (
     learning_of,
     pace_lines,
     share_of_optimum,
+    shares_of,
     steps_to_shares,
     untested,
     verdict_words,
@@ -41,11 +41,12 @@ PICTURES = CURVES_FILE, ROOMS_FILE = "learning_curve.png", "rooms.png"
 EVALUATION_FILES = (ROWS_FILE, SUMMARY_FILE, *PICTURES)
 FILES_FOR_PEOPLE = {"picture": CURVES_FILE, "rooms": ROOMS_FILE, "replay": "replay.gif", "video": "replay.mp4"}
 FILES_FOR_PEOPLE |= {"returns": ROWS_FILE, "summary": SUMMARY_FILE}
-SUMMARY_ENTRIES = ("of", "optimal_return", "random_return", "agents", "groups", "tasks", "versions")  # of SUMMARY_FILE
+SUMMARY_ENTRIES = ("of", "optimal_return", "random_return", "agents", "groups", "tasks", "versions")
 REPORTED_EPISODES = (1, 10, 25, 50, 100, 250, 500, 1000)
+KEYS = ["split_seed", "training_seed", "rollout", "task_id"]  # of a row; without a training seed they are one model's
 TASK_COLUMNS = ["split_seed", "task_id", "task", "group", "optimal_return", "random_return"]
 FINAL = slice(-FINAL_EPISODES, None)
-EPISODES, STEPS = "return of an episode", "reward of a step"  # of which curves are
+EPISODES, STEPS = "return of an episode", "reward of a step"  # the values of a curve
 
 
 class AgentReturns:
@@ -54,61 +55,56 @@ class AgentReturns:
 
     Args:
         rows (`pa.Table`):
-            Of one agent. Of each split there are as many rows for each task and training, which is checked.
+            The agent's rows; each split has as many of them for each task and training.
 
     Attributes:
         returns, lengths (`list[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks, num_episodes)`):
-            Of each split, cut to the episodes that all have.
+            Of each split, cut to the episodes that all rows have.
         steps (`list[np.ndarray]` of shapes `(num_models, num_rollouts, num_tasks, num_steps)`, *optional*):
             Rewards by step, of rollouts of a single episode.
         tasks (`list[dict]`):
             Of all splits: `split_seed`, `task_id`, `kwargs`, `group`, and the `optimal` and `random` return or `None`.
         optimal, random (`list[np.ndarray]` of shapes `(num_tasks,)`, *optional*):
-            Of each split, returns of the best policy and of random actions, once [`summarize`] knows them.
+            Of each split, returns of the best policy and of random actions; [`summarize`] sets them.
 
     Raises:
-        ValueError: where rows are missing, or there are some twice.
+        ValueError: for missing and doubled rows.
     """
 
     def __init__(self, rows: pa.Table) -> None:
         self.agent, self.streams = rows["agent"][0].as_py(), int(rows["streams"][0].as_py())
-        keys = {name: np.asarray(rows[name]) for name in ("split_seed", "training_seed", "rollout", "task_id")}
-        # Rows without a training are of one model.
-        keys["training_seed"] = np.nan_to_num(keys["training_seed"].astype(np.float64), nan=-1)
+        rows = rows.sort_by([(name, "ascending") for name in KEYS])
         values = {name: _equally_long(rows[name]) for name in ("returns", "lengths", "step_rewards")}
         blocks: dict[str, list[np.ndarray]] = {name: [] for name in values}
-        self.splits, self.tasks = np.unique(keys["split_seed"]).tolist(), []
+        self.splits, self.tasks = pc.unique(rows["split_seed"]).to_pylist(), []
+        begin = 0
         for split in self.splits:
-            own = np.flatnonzero(keys["split_seed"] == split)
-            of_rows = [keys[name][own] for name in ("training_seed", "rollout", "task_id")]
-            shape = tuple(len(np.unique(key)) for key in of_rows)
-            order = own[np.lexsort(of_rows[::-1])]
-            different = len(set(zip(*of_rows)))
-            if len(order) != np.prod(shape) or different != len(order):
+            own = rows.filter(pc.field("split_seed") == split)
+            shape = tuple(len(pc.unique(own[name])) for name in KEYS[1:])
+            different = len(own.group_by(KEYS).aggregate([]))
+            if len(own) != np.prod(shape) or different != len(own):
                 raise ValueError(
-                    f"{self.agent}, split {split}: {len(order)} rows, {different} of them different, for "
+                    f"{self.agent}, split {split}: {len(own)} rows, {different} of them different, for "
                     f"{shape[0]} trainings x {shape[1]} rollouts x {shape[2]} tasks: expected one row for each"
                 )
             for name, each in values.items():
                 if each is not None:
-                    blocks[name].append(each[order].reshape(*shape, -1))
-            for task in rows.select(TASK_COLUMNS).take(order[: shape[2]]).to_pylist():
-                known = {name: task[f"{name}_return"] for name in ("optimal", "random")}
+                    blocks[name].append(each[begin : begin + len(own)].reshape(*shape, -1))
+            begin += len(own)
+            for task in own.select(TASK_COLUMNS).slice(0, shape[2]).to_pylist():
+                bests = {name: task[f"{name}_return"] for name in ("optimal", "random")}
                 same = {name: task[name] for name in ("split_seed", "task_id", "group")}
-                self.tasks.append({**same, "kwargs": json.loads(task["task"]), **known})
+                self.tasks.append({**same, "kwargs": json.loads(task["task"]), **bests})
         self.returns, self.lengths = blocks["returns"], blocks["lengths"]
         self.steps = blocks["step_rewards"] or None
         self.optimal: list[np.ndarray] | None = None
         self.random: list[np.ndarray] | None = None
 
     def of_tasks(self, values: Mapping[tuple[int, int], float | None]) -> list[np.ndarray] | None:
-        """Values by split and task as arrays (num_tasks,) of each split; `None` if some are not known."""
-        if any(values.get(_key(task)) is None for task in self.tasks):
-            return None
-        return [
-            np.array([values[_key(task)] for task in self.tasks if task["split_seed"] == split], dtype=np.float64)
-            for split in self.splits
-        ]
+        """Values by split and task as arrays (num_tasks,) of each split; `None` if any is unknown."""
+        own = [values[_key(task)] for task in self.tasks]
+        ends = np.cumsum([block.shape[2] for block in self.returns])
+        return None if None in own else np.split(np.array(own, dtype=np.float64), ends[:-1])
 
     def by_task(self, episodes: slice) -> dict[tuple[int, int], float]:
         """Mean return in each task over some episodes."""
@@ -116,7 +112,7 @@ class AgentReturns:
         return {_key(task): float(mean) for task, mean in zip(self.tasks, means)}
 
     def curve(self, by_step: bool) -> Curve | None:
-        """Mean return by episode over the steps of all streams, or mean reward by step if that is known."""
+        """Mean return by episode over the steps of all streams, or mean reward by step if the rows have it."""
         if not by_step:
             return bootstrap_curve(self.returns, mean_of(self.lengths).cumsum() * self.streams)
         if self.steps is None:
@@ -124,7 +120,7 @@ class AgentReturns:
         return bootstrap_curve(self.steps, self.streams * np.arange(1, self.steps[0].shape[3] + 1))
 
     def summary(self, curve: Curve | None, negative: bool) -> dict[str, Any]:
-        """What `evaluation.json` says of an agent by itself."""
+        """The entries of an agent in `evaluation.json` that follow from its own rows."""
         last = self.returns[0].shape[3]
         at = {str(end): self._at(end, negative) for end in (*(end for end in REPORTED_EPISODES if end < last), last)}
         summary: dict[str, Any] = {
@@ -133,7 +129,7 @@ class AgentReturns:
             "num_rollouts": self.returns[0].shape[1],
             "num_tasks": len(self.tasks),
             "optimal_return": None if self.optimal is None else _mean(np.concatenate(self.optimal)),
-            "shares_of": None if "of_optimal" not in at[str(last)] else OF_GAIN if negative else OF_RETURN,
+            "shares_of": shares_of(at[str(last)], negative),
             "at": at,
             "by_model": [
                 {"split_seed": split, "model": index, "return": float(value)}
@@ -148,37 +144,33 @@ class AgentReturns:
             to_gain = 0.0 if floors is None else np.concatenate(self.optimal).mean() - np.concatenate(floors).mean()
             summary["regret"] = {
                 "total": total,
-                "interval": _pair(interval(bootstrap_means(missed))),
+                "interval": _interval(missed),
                 "of_optimal": total / (last * float(to_gain)) if to_gain > 0 else None,
             }
         return summary
 
     def _floors(self, negative: bool) -> list[np.ndarray] | None:
-        """Of each split, the returns (num_tasks,) that are no share of the optimum."""
+        """The returns (num_tasks,) of each split at which shares of the optimum begin."""
         return self.random if negative else [np.zeros(block.shape[2]) for block in self.returns]
 
     def _at(self, episode: int, negative: bool) -> dict[str, Any]:
-        """
-        The ten episodes up to one, or as many as there are: mean return, mean share of the optimum, both with the
-        interval of `bootstrap_means`, and the interquartile mean of the shares (or returns).
-        """
+        """The entries of the ten episodes up to one, or of fewer where it is among the first."""
         episodes = slice(max(0, episode - FINAL_EPISODES), episode)
         returns = scores = [block[..., episodes].mean(axis=3) for block in self.returns]
         result: dict[str, Any] = {
             "episodes": [episodes.start + 1, episodes.stop],
             "return": float(mean_of(returns)),
-            "return_interval": _pair(interval(bootstrap_means(returns))),
+            "return_interval": _interval(returns),
         }
         floors = self._floors(negative)
         if self.optimal is not None and floors is not None:
-            # Of sums, and not the mean of the tasks' shares, in which far goals would weigh as much as near ones.
+            # A share of sums: in a mean of the tasks' shares, far goals would weigh as much as near ones.
             best, floor = (float(np.concatenate(values).mean()) for values in (self.optimal, floors))
-            share, _ = share_of_optimum(result["return"], best, floor, negative)
-            result |= {} if share is None else {"of_optimal": share}
+            result |= share_of_optimum(result["return"], best, floor, negative)
             if all((high > low).all() for high, low in zip(self.optimal, floors)):
                 scores = [(block - low) / (high - low) for block, high, low in zip(returns, self.optimal, floors)]
                 result["mean_share"] = float(mean_of(scores))
-                result["mean_share_interval"] = _pair(interval(bootstrap_means(scores)))
+                result["mean_share_interval"] = _interval(scores)
         value, bounds = interquartile_mean(scores)
         return {**result, "iqm": value, "iqm_interval": None if bounds is None else list(bounds)}
 
@@ -197,13 +189,13 @@ def _equally_long(column: pa.ChunkedArray) -> np.ndarray | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of some values, if all are known."""
+    """The mean of some values, if there are any and none is unknown."""
     numbers = [np.nan if value is None else value for value in values]
     return None if not numbers or np.isnan(numbers).any() else float(np.mean(numbers))
 
 
-def _pair(bounds: tuple[np.ndarray, np.ndarray]) -> list[float]:
-    return [float(bounds[0]), float(bounds[1])]
+def _interval(blocks: Sequence[np.ndarray]) -> list[float]:
+    return [float(bound) for bound in interval(bootstrap_means(blocks))]
 
 
 def summarize(rows: pa.Table, comparable: bool = True) -> dict[str, Any]:
@@ -212,9 +204,9 @@ def summarize(rows: pa.Table, comparable: bool = True) -> dict[str, Any]:
 
     Args:
         rows (`pa.Table`):
-            The returns, as of [`~ad_hf.evaluation.returns`].
+            The returns of all agents; see [`~ad_hf.evaluation.returns`].
         comparable (`bool`, *optional*, defaults to `True`):
-            Whether the source's steps can be compared with a model's, as of
+            Whether the source's steps can be compared with a model's; see
             [`~ad_hf.evaluation.headlines.is_comparable`].
 
     Returns:
@@ -230,24 +222,19 @@ def summarize(rows: pa.Table, comparable: bool = True) -> dict[str, Any]:
     for agent in agents.values():
         agent.optimal, agent.random = agent.of_tasks(optimal), agent.of_tasks(random)
     known = [value for each in (optimal, random) for value in each.values() if value is not None]
-    # A share of the optimum means nothing where these are negative; shares are then of the gain over random play.
+    # Where returns are negative, a share of the optimum means nothing: shares are then of the gain over random play.
     negative = min([*known, *(block.min() for agent in agents.values() for block in agent.returns)]) < 0
     models = models_of({"agents": agents})
     by_step = bool(models) and all(agent.steps is not None for agent in models.values())
-    curves = {name: agent.curve(by_step) for name, agent in agents.items()}
+    all_curves = {name: agent.curve(by_step) for name, agent in agents.items()}
+    curves = {name: curve for name, curve in all_curves.items() if curve is not None}
     gain = _gain(agents, by_step)
-    summaries = {name: agent.summary(curves[name], bool(negative)) for name, agent in agents.items()}
-    for name, curve in curves.items():
-        if name == RANDOM:
-            continue
-        learns = summaries[name]["learns"] = _learning(agents, name, by_step)
-        if curve is not None:
-            source = None if name == SOURCE else curves.get(SOURCE)
-            steps_to = summaries[name]["steps_to"] = steps_to_shares(
-                curve, source, gain, learns["verdict"], comparable
-            )
-            for steps in steps_to.values() if name == SOURCE else ():  # which has no source of its own
-                del steps["source"]
+    summaries = {name: agent.summary(curves.get(name), bool(negative)) for name, agent in agents.items()}
+    for name, summary in summaries.items():
+        if name != RANDOM:
+            learns = summary["learns"] = _learning(agents, name, by_step)
+            if name in curves:
+                summary["steps_to"] = steps_to_shares(name, curves, gain, learns["verdict"], comparable)
     ends = {name: agent.by_task(FINAL) for name, agent in agents.items()}
     entries = [
         {**task, "random": random[key], "returns": {name: end[key] for name, end in ends.items() if key in end}}
@@ -266,7 +253,7 @@ def summarize(rows: pa.Table, comparable: bool = True) -> dict[str, Any]:
 
 
 def _learning(agents: Mapping[str, AgentReturns], name: str, by_step: bool) -> dict[str, Any]:
-    """The test of learning; of single episodes by step, beyond what random play gets at the same steps."""
+    """The test of learning; of single episodes by step, beyond random play at the same steps."""
     if not by_step:
         return learning_of(agents[name].returns)
     own, random = agents[name].steps, agents[RANDOM].steps if RANDOM in agents else None
@@ -275,12 +262,12 @@ def _learning(agents: Mapping[str, AgentReturns], name: str, by_step: bool) -> d
     return learning_of([block - other for block, other in zip(own, random)], "steps")
 
 
-def _gain(agents: Mapping[str, AgentReturns], by_step: bool) -> Gain | None:
-    """The gain of the source over random play or, without a source, of the best possible; by step where curves are."""
+def _gain(agents: Mapping[str, AgentReturns], by_step: bool) -> Gain:
+    """The gain of the source over random play or, without a source, of the optimum; by step if curves are by step."""
     source = agents.get(SOURCE)
     agent = source or next(iter(agents.values()))
     if agent.random is None:
-        return None
+        return Gain()
     steps = next(each.steps for each in agents.values() if each.steps is not None)[0].shape[3] if by_step else 1
     random = [each / steps for each in agent.random]
     if source is None:
@@ -289,7 +276,7 @@ def _gain(agents: Mapping[str, AgentReturns], by_step: bool) -> Gain | None:
         )
     blocks, of = (source.steps, "steps") if by_step else (source.returns, "episodes")
     if blocks is None:
-        return None
+        return Gain()
     return Gain.of_source([block[..., final_points(block.shape[3], of)].mean(axis=3) for block in blocks], random)
 
 
@@ -320,31 +307,29 @@ def last_of(agent: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(evaluation: Mapping[str, Any], folder: str | Path) -> str:
-    """An evaluation in a few lines for each model, and its files that are in a folder."""
+    """An evaluation in a few lines for each model, and the files of it that are in a folder."""
     models, source, lines = models_of(evaluation), evaluation["agents"].get(SOURCE), []
     for name, agent in models.items():
-        first, last = next(iter(agent["at"].values())), last_of(agent)
+        first, last, learns = next(iter(agent["at"].values())), last_of(agent), agent["learns"]
         (begin, end), (low, high) = last["episodes"], last["return_interval"]
-        plain, share, optimal = agent["shares_of"] == OF_RETURN, last.get("of_optimal"), agent["optimal_return"]
+        of_return, optimal = agent["shares_of"] == OF_RETURN, agent["optimal_return"]
         who = f"{name}: " if len(models) > 1 else ""
         several = "" if agent["num_models"] == 1 else f" of {agent['num_models']} trainings"
         lines.append(
             f"{who}return{several} on {agent['num_tasks']} held-out tasks, episodes {begin} to "
             f"{end}: {last['return']:.2f} (95% interval {low:.2f} to {high:.2f})"
-            + (f" of {optimal:.2f} possible" if plain else "")
+            + (f" of {optimal:.2f} possible" if of_return else "")
         )
-        others = {"in the first episode": first["return"]}
-        others |= {} if source is None else {"the source's final return": last_of(source)["return"]}
-        lines.append("; ".join(f"{who}: {value:.2f}" for who, value in others.items()))
-        bests = {
-            "random actions": evaluation["random_return"],
-            "the best possible": None if plain else optimal,
-            "of that gain": None if plain else share,
-        }
-        lines.append("; ".join(f"{who}: {value:.2f}" for who, value in bests.items() if value is not None))
-        tested = verdict_words(agent["learns"]), evidence_words(agent["learns"])
-        lines.append(": ".join(words for words in tested if words is not None))
+        final = None if source is None else last_of(source)["return"]
+        lines.append(_joined({"in the first episode": first["return"], "the source's final return": final}))
+        gain = {} if of_return else {"the best possible": optimal, "of that gain": last.get("of_optimal")}
+        lines.append(_joined({"random actions": evaluation["random_return"], **gain}))
+        lines.append(": ".join(filter(None, (verdict_words(learns), evidence_words(learns)))))
         lines += pace_lines(agent["steps_to"])
-    files = {what: Path(folder) / name for what, name in FILES_FOR_PEOPLE.items()}
-    lines.append("   ".join(f"{what}: {file}" for what, file in files.items() if file.is_file()))
-    return "\n".join(line for line in lines if line)
+    files = {label: Path(folder) / name for label, name in FILES_FOR_PEOPLE.items()}
+    lines.append("   ".join(f"{label}: {file}" for label, file in files.items() if file.is_file()))
+    return "\n".join(filter(None, lines))
+
+
+def _joined(values: Mapping[str, float | None]) -> str:
+    return "; ".join(f"{words}: {value:.2f}" for words, value in values.items() if value is not None)

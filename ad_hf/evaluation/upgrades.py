@@ -1,4 +1,4 @@
-"""Evaluations of earlier versions, with no more said of them than their curves allow."""
+"""Evaluations of earlier versions, which say no more than their curves allow."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from ad_hf.evaluation.headlines import (
     is_comparable,
     learning_of_curve,
     share_of_optimum,
+    shares_of,
     steps_to_shares,
     untested,
 )
 from ad_hf.evaluation.returns import RANDOM, SOURCE
 from ad_hf.evaluation.summary import EPISODES, last_of, models_of
 
+KEPT = ("env_id", "source", "seconds", "versions", "weights_digest")  # entries of a `report.json`
+
 
 def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     The content of an `evaluation.json`, or of a `report.json` of earlier versions, as `evaluation.json` is now.
 
-    Earlier versions counted steps to 90% of a model's own end, which a model that learns nothing reaches at once. Of
-    those the curves are kept: learning is tested by their bands, and steps are counted where random play is known.
+    Earlier versions counted steps to 90% of a model's own end, which a model that learns nothing reaches at once. Only
+    their curves stay: the bands of the curves test learning, and steps are counted where random play is known.
     """
     if "curves" in content:
         content = _from_report(content)
     agents = content["agents"]
     evaluation = {"of": EPISODES, "tasks": [], "groups": {}, "models": [], "datasets": [], "source": None, **content}
     if "random_return" not in evaluation:
-        curve = None if RANDOM not in agents else agents[RANDOM]["curve"]["mean"]
-        evaluation["random_return"] = None if curve is None else float(np.mean(curve))
+        evaluation["random_return"] = float(np.mean(agents[RANDOM]["curve"]["mean"])) if RANDOM in agents else None
         evaluation["optimal_return"] = next((agent["optimal_return"] for agent in agents.values()), None)
     if any("learns" not in agent for agent in models_of(evaluation).values()):
         evaluation["agents"] = deepcopy(agents)
@@ -47,7 +49,8 @@ def _from_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """A `report.json` as an `evaluation.json`, of the agents AD, source and random."""
     tasks, curves, source = report["tasks"], report["curves"], report.get("source")
     shared = {
-        **dict.fromkeys(("num_splits", "num_models"), 1),
+        "num_splits": 1,
+        "num_models": 1,
         "num_rollouts": report["num_rollout_seeds"],
         "num_tasks": report["num_test_tasks"],
         "optimal_return": report["optimal_return"],
@@ -75,11 +78,7 @@ def _from_report(report: Mapping[str, Any]) -> dict[str, Any]:
         agents[RANDOM] = {**shared, "at": {"": {"return": random}}, "curve": None}
     names = {"AD": "return", SOURCE: "source", RANDOM: "random"}
     return {
-        **{
-            name: report[name]
-            for name in ("env_id", "source", "seconds", "versions", "weights_digest")
-            if name in report
-        },
+        **{name: report[name] for name in KEPT if name in report},
         "agent": "AD",
         "models": [{"training_seed": report.get("seeds", {}).get("training"), "rollout_seed": report["rollout_seed"]}],
         "datasets": [report["dataset"]] if report.get("dataset") else [],
@@ -106,39 +105,35 @@ def _from_report(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _test(evaluation: dict[str, Any]) -> None:
-    """Say of the curves of an earlier version what is said of curves now."""
+    """Add the entries that curves have now to the curves of an earlier version."""
     agents, optimal, random = evaluation["agents"], evaluation["optimal_return"], evaluation["random_return"]
     curves = {name: Curve.from_json(agent["curve"]) for name, agent in agents.items() if agent["curve"] is not None}
-    by_step = evaluation["of"] != EPISODES
-    steps = len(next(iter(curves.values())).mean) if by_step else 1
-    source, gain = curves.get(SOURCE), None
-    if random is not None and source is not None:
-        gain = _gain_of(source, random / steps, "steps" if by_step else "episodes")
+    of = "episodes" if evaluation["of"] == EPISODES else "steps"
+    steps = len(next(iter(curves.values())).mean) if of == "steps" else 1
+    gain = Gain()
+    if random is not None and SOURCE in curves:
+        gain = _gain_of(curves[SOURCE], random / steps, of)
     elif random is not None and optimal is not None:
-        gain = Gain.of_optimum(np.array([optimal / steps]), np.array([random / steps]))
-    least = min(
-        *(curve.mean.min() for curve in curves.values()), *(each for each in (optimal, random) if each is not None), 0
-    )
+        gain = Gain.of_optimum(np.array(optimal / steps), np.array(random / steps))
+    lows = [
+        *(curve.mean.min() for curve in curves.values()),
+        *(each for each in (optimal, random) if each is not None),
+    ]
     comparable = bool(evaluation.get("source")) and is_comparable(evaluation["source"])
     for name, agent in agents.items():
         last = last_of(agent)
-        share, agent["shares_of"] = share_of_optimum(last["return"], optimal, random, bool(least < 0))
         last.pop("of_optimal", None)
-        last |= {} if share is None else {"of_optimal": share}
+        last |= share_of_optimum(last["return"], optimal, random, min(lows) < 0)
+        agent["shares_of"] = shares_of(last, min(lows) < 0)
         agent.pop("steps_to", None)
-        if name == RANDOM or name not in curves:
-            continue
-        runs = agent["num_models"] * agent["num_rollouts"] * agent["num_tasks"]
-        agent["learns"] = untested("steps") if by_step else learning_of_curve(curves[name], runs)
-        beside = None if name == SOURCE else source
-        agent["steps_to"] = steps_to_shares(curves[name], beside, gain, agent["learns"]["verdict"], comparable)
-        if name == SOURCE:
-            for entry in agent["steps_to"].values():
-                del entry["source"]
+        if name in curves and name != RANDOM:
+            runs = agent["num_models"] * agent["num_rollouts"] * agent["num_tasks"]
+            learns = agent["learns"] = untested(of) if of == "steps" else learning_of_curve(curves[name], runs)
+            agent["steps_to"] = steps_to_shares(name, curves, gain, learns["verdict"], comparable)
 
 
 def _gain_of(source: Curve, random: float, of: str) -> Gain:
-    """The gain of a source of which nothing but a curve was kept: none unless its band ends above random play."""
+    """The gain of a source from its curve alone: none unless its band ends above random play."""
     end = final_points(len(source.mean), of)
     if source.low[end].mean() <= random:
         return Gain(SOURCE)

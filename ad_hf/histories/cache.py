@@ -1,4 +1,4 @@
-"""Folders in the cache of datasets (`HF_DATASETS_CACHE`) that are written once, and are whole or not there."""
+"""Folders in the cache of datasets (`HF_DATASETS_CACHE`): written once, and whole or not there."""
 
 from __future__ import annotations
 
@@ -17,23 +17,10 @@ from ad_hf.storage.files import atomic_folder
 
 def cached_folder(kind: str, key: Any, write: Callable[[Path], None], content: Callable[[], str]) -> Path:
     """
-    The folder for a key, written if it is not there yet.
+    The folder of a kind for a key (JSON), which `write` fills if it is not there yet; errors name it by `content()`.
 
-    Several processes may call this at the same time: one of them writes, the others wait. The next call clears away
-    what a killed process has left.
-
-    Args:
-        kind (`str`):
-            Name of the cache's folder for folders of this kind.
-        key:
-            What the content depends on, as JSON holds it.
-        write (`Callable[[Path], None]`):
-            Fills a folder.
-        content (`Callable[[], str]`):
-            Describes the content, for errors.
-
-    Raises:
-        OSError: if it cannot be written, with what can be done.
+    Of several processes that call this at the same time, one writes and the others wait. The next call clears away
+    what a killed process left. An `OSError` says what to do if nobody can write there.
     """
     digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / kind / digest

@@ -16,14 +16,13 @@ from ad_hf.storage.files import read_text, write_text
 
 
 def dataset_config(folder: Path, metadata: HistoryMetadata, config_name: str) -> dict[str, Any]:
-    """The YAML of a dataset card about a configuration: which of the files in its folder belong to which split."""
+    """The YAML of a dataset card about a configuration, with the files of each split in its folder."""
     splits = [
         {"split": split, "path": f"{config_name}/{split}-*.parquet"}
         for split in SPLITS
         if any(folder.glob(f"{split}-*.parquet"))
     ]
-    # The fingerprint keeps datasets' cache, which knows a local folder by its name and these lines alone, from taking
-    # one dataset for another.
+    # The cache of datasets knows a local folder by its name and these lines alone: the fingerprint tells two apart.
     description = f"{source_label(metadata.source['algorithm'])}, fingerprint {metadata.fingerprint}"
     return {"config_name": config_name, "data_files": splits, "description": description}
 
@@ -36,19 +35,10 @@ def dataset_card(
     license: str | None = None,
 ) -> str:
     """
-    The text of a dataset's card.
+    The text of a dataset's card, from the metadata of all configurations and the [`dataset_config`] of the new ones.
 
-    Args:
-        metadata (`Mapping[str, HistoryMetadata]`):
-            Of every configuration of the dataset.
-        configs (`list[dict]`):
-            The [`dataset_config`] of each configuration that is new.
-        name (`str`):
-            The argument of `load_dataset`: a Hub id or a folder.
-        old (`str`, *optional*):
-            The card so far; see [`merge_card`].
-        license (`str`, *optional*):
-            By default that of the card so far, else Apache-2.0, or `unknown` for histories that were imported.
+    `name` is the argument of `load_dataset`, a Hub id or a folder, and `old` the card so far; see [`merge_card`]. The
+    license is by default that of the card so far, else Apache-2.0, or `unknown` for imported histories.
     """
     env_ids = sorted({config.env_id for config in metadata.values()})
     title = f"Learning histories of {', '.join(env_ids)}"

@@ -45,17 +45,7 @@ FINGERPRINTED_BYTES = 64 << 20  # of shards, up to which their fingerprint is co
 
 @dataclass(frozen=True)
 class HistoryDataset:
-    """
-    One configuration of a learning-history dataset, in a folder or on the Hub.
-
-    Attributes:
-        repository ([`~ad_hf.storage.repositories.Repository`]):
-            Where it is.
-        config_name (`str`):
-            The configuration.
-        metadata ([`~ad_hf.histories.schema.HistoryMetadata`]):
-            Its `metadata.json`.
-    """
+    """One configuration of a learning-history dataset, in a folder or on the Hub."""
 
     repository: Repository
     config_name: str
@@ -63,19 +53,7 @@ class HistoryDataset:
 
     @classmethod
     def open(cls, dataset: str | Path | HistoryDataset, config_name: str | None = None) -> HistoryDataset:
-        """
-        Find a dataset.
-
-        Args:
-            dataset (`str` or `Path`):
-                A folder, or a Hub id, with `@revision` if need be.
-            config_name (`str`, *optional*):
-                A configuration; may be left out if there is only one, or one called `default`.
-
-        Raises:
-            FileNotFoundError: if there is no such dataset.
-            ValueError: if it has no such configuration, or several and none is given.
-        """
+        """The dataset of a folder or a Hub id, and a configuration of it; see [`load_histories`]."""
         if isinstance(dataset, HistoryDataset):
             return dataset
         repository = find_repository(dataset)
@@ -130,20 +108,20 @@ class HistoryDataset:
         check_complete([Path(path).name for path in sizes], split, f"{self}, {self.config_name}")
         return sizes
 
-    def _described(self, split: str) -> dict[str, Any]:
+    def _statistics(self, split: str) -> dict[str, Any]:
         """The statistics of a split in the metadata."""
         return self.metadata.statistics.get(split, {})
 
     def check_footers(self, split: str, footers: dict[str, pq.FileMetaData]) -> None:
         """Refuse shards whose footers, by the shards' paths, disagree with the metadata."""
         steps = check_footers(footers, self.metadata, split, str(self))
-        described = self._described(split).get("steps", steps)
-        if described != steps:
-            self.refuse(split, f"the shards of the split {split} hold {steps} steps, metadata.json says {described}")
+        expected = self._statistics(split).get("steps", steps)
+        if expected != steps:
+            self.refuse(split, f"the shards of the split {split} hold {steps} steps, metadata.json says {expected}")
 
     def files(self, split: str) -> list[Path]:
         """
-        The files of a split; missing ones are downloaded.
+        The files of a split, after a download of those that are not here.
 
         Raises:
             FileNotFoundError: if files are missing.
@@ -175,39 +153,39 @@ class HistoryDataset:
 
         return checked_rows(read(), *self.metadata.spaces)
 
-    def _described_rows(
+    def _rows_of_metadata(
         self, split: str, files: Sequence[Path], columns: Sequence[str] | None = COLUMNS
     ) -> Iterator[HistoryRows]:
-        """The same, and at the end a `ValueError` for files that are not those of the metadata."""
+        """The rows as of [`~HistoryDataset.rows`], and a `ValueError` at the end if the metadata has other files."""
         histories = 0
         for rows in self.rows(split, files, columns):
             histories += int(rows.begins.sum())
             yield rows
-        described = self._described(split).get("histories", histories)
-        if described != histories:
-            reason = f"statistics.{split}.histories of metadata.json is {described}"
+        expected = self._statistics(split).get("histories", histories)
+        if expected != histories:
+            reason = f"statistics.{split}.histories of metadata.json is {expected}"
             raise ValueError(f"{self}: the split {split} holds {histories} histories, and {reason}")
         self._check_contents(split, files)
 
     def load(self, split: str, columns: list[str] | None = None) -> Dataset:
         """
-        A split, with all or some of its columns; missing files are downloaded.
+        A split, with all or some of its columns, after a download of the files that are not here.
 
-        Its rows are checked when they are read for the first time, and then kept in the cache of datasets. They do not
-        go through `load_dataset`, for which a path is a pattern of fsspec: of a folder `run[1]`, it reads `run1`.
+        The first reading checks the rows and writes them to the cache of datasets. They do not go through
+        `load_dataset`, which takes a path for a pattern of fsspec: of a folder `run[1]`, it reads `run1`.
 
         Raises:
             FileNotFoundError: if files are missing.
-            OSError: if the cache cannot be written to, with what can be done.
-            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.rows`], and for files that are not those
-                of the metadata.
+            OSError: if nobody can write to the cache, with what to do.
+            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.rows`], and for files other than those of
+                the metadata.
         """
         files = self.files(split)
 
         def write(folder: Path) -> None:
             schema = read_schema(files[0])
             with pa.OSFile(str(folder / ROWS_FILE), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-                for rows in self._described_rows(split, files, None):
+                for rows in self._rows_of_metadata(split, files, None):
                     if rows.table.schema != schema:
                         raise ValueError(f"{rows.name}: its columns differ from those of {files[0].name}")
                     writer.write_table(rows.table)
@@ -219,25 +197,11 @@ class HistoryDataset:
 
     def histories(self, split: str, selection: Selection | None = None, in_memory: bool = False) -> Histories:
         """
-        Some steps of a split, for [`~ad_hf.histories.windows.HistoryWindows`].
+        The selected steps of a split, by default all, for [`~ad_hf.histories.windows.HistoryWindows`].
 
-        They are written once to the cache of datasets, as files that are memory-mapped: the operating system keeps as
-        much of them in memory as there is room for, once for all processes of a machine. Several processes may call
-        this at the same time: one of them writes, the others wait.
-
-        Args:
-            split (`str`):
-                The split.
-            selection ([`~ad_hf.histories.selection.Selection`], *optional*):
-                The steps; by default all.
-            in_memory (`bool`, *optional*, defaults to `False`):
-                Whether the steps are read into this process's memory; frames are memory-mapped in any case.
-
-        Raises:
-            FileNotFoundError: if files are missing.
-            OSError: if the cache cannot be written to, with what can be done.
-            ValueError: as of [`~HistoryDataset.files`] and [`~HistoryDataset.rows`], and for files that are not those
-                of the metadata.
+        The first of all processes of a machine writes them to the cache of datasets. All processes map these files to
+        memory, where the operating system keeps as much of them as there is room for. With `in_memory` this process
+        reads the steps into its own memory; frames stay in the files. See [`~HistoryDataset.load`] for errors.
         """
         selection = selection or Selection()
         files, both = self.files(split), self.metadata.spaces
@@ -252,7 +216,7 @@ class HistoryDataset:
 
         def write(folder: Path) -> None:
             logger.info("writing %s to %s", content().rstrip(","), folder.parent)
-            write_histories(folder, convert_histories(self._described_rows(split, files), *both, selection, labels))
+            write_histories(folder, convert_histories(self._rows_of_metadata(split, files), *both, selection, labels))
             pa.default_memory_pool().release_unused()
 
         settings = {name: getattr(selection, name) for name in Selection.__dataclass_fields__}
@@ -270,32 +234,32 @@ class HistoryDataset:
         """Paths, sizes and times of these files and of the metadata."""
         folder = self.repository.download([f"{glob.escape(self.config_name)}/{METADATA_FILE}"])
         paths = [path.resolve() for path in (folder / self.config_name / METADATA_FILE, *files)]
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        return [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
 
     def _check_contents(self, split: str, files: Sequence[Path]) -> None:
         """
-        Refuse files of a split whose rows are right and that are not those that the metadata describes.
+        Refuse files of a split whose rows are right, but which the metadata does not describe.
 
-        Files of another size may be written anew with other settings: their contents are counted. A small dataset in a
-        folder is compared by its fingerprint.
+        Files of another size may be new ones with other settings, so this compares their statistics. Of a small
+        dataset in a folder it compares the fingerprint.
         """
         size = sum(file.stat().st_size for file in files)
-        if self._described(split).get("bytes", size) != size:
+        if self._statistics(split).get("bytes", size) != size:
             self.check_statistics(split, files)
         elif self.repository.revision is None:
             try:
                 sizes = {name: sum(self.shards(name).values()) for name in self.splits}
             except FileNotFoundError:  # of another split, which need not be here
                 return
-            described = {name: self._described(name).get("bytes") for name in self.splits}
-            if sizes == described and sum(sizes.values()) <= FINGERPRINTED_BYTES:
+            expected = {name: self._statistics(name).get("bytes") for name in self.splits}
+            if sizes == expected and sum(sizes.values()) <= FINGERPRINTED_BYTES:
                 self.check_fingerprint()
 
     def check_statistics(self, split: str, files: Sequence[Path]) -> None:
         """Refuse files of a split whose counts and returns are not those of the metadata."""
-        described = self._described(split)
+        statistics = self._statistics(split)
         for name, value in split_statistics(files).items():
-            expected = described.get(name, value)
+            expected = statistics.get(name, value)
             if name != "bytes" and expected != value and not math.isclose(value or 0.0, expected or 0.0):
                 reason = f"their {name} is {value}, statistics.{split}.{name} of metadata.json {expected}"
                 raise ValueError(f"{self}: the shards of the split {split} are not those described: {reason}")
@@ -324,18 +288,12 @@ class HistoryDataset:
 
 def check_dataset(dataset: HistoryDataset, splits: Sequence[str] | None = None) -> None:
     """
-    Read all of a dataset, before it is pushed, merged or converted, and refuse it if anything is wrong.
-
-    Args:
-        dataset ([`HistoryDataset`]):
-            The dataset.
-        splits (`Sequence[str]`, *optional*):
-            Check these alone, without the fingerprint, which is of all splits.
+    Read all of a dataset, before a push, a merge or a conversion, or some splits, without the fingerprint of them all.
 
     Raises:
         FileNotFoundError: if files are missing.
-        ValueError: for files that are damaged or not those of the metadata, also by their fingerprint, and rows that
-            are not learning histories or not of their split's tasks, with the shard, the row and the column.
+        ValueError: for files that are damaged or not those of the metadata, and rows that are not learning histories
+            or not of their split's tasks, with the shard, the row and the column.
     """
     for split in dataset.splits if splits is None else splits:
         files = dataset.files(split)
@@ -369,5 +327,5 @@ def load_histories(
         FileNotFoundError: if there is no such dataset.
         ValueError: if it has no such split or configuration.
     """
-    opened = HistoryDataset.open(dataset, config_name)
-    return opened.load(split, columns), opened.metadata
+    histories = HistoryDataset.open(dataset, config_name)
+    return histories.load(split, columns), histories.metadata

@@ -1,4 +1,4 @@
-"""Frames: image observations, kept as one compressed binary per piece of a history."""
+"""Frames: image observations, stored as one compressed binary per piece of a history."""
 
 from __future__ import annotations
 
@@ -23,20 +23,7 @@ def compress_frames(frames: np.ndarray) -> bytes:
 
 
 def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int, ...]) -> np.ndarray:
-    """
-    The inverse of [`compress_frames`].
-
-    Args:
-        data (`bytes` or `pyarrow.Buffer`):
-            The stored bytes.
-        num_frames (`int`):
-            How many frames it holds.
-        shape (`tuple[int, ...]`):
-            Shape of a frame.
-
-    Raises:
-        ValueError: if it does not hold that many.
-    """
+    """The inverse of [`compress_frames`]; a `ValueError` unless the data holds so many frames of this shape."""
     size = num_frames * int(np.prod(shape))
     try:
         plain = FRAME_CODEC.decompress(data, decompressed_size=size) if size else b""
@@ -47,17 +34,9 @@ def decompress_frames(data: bytes | pa.Buffer, num_frames: int, shape: tuple[int
 
 class FramePieces:
     """
-    Compressed pieces of which any steps can be taken: only the pieces of a batch are decoded at a time.
+    Steps of compressed pieces by their numbers: it decodes only the pieces of a batch at a time.
 
-    Args:
-        pieces (`pyarrow.ChunkedArray`):
-            One binary per piece.
-        lengths (`np.ndarray` of shape `(num_pieces,)`):
-            Steps of each piece.
-        shape (`tuple[int, ...]`):
-            Shape of a frame.
-        names (`Sequence[str]`):
-            The name of each piece in errors.
+    Each piece is a binary with a length (num_pieces,) in steps and a name for errors; `shape` is that of a frame.
     """
 
     def __init__(
@@ -67,12 +46,7 @@ class FramePieces:
         self._starts = np.cumsum(lengths) - lengths
 
     def take(self, steps: np.ndarray) -> np.ndarray:
-        """
-        The frames (num_steps, height, width, channels) of steps (num_steps,), whose numbers count over all pieces.
-
-        Raises:
-            ValueError: if a piece is damaged, with its name.
-        """
+        """The frames (num_steps, height, width, channels) of steps (num_steps,), numbered over all pieces."""
         frames = np.empty((len(steps), *self.shape), dtype=np.uint8)
         owners = np.searchsorted(self._starts, steps, side="right") - 1
         for owner in np.unique(owners):

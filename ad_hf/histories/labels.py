@@ -1,4 +1,4 @@
-"""Other actions to learn than those that a source took: what a DPT learns (https://huggingface.co/papers/2306.14892)."""
+"""Other actions to learn than the source's, as a DPT does (https://huggingface.co/papers/2306.14892)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class StepLabels:
     r"""
     The action to learn at each step of a history, by a function of the observation and of the task.
 
-    The model still sees what the source lived through. It learns to do what the function says, such as what would be
-    optimal: so it can do at once what a source takes a history to learn, and explores as far as the tasks that are
-    left possible ask for different actions.
+    The model still sees the source's observations, actions and rewards, but learns the function's actions, such as the
+    optimal ones. So it can do at once what a source takes a history to learn, and explores as far as the tasks that
+    remain possible ask for different actions.
 
     Args:
         function (`str`):

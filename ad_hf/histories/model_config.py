@@ -15,7 +15,7 @@ NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
 
 
 def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
-    """The statistics that normalise the training split, as the dataset says them, or else counted in its files."""
+    """The statistics that normalise the training split, from the metadata, or else from its files."""
     statistics = dataset.metadata.statistics.get("train", {})
     if "reward_scale" not in statistics:
         if "train" not in dataset.splits:
@@ -49,8 +49,8 @@ def config_from_dataset(
         normalize_observations (`bool`, *optional*, defaults to `True`):
             Whether observations that are Box vectors are normalised.
         settings:
-            Any other field of [`ADConfig`]. A `reward_scale` that is not given, or `None`, is the mean magnitude of
-            the rewards that are not zero: 1 for rewards of 0 and 1.
+            Any other field of [`ADConfig`]. `reward_scale` is by default, or as `None`, the mean magnitude of the
+            rewards that are not zero: 1 for rewards of 0 and 1.
 
     Raises:
         ValueError: for settings that `ADConfig` does not have.
@@ -58,11 +58,10 @@ def config_from_dataset(
     fields = {*ADConfig.__dataclass_fields__, *ADConfig.attribute_map}
     if unknown := sorted(set(settings) - fields):
         raise ValueError(f"ADConfig has no setting {', '.join(map(repr, unknown))}")
-    opened = HistoryDataset.open(dataset, config_name)
-    metadata = opened.metadata
-    of_dataset = {"observation_space": metadata.observation_space, "action_space": metadata.action_space}
+    histories = HistoryDataset.open(dataset, config_name)
+    of_dataset = {name: getattr(histories.metadata, name) for name in ("observation_space", "action_space")}
     settings = {name: value for name, value in settings.items() if name not in NORMALIZATION or value is not None}
-    wanted = set(NORMALIZATION if normalize_observations else NORMALIZATION[:1]) - set(settings)
-    if wanted:
-        of_dataset |= {name: value for name, value in _normalization(opened).items() if name in wanted}
+    missing = set(NORMALIZATION if normalize_observations else NORMALIZATION[:1]) - set(settings)
+    if missing:
+        of_dataset |= {name: value for name, value in _normalization(histories).items() if name in missing}
     return ADConfig(**{**of_dataset, **settings})

@@ -19,13 +19,7 @@ from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, has_frames
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.steps import STEPWISE, Steps, row_lengths
-from ad_hf.histories.writer import (
-    describe,
-    histories_of_tasks,
-    new_dataset,
-    to_storage,
-    write_shards,
-)
+from ad_hf.histories.writer import describe, histories_of_tasks, new_dataset, to_storage, write_shards
 
 if TYPE_CHECKING:
     from ad_hf.model.rollout_ad import RolloutOutput
@@ -65,8 +59,8 @@ def from_rollout(
         env_id (`str`, *optional*, defaults to `"unknown"`), env_kwargs (`dict`, *optional*):
             The environment and the keyword arguments that all tasks share, for `metadata.json`.
         output_dir (`str` or `Path`, *optional*):
-            Folder to write the histories to as a dataset; there must be nothing at it. Beside them, `recipe.yaml` says
-            in a recipe's words of which tasks they are, if all are training tasks numbered from 0.
+            Folder to write the histories to as a dataset; it must not exist. If all tasks are training tasks numbered
+            from 0, a `recipe.yaml` beside them has the tasks as a family.
         config_name (`str`, *optional*, defaults to `"default"`):
             Configuration of the dataset to write.
         max_piece_steps (`int`, *optional*):
@@ -79,24 +73,23 @@ def from_rollout(
         [`~ad_hf.histories.schema.history_features`].
 
     Raises:
-        ValueError: if the rollout was not asked for its steps, for tasks that cannot be assigned to the environments,
-            for observations and actions outside of their spaces, if there is something at `output_dir`, and for tasks
-            and keyword arguments that JSON cannot hold.
+        ValueError: for an output without steps, tasks that do not fit the environments, observations and actions
+            outside of their spaces, an `output_dir` that exists, and tasks and keyword arguments that are not JSON.
     """
     if output.observations is None:
         raise ValueError("the rollout's output has no steps to make histories of: roll out with output_steps=True")
     rollout: Any = output  # with all of its steps
-    assigned = _assign_tasks(tasks, len(rollout.observations))
+    tasks = _assign_tasks(tasks, len(rollout.observations))
     both = space_from_json(rollout.observation_space), space_from_json(rollout.action_space)
     envs = np.flatnonzero(rollout.num_steps).tolist()
-    lived = ((assigned[env], to_storage(_steps_of(rollout, env), *both, f"environment {env}")) for env in envs)
-    histories = list(histories_of_tasks(lived, both, max_piece_steps))
+    of_envs = [(tasks[env], to_storage(_steps_of(rollout, env), *both, f"environment {env}")) for env in envs]
+    histories = list(histories_of_tasks(of_envs, both, max_piece_steps))
     if output_dir is not None:
-        present = {assigned[env].task_id: asdict(assigned[env]) for env in envs}  # a split needs files
+        entries = {task.task_id: asdict(task) for task, _ in of_envs}  # a split needs files
         metadata = HistoryMetadata(
             env_id=env_id,
             env_kwargs=env_kwargs or {},
-            tasks=[present[task_id] for task_id in sorted(present)],
+            tasks=[entries[task_id] for task_id in sorted(entries)],
             observation_space=rollout.observation_space,
             action_space=rollout.action_space,
             source={"algorithm": "ADModel"},
@@ -106,8 +99,7 @@ def from_rollout(
         )
         with new_dataset(output_dir, config_name) as folder:
             metadata.source |= write_shards(folder / config_name, histories)
-            section = _family_section(assigned, metadata)
-            describe(folder, Path(output_dir).name, config_name, metadata, ORIGIN, section)
+            describe(folder, Path(output_dir).name, config_name, metadata, ORIGIN, _family_section(tasks, metadata))
     return Dataset(pa.concat_tables([rows for _, rows in histories]))
 
 
@@ -131,8 +123,7 @@ def _assign_tasks(tasks: Sequence[Task] | None, num_envs: int) -> list[Task]:
 
 def _steps_of(output: Any, env: int) -> Steps:
     """The steps of an environment, without the padding."""
-    length = int(output.num_steps[env])
-    steps = Steps(*(getattr(output, name)[env, :length] for name in STEPWISE))
+    steps = Steps(*(getattr(output, name)[env, : output.num_steps[env]] for name in STEPWISE))
     steps.final_observations = output.final_observations[env, : int(steps.ends.sum()) + (not steps.ends[-1])]
     return steps
 
@@ -142,9 +133,9 @@ def _family_section(tasks: Sequence[Task], metadata: HistoryMetadata) -> dict[st
     kwargs = {task.task_id: task.kwargs for task in tasks}
     if set(kwargs) != set(range(len(kwargs))) or any(task.split != "train" for task in tasks):
         return None
-    further = {name: getattr(metadata, name) for name in ("wrappers", "attributes") if getattr(metadata, name)}
-    listed = [kwargs[task_id] for task_id in sorted(kwargs)]
-    return {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, **further, "tasks": listed}
+    further = {name: value for name in ("wrappers", "attributes") if (value := getattr(metadata, name))}
+    in_order = [kwargs[task_id] for task_id in range(len(kwargs))]
+    return {"env_id": metadata.env_id, "env_kwargs": metadata.env_kwargs, **further, "tasks": in_order}
 
 
 def load_prompts(
@@ -177,8 +168,8 @@ def load_prompts(
         config_name (`str`, *optional*):
             Configuration of the histories; may be left out if there is only one, or one called `default`.
         seed (`int`, *optional*, defaults to 0):
-            The history of each prompt is drawn by it and by the prompt's number; a task's histories are used up before
-            one of them is used again.
+            It and the prompt's number draw the history of each prompt; no history of a task comes again before all
+            others have come.
 
     Returns:
         `list[dict[str, np.ndarray]]`: for each prompt of t steps `observations` and `actions` of shape `(t, ...)`, in
@@ -194,23 +185,22 @@ def load_prompts(
     levels = None if level is None else np.asarray(level, dtype=np.float64)
     if levels is not None and (levels.shape not in ((), (len(tasks),)) or not np.isfinite(levels).all()):
         raise ValueError(f"level must be a finite number, or one for each of the {len(tasks)} tasks, got {level!r}")
-    opened = HistoryDataset.open(dataset, config_name)
-    reader = _HistoryReader(opened, split)
-    histories = _draw([_task_id(task, opened) for task in tasks], reader, seed)
-    wanted = [None] * len(tasks) if levels is None else np.broadcast_to(levels, len(tasks))
-    return [reader.prompt(rows, num_steps, level) for rows, level in zip(histories, wanted)]
+    reader = _HistoryReader(HistoryDataset.open(dataset, config_name), split)
+    histories = _draw([_task_id(task, reader.dataset) for task in tasks], reader, seed)
+    each = [None] * len(tasks) if levels is None else np.broadcast_to(levels, len(tasks))
+    return [reader.prompt(rows, num_steps, level) for rows, level in zip(histories, each)]
 
 
-def _task_id(task: Task | int, opened: HistoryDataset) -> int:
-    """The number of a task, which has to be the dataset's own task of that number."""
+def _task_id(task: Task | int, dataset: HistoryDataset) -> int:
+    """The number of a task, which must equal the dataset's own task of that number."""
     if not isinstance(task, Task):
         return int(task)
     entry = json.loads(json.dumps(asdict(task)))  # lists for tuples
-    own = {own["task_id"]: own for own in opened.metadata.tasks}.get(task.task_id, entry)
+    own = {own["task_id"]: own for own in dataset.metadata.tasks}.get(task.task_id, entry)
     if own != entry:
         raise ValueError(
-            f"{opened}: its task {task.task_id} is {own}, and not {entry}: give tasks of the family that it is of, or "
-            "their numbers alone"
+            f"{dataset}: its task {task.task_id} is {own}, and not {entry}: give tasks of the family that it is of, "
+            "or their numbers alone"
         )
     return task.task_id
 
@@ -218,21 +208,20 @@ def _task_id(task: Task | int, opened: HistoryDataset) -> int:
 def _draw(task_ids: Sequence[int], reader: _HistoryReader, seed: int) -> list[np.ndarray]:
     """The rows of the history of each prompt."""
     unused: dict[int, list[np.ndarray]] = {}
-    drawn = []
+    histories = []
     for index, task_id in enumerate(task_ids):
-        if not unused.get(task_id):
-            unused[task_id] = reader.histories(task_id)
-        candidates = unused[task_id]
-        drawn.append(candidates.pop(int(np.random.default_rng([seed, index]).integers(len(candidates)))))
-    return drawn
+        candidates = unused.get(task_id) or reader.histories(task_id)
+        unused[task_id] = candidates
+        histories.append(candidates.pop(np.random.default_rng([seed, index]).integers(len(candidates))))
+    return histories
 
 
 class _HistoryReader:
     """Reads single histories of a split."""
 
-    def __init__(self, opened: HistoryDataset, split: str) -> None:
-        self._name, self._spaces = f"{opened}, split {split}", opened.metadata.spaces
-        data = opened.load(split).with_format("arrow")
+    def __init__(self, dataset: HistoryDataset, split: str) -> None:
+        self.dataset, self._name = dataset, f"{dataset}, split {split}"
+        data = dataset.load(split).with_format("arrow")
         table = data.select_columns(["history_id", "task_id", "start_step"])[:]
         self._steps = data.select_columns(list(STEPWISE))
         numbers = np.asarray(table["history_id"].combine_chunks().dictionary_encode().indices)
@@ -252,7 +241,7 @@ class _HistoryReader:
 
     def prompt(self, rows: np.ndarray, num_steps: int, level: float | None) -> dict[str, np.ndarray]:
         """The steps of that run of episodes of a history that comes closest to a level, or of the last."""
-        table, (observation_space, action_space) = self._steps[rows.tolist()], self._spaces
+        table, (observation_space, action_space) = self._steps[rows.tolist()], self.dataset.metadata.spaces
         steps = Steps.of_table(table)
         borders = np.append(0, np.flatnonzero(steps.ends) + 1)
         if len(borders) == 1:
@@ -277,7 +266,7 @@ def _longest_runs(borders: np.ndarray, num_steps: int) -> tuple[np.ndarray, np.n
     """
     The first episode of each run of whole ones, and the one after its last, (num_runs,) each.
 
-    A run has as many episodes as fit into so many steps, at least one. Episodes lie between `borders`.
+    Episodes lie between `borders`; a run has as many as fit into so many steps, at least one.
     """
     firsts = np.arange(len(borders) - 1)
     stops = np.searchsorted(borders, borders[:-1] + num_steps, side="right") - 1

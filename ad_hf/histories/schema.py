@@ -130,7 +130,7 @@ class HistoryMetadata:
         return "".join(self.json_pieces(self.progress.get("rows", [])))
 
     def json_pieces(self, rows: Iterable[list[Any]]) -> Iterator[str]:
-        """The text of `metadata.json` bit by bit, with these rows of `progress`: there may be millions."""
+        """The parts of the text of `metadata.json`, with these rows of `progress`: there may be millions."""
         yield json.dumps({**asdict(replace(self, progress={})), "progress": None}, indent=2).removesuffix("null\n}")
         if self.progress:
             columns = json.dumps(self.progress.get("columns", []))
@@ -144,23 +144,17 @@ class HistoryMetadata:
 
     @classmethod
     def from_json(cls, text: str, name: str = METADATA_FILE) -> HistoryMetadata:
-        """
-        The inverse of [`~HistoryMetadata.to_json`].
-
-        Args:
-            text (`str`):
-                The content of the file.
-            name (`str`, *optional*, defaults to `"metadata.json"`):
-                The name of the file in errors, such as its path.
-
-        Raises:
-            ValueError: if the text was written by a newer schema, or is none of ours, with the entry that is wrong.
-        """
+        """The inverse of [`~HistoryMetadata.to_json`]; see [`~HistoryMetadata.from_data`]."""
         return cls.from_data(parse_json(text, name), name)
 
     @classmethod
     def from_data(cls, data: dict[str, Any], name: str = METADATA_FILE) -> HistoryMetadata:
-        """The metadata of the object that a `metadata.json` holds; see [`~HistoryMetadata.from_json`]."""
+        """
+        The metadata of the object in a `metadata.json`.
+
+        Raises:
+            ValueError: with the file's `name`, for a newer schema, and for an entry that is wrong, unknown or missing.
+        """
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             advice = ": install a newer one" if isinstance(version, int) and version > SCHEMA_VERSION else ""
@@ -204,12 +198,12 @@ class HistoryMetadata:
 
 
 def is_synthetic(algorithm: str) -> bool:
-    """Whether histories of a source were made without reinforcement learning, so as to look like it."""
+    """Whether the histories of a source only look like reinforcement learning."""
     return algorithm == "NoisedPolicy"
 
 
 def source_label(algorithm: str) -> str:
-    """A source as cards and pictures name it: its algorithm, with a note if nothing learns."""
+    """The name of a source in cards and pictures: its algorithm, with a note if nothing learns."""
     return f"{algorithm} (synthetic, no reinforcement learning)" if is_synthetic(algorithm) else algorithm
 
 
@@ -220,17 +214,10 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
 
 def read_metadata(dataset: str | Path, config_name: str = "default") -> HistoryMetadata:
     """
-    The metadata of a learning-history dataset.
-
-    Args:
-        dataset (`str` or `Path`):
-            Folder of the dataset.
-        config_name (`str`, *optional*, defaults to `"default"`):
-            Configuration in it.
+    The metadata of a configuration in a dataset's folder; see [`~HistoryMetadata.from_data`] for errors.
 
     Raises:
         FileNotFoundError: if there is no finished dataset.
-        ValueError: naming the entry that is malformed.
     """
     path = Path(dataset) / config_name / METADATA_FILE
     if not path.is_file():
@@ -254,11 +241,8 @@ def history_features(observation_space: spaces.Space, action_space: spaces.Space
     """
     Columns of a learning-history dataset. A row is a history of T steps, or a contiguous piece of one.
 
-    Args:
-        observation_space, action_space (`gymnasium.Space`):
-            Spaces of one environment; they type the elements of `observations`, `final_observations` and `actions`.
-            Images are stored as one zstd-compressed binary per row, which is many times faster to write and to read
-            than lists of numbers are.
+    The spaces of one environment type the elements of `observations`, `final_observations` and `actions`. All images
+    of a row are one zstd-compressed binary, which is many times faster to write and to read than lists of numbers.
     """
     return Features(
         {

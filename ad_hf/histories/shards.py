@@ -1,4 +1,4 @@
-"""Shards: whether they are those that `metadata.json` describes, as far as names and footers tell."""
+"""Checks of shards against `metadata.json`, as far as names and footers tell."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def check_columns(
 
 def check_complete(names: Collection[str], split: str, where: str) -> None:
     """
-    Refuse a split, at a place of this name, if the names of its files, `SPLIT-NNNNN-of-NNNNN.parquet`, lack shards
-    (`FileNotFoundError`) or have others (`ValueError`).
+    Refuse a split if its files, `SPLIT-NNNNN-of-NNNNN.parquet`, lack shards (`FileNotFoundError`) or others are there
+    (`ValueError`).
     """
     numbers = [match for name in names if (match := re.fullmatch(rf"{split}-(\d+)-of-(\d+)\.parquet", name))]
     total = max((int(match[2]) for match in numbers), default=0 if names else 1)

@@ -21,7 +21,7 @@ from ad_hf.storage.folders import Folder
 
 SAMPLED_STEPS = 1 << 18  # of a split, for the statistics of its observations
 PERCENTILES = (0.1, 99.9)  # beyond which values are outliers
-ROUNDING = 8  # units in the last place by which a number that is always the same may vary
+ROUNDING = 8  # units in the last place by which a constant may vary
 
 COLUMNS = ["history_id", "rewards", "terminations", "truncations"]
 
@@ -29,7 +29,7 @@ COLUMNS = ["history_id", "rewards", "terminations", "truncations"]
 def _row_groups(files: Sequence[Path], columns: list[str]) -> Iterator[pa.Table]:
     """Some columns of each row group of shards."""
     for file in files:
-        with file.open("rb") as opened, pq.ParquetFile(opened) as shard:
+        with file.open("rb") as content, pq.ParquetFile(content) as shard:
             for index in range(shard.num_row_groups):
                 yield shard.read_row_group(index, columns=columns)
 
@@ -49,15 +49,8 @@ def _episodes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 def split_statistics(files: Sequence[Path]) -> dict[str, Any]:
     """
-    Numbers of a split.
-
-    Args:
-        files (`Sequence[Path]`):
-            Its shards.
-
-    Returns:
-        `dict`: `histories`, `steps`, `episodes`, `bytes`, and the mean over histories of the return of the first and
-        of the last finished episode (`None` if there is none).
+    Numbers of the shards of a split: `histories`, `steps`, `episodes`, `bytes`, and `return_first` and `return_last`,
+    the mean return over histories of the first and of the last finished episode (`None` if there is none).
     """
     ids: set[str] = set()
     counts = {"steps": 0, "episodes": 0, "bytes": 0}
@@ -73,51 +66,44 @@ def split_statistics(files: Sequence[Path]) -> dict[str, Any]:
         # Backwards, so that the earliest episode of a history is the one that stays.
         first = dict(zip(names[owners][::-1], returns[::-1].tolist())) | first
     for file in files:
-        with file.open("rb") as opened:
-            counts["bytes"] += opened.seek(0, os.SEEK_END)
+        with file.open("rb") as shard:
+            counts["bytes"] += shard.seek(0, os.SEEK_END)
     return {
         "histories": len(ids),
         **counts,
-        "return_first": float(np.mean(list(first.values()))) if first else None,
-        "return_last": float(np.mean(list(last.values()))) if last else None,
+        "return_first": float(np.mean([*first.values()])) if first else None,
+        "return_last": float(np.mean([*last.values()])) if last else None,
     }
 
 
 def normalization(files: Sequence[Path], observation_space: spaces.Space) -> dict[str, Any]:
     """
-    The scales by which a model of a split normalises its inputs.
+    The scales by which a model of the shards of a split normalises its inputs: `reward_scale`, the mean magnitude of
+    the rewards that are not zero, and for Box vectors `observation_mean` and `observation_std`.
 
-    Args:
-        files (`Sequence[Path]`):
-            The split's shards.
-        observation_space (`gymnasium.Space`):
-            Space of an observation.
-
-    Returns:
-        `dict`: `reward_scale`, the mean magnitude of the rewards that are not zero, and for Box vectors
-        `observation_mean` and `observation_std`, one number per dimension, of some 260,000 steps at regular distances.
-        Outliers are moved to the percentiles 0.1 and 99.9; the deviation of a constant dimension is 1.
+    The latter are one number per dimension, of some 260,000 steps at regular distances. Outliers move to the
+    percentiles 0.1 and 99.9; the deviation of a constant dimension is 1.
     """
     is_vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
     num_steps = sum(map(_num_steps, files)) if is_vector else 0
     every = max(1, num_steps // SAMPLED_STEPS)
-    total, count, passed = 0.0, 0, 0
-    sampled: list[np.ndarray] = []
+    total, count, steps = 0.0, 0, 0
+    samples: list[np.ndarray] = []
     for table in _row_groups(files, ["rewards", *["observations"] * is_vector]):
         rewards = np.abs(column_values(table["rewards"]))
         total, count = total + float(rewards.sum()), count + int(np.count_nonzero(rewards))
         if is_vector:  # copied: a view would keep the whole column
-            sampled.append(column_values(table["observations"])[-passed % every :: every].copy())
-        passed += len(rewards)
+            samples.append(column_values(table["observations"])[-steps % every :: every].copy())
+        steps += len(rewards)
     scales: dict[str, Any] = {"reward_scale": total / count if total else 1.0}
-    if is_vector and passed:
-        scales["observation_mean"], scales["observation_std"] = _moments(np.concatenate(sampled))
+    if is_vector and steps:
+        scales["observation_mean"], scales["observation_std"] = _moments(np.concatenate(samples))
     return scales
 
 
 def _num_steps(file: Path) -> int:
-    with file.open("rb") as opened:
-        return sum(group.steps for group in read_row_groups(pq.read_metadata(opened)))
+    with file.open("rb") as shard:
+        return sum(group.steps for group in read_row_groups(pq.read_metadata(shard)))
 
 
 def _moments(values: np.ndarray) -> tuple[list[float], list[float]]:
@@ -126,10 +112,10 @@ def _moments(values: np.ndarray) -> tuple[list[float], list[float]]:
     values = values.astype(np.float64)
     low = np.percentile(values, PERCENTILES[0], axis=0, method="lower")  # of few values none is an outlier
     high = np.percentile(values, PERCENTILES[1], axis=0, method="higher")
-    # A dimension that is constant between the percentiles varies in what would be outliers of another.
+    # A dimension that is constant between the percentiles varies in its outliers alone.
     clipped = np.where(low == high, values, values.clip(low, high))
     means, stds = clipped.mean(axis=0), clipped.std(axis=0)
-    # Where nothing but rounding varies there is nothing to scale. A clock varies little beside what it shows.
+    # Where only rounding varies there is nothing to scale. A clock varies little beside its time.
     return means.tolist(), np.where(stds > rounding * np.abs(means), stds, 1.0).tolist()
 
 

@@ -29,13 +29,13 @@ REPEATED = "there was such a history before, and each may come once"
 @dataclass
 class Steps:
     """
-    Consecutive steps of one stream; step t holds what the stream saw, did and got at that step.
+    Consecutive steps of one stream; step t holds its observation, its action and the results of that action.
 
     Attributes:
         observations, actions (`np.ndarray` of shape `(num_steps, ...)`):
-            In the dtypes that [`~ad_hf.envs.spaces.storage_dtype`] says.
+            In the dtypes of [`~ad_hf.envs.spaces.storage_dtype`].
         rewards, terminations, truncations (`np.ndarray` of shape `(num_steps,)`):
-            As numbers, and as truth values.
+            Numbers, and truth values.
         final_observations (`np.ndarray` of shape `(num_episodes, ...)`, *optional*):
             The last observation of each episode, that of an unfinished last episode included.
     """
@@ -49,7 +49,7 @@ class Steps:
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Steps:
-        """The steps of all rows of a table. Of frames, which stay compressed there, their numbers in the table."""
+        """The steps of all rows of a table; frames stay compressed there, and their numbers stand for them."""
         columns = [name for name in (*STEPWISE, "final_observations") if name in table.column_names]
         values = {name: column_values(table[name]) for name in columns if pa.types.is_list(table[name].type)}
         return cls(**{"observations": np.arange(len(values["rewards"])), **values})
@@ -78,7 +78,7 @@ def row_lengths(table: pa.Table) -> np.ndarray:
 class HistoryRows(NamedTuple):
     """Some rows of learning histories."""
 
-    name: str  # for errors, of the table that they come from
+    name: str  # of their table, for errors
     first_row: int  # number of the first one in it
     table: pa.Table
     tasks: Collection[int] | None = None  # of their split; by default any
@@ -98,7 +98,7 @@ class HistoryRows(NamedTuple):
         raise ValueError(f"{self.row_name(row)} (history {history!r}), column {column}: {reason}")
 
     def expect(self, right: np.ndarray, column: str, reason: str, *values: np.ndarray) -> None:
-        """Raise a `ValueError` about the first row of which `right` (num_rows,) is false, and its values."""
+        """Raise a `ValueError` about the first row whose `right` (num_rows,) is false, and its values."""
         if not right.all():
             row = int(np.argmin(right))
             self.refuse(row, column, reason.format(*(value[row] for value in values)))
@@ -135,7 +135,7 @@ def checked_rows(
         ValueError: with the row's number, its history, and the column: for missing values, lengths that disagree,
             numbers that are not finite as float32, elements outside of their space (observations may be beyond the
             bounds of a Box), tasks of another split, pieces of a history that are not in order or of several tasks,
-            and histories that come a second time.
+            and histories that come again.
     """
     spaces_of = {"observations": observation_space, "actions": action_space}
     history, task, steps = None, -1, 0  # of the row before, and the steps of its history so far
@@ -182,9 +182,7 @@ class Histories(NamedTuple):
     steps: np.ndarray  # (num_steps,) records as of step_dtype, history after history
     lengths: np.ndarray  # (num_histories,)
     hashes: np.ndarray  # (num_histories,) as of history_hashes
-    frames: pa.Table | None = (
-        None  # as of FRAMES_SCHEMA: observations that are images, also of rows without selected steps
-    )
+    frames: pa.Table | None = None  # as of FRAMES_SCHEMA, of all rows, if observations are images
 
 
 def step_dtype(observation_space: spaces.Space, action_space: spaces.Space, labelled: bool = False) -> np.dtype:
@@ -192,8 +190,8 @@ def step_dtype(observation_space: spaces.Space, action_space: spaces.Space, labe
     A step as a record: `observations` (of images: the number of its frame), `actions`, `rewards` and `ends`, whether
     it ended its episode; `labels`, if these are not the actions.
 
-    Fields of a step stand together, so that a window is in one place of a file. The last action and reward, and
-    whether an episode begins, are those of the step before, and not stored.
+    The fields of a step stand together, so that a window is in one place of a file. The step before has the last
+    action and reward, and says whether an episode begins.
     """
     action = (storage_dtype(action_space), action_space.shape or ())
     observation = (storage_dtype(observation_space), observation_space.shape or ())
@@ -203,15 +201,15 @@ def step_dtype(observation_space: spaces.Space, action_space: spaces.Space, labe
 
 
 def history_hashes(ids: pa.ChunkedArray) -> np.ndarray:
-    """Hashes (num_histories,) of the ids of histories, which are the same on all machines."""
+    """Hashes (num_histories,) of the ids of histories, the same on all machines."""
     digests = [hashlib.blake2b(str(history).encode(), digest_size=8).digest() for history in ids.to_pylist()]
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
 def improvements(rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """
-    By how much each history (num_histories,) got better: mean return of the last ten episodes, less that of the first
-    ten. Of less than twenty episodes, from the first half to the second; 0 for fewer than two.
+    The rise of each history (num_histories,) from the mean return of the first ten episodes to that of the last ten.
+    Of fewer than twenty episodes, from the first half to the second; 0 for fewer than two.
     """
     totals = np.append(0.0, np.cumsum(rewards, dtype=np.float64))
     stops = np.flatnonzero(ends) + 1
@@ -227,8 +225,8 @@ def improvements(rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> 
 
 def selected_steps(selection: Selection, rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """
-    Which steps (num_steps,) of histories are selected, by what each step brought and whether it ended its episode
-    (num_steps,), and the first step of each history, and the number of all steps (num_histories + 1,).
+    A mask (num_steps,) of the selected steps, from the reward and the end of an episode at each step (num_steps,), and
+    the borders of histories (num_histories + 1,).
 
     Subsampling makes the improvement from one episode to the next steeper (paper, "data efficiency"); the last
     episodes alone are for expert distillation (paper, section 4).
@@ -270,11 +268,7 @@ def convert_histories(
     selection: Selection,
     labels: StepLabels | None = None,
 ) -> Iterator[Histories]:
-    """
-    The selected steps of checked rows, with the actions to learn if they are not those that were taken.
-
-    Some histories come at a time: some rows and their history are in memory, no more.
-    """
+    """The selected steps of checked rows, with other actions to learn, if any; few are in memory at a time."""
     dtype, framed = step_dtype(observation_space, action_space, labels is not None), has_frames(observation_space)
     for table in _whole_histories(rows):
         steps, of_rows = Steps.of_table(table), row_lengths(table)
@@ -294,8 +288,8 @@ def convert_histories(
         yield Histories(records, lengths[lengths > 0], history_hashes(ids), frames)
 
 
-def number_on(parts: Iterable[Histories]) -> Iterator[Histories]:
-    """Parts whose frames are numbered over all parts, and no longer each from 0."""
+def number_frames(parts: Iterable[Histories]) -> Iterator[Histories]:
+    """Parts whose numbers of frames go on from part to part."""
     frames = 0
     for part in parts:
         if part.frames is not None:
@@ -306,7 +300,7 @@ def number_on(parts: Iterable[Histories]) -> Iterator[Histories]:
 
 def join_histories(parts: Iterable[Histories]) -> Histories:
     """Several parts as one."""
-    steps, lengths, hashes, frames = zip(*number_on(parts))
+    steps, lengths, hashes, frames = zip(*number_frames(parts))
     steps, lengths, hashes = (each[0] if len(each) == 1 else np.concatenate(each) for each in (steps, lengths, hashes))
     return Histories(steps, lengths, hashes, None if frames[0] is None else pa.concat_tables(frames))
 
@@ -319,7 +313,7 @@ def write_histories(folder: Path, parts: Iterable[Histories]) -> None:
         pa.OSFile(str(folder / FRAMES_FILE), "wb") as file,
         pa.ipc.new_file(file, FRAMES_SCHEMA) as frames_file,
     ):
-        for part in number_on(parts):
+        for part in number_frames(parts):
             part.steps.tofile(steps_file)
             lengths.append(part.lengths)
             hashes.append(part.hashes)

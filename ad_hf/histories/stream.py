@@ -1,11 +1,11 @@
 """
-Windows of learning histories that are read as they are needed, from a folder or over HTTP from the Hub.
+Windows of learning histories, read as they are needed from a folder or over HTTP from the Hub.
 
-The parquet footers are read once; they tell where histories begin. Blocks of whole histories, runs of row groups of a
-shard, are what is read at once. Each epoch deals all blocks, in an order of its own, to the processes and their
-workers; each of these takes as many of its blocks into memory as its buffer holds, and gives all windows of those in
-random order, while the next are being read. So the order is a pure function of (seed, epoch, rank, worker), every
-window of an epoch comes once, and a place in it is three numbers.
+The parquet footers, read once, tell where histories begin. A reader reads blocks of whole histories: runs of row
+groups of a shard. Each epoch deals all blocks, in an order of its own, to the processes and their workers. Each of
+these takes as many of its blocks into memory as its buffer holds, and yields all windows of those in random order
+while it reads the next. So the order is a pure function of (seed, epoch, rank, worker), every window of an epoch comes
+once, and a place in it is three numbers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ad_hf.storage.parquet import parquet_errors
 from ad_hf.storage.repositories import HubError, retried
 
 BLOCK_BYTES = 1 << 18  # compressed; a request each: less would cost more latency, more would mix fewer tasks
-READERS = 4  # blocks that are read side by side over HTTP, which hides that latency
+READERS = 4  # threads that read blocks over HTTP, which hides that latency
 
 T = TypeVar("T")
 
@@ -73,18 +73,10 @@ def blocks_of_shard(path: str, groups: list[RowGroup], target: int) -> list[Bloc
 
 class HistoryStream:
     r"""
-    A split of a learning-history dataset that is read in blocks.
+    A split of a learning-history dataset, in blocks, for windows of `context_length` steps in an order by the seed.
 
-    Args:
-        dataset ([`~ad_hf.histories.dataset.HistoryDataset`]), split (`str`):
-            The dataset, and which part of it.
-        data ([`~ad_hf.histories.selection.DataConfig`]):
-            The steps that are trained on, and how many of them a worker mixes at a time (frames: compressed; at least
-            one block).
-        context_length (`int`):
-            Steps of a window.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the order.
+    `data` says which steps to train on, and how many of them a worker mixes at a time (frames: compressed; at least
+    one block).
 
     Raises:
         FileNotFoundError: if the dataset lacks the split's files.
@@ -92,12 +84,7 @@ class HistoryStream:
     """
 
     def __init__(
-        self,
-        dataset: HistoryDataset,
-        split: str,
-        data: DataConfig,
-        context_length: int,
-        seed: int = 0,
+        self, dataset: HistoryDataset, split: str, data: DataConfig, context_length: int, seed: int = 0
     ) -> None:
         self.dataset, self.selection, self.context_length, self.seed = dataset, data, context_length, seed
         self._labels, self._spaces = dataset.labels(data), dataset.metadata.spaces
@@ -114,8 +101,7 @@ class HistoryStream:
         groups = [group for parts in self._row_groups.values() for group in parts]
         self.num_steps = sum(group.steps for group in groups)
         self.compressed_bytes = sum(group.compressed for group in groups)
-        self._read: set[tuple[str, int]] = set()  # first row groups of blocks whose histories are known, by hashes
-        self._known = np.zeros(0, dtype=np.uint64)
+        self._hashes: dict[tuple[str, int], np.ndarray] = {}  # of the histories of each block so far, by its place
 
     def _read_shard(self, path: str, read: Callable[[pq.ParquetFile], T], footer: pq.FileMetaData | None = None) -> T:
         """The result of a function of a shard, tried again if the Hub or the way to it fails."""
@@ -149,15 +135,16 @@ class HistoryStream:
         return rows
 
     def _check_new(self, block: Block, rows: HistoryRows) -> None:
-        """Refuse a block whose histories were in another, of those that this process has read."""
-        if (place := block[:2]) in self._read:
+        """Refuse a block with a history that this process has read in another block."""
+        if (place := block[:2]) in self._hashes:
             return
         firsts = np.flatnonzero(rows.begins)
         hashes = history_hashes(rows.table["history_id"].take(firsts))
-        if (repeated := np.isin(hashes, self._known)).any():
+        # Another thread may have read this block in between.
+        others = [of_block for other, of_block in [*self._hashes.items()] if other != place]
+        if (repeated := np.isin(hashes, np.concatenate([hashes[:0], *others]))).any():
             rows.refuse(int(firsts[np.argmax(repeated)]), "history_id", REPEATED)
-        self._known = np.concatenate([self._known, hashes])
-        self._read.add(place)
+        self._hashes[place] = hashes
 
     def blocks(self, consumers: int) -> list[Block]:
         """All blocks, cut finer where there would be too few of them for so many consumers."""
@@ -165,8 +152,8 @@ class HistoryStream:
         shards = self._row_groups.items()
         return [block for path, groups in shards for block in blocks_of_shard(path, groups, target)]
 
-    def _held_bytes(self, block: Block) -> int:
-        """About as many bytes as the windows of a block take in memory, after subsampling."""
+    def _memory_of(self, block: Block) -> int:
+        """About how many bytes the windows of a block take in memory, after subsampling."""
         dtype = step_dtype(*self._spaces)
         per_step = dtype.itemsize + dtype["actions"].itemsize  # of the step, and of the step before
         steps = sum(group.steps for group in block.groups)
@@ -190,23 +177,23 @@ class HistoryStream:
             )
         order = np.random.default_rng([self.seed, epoch]).permutation(len(blocks))
         mine = order[consumer::consumers]
-        num_bytes = sum(self._held_bytes(blocks[index]) for index in mine)
+        num_bytes = sum(self._memory_of(blocks[index]) for index in mine)
         parts = np.array_split(mine, min(len(mine), -(-num_bytes // self._buffer_bytes)))
         return [[blocks[index] for index in part] for part in parts]
 
     def read(self, blocks: list[Block]) -> HistoryWindows:
-        """The windows of a group of blocks; few blocks are in memory as tables at the same time."""
-        converting = Lock()
+        """The windows of a group of blocks, few of which are in memory as tables at the same time."""
+        lock = Lock()
 
         def convert(block: Block) -> Histories:
             rows = self._read_rows(block)
-            with converting:
+            with lock:
                 checked = checked_rows([rows], *self._spaces)
                 histories = join_histories(convert_histories(checked, *self._spaces, self.selection, self._labels))
                 self._check_new(block, rows)
                 return histories
 
-        # A folder has no latency to hide, for which more blocks would be held as tables at the same time.
+        # A folder has no latency to hide with more blocks in memory as tables.
         with ThreadPoolExecutor(READERS if self._folder is None else 1) as executor:
             histories = join_histories(executor.map(convert, blocks))
         pa.default_memory_pool().release_unused()
@@ -222,21 +209,21 @@ Place = tuple[int, int, int]  # epoch, group of blocks in it, windows of the gro
 
 
 def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Batches one after another; shorter ones are padded at the end, by their last step, and masked."""
+    """Batches one after another, where masked copies of their last step pad shorter ones."""
     if len(parts) == 1:
         return parts[0]
     time = max(part["labels"].shape[1] for part in parts)
-    padded = []
+    batches = []
     for part in parts:
         length = part["labels"].shape[1]
         index = torch.arange(time).clamp(max=length - 1)
         mask = part.get("attention_mask", torch.ones(part["labels"].shape[:2], dtype=torch.long))
         mask = mask[:, index] * (torch.arange(time) < length)
-        padded.append({**{name: tensor[:, index] for name, tensor in part.items()}, "attention_mask": mask})
-    joined = {name: torch.cat([part[name] for part in padded]) for name in padded[0]}
-    if joined["attention_mask"].all():
-        del joined["attention_mask"]
-    return joined
+        batches.append({**{name: tensor[:, index] for name, tensor in part.items()}, "attention_mask": mask})
+    batch = {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+    if batch["attention_mask"].all():
+        del batch["attention_mask"]
+    return batch
 
 
 def _batches_of_consumer(
@@ -267,9 +254,9 @@ def _batches_of_consumer(
                 groups = stream.groups(epoch, consumer, consumers)
             reading = reader.submit(stream.read, groups[group])
             while position < len(order):
-                taken = order[position : position + missing]
-                parts.append(windows.batch(taken))
-                missing, position = missing - len(taken), position + len(taken)
+                tiles = order[position : position + missing]
+                parts.append(windows.batch(tiles))
+                missing, position = missing - len(tiles), position + len(tiles)
                 if not missing:
                     yield _join(parts), ((*here, position) if position < len(order) else (epoch, group, 0))
                     parts, missing = [], size
@@ -279,7 +266,7 @@ def _batches_of_consumer(
 
 
 class _Consumers(IterableDataset):
-    """The batches of consumers; each worker process of a data loader is one."""
+    """The batches of consumers, of which each worker process of a data loader is one."""
 
     def __init__(self, consumers: list[tuple[HistoryStream, int, int, int, Place]], stop: Any) -> None:
         self._consumers, self._stop = consumers, stop
@@ -297,7 +284,7 @@ class _Consumers(IterableDataset):
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Ignore what terminals and clusters send to all processes: the parent may save first, and then ends this one."""
+    """Ignore signals of terminals and clusters to all processes: the parent may save first, and then ends this one."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -313,12 +300,10 @@ class StreamedBatches:
     Args:
         stream ([`HistoryStream`]):
             The histories.
-        batch_size (`int`):
-            Windows of a batch over all processes.
-        rank, world_size (`int`, *optional*, defaults to 0 and 1):
-            This process and the number of processes, which divides `batch_size`.
+        batch_size (`int`), rank, world_size (`int`, *optional*, defaults to 0 and 1):
+            Windows of a batch over all processes, this process, and the number of processes, which divides them.
         num_workers (`int`, *optional*, defaults to 0):
-            Processes that read and decode for this one; without any, this one does, blocks in a thread.
+            Processes that read and decode for this one; without any, a thread of this one does.
 
     Raises:
         ValueError: for a batch size that the processes cannot share, and more processes and workers than blocks.
@@ -337,7 +322,7 @@ class StreamedBatches:
         self._turn = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of each worker: epoch, group, used windows of the group; and whose turn it is."""
+        """The place of each worker (epoch, group, used windows of the group), and whose turn it is."""
         return {"places": [list(place) for place in self._places], "turn": self._turn, "consumers": self._total}
 
     def check_state_dict(self, state: Any, rank: int, done: int) -> None:
@@ -357,7 +342,7 @@ class StreamedBatches:
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a [`~StreamedBatches.state_dict`] was taken, which fits this stream and its readers."""
+        """Go on at a [`~StreamedBatches.state_dict`] of this stream and as many readers."""
         self._places = [(epoch, group, position) for epoch, group, position in state["places"]]
         self._turn = state["turn"]
 
@@ -386,12 +371,12 @@ class StreamedBatches:
                 self._turn = (self._turn + 1) % len(self._places)
                 yield batch
         except (GeneratorExit, OSError, ValueError):  # the last two from a worker
-            # A worker that is told to exit while it hands a large batch over aborts: let them come to an end first,
-            # unless the interpreter itself is at its end, and sys is perhaps gone.
+            # A worker aborts if it has to exit while it hands over a large batch: let all come to an end first, unless
+            # the interpreter itself is at its end, and sys is perhaps gone.
             if self.num_workers and sys is not None and not sys.is_finalizing():
                 stop.set()
                 for _ in items:
                     pass
             raise
         finally:
-            item = None  # which its traceback would keep, and the workers with it, until garbage is collected
+            item = None  # else its traceback keeps the workers until the next garbage collection

@@ -1,4 +1,4 @@
-"""Windows of learning histories, which training batches consist of, and their order."""
+"""Windows of learning histories, of which training batches consist, and their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gymnasium import spaces
 from ad_hf.histories.frames import FramePieces
 from ad_hf.histories.steps import Histories
 
-BATCHES_AHEAD = 2  # that a thread makes while one is being trained on
+BATCHES_AHEAD = 2  # that a thread makes while the model trains on one
 
 
 def none_action(space: spaces.Space) -> np.ndarray:
@@ -49,19 +49,15 @@ class HistoryWindows:
     r"""
     All windows of `context_length` consecutive steps of histories, and an order of them for each epoch.
 
-    In epoch e every history is tiled by consecutive windows, from a phase that is drawn from (seed, e, history_id),
-    and the windows of all histories are shuffled by (seed, e). So an epoch's batches are a pure function of (seed, e),
-    whatever the number of processes. Histories shorter than a window give one window each, padded at its end.
+    In epoch e consecutive windows tile every history, from a phase that depends on (seed, e, history_id), and (seed,
+    e) shuffles the windows of all histories. So an epoch's batches are a pure function of (seed, e), whatever the
+    number of processes. Histories shorter than a window give one window each, padded at its end.
 
     Args:
-        histories ([`~ad_hf.histories.steps.Histories`]):
-            The histories, as of [`~ad_hf.histories.dataset.HistoryDataset.histories`].
-        observation_space, action_space (`gymnasium.Space`):
-            Spaces of one environment.
-        context_length (`int`):
-            Steps of a window.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the phases and orders.
+        histories ([`~ad_hf.histories.steps.Histories`]), observation_space, action_space (`gymnasium.Space`):
+            The histories, as of [`~ad_hf.histories.dataset.HistoryDataset.histories`], and the environment's spaces.
+        context_length (`int`), seed (`int`, *optional*, defaults to 0):
+            Steps of a window, and the seed of the phases and orders.
     """
 
     def __init__(
@@ -75,6 +71,7 @@ class HistoryWindows:
         self.context_length, self.seed = context_length, seed
         self._steps, self._lengths, self._hashes, frames = histories
         self.offsets = np.append(0, np.cumsum(self._lengths))
+        self.num_histories, self.num_steps = len(self._lengths), int(self.offsets[-1])
         self._frames = None
         if frames is not None:
             shape, counts = observation_space.shape or (), np.asarray(frames["num_frames"])
@@ -94,23 +91,13 @@ class HistoryWindows:
                 stacklevel=2,
             )
 
-    @property
-    def num_histories(self) -> int:
-        """Number of histories."""
-        return len(self._hashes)
-
-    @property
-    def num_steps(self) -> int:
-        """Number of steps of all histories, after subsampling."""
-        return int(self.offsets[-1])
-
     def tiling(self, epoch: int) -> Tiling:
         """The places of an epoch's windows in the histories."""
         lengths = np.minimum(self.context_length, self._lengths)
         spare = np.clip(self._lengths - self.context_length + 1, 1, self.context_length)
-        drawn = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
-        mixed = (self._hashes ^ np.uint64(drawn)) * np.uint64(0x9E3779B97F4A7C15)
-        phases = ((mixed ^ (mixed >> np.uint64(32))) % spare.astype(np.uint64)).astype(np.int64)
+        (key,) = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
+        mix = (self._hashes ^ key) * np.uint64(0x9E3779B97F4A7C15)
+        phases = ((mix ^ (mix >> np.uint64(32))) % spare.astype(np.uint64)).astype(np.int64)
         counts = (self._lengths - phases) // lengths
         return Tiling(self.offsets[:-1] + phases, lengths, np.append(0, np.cumsum(counts)))
 
@@ -123,7 +110,7 @@ class HistoryWindows:
         """
         Numbers of the windows in [`~HistoryWindows.tiling`], (num_windows,), in the order of an epoch.
 
-        This is what an epoch takes in memory: 4 bytes a window, so 20 MB for 1e9 steps in windows of 200.
+        An epoch takes 4 bytes a window in memory: 20 MB for 1e9 steps in windows of 200.
         """
         count = self.tiling(epoch).num_windows
         numbers = np.arange(count, dtype=np.uint32 if count <= 2**32 else np.uint64)
@@ -183,10 +170,8 @@ class WindowBatches:
     Args:
         windows ([`HistoryWindows`]):
             The windows.
-        batch_size (`int`):
-            Windows of a batch over all processes.
-        rank, world_size (`int`, *optional*, defaults to 0 and 1):
-            This process and the number of processes, which divides `batch_size`.
+        batch_size (`int`), rank, world_size (`int`, *optional*, defaults to 0 and 1):
+            Windows of a batch over all processes, this process, and the number of processes, which divides them.
     """
 
     def __init__(self, windows: HistoryWindows, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -209,7 +194,7 @@ class WindowBatches:
             raise ValueError(f"batches[{rank}] must be {expected} after {done} batches, got {state}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a [`~WindowBatches.state_dict`] was taken."""
+        """Go on at a [`~WindowBatches.state_dict`]."""
         self.epoch, self.position = state["epoch"], state["position"]
 
     def _choices(self) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
@@ -237,8 +222,8 @@ class WindowBatches:
                 while len(waiting) <= BATCHES_AHEAD:
                     windows, place = next(choices)
                     waiting.append((reader.submit(self.windows.batch, windows), place))
-                made, place = waiting.popleft()
-                batch = made.result()
+                future, place = waiting.popleft()
+                batch = future.result()
                 self.epoch, self.position = place
                 yield batch
         finally:

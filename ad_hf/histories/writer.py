@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,13 @@ KEYS = ("history_id", "task_id", "stream", "piece", "start_step")  # columns tha
 
 def to_storage(steps: Steps, observation_space: spaces.Space, action_space: spaces.Space, name: str) -> Steps:
     """
-    Steps as a dataset holds them.
-
-    Args:
-        steps ([`~ad_hf.histories.steps.Steps`]):
-            The steps, in any dtype that holds them, and in any shape with as many numbers in an element.
-        observation_space, action_space (`gymnasium.Space`):
-            Spaces of one environment.
-        name (`str`):
-            The name of the steps in errors.
+    Steps in the dtypes and shapes of a dataset, from any dtype, and any shape with as many numbers in an element.
 
     Raises:
-        ValueError: for elements of another size, and those that a model cannot take, with the first such step.
+        ValueError: with their `name`, for elements of another size, and the first step that a model cannot take.
     """
 
-    def stored(column: str, space: spaces.Space) -> np.ndarray:
+    def store(column: str, space: spaces.Space) -> np.ndarray:
         values, shape, title = getattr(steps, column), space.shape or (), f"{name}, {column}"
         if np.prod(values.shape[1:]) != np.prod(shape):
             raise ValueError(f"{title}: elements of shape {values.shape[1:]}, expected {shape}, those of {space}")
@@ -63,14 +56,14 @@ def to_storage(steps: Steps, observation_space: spaces.Space, action_space: spac
 
     return replace(
         steps,
-        observations=stored("observations", observation_space),
-        actions=stored("actions", action_space),
-        final_observations=stored("final_observations", observation_space),
+        observations=store("observations", observation_space),
+        actions=store("actions", action_space),
+        final_observations=store("final_observations", observation_space),
     )
 
 
 def space_json(space: spaces.Space, name: str) -> dict[str, Any]:
-    """A space as JSON; one that histories cannot have, or of too large a size, is a `ValueError`."""
+    """A space as JSON; a `ValueError` for one that is too large, or that histories cannot have."""
     try:
         data = space_to_json(space)
     except TypeError as error:
@@ -80,14 +73,7 @@ def space_json(space: spaces.Space, name: str) -> dict[str, Any]:
 
 
 def piece_steps(observation_space: spaces.Space, max_piece_steps: int | None = None) -> int:
-    """
-    Steps of a row at most: longer histories are cut into several.
-
-    By default they are fewer for frames, of which a row is decoded at a time.
-
-    Raises:
-        ValueError: for a number below 1.
-    """
+    """Steps of a row at most; by default few of frames, since a reader decodes a row at a time."""
     if max_piece_steps is None:
         return 100 if has_frames(observation_space) else 10_000
     if max_piece_steps < 1:
@@ -109,16 +95,7 @@ def _list_column(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
 
 
 def history_rows(rows: Iterable[tuple[Sequence[Any], Steps]], features: Features) -> pa.Table:
-    """
-    Rows of learning histories as a table.
-
-    Args:
-        rows (`Iterable[tuple[Sequence, Steps]]`):
-            Of each row its `history_id`, `task_id`, `stream`, `piece` and `start_step`, and its steps as of
-            [`to_storage`].
-        features (`datasets.Features`):
-            From [`~ad_hf.histories.schema.history_features`].
-    """
+    """A table with the `KEYS` and the steps, as of [`to_storage`], of each row."""
     values = [(*keys, *(getattr(steps, name) for name in (*STEPWISE, "final_observations"))) for keys, steps in rows]
     columns = []
     for field, column in zip(features.arrow_schema, zip(*values)):
@@ -148,54 +125,30 @@ def _pieces(
 
 
 def history_table(recorded: Any, features: Features, task_id: int, seed: int, max_piece_steps: int) -> pa.Table:
-    """
-    The rows of one learner's streams.
-
-    Args:
-        recorded ([`~ad_hf.sources.recorder.RecordedSteps`]):
-            Steps, streams first.
-        features (`datasets.Features`):
-            From [`~ad_hf.histories.schema.history_features`].
-        task_id, seed (`int`):
-            Of the learner; with the stream they make the history's id.
-        max_piece_steps (`int`):
-            Longer histories are cut, at episode borders, into pieces of at most so many steps.
-    """
-    rows: list[tuple[Sequence[Any], Steps]] = []
-    for stream, finals in enumerate(recorded.final_observations):
-        steps = Steps(**{name: getattr(recorded, name)[stream] for name in STEPWISE}, final_observations=finals)
-        rows += _pieces(steps, task_id, seed, stream, max_piece_steps)
-    return history_rows(rows, features)
+    """The rows of one learner's streams, which are [`~ad_hf.sources.recorder.RecordedSteps`]."""
+    pieces = (_pieces(steps, task_id, seed, stream, max_piece_steps) for stream, steps in enumerate(recorded))
+    return history_rows(chain.from_iterable(pieces), features)
 
 
 def histories_of_tasks(
     histories: Iterable[tuple[Task, Steps]], both: tuple[spaces.Space, spaces.Space], max_piece_steps: int | None
 ) -> Iterator[tuple[str, pa.Table]]:
     """
-    The split and the rows of each history, for [`write_shards`].
+    The split and the rows of each history, for [`write_shards`], from its task and its steps.
 
-    Args:
-        histories (`Iterable[tuple[Task, Steps]]`):
-            The task and the steps of each history. Those of a task are its streams 0, 1, ...; the seed is taken to
-            be 0.
-        both (`tuple[gymnasium.Space, gymnasium.Space]`):
-            Observation and action space of one environment.
-        max_piece_steps (`int`, *optional*):
-            As of [`piece_steps`].
+    The histories of a task are its streams 0, 1, ... of the seed 0; `both` are the observation and action space.
     """
     features, max_piece_steps = history_features(*both), piece_steps(both[0], max_piece_steps)
     streams: Counter[int] = Counter()
     for task, steps in histories:
-        yield (
-            task.split,
-            history_rows(_pieces(steps, task.task_id, 0, streams[task.task_id], max_piece_steps), features),
-        )
+        pieces = _pieces(steps, task.task_id, 0, streams[task.task_id], max_piece_steps)
+        yield task.split, history_rows(pieces, features)
         streams[task.task_id] += 1
 
 
 def row_groups(table: pa.Table) -> Iterator[pa.Table]:
     """
-    A table in runs of whole histories, each a row group of a parquet file, the least that is read at a time.
+    A table in runs of whole histories, each a row group of a parquet file: the least that a reader reads at a time.
 
     Runs hold up to 16 MiB in memory, and more only if a single history does.
     """
@@ -260,17 +213,10 @@ class _SplitWriter:
 
 def write_shards(folder: Path, histories: Iterable[tuple[str, pa.Table]]) -> dict[str, Any]:
     """
-    Write histories, as they come, into the folder of a configuration.
+    Write histories, the split and the rows of each, as they come, into the folder of a configuration.
 
-    Args:
-        folder (`Path`):
-            The folder.
-        histories (`Iterable[tuple[str, pyarrow.Table]]`):
-            The split and the rows of each history.
-
-    Returns:
-        `dict`: `n_envs`, `total_timesteps` and `hyperparameters` of a source, as far as its histories tell: the
-        streams and the steps of the task that has most.
+    Returns `n_envs`, `total_timesteps` and `hyperparameters` of a source, as far as its histories tell: the streams
+    and the steps of the task that has most.
     """
     writers: dict[str, _SplitWriter] = {}
     streams: Counter[int] = Counter()
@@ -287,12 +233,7 @@ def write_shards(folder: Path, histories: Iterable[tuple[str, pa.Table]]) -> dic
 
 @contextmanager
 def new_dataset(output_dir: str | Path, config_name: str) -> Iterator[Path]:
-    """
-    The folder to write a dataset of one configuration into, which becomes `output_dir` once all is well.
-
-    Raises:
-        ValueError: if there is something at `output_dir`, or for a configuration that cannot be the name of a folder.
-    """
+    """The folder to write a dataset of one configuration into, which becomes `output_dir` once all is well."""
     output_dir = local_path(output_dir)
     if re.fullmatch(r"\w[\w.-]*", config_name) is None:
         raise ValueError(f"config_name must be made of letters, digits, '_', '-' and '.', got {config_name!r}")
@@ -316,19 +257,12 @@ def describe(
     Write the files beside the shards of a dataset: `metadata.json`, README.md and, for training, `recipe.yaml`.
 
     Args:
-        folder (`Path`):
-            Where the dataset is being written.
-        name (`str`):
-            Name of the folder that it becomes.
+        folder (`Path`), name (`str`):
+            The dataset's folder so far, and the name that it will have.
         config_name (`str`), metadata ([`~ad_hf.histories.schema.HistoryMetadata`]):
-            Its configuration; statistics and fingerprint are filled in.
-        origin (`str`, *optional*):
-            Text for README.md on where the dataset is from.
-        family (`dict`, *optional*):
-            Section `family` of a recipe that fits the dataset.
-
-    Raises:
-        ValueError: for metadata that JSON cannot hold.
+            Its configuration; this fills in statistics and fingerprint.
+        origin (`str`, *optional*), family (`dict`, *optional*):
+            Text for README.md on where the dataset is from, and the section `family` of a recipe that fits it.
     """
     configuration = folder / config_name
     describe_shards(metadata, configuration)

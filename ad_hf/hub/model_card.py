@@ -28,7 +28,7 @@ from ad_hf.storage.cards import CARD, LICENSE, card_of, merge_card, render_card
 from ad_hf.storage.files import atomic_path, files_in, read_text, write_text
 from ad_hf.storage.repositories import HUB_ID
 
-JSON_FILES = (CONFIG_FILE, "run.json", SUMMARY_FILE, REPORT_FILE)  # that a model's card is made of
+JSON_FILES = (CONFIG_FILE, "run.json", SUMMARY_FILE, REPORT_FILE)  # the sources of a model's card
 
 
 def model_card(files: Mapping[str, Content], name: str, old: str | None = None, license: str | None = None) -> str:
@@ -49,53 +49,54 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
         ValueError: naming a file with a missing or wrong entry.
     """
     with card_of(*(str(files[each]) for each in (*JSON_FILES, "recipe.yaml") if isinstance(files.get(each), Path))):
-        return _model_card(files, name, old, license)
-
-
-def _model_card(files: Mapping[str, Content], name: str, old: str | None, license: str | None) -> str:
-    config = _json_of(files, CONFIG_FILE) or {}
-    run, evaluation, report = (_json_of(files, each) for each in JSON_FILES[1:])
-    evaluation = evaluation if report is None or evaluation is not None else report
-    evaluation = None if evaluation is None else upgrade(evaluation)
-    trained_on, recipe = (run or {}).get("dataset"), files.get("recipe.yaml")
-    is_on_hub = bool(trained_on and trained_on["revision"] and HUB_ID.fullmatch(trained_on["name"]))
-    tasks = [] if evaluation is None else _some_tasks(evaluation)
-    env_id = (run or {}).get("env_id") or (evaluation or {}).get("env_id")
-    title = f"Algorithm Distillation on {env_id}" if env_id else "Algorithm Distillation"
-    tags = ["reinforcement-learning", "in-context-reinforcement-learning", "algorithm-distillation", "transformers"]
-    data = ModelCardData(
-        license=LICENSE,
-        model_name=title,
-        pipeline_tag="reinforcement-learning",
-        library_name="ad-hf",
-        tags=[*tags, env_id] if env_id else tags,
-        datasets=[trained_on["name"]] if trained_on and is_on_hub else None,
-        eval_results=None if evaluation is None else model_results(evaluation),
-    )
-    source = (evaluation or {}).get("source") or {"algorithm": (trained_on or {}).get("source")}
-    text = render_card(
-        "model_cards",
-        "ad_model.md",
-        title=title,
-        name=name,
-        is_hub_id=not Path(name).is_dir(),
-        env_id=env_id,
-        settings=_family_settings(run or {}, tasks),
-        tasks=tasks,
-        config=config,
-        run=run,
-        evaluation=evaluation,
-        words={
-            each.__name__: each for each in (evidence_words, learns_cell, pace_lines, streams_words, verdict_words)
-        },
-        recipe=read_text(recipe) if isinstance(recipe, Path) else None,
-        trained_on=trained_on,
-        is_on_hub=is_on_hub,
-        is_synthetic=is_synthetic(source["algorithm"]),
-        source_label=source_label(source["algorithm"]),
-        pictures=[picture for picture in ("learning_curve.png", "replay.gif") if picture in files],
-    )
-    return merge_card(old, data.to_dict(), text, license)
+        config = _json_of(files, CONFIG_FILE) or {}
+        run, evaluation, report = (_json_of(files, each) for each in JSON_FILES[1:])
+        results = report if evaluation is None else evaluation
+        evaluation = None if results is None else upgrade(results)
+        trained_on, recipe = (run or {}).get("dataset"), files.get("recipe.yaml")
+        is_on_hub = bool(trained_on and trained_on["revision"] and HUB_ID.fullmatch(trained_on["name"]))
+        tasks = [] if evaluation is None else _some_tasks(evaluation)
+        env_id = (run or {}).get("env_id") or (evaluation or {}).get("env_id")
+        title = f"Algorithm Distillation on {env_id}" if env_id else "Algorithm Distillation"
+        tags = [
+            "reinforcement-learning",
+            "in-context-reinforcement-learning",
+            "algorithm-distillation",
+            "transformers",
+        ]
+        data = ModelCardData(
+            license=LICENSE,
+            model_name=title,
+            pipeline_tag="reinforcement-learning",
+            library_name="ad-hf",
+            tags=[*tags, env_id] if env_id else tags,
+            datasets=[trained_on["name"]] if trained_on and is_on_hub else None,
+            eval_results=None if evaluation is None else model_results(evaluation),
+        )
+        source = (evaluation or {}).get("source") or {"algorithm": (trained_on or {}).get("source")}
+        text = render_card(
+            "model_cards",
+            "ad_model.md",
+            title=title,
+            name=name,
+            is_hub_id=not Path(name).is_dir(),
+            env_id=env_id,
+            settings=_family_settings(run or {}, tasks),
+            tasks=tasks,
+            config=config,
+            run=run,
+            evaluation=evaluation,
+            words={
+                each.__name__: each for each in (evidence_words, learns_cell, pace_lines, streams_words, verdict_words)
+            },
+            recipe=read_text(recipe) if isinstance(recipe, Path) else None,
+            trained_on=trained_on,
+            is_on_hub=is_on_hub,
+            is_synthetic=is_synthetic(source["algorithm"]),
+            source_label=source_label(source["algorithm"]),
+            pictures=[picture for picture in ("learning_curve.png", "replay.gif") if picture in files],
+        )
+        return merge_card(old, data.to_dict(), text, license)
 
 
 def _json_of(files: Mapping[str, Content], name: str) -> dict[str, Any] | None:
@@ -106,7 +107,7 @@ def _json_of(files: Mapping[str, Content], name: str) -> dict[str, Any] | None:
 
 
 def _family_settings(run: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Settings of a family for the environments of a run; most runs have only `env_kwargs`."""
+    """The settings of a run's environments, for its family; most runs have only `env_kwargs`."""
     env_kwargs = run.get("env_kwargs", {})
     attributes = [name for name in run.get("attributes", []) if any(name in kwargs for kwargs in (env_kwargs, *tasks))]
     others = {"wrappers": run.get("wrappers"), "attributes": attributes}
@@ -114,7 +115,7 @@ def _family_settings(run: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[s
 
 
 def _some_tasks(evaluation: dict[str, Any], count: int = 3) -> list[dict[str, Any]]:
-    """Keyword arguments of a few tasks of an evaluation that the model was not trained on, from all over its list."""
+    """Keyword arguments of a few held-out tasks of the model, from all over the list."""
     split = evaluation.get("split_seed")
     tasks = [task["kwargs"] for task in evaluation["tasks"] if split in (None, task.get("split_seed"))]
     return tasks[:: max(1, len(tasks) // count)][:count]

@@ -18,22 +18,22 @@ from ad_hf.storage.files import files_in
 if TYPE_CHECKING:
     from ad_hf.model.modeling_ad import ADModel
 
-Content = Path | bytes  # of a file in a repository: a file's, or these bytes
+Content = Path | bytes  # a file in a repository, as a local file or its bytes
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # the latter of weights in parts
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # the index is of weights in parts
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
-# Results beside a model, which its repository shows: its newest evaluation, or a report of earlier versions.
+# A model's repository shows its newest evaluation, or a report of earlier versions.
 REPORT_FILE = "report.json"
 RESULT_FILES = (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, "replay.gif", "replay.mp4")
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
-CHECKPOINT_FOLDER = "checkpoint"  # of a model's repository, in which its run's newest checkpoint is
+CHECKPOINT_FOLDER = "checkpoint"  # in a model's repository: the newest checkpoint of its run
 CHECKPOINT_FILES = TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
-BEST_FOLDER = "best"  # of a checkpoint: the model that did best so far
+BEST_FOLDER = "best"  # in a checkpoint: the model that did best so far
 MODEL_FILES = (CONFIG_FILE, "rollout_config.json", WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
-# The files of a repository that are downloaded to push a copy.
+# A push of a copy downloads these files.
 PUSHED_AGAIN = (*MODEL_FILES, "README.md", *RUN_FILES)
-# Entries of a configuration, its own or a backbone's, that make its reader load somebody's code.
+# These entries of a configuration, or of its backbone's, make its reader load somebody's code.
 CODE_ENTRIES = {"auto_map", "custom_pipelines"}
 CODE_FOLDER = Path(__file__).parent.parent / "model"
 AUTO_MAP = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad.ADModel"}
@@ -48,7 +48,7 @@ def model_folder(folder: str | Path) -> Path:
 
 
 def is_pickle(path: str) -> bool:
-    """Whether a path is that of a file that may run code when it is loaded, by its name."""
+    """Whether a file may run code when it is loaded, by the suffix of its path."""
     return Path(path).suffix.lower() in PICKLES
 
 
@@ -128,7 +128,7 @@ def own_results(files: Mapping[str, Path], digest: Callable[[], str]) -> dict[st
 
     Args:
         files (`Mapping[str, Path]`):
-            Of [`run_files`].
+            The files, from [`run_files`].
         digest (`Callable[[], str]`):
             Gives the [`weights_digest`] of the model; results of earlier versions have none to compare with.
     """

@@ -1,4 +1,4 @@
-"""Pushing datasets, models and evaluations: files by their names, and a card."""
+"""Pushes of datasets, models and evaluations: files by their names, and a card."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ad_hf.storage.cards import CARD, without_configs
 from ad_hf.storage.files import files_in
 from ad_hf.storage.repositories import find_repository
 
-DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # of a repository that is pushed again
+DATASET_PATTERNS = (CARD, f"*/{METADATA_FILE}", "*/*.parquet")  # a push of a copy downloads these files
 
 
 def _card_in(folder: Path) -> str | None:
@@ -172,7 +172,7 @@ def push_files(
         files (`Mapping[str, Path | bytes]`):
             By their paths in the repository. Those in `checkpoint/` replace all that is there.
         local_card (`str`, *optional*):
-            The card so far where the repository has none.
+            The card to begin with if the repository has none.
     """
 
     def card(head: Head) -> str:
@@ -222,7 +222,7 @@ def push_evaluation(evaluation: str | Path, repo_id: str, config: PushConfig) ->
 
 
 def _folder_of(model: ADModel) -> Path | None:
-    """The folder that a model was loaded from, or that of the files beside its weights in a Hub repository."""
+    """The folder that a model comes from, or a copy of its Hub repository, if it still exists."""
     name, revision = model.name_or_path, getattr(model, "loaded_revision", None)
     if not name:
         return None

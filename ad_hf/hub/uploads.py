@@ -34,7 +34,7 @@ class Head:
 @dataclass(frozen=True)
 class Upload:
     """
-    The content that a repository gets.
+    The content of a push.
 
     Attributes:
         kind (`str`):
@@ -82,15 +82,7 @@ def _commit(api: HfApi, repo_id: str, upload: Upload, config: PushConfig) -> str
 
 
 def make_repository(repo_id: str, kind: str, config: PushConfig) -> str:
-    """
-    Make a repository and a branch of it, if they are not there yet.
-
-    Returns:
-        `str`: the repository's full id.
-
-    Raises:
-        HubError: if the Hub cannot be reached or refuses, with what to do about it.
-    """
+    """Make a repository and its branch unless they exist; returns the repository's full id, raises a `HubError`."""
     if constants.is_offline_mode():
         raise HubError(f"pushing to {repo_id}: HF_HUB_OFFLINE is set")
     api = HfApi(token=config.token)

@@ -83,7 +83,7 @@ class ThompsonSampling(BanditAlgorithm):
         if deterministic:
             return self._means()
         paid, pulls = self.tables["paid"], self.tables["pulls"]
-        # How many random numbers a draw takes depends on what was paid: each stream draws from numbers of its own.
+        # A draw takes more or fewer random numbers, depending on the rewards: each stream has its own.
         return np.stack([rng.beta(*counts) for rng, counts in zip(self._rngs, zip(1 + paid, 1 + pulls - paid))])
 
     def _learn_from(self, observations: np.ndarray, actions: np.ndarray, steps: VecStep) -> None:

@@ -7,22 +7,22 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from ad_hf.sources.config import ConvergenceConfig
 
-LEARNT_ERRORS = 3.0  # standard errors by which returns must have risen to count as learnt
+LEARNT_ERRORS = 3.0  # standard errors by which returns must rise to count as learnt
 
 
 class StopWhenConverged(BaseCallback):
     r"""
-    Stops a Stable-Baselines3 learner once its returns have stopped to improve.
+    Stops a Stable-Baselines3 learner once its returns no longer improve.
 
-    Each stream's episodes are cut into windows, and a window's return is the mean over all streams. It improves if it
-    exceeds the best before by more than `tolerance` times the range of windows seen so far. The source has converged
-    when `patience` windows in a row have not improved, and it has learnt something: they are above the first window
-    by more than three standard errors. So a source that has not found a sparse reward yet goes on. Instead of having
-    risen, with `return_threshold` those windows must be at least that; without, a source that is optimal from its
-    first episodes on does not count as converged.
+    A window is some episodes of each stream, and its return is the mean over all streams. It improves if it exceeds
+    the best before by more than `tolerance` times the range of windows so far. The source has converged when
+    `patience` windows in a row have not improved, and it has learnt something: they are above the first window by more
+    than three standard errors. So a source that has not found a sparse reward yet goes on. With `return_threshold`,
+    those windows must reach that instead; without, a source that is optimal from its first episodes on does not count
+    as converged.
 
-    A plateau on the way, such as after the first of two rewards, is taken for convergence if it is longer than
-    `patience` windows; `min_timesteps` rules that out.
+    A plateau on the way, such as after the first of two rewards, counts as convergence if it is longer than `patience`
+    windows; `min_timesteps` rules that out.
 
     Args:
         config ([`~ad_hf.sources.config.ConvergenceConfig`]):

@@ -105,12 +105,12 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
 
 def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
     """
-    Hyper-parameters as an algorithm takes them: classes for import paths, and tuples for lists such as
+    The arguments of an algorithm for hyper-parameters: classes for import paths, and tuples for lists such as
     `[1, "episode"]`.
 
     Raises:
-        ValueError: naming the setting, for those that the algorithm does not take, for values of another type than its
-            annotations have, for numbers that are not finite or out of their range, and classes that do not exist.
+        ValueError: naming the setting, for those that the algorithm does not take, values of another type than its
+            annotations, numbers that are not finite or out of their range, and classes that do not exist.
     """
     algorithm_class = find_algorithm(algorithm)
     accepted = set(inspect.signature(algorithm_class).parameters) - NO_HYPERPARAMETERS
@@ -133,29 +133,28 @@ def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> di
 
 def make_callbacks(callbacks: Sequence[str | dict[str, Any]], **places: int) -> list[BaseCallback]:
     """
-    The callbacks of a [`~ad_hf.sources.config.SourceConfig`]. In their arguments that are text, numbers take the place
-    of their names in braces: with `task_id=3`, `"saved/{task_id}"` becomes `"saved/3"`.
+    The callbacks of a [`~ad_hf.sources.config.SourceConfig`], with numbers in place of names in braces in their
+    arguments that are text: with `task_id=3`, `"saved/{task_id}"` becomes `"saved/3"`.
     """
 
-    def filled(value: Any) -> Any:
+    def fill(value: Any) -> Any:
         for name, number in places.items() if isinstance(value, str) else ():
             value = value.replace(f"{{{name}}}", str(number))
         return value
 
     return [
-        import_callable(name, "source.callbacks")(**{key: filled(value) for key, value in kwargs.items()})
-        for name, kwargs in (call.values() for call in read_calls(callbacks, "source.callbacks"))
+        import_callable(call["name"], "source.callbacks")(
+            **{key: fill(value) for key, value in call["kwargs"].items()}
+        )
+        for call in read_calls(callbacks, "source.callbacks")
     ]
 
 
 def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
     """
-    Refuse a source whose algorithm or callbacks do not exist or do not take their settings.
+    Refuse, with a `ValueError`, a source whose algorithm or callbacks do not exist or do not take their settings.
 
-    An expert that is a saved model, which can run code when it is read, needs `trust_remote_code`.
-
-    Raises:
-        ValueError: naming the setting.
+    A saved model as an expert, which can run code when it is read, needs `trust_remote_code`.
     """
     check_hyperparameters(source.algorithm, source.hyperparameters)
     if isinstance(source.hyperparameters.get("expert"), dict) and not trust_remote_code:
@@ -174,33 +173,22 @@ def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
 def describe_source(source: SourceConfig) -> dict[str, Any]:
     """The entry `source` of `metadata.json`, with all settings of callbacks and convergence where these are used."""
     settings = asdict(source)
-    convergence = source.convergence()
-    settings |= {
-        "callbacks": read_calls(source.callbacks, "source.callbacks"),
-        "until_converged": convergence and asdict(convergence) | settings["until_converged"],
-    }
-    unused = {"seeds", *(name for name in ("callbacks", "until_converged") if not settings[name])}
-    settings = {name: value for name, value in settings.items() if name not in unused}
+    del settings["seeds"]
+    settings["callbacks"] = read_calls(source.callbacks, "source.callbacks")
+    if convergence := source.convergence():
+        settings["until_converged"] = asdict(convergence) | settings["until_converged"]
+    for name in ("callbacks", "until_converged"):
+        if not settings[name]:
+            del settings[name]
     return {**settings, "independent_streams": has_independent_streams(source.algorithm, source.hyperparameters)}
 
 
 def make_learner(algorithm: str, envs: VecEnv, seed: int | None, hyperparameters: dict[str, Any]) -> BaseAlgorithm:
     """
-    A learner on environments, ready for `learn()`.
+    A learner on environments, ready for `learn()`, with hyper-parameters as of [`check_hyperparameters`].
 
-    Args:
-        algorithm (`str`):
-            Name of a Stable-Baselines3 or sb3-contrib algorithm.
-        envs (`VecEnv`):
-            Its environments.
-        seed (`int`, *optional*):
-            Seed of the learner and its environments.
-        hyperparameters (`dict`):
-            Arguments of the algorithm, as of [`check_hyperparameters`]. `policy` defaults to the one that fits the
-            observations: a CNN for what SB3 takes for images, bytes from 0 to 255. `device` defaults to the CPU.
-
-    Raises:
-        ValueError: for what [`check_hyperparameters`] refuses.
+    `policy` defaults to the one that fits the observations: a CNN where SB3 sees images, bytes from 0 to 255. `device`
+    defaults to the CPU.
     """
     space = envs.observation_space
     if isinstance(space, spaces.Dict):
@@ -210,6 +198,6 @@ def make_learner(algorithm: str, envs: VecEnv, seed: int | None, hyperparameters
     arguments = {"policy": policy, "device": "cpu", "verbose": 0, **check_hyperparameters(algorithm, hyperparameters)}
     learner = find_algorithm(algorithm)(env=envs, seed=seed, **arguments)
     if not (arguments["verbose"] or arguments.get("tensorboard_log")):
-        # The logger that it would make by itself leaves an empty temporary folder behind, for each learner.
+        # SB3's default logger would leave an empty temporary folder behind, for each learner.
         learner.set_logger(Logger(folder=None, output_formats=[]))
     return learner

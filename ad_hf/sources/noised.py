@@ -21,12 +21,11 @@ SCHEDULES = ("step", "episode")
 
 class NoisedPolicy(VectorisedAlgorithm):
     r"""
-    A policy, the expert, whose actions are replaced by uniformly random ones with a probability epsilon that falls
-    over a history: AD^eps. Its histories look like learning, and **no reinforcement learning takes
-    place**: nothing is learnt from rewards. It has Stable-Baselines3's interface, so that it is collected, seeded and
-    resumed as a source.
+    A policy, the expert, with uniformly random actions in place of its own with a probability epsilon that falls over
+    a history: AD^eps. Its histories look like learning, and **no reinforcement learning takes place**: nothing learns
+    from rewards. It has Stable-Baselines3's interface, so that `collect` seeds and resumes it as a source.
 
-    The history of a stream is what one call of `learn` lets it live through.
+    The history of a stream is all steps of one call of `learn`.
 
     Args:
         policy, env, common:
@@ -36,8 +35,8 @@ class NoisedPolicy(VectorisedAlgorithm):
             Import path of a function of observations (streams, ...), as the source sees them, and the vector
             environment underneath that returns actions (streams, ...), such as `"ad_hf.envs.dark_room.expert"`. Or a
             model that Stable-Baselines3 has saved, `{"algorithm": "A2C", "path": "models/{task_id}.zip"}`, where
-            `{task_id}` stands for the id of a stream's task; with `"deterministic": False` its actions are drawn.
-            Such a file can run code when it is read: give only those that you trust.
+            `{task_id}` stands for the id of a stream's task; `"deterministic": False` samples its actions. Such a file
+            can run code when it is read: give only those that you trust.
         start_epsilon, end_epsilon (`float` or `[float, float]`, *optional*, defaults to 1.0 and 0.0):
             Probability of a random action at the start, and at the end. Of two numbers, each stream draws its own
             between them. An `end_epsilon` above 0 is a history whose end is not yet good.
@@ -69,11 +68,8 @@ class NoisedPolicy(VectorisedAlgorithm):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         self.expert, self.schedule = expert, schedule
-        self._ranges = {
-            "start_epsilon": _range("start_epsilon", start_epsilon),
-            "end_epsilon": _range("end_epsilon", end_epsilon),
-            "decay": _range("decay", decay),
-        }
+        ranges = {"start_epsilon": start_epsilon, "end_epsilon": end_epsilon, "decay": decay}
+        self._ranges = {name: _range(name, value) for name, value in ranges.items()}
         if self._ranges["decay"][0] == 0:
             raise ValueError(f"decay must be above 0, got {decay}")
         super().__init__(policy, env, **common)
@@ -81,7 +77,7 @@ class NoisedPolicy(VectorisedAlgorithm):
     def _setup_model(self) -> None:
         if self.env is not None:
             self._task_ids = getattr(self.env.unwrapped, "task_ids", None)
-        # Before seeding: a model that is read seeds all random numbers with a seed of its own.
+        # Before seeding: to load a model seeds all random numbers with a seed of its own.
         self._act_as_expert = self._find_expert()
         super()._setup_model()
         self._epsilon = np.array(self.tables["start_epsilon"])

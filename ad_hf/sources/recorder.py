@@ -1,4 +1,4 @@
-"""Records all that a learner's parallel environments live through."""
+"""Records all steps of a learner's parallel environments."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ad_hf.histories.steps import STEPWISE, Steps
 class RecordedSteps(Steps):
     """
     The histories of the streams of one learner: arrays (num_envs, num_steps, ...), and for each stream the final
-    observations (num_episodes, ...).
+    observations (num_episodes, ...). Iterating gives the steps of each stream.
     """
 
-    def streams(self, indices: slice) -> RecordedSteps:
-        """Some of the streams."""
-        return RecordedSteps(**{name: values[indices] for name, values in vars(self).items()})
+    def __getitem__(self, streams: int | slice) -> RecordedSteps:
+        """One of the streams, or several."""
+        return RecordedSteps(**{name: values[streams] for name, values in vars(self).items()})
 
     def until(self, step: int) -> RecordedSteps:
         """The first steps only."""
@@ -38,7 +38,7 @@ class RecordedSteps(Steps):
 
 class HistoryRecorder(VectorWrapper):
     r"""
-    Keeps every step of a gymnasium vector environment, whoever drives it, on- and off-policy learners alike.
+    Keeps every step of a gymnasium vector environment, with on- and off-policy learners alike.
 
     Args:
         envs (`gymnasium.vector.VectorEnv`):
@@ -49,9 +49,9 @@ class HistoryRecorder(VectorWrapper):
             Called at each step with the number of transitions it added, e.g. by a progress bar.
 
     Raises:
-        ValueError: if the environments do not autoreset in the same step; at a reset or step, if they return something
-            else than gymnasium's vector environments do, and for observations, actions and rewards that a model cannot
-            take: see [`~ad_hf.envs.spaces.Elements`].
+        ValueError: if the environments do not autoreset in the same step; at a reset or step, for results unlike those
+            of gymnasium's vector environments, and for observations, actions and rewards that a model cannot take: see
+            [`~ad_hf.envs.spaces.Elements`].
         Exception: whatever the environments raise, with a note of the step.
     """
 
@@ -74,12 +74,12 @@ class HistoryRecorder(VectorWrapper):
         self._last_observations: np.ndarray | None = None
 
     def _ended(self) -> np.ndarray:
-        """Environments (num_envs,) in which the last step has ended an episode."""
+        """A mask (num_envs,) of the environments in which the last step ended an episode."""
         last = self._num_steps - 1
         return self._arrays["terminations"][last] | self._arrays["truncations"][last]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Reset the environments; episodes under way are recorded as truncated at their last step."""
+        """Reset the environments; the last step truncates episodes under way."""
         last = self._last_observations
         if self._num_steps:
             under_way = ~self._ended()
@@ -95,22 +95,22 @@ class HistoryRecorder(VectorWrapper):
         return observations, infos
 
     def _checked(self, observations: Any, indices: np.ndarray) -> np.ndarray:
-        """A copy of observations (number, ...) of some environments (number,), as they are stored."""
+        """A copy of observations (number, ...) of some environments (number,), in the dtype of a dataset."""
         values, space = np.asarray(observations), self.env.single_observation_space
         if values.shape[1:] != space.shape:
             raise ValueError(
                 f"environment {indices[0]} gave an observation of shape {values.shape[1:]} at step {self._num_steps}, "
                 f"expected an element of {space}"
             )
-        stored, wrong = self._elements.store(values)
+        elements, wrong = self._elements.store(values)
         if wrong.any():
             first = int(np.argmax(wrong))
-            expected = "finite numbers" if stored.dtype.kind == "f" else "an element"
+            expected = "finite numbers" if elements.dtype.kind == "f" else "an element"
             raise ValueError(
                 f"environment {indices[first]} gave the observation {_shortened(values[first])} at step "
                 f"{self._num_steps}, expected {expected} of {space}"
             )
-        return stored
+        return elements
 
     def _keep_final(self, indices: np.ndarray, last: Any) -> None:
         if indices.size:
@@ -150,7 +150,7 @@ class HistoryRecorder(VectorWrapper):
         return observations, rewards, terminations, truncations, infos
 
     def recorded(self) -> RecordedSteps:
-        """Everything recorded so far, streams first."""
+        """The steps so far, streams first."""
         finals = [list(of_stream) for of_stream in self._final_observations]
         if self._num_steps:
             for index in np.flatnonzero(~self._ended()):

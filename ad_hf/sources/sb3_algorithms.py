@@ -12,13 +12,9 @@ Algorithms = dict[str, type[BaseAlgorithm]]
 
 
 def algorithms_of(module: object) -> Algorithms:
-    """The algorithms that a module has."""
-    classes = {name: value for name, value in vars(module).items() if inspect.isclass(value)}
-    return {
-        name: value
-        for name, value in classes.items()
-        if issubclass(value, BaseAlgorithm) and not inspect.isabstract(value)
-    }
+    """The algorithms in a module."""
+    classes = inspect.getmembers(module, inspect.isclass)
+    return {name: each for name, each in classes if issubclass(each, BaseAlgorithm) and not inspect.isabstract(each)}
 
 
 SB3_ALGORITHMS = algorithms_of(stable_baselines3)

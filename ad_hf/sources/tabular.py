@@ -17,9 +17,8 @@ class TabularQ(ScoringAlgorithm):
     Q-learning with a table for each stream (Watkins, 1989; Sutton and Barto, section 6.5) and Stable-Baselines3's
     interface: as many learners as environments, at the cost of a few array operations.
 
-    With optimistic initial values (Sutton and Barto, section 2.6) every action of every state that is met is tried,
-    and those that lead to states that were not yet explored are preferred: sparse rewards are found far sooner than
-    by epsilon-greedy exploration.
+    With optimistic initial values (Sutton and Barto, section 2.6) it tries every action of every state on its way and
+    prefers those that lead to unexplored states: it finds sparse rewards far sooner than epsilon-greedy exploration.
 
     Args:
         policy, env, common:
@@ -30,12 +29,12 @@ class TabularQ(ScoringAlgorithm):
         gamma (`float`, *optional*, defaults to 0.95):
             Discount, in [0, 1].
         initial_value (`float`, *optional*, defaults to 1.0):
-            What every action is worth before it is tried.
+            Value of every action before its first try.
         epsilon (`float`, *optional*, defaults to 0.0):
             Probability of a random action.
         shared (`bool`, *optional*, defaults to `False`):
-            Whether the streams of a task learn one table together, as the actors of an A2C share their policy: what
-            one of them finds all know, and each gets better in as many fewer episodes.
+            Whether the streams of a task learn one table together, as the actors of an A2C share their policy: all
+            know as soon as one of them finds something, and each needs fewer episodes in proportion.
 
     Raises:
         ValueError: for numbers out of their range, and for observations without a finite number of values.

@@ -1,4 +1,4 @@
-"""Learners whose parallel environments learn each for itself, with Stable-Baselines3's interface."""
+"""Learners with Stable-Baselines3's interface, of whose environments each learns for itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ad_hf.envs.spaces import categories
 
 class TablePolicy(BasePolicy):
     """
-    Tables of numbers (streams, ...) by name, that are saved with the learner, and the function that acts by them: from
+    Tables of numbers (streams, ...) by name, which the learner saves, and the function that acts by them: from
     observations (streams, ...) and whether to be deterministic to actions (streams, ...).
     """
 
@@ -32,7 +32,7 @@ class TablePolicy(BasePolicy):
         return torch.as_tensor(self._act(np.asarray(observation), deterministic))
 
     def obs_to_tensor(self, observation: Any) -> Any:
-        """Observations as they are: tables are looked up by integers."""
+        """Observations as they are: integers, by which to look up tables."""
         space = self.observation_space
         observations = np.asarray(observation)
         vectorised = observations.ndim > len(space.shape or ())
@@ -48,9 +48,9 @@ def break_ties(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class VectorisedAlgorithm(BaseAlgorithm):
     r"""
     Base of learners that learn in each of their environments, the streams, as if there were no other, or at most those
-    of the same task. So many tasks can be learnt by one learner, in one vector of environments.
+    of the same task. So one learner can learn many tasks, in one vector of environments.
 
-    Streams are told apart by their position: `predict` takes one observation for every stream.
+    The position of a stream identifies it: `predict` takes one observation for every stream.
 
     Args:
         policy (`str`):
@@ -152,7 +152,7 @@ class VectorisedAlgorithm(BaseAlgorithm):
             observations: Any = self._last_obs
             actions = self._explore(observations)
             steps = step_vec_env(self.env, actions)
-            # Environments of SB3 round rewards to float32: learners compute with both alike.
+            # Environments of SB3 round rewards to float32.
             steps = steps._replace(rewards=np.asarray(steps.rewards, dtype=np.float64))
             self.num_timesteps += self.env.num_envs
             self._learn_from(observations, actions, steps)
@@ -162,7 +162,7 @@ class VectorisedAlgorithm(BaseAlgorithm):
             callback.update_locals({**locals(), "infos": []})
             if not callback.on_step():
                 break
-            del rewards, dones  # which callbacks look for among the locals
+            del rewards, dones  # callbacks look for them among the locals
         callback.on_rollout_end()
         callback.on_training_end()
         return self

@@ -23,7 +23,7 @@ END = "<!-- Here ends what ad_hf writes. -->"
 WRITTEN = re.compile(f"{re.escape(BEGIN)}((?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.DOTALL)
 LICENSE = "apache-2.0"  # of the files that this package makes, unless the card or an argument has another
 UNKNOWN_LICENSE = "unknown"  # of histories that others made
-# Metadata of one model or dataset alone: ours is not kept for the next one.
+# Metadata of one model or dataset alone: ours gives way to that of the next one.
 REPLACED_DATA = ("datasets", "model-index")
 
 
@@ -34,7 +34,7 @@ def render_card(folder: str, file: str, /, **values: Any) -> str:
 
 @contextmanager
 def card_of(*files: str) -> Iterator[None]:
-    """Name the files that a card is made of in errors about their content."""
+    """Name the files of a card in errors about their content."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, UndefinedError, yaml.YAMLError) as error:
@@ -83,17 +83,10 @@ def merge_card(old: str | None, data: Mapping[str, Any], text: str, license: str
     """
     A card with new metadata and text, which keeps the text and metadata of people in the old one.
 
-    Args:
-        old (`str`, *optional*):
-            The card so far. Its text outside of the two lines that enclose ours stays where it is. A card without
-            these lines is all theirs, with its results and datasets, and our text comes after it.
-        data (`Mapping`):
-            Metadata. Entries of the old card that are not in it stay; tags are joined; configurations are replaced by
-            name.
-        text (`str`):
-            Our text.
-        license (`str`, *optional*):
-            Takes the place of that in the old card, which takes the place of that in `data`.
+    Text of the old card outside of the two lines that enclose ours stays where it is. A card without these lines is
+    all theirs, with its results and datasets, and our text comes after it. Of its metadata, entries that `data` lacks
+    stay, tags are joined, and configurations are replaced by name. `license` takes the place of that in the old card,
+    which takes the place of that in `data`.
     """
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ValueError(

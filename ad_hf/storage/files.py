@@ -55,12 +55,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """
-    A temporary folder to fill beside `path`, which it replaces on success with all that is in it.
-
-    Raises:
-        FileExistsError: if a file is there.
-    """
+    """A temporary folder to fill beside `path`, which it replaces on success; a file there is a `FileExistsError`."""
     path = Path(path)
     _refuse_file(path)
     temporary = _hidden(path, "tmp")
@@ -113,18 +108,7 @@ def _refuse_file(path: Path) -> None:
 
 
 def refuse_other(path: str | Path, marker: str) -> None:
-    """
-    Refuse to overwrite something other than the folder that is to be written.
-
-    Args:
-        path (`str` or `Path`):
-            The folder, which may be there already.
-        marker (`str`):
-            A file that is in every such folder.
-
-    Raises:
-        FileExistsError: for a file, and for a folder that is neither empty nor has the marker in it.
-    """
+    """Refuse, with a `FileExistsError`, to overwrite a file, or files in a folder without our `marker` file."""
     path = Path(path)
     _refuse_file(path)
     if path.is_dir() and not (path / marker).is_file() and any(path.iterdir()):
@@ -135,8 +119,8 @@ def leaves_folder(path: str | Path, root: str | Path) -> bool:
     """
     Whether a path in a folder is a link to something outside of it.
 
-    A snapshot in the Hub's cache consists of links into the `blobs/` of its own repository, or into those that all
-    repositories of the cache share, by their hash. These do not count as leaving.
+    Links of a snapshot in the Hub's cache into the `blobs/` of its own repository, or into those that all repositories
+    of the cache share, by their hash, do not count.
     """
     real, root = Path(path).resolve(), Path(root).resolve()
     if real.is_relative_to(root):
@@ -149,12 +133,7 @@ def leaves_folder(path: str | Path, root: str | Path) -> bool:
 
 
 def files_in(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
-    """
-    The files of a folder with some names, or patterns of names as `*.safetensors`; somebody else may have filled it.
-
-    Raises:
-        ValueError: for a link to something outside of the folder.
-    """
+    """The files of a folder by patterns, such as `*.safetensors`; a `ValueError` for a link out of the folder."""
     files = {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()}
     for path in files.values():
         if leaves_folder(path, folder):
@@ -163,19 +142,14 @@ def files_in(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
 
 
 def copy_files(patterns: Iterable[str], source: Path, target: Path) -> None:
-    """Copy files, see [`files_in`], to a folder, which is made if need be."""
+    """Copy files, see [`files_in`], to a folder, and make it if need be."""
     target.mkdir(parents=True, exist_ok=True)
     for name, path in files_in(source, patterns).items():
         shutil.copyfile(path, target / name)
 
 
 def writable_folder(path: str | Path) -> Path:
-    """
-    A folder for results, made if need be, before the work on them starts.
-
-    Raises:
-        OSError: if it cannot be written to.
-    """
+    """Make a folder for results before the work on them starts; an `OSError` if nobody can write there."""
     path = local_path(path)
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
@@ -184,7 +158,7 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically, making its folder if need be."""
+    """Write a text file atomically, in a folder that it makes if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Folders of files that are whole or not there, on this machine or at a URL."""
+"""Folders whose files are whole or not there, on this machine or at a URL."""
 
 from __future__ import annotations
 
@@ -48,13 +48,8 @@ class RemoteFile:
 
 class Folder:
     """
-    A folder of this machine, or at a URL that fsspec knows, such as `s3://bucket/histories`.
-
-    Attributes:
-        is_remote (`bool`):
-            Whether it is at a URL.
-        path (`Path`):
-            The path of a folder of this machine.
+    A folder of this machine, which has a `path`, or one at a URL that fsspec knows, such as `s3://bucket/histories`,
+    where `is_remote` is true.
     """
 
     path: Path
@@ -107,7 +102,7 @@ class Folder:
         return [RemoteFile(self._files, self._path(name)) if self.is_remote else self.path / name for name in names]
 
     def exists(self) -> bool:
-        """Whether it is there; a folder at a URL is if it has files."""
+        """Whether it is there: at a URL, whether it has files."""
         return bool(self.names()) if self.is_remote else self.path.is_dir()
 
     def is_file(self, name: str) -> bool:
@@ -157,7 +152,7 @@ class Folder:
             temporary.write_text(text, encoding="utf-8")
 
     def take(self, source: Folder, name: str, new_name: str) -> None:
-        """Put a file of a folder in the same place into this one, too, by a hard link where there are such links."""
+        """Put a file of another folder at the same place into this one, too, by a hard link where possible."""
         if self.is_remote:
             self._place(new_name, lambda path: self._files.cp_file(source._path(name), path))
         else:
@@ -183,7 +178,7 @@ class Folder:
                 self._files.rmdir(self._root)
 
     def replace(self, target: Folder, previous: Folder) -> None:
-        """Take the place of another folder of this machine, which is deleted."""
+        """Take the place of another folder of this machine, and delete that."""
         previous.delete()
         if target.path.exists():
             os.replace(target.path, previous.path)
@@ -193,7 +188,7 @@ class Folder:
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """
-        Keep other processes with the same name out; ends with this process, however that ends.
+        Keep other processes with the same name out, until this process ends, however it does.
 
         There is no lock at a URL: two processes that finish at once write the same bytes twice.
         """

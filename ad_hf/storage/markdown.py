@@ -1,5 +1,5 @@
 """
-The environment that renders cards. Names, settings and recipes are other people's: none may break out of its place.
+The environment that renders cards. Names, settings and recipes may be anyone's: none may break out of its place.
 
 All output of a template is plain text, unless one of the filters makes code of it.
 """
@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 class Written(str):
-    """Markdown that goes out as it is."""
+    """Markdown, which goes out as it is."""
 
 
 def _line(value: Any) -> str:
@@ -63,7 +63,7 @@ def python(value: Any) -> Written:
         return Written("[" + ", ".join(map(python, value)) + "]")
     if isinstance(value, float) and not math.isfinite(value):
         return Written(f'float("{value}")')
-    literal = repr(value).replace("<!--", "\\x3c!--")  # with which the lines around our text begin
+    literal = repr(value).replace("<!--", "\\x3c!--")  # the lines around our text begin so
     return Written(f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal)
 
 

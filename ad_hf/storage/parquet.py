@@ -1,4 +1,4 @@
-"""Parquet files that may be anyone's: the one place that reads them, so that every error names the file."""
+"""Reading of parquet files, which may be anyone's: every error names the file."""
 
 from __future__ import annotations
 
@@ -35,17 +35,11 @@ def _opened(path: str | Path, name: str | Path | None = None) -> Iterator[pq.Par
 
 def read_footer(path: str | Path, name: str | Path | None = None) -> pq.FileMetaData:
     """
-    The footer of a parquet file.
-
-    Args:
-        path (`str` or `Path`):
-            The file.
-        name (`str`, *optional*):
-            Its name in an error; by default its path.
+    The footer of a parquet file, whose `name` in an error is by default its path.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is no parquet file or a damaged one.
+        ValueError: for a damaged file, and one that is not parquet.
     """
     with _opened(path, name) as file:
         return file.metadata
@@ -66,12 +60,7 @@ def read_table(path: str | Path) -> pa.Table:
 def read_groups(
     path: str | Path, columns: Sequence[str] | None = None, name: str | Path | None = None
 ) -> Iterator[pa.Table]:
-    """
-    The row groups of a parquet file, one by one, with all or some of its columns; see [`read_footer`].
-
-    Raises:
-        ValueError: also for a column that is missing.
-    """
+    """The row groups of a parquet file, with all or some columns, which must be there; see [`read_footer`]."""
     name = name or path
     with _opened(path, name) as file:
         with parquet_errors(name):
@@ -79,6 +68,6 @@ def read_groups(
         if missing := [column for column in columns or () if column not in names]:
             raise ValueError(f"{name}: column {missing[0]} is missing, there are {', '.join(names)}")
         for index in range(file.num_row_groups):
-            with parquet_errors(name):  # and not around the yield: errors of the caller stay as they are
+            with parquet_errors(name):  # not around the yield: errors of the caller stay as they are
                 table = file.read_row_group(index, columns and list(columns))
             yield table

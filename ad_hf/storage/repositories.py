@@ -36,11 +36,7 @@ class HubError(OSError):
     """
     Something that the Hub, or the way to it, did not let us do, and what to do about it.
 
-    Attributes:
-        transient (`bool`):
-            Whether another attempt may succeed.
-        status (`int`, *optional*):
-            HTTP status of the Hub's answer, if it gave one.
+    `transient` says whether another attempt may succeed, and `status` is the HTTP status of the Hub's answer, if any.
     """
 
     def __init__(self, message: str, transient: bool = False, status: int | None = None) -> None:
@@ -50,13 +46,7 @@ class HubError(OSError):
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """
-    Turn errors of the Hub's client into a [`HubError`] that says what to do.
-
-    Args:
-        what (`str`):
-            The step in progress, such as `"reading the dataset user/name"`.
-    """
+    """Turn errors of the Hub's client in a step, such as `"reading the dataset user/name"`, into a [`HubError`]."""
     try:
         yield
     except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:
@@ -109,16 +99,8 @@ def retried(what: str, call: Callable[[], T]) -> T:
     """
     The result of a call to the Hub, made again after 1, 2, 4, ... seconds where that may help.
 
-    The Hub's client does so itself for some requests, for 23 seconds, and not for others.
-
-    Args:
-        what (`str`):
-            The step in progress, for errors.
-        call (`Callable`):
-            The call.
-
-    Raises:
-        HubError: if it keeps failing.
+    The Hub's client does so itself for some requests, for 23 seconds, and not for others. A [`HubError`] names the
+    step (`what`) if the call keeps failing.
     """
     start = time.monotonic()
     for attempt in range(ATTEMPTS):
@@ -135,27 +117,17 @@ def retried(what: str, call: Callable[[], T]) -> T:
 
 @cache
 def _filesystem() -> HfFileSystem:
-    """The file system of all threads, with its listings; by default each thread makes its own."""
+    """One file system, with its listings, for all threads."""
     return HfFileSystem(skip_instance_cache=True)
 
 
 @dataclass(frozen=True)
 class Repository:
-    """
-    A folder, or a repository on the Hub at one commit.
+    """A folder, or a repository on the Hub at one commit."""
 
-    Attributes:
-        name (`str`):
-            The folder, or the repository's id.
-        kind (`str`):
-            `"dataset"` or `"model"`.
-        revision (`str`, *optional*):
-            Hash of the commit; `None` for a folder.
-    """
-
-    name: str
-    kind: str
-    revision: str | None = None
+    name: str  # the folder, or the repository's id
+    kind: str  # "dataset" or "model"
+    revision: str | None = None  # hash of the commit; `None` for a folder
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
@@ -181,10 +153,7 @@ class Repository:
         return sorted(self._retried("reading", lambda: HfApi().list_repo_files(self.name, **read)))
 
     def download(self, patterns: Sequence[str]) -> Path:
-        """
-        A local folder with the files that match some patterns, such as `"default/train-*.parquet"`; those of a Hub
-        repository come from the cache, or are downloaded to it.
-        """
+        """A local folder (of the Hub: its cache) with the files of patterns such as `"default/train-*.parquet"`."""
         if self.revision is None:
             return Path(self.name)
         read: Any = {"repo_type": self.kind, "revision": self.revision, "allow_patterns": list(patterns)}
@@ -194,7 +163,7 @@ class Repository:
         return f"{self.kind}s/{self.name}@{self.revision}/{path}"
 
     def open_remote(self, path: str) -> Any:
-        """A file of a Hub repository to be read in parts over HTTP: every read is one request, and nothing is kept."""
+        """A file of a Hub repository to read in parts over HTTP: every read is one request, without a cache."""
         return _filesystem().open(self._remote_path(path), "rb", cache_type="none")
 
     def sizes(self, pattern: str) -> dict[str, int]:
@@ -215,15 +184,11 @@ def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
     """
     The folder or the repository on the Hub of a name.
 
-    Args:
-        name (`str` or `Path`):
-            A folder, or `user/name`, or `user/name@revision` with a branch, tag or commit. A folder comes first.
-        kind (`str`, *optional*, defaults to `"dataset"`):
-            `"dataset"` or `"model"`.
+    The name is a folder, which comes first, or `user/name`, or `user/name@revision` with a branch, tag or commit.
 
     Raises:
         FileNotFoundError: if it is neither a folder nor looks like a Hub id.
-        HubError: if the Hub does not have it, or cannot be reached and the cache does not have it either.
+        HubError: if neither the Hub has it nor, where there is no way to the Hub, the cache.
     """
     if local_path(name).is_dir():
         return Repository(str(local_path(name)), kind)
@@ -240,7 +205,7 @@ def find_repository(name: str | Path, kind: str = "dataset") -> Repository:
             snapshot = snapshot_download(repo_id, allow_patterns=[], **read)
         return Repository(repo_id, kind, Path(snapshot).name)
     retried(what, lambda: HfApi().repo_info(repo_id, **read))
-    # Notes in the cache the commit that the name stands for, for offline use. (It falls back on an older note if the
-    # Hub cannot be reached; that it can be reached was just seen.)
+    # Notes in the cache the commit that the name stands for, for offline use. (Without a way to the Hub it would fall
+    # back on an older note, but the call before has reached the Hub.)
     commit = retried(what, lambda: HfApi().resolve_revision(repo_id, **read)).resolved
     return Repository(repo_id, kind, commit)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import matplotlib.image
 import numpy as np
 from accelerate import Accelerator
+from matplotlib import colormaps
 
-from ad_hf.evaluation.pictures import plot_training
+from ad_hf.evaluation.pictures import AD_COLOUR, SOURCE_COLOUR, clean, new_figure
 from ad_hf.settings import parse_json, read_utf8
 from ad_hf.storage.files import atomic_path, write_text
 from ad_hf.structure import check_structure
 
 METRICS_FILE, PICTURE = "metrics.jsonl", "training.png"
 CURVE = "validation_curve"  # mean return of each episode: all other metrics are numbers
+MOST_LABELS = 6  # of validations in the picture
 
 
 class Line(TypedDict):
@@ -85,3 +88,33 @@ class Metrics:
                 tracker.log({"training": trackio.Image(pixels)}, step=step)
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({"training": [pixels]}, step=step)
+
+
+def plot_training(path: str | Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Draw the loss of a run by updates, and the returns of its validations by episode, as a PNG."""
+    figure = new_figure(8.4, 3.6)
+    losses, returns = figure.subplots(1, 2)
+    logged = [line for line in lines if "loss" in line]
+    losses.plot([line["step"] for line in logged], [line["loss"] for line in logged], color=SOURCE_COLOUR)
+    losses.set_xlabel("updates")
+    clean(losses, "loss (nats per action)")
+    validations = [line for line in lines if CURVE in line]
+    best = max(validations, key=lambda line: line["validation_return"])
+    shades = colormaps["Blues"](np.linspace(0.35, 0.9, len(validations)))
+    for line, shade in zip(validations, shades):
+        is_best = line is best
+        returns.plot(
+            range(1, len(line[CURVE]) + 1),
+            line[CURVE],
+            color=AD_COLOUR if is_best else shade,
+            linewidth=2 if is_best else 1.2,
+            zorder=3 if is_best else 2,
+            label=f"after {line['step']} updates" + (", the best" if is_best else ""),
+        )
+    returns.set_xlabel("episode in the context")
+    clean(returns, "return on validation tasks")
+    handles = returns.get_legend_handles_labels()[0]
+    if len(handles) > MOST_LABELS:  # the first, the best and the last
+        handles = [handles[0], handles[validations.index(best)], handles[-1]]
+    returns.legend(handles=list(dict.fromkeys(handles)), frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110, format="png")

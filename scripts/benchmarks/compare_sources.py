@@ -112,7 +112,7 @@ def seconds_to_shares(
     played, optimal = play_at_random(family, tasks, num_episodes=100), family.optimal_returns(tasks)
     assert played is not None
     gain = Gain.of_optimum(optimal, played.returns.mean(axis=(0, 2)))
-    assert gain is not None
+    assert gain.of is not None
     reached = {f"{share:.0%}": np.flatnonzero(curve >= gain.level(share)) for share in SHARES}
     return {name: float(clock[found[0]]) if found.size else None for name, found in reached.items()}
 
