@@ -18,7 +18,7 @@ from cyclopts.validators import Number
 
 from ad_hf.hub.config import PushConfig
 from ad_hf.progress import show_messages
-from ad_hf.settings import parse_json, shown
+from ad_hf.settings import excerpt, parse_json
 
 EXAMPLES = """
 Examples:
@@ -62,7 +62,7 @@ def _check_name(_: Any, value: Any) -> None:
 
 
 def _read_json(_: Any, tokens: Sequence[Any]) -> Any:
-    return parse_json(tokens[0].value, shown(tokens[0].value), object)
+    return parse_json(tokens[0].value, excerpt(tokens[0].value), object)
 
 
 def _whole(least: int = 1, most: int = MOST) -> Parameter:

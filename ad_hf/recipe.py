@@ -17,7 +17,7 @@ from ad_hf.envs.recipes import read_recipe
 from ad_hf.envs.task_family import FamilyConfig
 from ad_hf.histories.selection import DataConfig
 from ad_hf.model.rollout_ad import RolloutConfig
-from ad_hf.settings import descriptions, dump_yaml, make_section, parse_yaml, shown
+from ad_hf.settings import descriptions, dump_yaml, excerpt, make_section, parse_yaml
 from ad_hf.sources.config import SourceConfig
 from ad_hf.training.config import ModelConfig, TrainingConfig
 
@@ -157,7 +157,7 @@ def _override(sections: dict[str, dict[str, Any]], path: Sequence[str], text: st
     for depth, part in enumerate((name, *inner[:-1]) if inner else (), start=2):
         if not isinstance(place.get(part), dict | None):
             raise ValueError(
-                f"--{'.'.join(path)}: {'.'.join(path[:depth])} is {shown(place[part])}, which has no settings"
+                f"--{'.'.join(path)}: {'.'.join(path[:depth])} is {excerpt(place[part])}, which has no settings"
             )
         place[part] = dict(place.get(part) or {})  # a copy: the file's may stand in several places
         place = place[part]

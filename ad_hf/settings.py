@@ -16,7 +16,7 @@ import docstring_parser
 import numpy as np
 import yaml
 
-from ad_hf.structure import NAMES, find_fault, shown
+from ad_hf.structure import NAMES, excerpt, find_fault
 
 MOST_NODES = 1_000_000  # of a YAML file whose aliases are written out
 
@@ -39,7 +39,7 @@ def _parse(load: Callable[[str], Any], text: str, name: str | Path, kind: type, 
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{name} is not {language}: {' '.join(str(error).split())}") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{name} must hold {NAMES[kind]}, got {shown(value)}")
+        raise ValueError(f"{name} must hold {NAMES[kind]}, got {excerpt(value)}")
     return value
 
 
@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:merge":
                 name = self.construct_object(key, deep=True)
                 if not isinstance(name, str):
-                    raise ValueError(f"the key {shown(name)} is not text: quote it{key.start_mark}")
+                    raise ValueError(f"the key {excerpt(name)} is not text: quote it{key.start_mark}")
                 if name in names:
                     raise ValueError(f"{name!r} stands there twice{key.start_mark}")
                 names.add(name)
@@ -157,7 +157,7 @@ def check_settings(config: Any, section: str) -> None:
         limits = {} if value is None else each.metadata
         if not all(LIMITS[limit][1](value, bound) for limit, bound in limits.items()):
             words = " and ".join(f"{LIMITS[limit][0]} {bound}" for limit, bound in limits.items())
-            raise ValueError(f"{name} must be {words}, got {shown(value)}")
+            raise ValueError(f"{name} must be {words}, got {excerpt(value)}")
         if type(value) is int and (kind is float or {int, float} & set(get_args(kind)) == {float}):
             value = float(value)
         setattr(config, each.name, value)
@@ -180,7 +180,7 @@ def plain(value: Any, name: str, allow_nan: bool = True) -> Any:
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be JSON, to be stored as such: use {'' if allow_nan else 'finite '}numbers, text, lists and "
-            f"dicts, got {shown(value)} ({error})"
+            f"dicts, got {excerpt(value)} ({error})"
         ) from error
 
 

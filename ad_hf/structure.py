@@ -20,7 +20,7 @@ LARGE = 2**1023  # integers from here on overflow a float
 Fault = tuple[int, str, str]  # index of the value, path to the entry in that value, message
 
 
-def shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """A value as errors show it: whole, unless it is long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -60,7 +60,7 @@ def find_fault(values: Sequence[Any], kind: Any) -> Fault | None:
                 words = describe(kind)
                 if type(value) is int:  # out of range
                     words = f"{words} of at most 64 bits" if kind is int else words.removeprefix("a whole number ")
-                return index, "", f"must be {words}, got {shown(value)}"
+                return index, "", f"must be {words}, got {excerpt(value)}"
     if _is_record(kind):
         return _find_in_entries(values, kind)
     if origin is list:
@@ -72,7 +72,7 @@ def find_fault(values: Sequence[Any], kind: Any) -> Fault | None:
         names = [(index, name) for index, value in enumerate(values) for name in value]
         if any(type(name) is not str for _, name in names):
             index = next(index for index, name in names if type(name) is not str)
-            return index, "", f"must be a mapping with text as names, got {shown(values[index])}"
+            return index, "", f"must be a mapping with text as names, got {excerpt(values[index])}"
         fault = find_fault(list(chain.from_iterable(map(dict.values, values))), arguments[1])
         return fault and _within(fault, [(index, f".{name}") for index, name in names])
     return None
@@ -83,7 +83,7 @@ def _find_in_union(values: Sequence[Any], arms: tuple[Any, ...], kind: Any) -> F
     matches = [next((arm for arm in arms if _fits(value, arm)), None) for value in values]
     if None in matches:
         index = matches.index(None)
-        return index, "", f"must be {describe(kind)}, got {shown(values[index])}"
+        return index, "", f"must be {describe(kind)}, got {excerpt(values[index])}"
     for arm in arms:
         indices = [index for index, each in enumerate(matches) if each == arm]
         if fault := find_fault([values[index] for index in indices], arm):
@@ -98,7 +98,7 @@ def _find_in_entries(values: Sequence[dict[str, Any]], kind: Any) -> Fault | Non
         owners = values if len(entries) == len(values) else None
         if is_required and owners is None:
             index = next(index for index, value in enumerate(values) if name not in value)
-            return index, f".{name}", f"is missing, there are {shown(list(values[index]))}"
+            return index, f".{name}", f"is missing, there are {excerpt(list(values[index]))}"
         if fault := find_fault(entries, hint):
             return _within(fault, [(index, f".{name}") for index, value in enumerate(values) if name in value])
     return None

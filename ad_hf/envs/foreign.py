@@ -13,7 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from ad_hf.settings import shown
+from ad_hf.settings import excerpt
 
 _WORLDS = {
     "adversarial_bandit": ("optimal_return", "random_return"),
@@ -52,11 +52,11 @@ def _refuse(origin: str, what: str) -> None:
 def check_env_id(env_id: Any, origin: str) -> None:
     """Refuse a foreign id that is not registered yet, or that could import something."""
     if not isinstance(env_id, str):
-        raise ValueError(f"{origin}: family.env_id must be text, got {shown(env_id)}")
+        raise ValueError(f"{origin}: family.env_id must be text, got {excerpt(env_id)}")
     if ":" in env_id or env_id not in gym.registry:
         _refuse(
             origin,
-            f"the environment {shown(env_id)}, which is not registered: import the package that registers it first, "
+            f"the environment {excerpt(env_id)}, which is not registered: import the package that registers it first, "
             "and",
         )
     if COMPATIBILITY.match(env_id.rpartition("/")[2]):
@@ -69,13 +69,13 @@ def check_kwargs(kwargs: Any, origin: str, where: str) -> None:
         check_kwargs(value, origin, f"{where}[{index}]")
     for name, value in kwargs.items() if isinstance(kwargs, Mapping) else ():
         if FILES.search(str(name)):
-            _refuse(origin, f"{where}.{name} = {shown(value)}, which may name a file")
+            _refuse(origin, f"{where}.{name} = {excerpt(value)}, which may name a file")
         check_kwargs(value, origin, f"{where}.{name}")
 
 
 def _check_name(name: Any, table: frozenset[str], origin: str, where: str) -> None:
     if name is not None and not (isinstance(name, str) and name in table):
-        _refuse(origin, f"{where} = {shown(name)}, which is not one of the known names")
+        _refuse(origin, f"{where} = {excerpt(name)}, which is not one of the known names")
 
 
 def check_family_section(family: Mapping[str, Any], origin: str) -> None:
@@ -94,7 +94,7 @@ def check_family_section(family: Mapping[str, Any], origin: str) -> None:
         check_kwargs(entry.get("kwargs"), origin, where)
     for name in _of_type(family.get("attributes"), list):
         if not str(name).isidentifier() or str(name).startswith("_"):
-            _refuse(origin, f"the attribute {shown(name)} of environments, which is not a public one")
+            _refuse(origin, f"the attribute {excerpt(name)} of environments, which is not a public one")
     check_kwargs(family.get("env_kwargs"), origin, "family.env_kwargs")
     splits = _of_type(family.get("splits"), dict)
     for where, way in {"family": family, **{f"family.splits.{split}": way for split, way in splits.items()}}.items():

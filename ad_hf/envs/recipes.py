@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ad_hf.settings import read_yaml, shown
+from ad_hf.settings import excerpt, read_yaml
 from ad_hf.storage.files import local_path
 
 
@@ -38,5 +38,5 @@ def read_recipe(recipe: str | Path) -> dict[str, dict[str, Any]]:
     sections = read_yaml(recipe_path(recipe))
     for name, section in sections.items():
         if not isinstance(section, dict | None):
-            raise ValueError(f"recipe {recipe}: section {name} must hold settings, got {shown(section)}")
+            raise ValueError(f"recipe {recipe}: section {name} must hold settings, got {excerpt(section)}")
     return {name: section or {} for name, section in sections.items()}

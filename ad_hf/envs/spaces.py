@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import numpy as np
 from gymnasium import spaces
 
-from ad_hf.settings import shown
+from ad_hf.settings import excerpt
 from ad_hf.structure import check_structure
 
 MOST_CATEGORIES, MOST_ELEMENTS = 2**31 - 1, 2**24  # of a space that may be anyone's: 16 million are an array of 64 MB
@@ -85,7 +85,7 @@ def space_from_json(data: Any, name: str = "space") -> spaces.Space:
     kind = data.get("type") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in STRUCTURES:
         raise ValueError(
-            f"{name} must be a space, an object with a type of {', '.join(STRUCTURES)}, got {shown(data)}"
+            f"{name} must be a space, an object with a type of {', '.join(STRUCTURES)}, got {excerpt(data)}"
         )
     check_structure(data, STRUCTURES[kind], name)
     if kind in ("Discrete", "MultiBinary"):
@@ -98,7 +98,7 @@ def space_from_json(data: Any, name: str = "space") -> spaces.Space:
     if count > MOST_ELEMENTS or len(shape) > MOST_DIMENSIONS:
         raise ValueError(
             f"{name}: shape must have at most {MOST_DIMENSIONS} dimensions and {MOST_ELEMENTS:,} elements, got "
-            f"{shown(data['shape'])}"
+            f"{excerpt(data['shape'])}"
         )
     bounds = []
     for bound, limit in (("low", -np.inf), ("high", np.inf)):
@@ -109,7 +109,7 @@ def space_from_json(data: Any, name: str = "space") -> spaces.Space:
         low, high = (np.resize(np.array(bound, dtype), shape) for bound in bounds)
         return spaces.Box(low, high, shape=shape, dtype=dtype.type)
     except (OverflowError, TypeError, ValueError) as error:  # bounds that the dtype does not hold, or no bounds
-        raise ValueError(f"{name}: {shown(data)} is not a space: {error}") from error
+        raise ValueError(f"{name}: {excerpt(data)} is not a space: {error}") from error
 
 
 def categories(space: spaces.Space) -> np.ndarray | None:

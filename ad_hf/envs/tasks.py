@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 
 from ad_hf.settings import check_settings, make_section, plain, setting
-from ad_hf.structure import check_structure, shown
+from ad_hf.structure import check_structure, excerpt
 
 WAYS = ("tasks", "grid", "random")  # to describe tasks
 DRAWS_PER_TASK = 100  # after which no more draws are likely to differ from all tasks so far
@@ -77,7 +77,7 @@ def described_tasks(description: Any, setting: str) -> list[dict[str, Any]]:
     if isinstance(description, list):
         description = {"tasks": description}
     if not isinstance(description, Mapping) or len(description) != 1 or not set(description) <= set(WAYS):
-        raise ValueError(f"{setting} needs one of {', '.join(WAYS)}, got {shown(description)}")
+        raise ValueError(f"{setting} needs one of {', '.join(WAYS)}, got {excerpt(description)}")
     ((name, way),) = description.items()
     if name == "random":
         return draw_tasks(way, f"{setting}.random")
@@ -93,7 +93,7 @@ def expand_grid(grid: dict[str, Any], setting: str = "family.grid") -> list[dict
     `{range: [start, stop]}` for the integers from the one to before the other.
     """
     if not isinstance(grid, dict) or not grid:
-        raise ValueError(f"{setting} must hold the values of keyword arguments by name, got {shown(grid)}")
+        raise ValueError(f"{setting} must hold the values of keyword arguments by name, got {excerpt(grid)}")
     values: list[Sequence[Any]] = []
     for name, value in grid.items():
         where = f"{setting}.{name}"

@@ -36,7 +36,7 @@ from ad_hf.histories.writer import (
     write_shards,
 )
 from ad_hf.progress import ProgressBar
-from ad_hf.settings import parse_json, read_json, shown
+from ad_hf.settings import excerpt, parse_json, read_json
 from ad_hf.storage.files import local_path
 
 TASKS_FILE = "tasks.json"
@@ -210,7 +210,7 @@ def _task_entries(
     if isinstance(tasks, list) and len(tasks) == len(names):
         tasks = dict(zip(names, tasks))
     if not isinstance(tasks, dict) or set(tasks) != set(names):
-        got = f"an object of {', '.join(sorted(tasks)[:5])}" if isinstance(tasks, dict) else shown(tasks)
+        got = f"an object of {', '.join(sorted(tasks)[:5])}" if isinstance(tasks, dict) else excerpt(tasks)
         raise ValueError(
             f"{title}: expected a task for each of the {len(names)} files or groups, as a list in their order or as "
             f"an object by their names ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}), got {got}"
@@ -225,13 +225,13 @@ def _entry(value: Any, title: str) -> TaskEntry:
     if not isinstance(value, dict) or split not in (*SPLITS, None):
         raise ValueError(
             f"{title}: expected the task's keyword arguments, or these as kwargs beside a split, one of "
-            f"{', '.join(SPLITS)}; got {shown(value)}{'' if split is None else f' with split {shown(split)}'}"
+            f"{', '.join(SPLITS)}; got {excerpt(value)}{'' if split is None else f' with split {excerpt(split)}'}"
         )
     try:
         json.dumps(value, allow_nan=False, default=np.ndarray.tolist)
     except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{title}: expected keyword arguments of finite numbers, text, lists and objects, got {shown(value)} "
+            f"{title}: expected keyword arguments of finite numbers, text, lists and objects, got {excerpt(value)} "
             f"({error})"
         ) from error
     return TaskEntry(value, split)

@@ -19,7 +19,7 @@ from ad_hf.envs.task_family import SPLITS, FamilyConfig
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.writer import RECIPE_FILE, describe, new_dataset
-from ad_hf.settings import make_section, read_yaml, shown
+from ad_hf.settings import excerpt, make_section, read_yaml
 from ad_hf.storage.files import link_or_copy, local_path
 
 SAME = ("env_id", "env_kwargs", "wrappers", "attributes", "observation_space", "action_space")  # in all datasets
@@ -125,7 +125,7 @@ def _family_of(parts: Sequence[_Part], trust_remote_code: bool) -> dict[str, Any
         path = repository.download([RECIPE_FILE]) / RECIPE_FILE
         family = read_yaml(path).get("family")
         if not isinstance(family, dict):
-            raise ValueError(f"{path}: expected a section family, with settings, got {shown(family)}")
+            raise ValueError(f"{path}: expected a section family, with settings, got {excerpt(family)}")
         if not trust_remote_code:
             check_family_section(family, f"the dataset {part.dataset}")
         make_section(FamilyConfig, family, "family")

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from ad_hf.envs.spaces import space_from_json, storage_dtype
 from ad_hf.histories.frames import has_frames
-from ad_hf.settings import parse_json, read_json, shown
+from ad_hf.settings import excerpt, parse_json, read_json
 from ad_hf.structure import check_structure
 
 SCHEMA_VERSION = 1
@@ -185,14 +185,14 @@ class HistoryMetadata:
                 if entry in statistics and [length] != self.observation_space.get("shape"):
                     raise ValueError(
                         f"{name}: statistics.{split}.{entry} must have a number for each dimension of "
-                        f"{shown(self.observation_space)}, got {length}"
+                        f"{excerpt(self.observation_space)}, got {length}"
                     )
         columns, rows = self.progress.get("columns", []), self.progress.get("rows", [])
         for index, row in enumerate(rows):
             if len(row) != len(columns):
                 raise ValueError(
                     f"{name}: progress.rows[{index}] must have {len(columns)} elements, as progress.columns has, got "
-                    f"{shown(row)}"
+                    f"{excerpt(row)}"
                 )
         check_structure([row[:2] for row in rows], list[list[int]], f"{name}: progress.rows")
 

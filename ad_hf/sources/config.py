@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ad_hf.settings import check_settings, make_section, plain, setting, shown
+from ad_hf.settings import check_settings, excerpt, make_section, plain, setting
 
 MOST = (1 << 63) - 1  # of whole numbers in metadata.json
 
@@ -66,7 +66,7 @@ class SourceConfig:
         check_settings(self, "source")
         if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**32 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
-                f"source.seeds must hold different whole numbers from 0 to 2**32 - 1, got {shown(self.seeds)}"
+                f"source.seeds must hold different whole numbers from 0 to 2**32 - 1, got {excerpt(self.seeds)}"
             )
         self.convergence()  # which refuses other settings
 
