@@ -15,6 +15,10 @@ SPACES = {
     "doubles": (spaces.Box(-5, 5, (2,), np.float64), ARROWS),
     "frames": (spaces.Box(0, 255, (32, 40, 3), np.uint8), ARROWS),  # of a size that Minari stores as JPEG
 }
+# Options of a training of two updates.
+TINY = ["--model.hidden_size", "16", "--model.num_attention_heads", "2", "--model.num_hidden_layers", "1"]
+TINY += ["--model.intermediate_size", "32", "--model.context_length", "8", "--training.max_steps", "2"]
+TINY += ["--training.batch_size", "4", "--training.mixed_precision", "no"]
 
 
 def elements(space, shape, rng, dtype=None):

@@ -13,7 +13,7 @@ import yaml
 from datasets import load_dataset
 from gymnasium import spaces
 from history_files import windows_of_folder
-from random_histories import ARROWS, CELLS, SPACES, record
+from random_histories import ARROWS, CELLS, SPACES, TINY, record
 
 import ad_hf
 from ad_hf.cli import ArrayNames, main
@@ -25,9 +25,6 @@ from ad_hf.histories.steps import STEPWISE
 
 h5py = pytest.importorskip("h5py")
 
-TINY = ["--model.hidden_size", "16", "--model.num_attention_heads", "2", "--model.num_hidden_layers", "1"]
-TINY += ["--model.intermediate_size", "32", "--model.context_length", "8", "--training.max_steps", "2"]
-TINY += ["--training.batch_size", "4", "--training.mixed_precision", "no"]
 FINALS_MISSING = pytest.mark.filterwarnings("ignore:the final observations")
 RECORDED = [record(SPACES["cells"], num_streams=2, seed=seed) for seed in range(12)]
 

@@ -31,9 +31,8 @@ def seeds(tiny_histories, tiny_recipe_file, tmp_path_factory):
 def write(folder, numbers, split="train", kwargs=None, **metadata):
     """A dataset of histories of a few tasks, with some metadata."""
     write_dataset(folder, [make_table([30], first_number=number) for number in numbers], split=split)
-    tasks = [
-        {"task_id": number, "kwargs": (kwargs or {}).get(number, {"x": number}), "split": split} for number in numbers
-    ]
+    arguments = {number: {"x": number} for number in numbers} | (kwargs or {})
+    tasks = [{"task_id": number, "kwargs": arguments[number], "split": split} for number in numbers]
     path = folder / "default" / "metadata.json"
     path.write_text(replace(read_metadata(folder), tasks=tasks, **metadata).to_json())
     return folder
@@ -78,8 +77,7 @@ def test_it_trains_and_the_command_line_says_where_it_is(seeds, tiny_recipe_file
     assert main(["merge", *map(str, seeds), str(merged)]) == 0
     assert str(merged) in capsys.readouterr().out
     arguments = ["--recipe", str(tiny_recipe_file), "--dataset", str(merged), "--output_dir", str(run)]
-    for streaming in ([], ["--streaming"]):
-        assert main(["train", *arguments, "--training.max_steps", "2", *streaming]) == 0
+    assert main(["train", *arguments, "--training.max_steps", "2", "--streaming"]) == 0
     assert json.loads((run / "run.json").read_text())["dataset"]["fingerprint"] == read_metadata(merged).fingerprint
 
 

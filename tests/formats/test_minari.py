@@ -15,7 +15,7 @@ import pytest
 from datasets import load_dataset
 from gymnasium import spaces
 from history_files import make_table, write_dataset
-from random_histories import SPACES, contents, record
+from random_histories import SPACES, TINY, contents, record
 
 import ad_hf
 from ad_hf.cli import main
@@ -29,9 +29,6 @@ h5py = pytest.importorskip("h5py")
 from minari.data_collector import EpisodeBuffer  # noqa: E402
 
 SHARD = "train-00000-of-00001.parquet"
-TINY = ["--model.hidden_size", "16", "--model.num_attention_heads", "2", "--model.num_hidden_layers", "1"]
-TINY += ["--model.intermediate_size", "32", "--model.context_length", "8", "--training.max_steps", "2"]
-TINY += ["--training.batch_size", "4", "--training.mixed_precision", "no"]
 HOSTILE = """
 import pathlib
 pathlib.Path({marker!r}).touch()

@@ -1,7 +1,6 @@
 """Rollouts as histories, and histories as prompts: all that was lived through comes back, and whole episodes of it."""
 
 import itertools
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -141,7 +140,7 @@ def test_what_is_written_is_what_is_returned(name, tmp_path, monkeypatch):
     assert not (tmp_path / "new" / "out" / "recipe.yaml").exists()  # which would split the tasks otherwise
 
 
-def test_a_model_learns_from_a_rollout(tmp_path, tiny_recipe):
+def test_a_rollout_is_a_dataset_with_the_recipe_of_its_family(tmp_path):
     family = TaskFamily("FrozenLake-v1", **LAKES)
     output, both = roll_out(family, 6, num_episodes=4, max_steps=30)
     assert len(set(output.num_steps.tolist())) > 1
@@ -149,17 +148,13 @@ def test_a_model_learns_from_a_rollout(tmp_path, tiny_recipe):
     rows = from_rollout(output, family.all_tasks, family.env_id, family.env_kwargs, folder)
     assert all(same(history, output, env) for env, history in enumerate(joined(rows, both).values()))
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {"family": {"env_id": family.env_id, **LAKES}}
-    assert ad_hf.config_from_dataset(folder).observation_space == {"type": "Discrete", "n": 16}
+    assert ad_hf.load_recipe(folder / "recipe.yaml").family.tasks == LAKES["tasks"]
+    config = ad_hf.config_from_dataset(folder, hidden_size=16, num_hidden_layers=1, context_length=8)
+    assert config.observation_space == {"type": "Discrete", "n": 16}
     windows = windows_of_folder(folder, 8)
     assert windows.num_histories == 6
     assert windows.num_steps == output.num_steps.sum()
-    tiny_recipe.family = ad_hf.load_recipe(folder / "recipe.yaml").family
-    tiny_recipe.model.context_length = 8
-    tiny_recipe.training.max_steps = tiny_recipe.training.batch_size = 2
-    ad_hf.train(tiny_recipe, folder, tmp_path / "run")
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 2
-    assert np.isfinite(losses).all()
+    assert ad_hf.ADModel(config)(**windows.batch(windows.epoch_order(0))).loss.isfinite()
 
 
 def test_images_of_an_environment_are_stored_as_frames(tmp_path):

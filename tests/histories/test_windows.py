@@ -118,13 +118,6 @@ def test_windows_of_an_epoch_tile_each_history(lengths, context_length, epoch):
         assert max(steps[0], length - 1 - steps[-1]) < context_length
 
 
-def test_every_step_is_trained_on_over_the_epochs():
-    lengths = [*LENGTHS, 14, 15]
-    windows = make_windows(lengths, 14)
-    seen = {step for epoch in range(200) for window in windows_of_epoch(windows, epoch) for step in window}
-    assert seen == {(number, step) for number, length in enumerate(lengths) for step in range(length)}
-
-
 def test_order_is_a_pure_function_of_seed_and_epoch():
     windows, same, other = (make_windows(LENGTHS, 7, seed=seed) for seed in (5, 5, 6))
     later = [windows.epoch_order(epoch) for epoch in (3, 0, 3)]

@@ -15,7 +15,6 @@ from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import PROGRESS_COLUMNS, read_metadata
 from ad_hf.sources.config import ConvergenceConfig, SourceConfig
 from ad_hf.sources.convergence import StopWhenConverged
-from ad_hf.sources.learners import describe_source
 
 STOP_AFTER = "stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes"
 QUICK = {"window": 5, "patience": 2}
@@ -142,6 +141,16 @@ def test_metadata_says_how_far_each_source_got(tmp_path):
     assert metadata.progress["rows"][0][-1] is True
 
 
+class Count(BaseCallback):
+    """Counts the steps of all learners."""
+
+    steps = 0
+
+    def _on_step(self):
+        Count.steps += 1
+        return True
+
+
 @without_workers()
 def test_callbacks_are_given_to_every_learner(tmp_path):
     """One stops it, after whole episodes, and another saves it, in a folder of each task and seed."""
@@ -150,28 +159,14 @@ def test_callbacks_are_given_to_every_learner(tmp_path):
     callbacks = [
         {"name": STOP_AFTER, "kwargs": {"max_episodes": 4}},
         {"name": name, "kwargs": {"save_freq": 10, "save_path": saved}},
+        f"{__name__}.Count",  # without arguments
     ]
     folder = tmp_path / "histories"
     settings = {"n_envs": 2, "total_timesteps": 600, "hyperparameters": A2C, "seeds": [0, 5], "num_workers": 1}
     collect(rooms(), "A2C", **settings, callbacks=callbacks, output_dir=folder)
     metadata = read_metadata(folder)
-    assert metadata.source["callbacks"] == callbacks
+    assert metadata.source["callbacks"] == [*callbacks[:2], {"name": callbacks[2], "kwargs": {}}]
+    assert Count.steps >= 4 * 24
     assert [row[2:4] + row[-1:] for row in metadata.progress["rows"]] == [[48, 8, None]] * 4
     files = {f"{task}-{seed}/rl_model_{steps}_steps.zip" for task in (0, 1) for seed in (0, 5) for steps in (20, 40)}
     assert {str(path.relative_to(tmp_path / "saved")) for path in (tmp_path / "saved").rglob("*.zip")} == files
-
-
-class Unready(BaseCallback):
-    """A callback that fails in its first step."""
-
-    def _on_step(self):
-        raise RuntimeError("not ready")
-
-
-def test_import_path_alone_stands_for_a_callback_without_arguments():
-    name = f"{Unready.__module__}.Unready"
-    source = SourceConfig("A2C", 2, 60, A2C, callbacks=[name])
-    assert describe_source(source)["callbacks"] == [{"name": name, "kwargs": {}}]
-    family = rooms()
-    with pytest.raises(RuntimeError, match="not ready"):
-        learn_job(family, source, Job((family.tasks()[0],), 0))
