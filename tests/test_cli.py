@@ -91,27 +91,26 @@ def test_rollout_without_histories_reports_on_the_model_alone(tiny_recipe_file, 
 def test_rollout_with_histories_compares_with_their_source(
     tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys
 ):
-    options = ["--dataset", tiny_histories, "--source.algorithm", "PPO", "--video", "gif"]
+    options = ["--dataset", tiny_histories, "--source.algorithm", "PPO", "--rollout.do_sample", "false"]
     evaluation = rollout(tiny_recipe_file, tiny_run, tmp_path, *options)
+    assert all(task["returns"]["AD"].is_integer() for task in evaluation["tasks"])  # the likeliest actions repeat
     assert evaluation["source"]["algorithm"] == "A2C"  # which is true of the histories
     assert evaluation["datasets"][0]["seeds"] == [0]
     source = last_of(evaluation["agents"]["source"])["return"]
     assert f"the source's final return: {source:.2f}" in capsys.readouterr().out
 
 
-def test_rollout_writes_an_mp4_beside_the_gif_if_asked(tiny_recipe_file, tiny_run, tmp_path, capsys):
-    rollout(tiny_recipe_file, tiny_run, tmp_path, "--video", "mp4")
-    assert f"video: {tmp_path / 'replay.mp4'}" in capsys.readouterr().out
-    with Image.open(tmp_path / "replay.gif") as gif, av.open(tmp_path / "replay.mp4") as video:
+def test_an_mp4_is_written_beside_the_gif_if_asked_and_goes_with_the_next_rollout(
+    tiny_recipe_file, tiny_run, tmp_path, capsys
+):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    rollout(tiny_recipe_file, run, run, "--video", "mp4")
+    assert f"video: {run / 'replay.mp4'}" in capsys.readouterr().out
+    with Image.open(run / "replay.gif") as gif, av.open(run / "replay.mp4") as video:
         stream = video.streams.video[0]
         assert (stream.width, stream.height) == gif.size
         assert stream.frames == 6 + 10  # an episode of 6 steps, and its end for a second
-
-
-def test_a_rollout_without_replay_leaves_none_of_a_rollout_before(tiny_recipe_file, tiny_run, tmp_path):
-    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-    rollout(tiny_recipe_file, run, run, "--video", "mp4")
-    assert all((run / folder / "replay.mp4").is_file() for folder in ("", "model"))
+    assert (run / "model" / "replay.mp4").is_file()
     rollout(tiny_recipe_file, run, run, "--no_video")
     assert not list(run.rglob("replay.*"))
     assert "replay.gif" not in (run / "model" / "README.md").read_text()
@@ -137,50 +136,6 @@ def test_a_missing_encoder_is_told_before_anything_is_done(tiny_recipe_file, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_recipes_are_told_with_those_that_exist(capsys):
-    assert "dark_room" in fails(capsys, "collect", "--recipe", "dark_rom")
-
-
-def test_unknown_settings_are_named(capsys, tmp_path):
-    assert "--training.learning_rte" in fails(
-        capsys, "train", "--dataset", tmp_path, "--output_dir", tmp_path, "--training.learning_rte", "1"
-    )
-
-
-def test_settings_of_a_wrong_type_are_named(capsys, tmp_path):
-    assert "training.max_steps" in fails(
-        capsys, "train", "--dataset", tmp_path, "--output_dir", tmp_path, "--training.max_steps", "many"
-    )
-
-
-def test_unknown_algorithms_are_told_with_those_that_exist(capsys, tmp_path):
-    line = fails(capsys, "collect", "--output_dir", tmp_path, "--source.algorithm", "A3C")
-    assert "'A3C'" in line
-    assert "A2C" in line
-
-
-def test_unknown_hyperparameters_are_named(capsys, tmp_path):
-    assert "'gama'" in fails(capsys, "collect", "--output_dir", tmp_path, "--source.hyperparameters.gama", "0.9")
-
-
-def test_missing_datasets_and_models_are_told(capsys, tmp_path, tiny_recipe_file):
-    missing = tmp_path / "missing"
-    assert str(missing) in fails(capsys, "train", "--dataset", missing, "--output_dir", tmp_path)
-    arguments = ["--dataset", missing, "--output_dir", tmp_path, "--recipe", tiny_recipe_file]
-    assert str(missing) in fails(capsys, "rollout", "--model", missing, *arguments)
-
-
-def test_a_dataset_whose_spaces_do_not_fit_the_recipe_is_refused(capsys, tiny_histories, tmp_path):
-    assert "size" in fails(
-        capsys, "train", "--recipe", "dark_room", "--dataset", tiny_histories, "--output_dir", tmp_path
-    )
-
-
-def test_a_model_whose_spaces_do_not_fit_the_recipe_is_refused(capsys, tiny_run, tmp_path):
-    arguments = ["--model", tiny_run / "model", "--output_dir", tmp_path]
-    assert "observation_space" in fails(capsys, "rollout", "--recipe", "dark_room", *arguments)
-
-
 @pytest.mark.parametrize("verb", ["quickstart", "collect", "train", "rollout", "evaluate"])
 def test_help_lists_a_verbs_options_and_the_settings_that_it_reads(capsys, verb):
     assert main([verb, "--help"]) == 0
@@ -188,20 +143,6 @@ def test_help_lists_a_verbs_options_and_the_settings_that_it_reads(capsys, verb)
     assert "--recipe" in text
     assert "--family.env_id" in text
     assert ("--training.learning_rate" in text) == (verb in ("quickstart", "train"))
-
-
-def test_model_sizes_that_do_not_fit_together_are_told(capsys, tiny_recipe_file, tiny_histories, tmp_path):
-    arguments = ["--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", tmp_path]
-    assert "num_attention_heads" in fails(capsys, "train", *arguments, "--model.hidden_size", "18")
-
-
-def test_rollout_settings_reach_the_rollout(tiny_recipe_file, tiny_run, tiny_histories, tmp_path):
-    """The likeliest action is taken whatever the seed, so that all rollouts of a task are alike."""
-    arguments = ["--recipe", tiny_recipe_file, "--model", tiny_run / "model", "--dataset", tiny_histories]
-    arguments += ["--output_dir", tmp_path / "run", "--rollout.do_sample", "false"]
-    assert main(["rollout", *map(str, arguments)]) == 0
-    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert all(task["returns"]["AD"].is_integer() for task in evaluation["tasks"])
 
 
 def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_runs(
@@ -232,16 +173,6 @@ def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_r
         assert card.data.eval_results[0].metric_value.startswith(f"{last['return']:.2f} +/- ")
 
 
-def test_evaluate_tells_what_it_lacks(tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys):
-    arguments = ["--output_dir", tmp_path / "seen", "--model", tiny_run, tiny_run, tiny_run]
-    line = fails(capsys, "evaluate", *arguments, "--dataset", tiny_histories, tiny_histories)
-    assert "2 for 3 models: give one for all, or one for each" in line
-    bare = tmp_path / "bare"
-    shutil.copytree(tiny_run / "model", bare, ignore=shutil.ignore_patterns("recipe.yaml"))
-    line = fails(capsys, "evaluate", "--output_dir", tmp_path / "seen", "--model", bare)
-    assert "comes without the recipe of its run: give one with --recipe" in line
-
-
 REFUSED = [
     ("rollout --model m --output_dir o --num_seeds 0", "--num_seeds.*>= 1"),
     ("rollout --model m --output_dir o --num_seeds -1", "--num_seeds.*>= 1"),
@@ -261,12 +192,37 @@ REFUSED = [
     ("push model folder repo --config_name default", "unknown options: --config_name default"),
     ("recipes --training.max_steps 3", "unknown options: --training.max_steps 3"),
     ("merge one two", "two datasets or more, and then the folder"),
+    ("collect --recipe dark_rom --output_dir OUT", "dark_room"),
+    ("train --dataset OUT --output_dir OUT --training.learning_rte 1", "--training.learning_rte"),
+    ("train --dataset OUT --output_dir OUT --training.max_steps many", "training.max_steps"),
+    ("collect --output_dir OUT --source.algorithm A3C", "'A3C'.*A2C|A2C.*'A3C'"),
+    ("collect --output_dir OUT --source.hyperparameters.gama 0.9", "'gama'"),
+    ("train --dataset MISSING --output_dir OUT", "/missing"),
+    ("rollout --model MISSING --dataset MISSING --output_dir OUT --recipe RECIPE", "/missing"),
+    ("train --recipe dark_room --dataset HISTORIES --output_dir OUT", "size"),
+    ("rollout --recipe dark_room --model MODEL --output_dir OUT", "observation_space"),
+    (
+        "train --recipe RECIPE --dataset HISTORIES --output_dir OUT --model.hidden_size 18",
+        "num_attention_heads",
+    ),
+    (
+        "evaluate --output_dir OUT --model RUN RUN RUN --dataset HISTORIES HISTORIES",
+        "2 for 3 models: give one for all, or one for each",
+    ),
+    ("evaluate --output_dir OUT --model BARE", "comes without the recipe of its run: give one with --recipe"),
+    (
+        "evaluate --model RUN MODEL --output_dir OUT",
+        "are the same training: both are AD with family.split_seed 0 and training.seed",
+    ),
 ]
 
 
-def test_wrong_arguments_are_named(capsys):
+def test_wrong_arguments_are_named(capsys, tiny_recipe_file, tiny_run, tiny_histories, tmp_path):
+    bare = shutil.copytree(tiny_run / "model", tmp_path / "bare", ignore=shutil.ignore_patterns("recipe.yaml"))
+    paths = {"OUT": tmp_path / "out", "MISSING": tmp_path / "missing", "BARE": bare, "RECIPE": tiny_recipe_file}
+    paths |= {"HISTORIES": tiny_histories, "RUN": tiny_run, "MODEL": tiny_run / "model"}
     for line, message in REFUSED:
-        error = fails(capsys, *line.split())
+        error = fails(capsys, *(paths.get(word, word) for word in line.split()))
         assert re.search(message, error), (line[:80], error[-200:])
 
 
@@ -318,8 +274,3 @@ def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -c 'import sys; from ad_hf.cli import app, main; sys.exit(main([\"recipes\"]))'"
     done = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n", "")
-
-
-def test_the_same_training_is_not_evaluated_twice(tiny_run, tmp_path, capsys):
-    line = fails(capsys, "evaluate", "--model", tiny_run, tiny_run / "model", "--output_dir", tmp_path / "out")
-    assert "are the same training: both are AD with family.split_seed 0 and training.seed" in line

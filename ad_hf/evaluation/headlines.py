@@ -171,7 +171,7 @@ def steps_to_shares(
         `dict`: by share the `level`, of whose gain it is (`gain_of`), the `env_steps` of the agent and, except for the
         source itself, those of the `source`, `None` where the level is not reached, whether the agent is there
         `at_start`, in its first episode, and the `ratio` of the source's steps to the agent's. There is no ratio where
-        either begins at 50% of the gain or above: neither learnt in these steps what it knew before.
+        either begins at 50% of the gain or above: it did not learn this in the steps that are counted.
     """
     own, source = curves[agent], None if agent == SOURCE else curves.get(SOURCE)
     lowest = gain.level(min(SHARES))

@@ -221,9 +221,9 @@ def summarize(rows: pa.Table, comparable: bool = True) -> dict[str, Any]:
     random = {key: played.get(key) if task["random"] is None else task["random"] for key, task in tasks.items()}
     for agent in agents.values():
         agent.optimal, agent.random = agent.of_tasks(optimal), agent.of_tasks(random)
-    known = [value for each in (optimal, random) for value in each.values() if value is not None]
+    bests = [value for each in (optimal, random) for value in each.values() if value is not None]
     # Where returns are negative, a share of the optimum means nothing: shares are then of the gain over random play.
-    negative = min([*known, *(block.min() for agent in agents.values() for block in agent.returns)]) < 0
+    negative = min([*bests, *(block.min() for agent in agents.values() for block in agent.returns)]) < 0
     models = models_of({"agents": agents})
     by_step = bool(models) and all(agent.steps is not None for agent in models.values())
     all_curves = {name: agent.curve(by_step) for name, agent in agents.items()}

@@ -72,8 +72,8 @@ def _from_report(report: Mapping[str, Any]) -> dict[str, Any]:
         agents["AD"] |= {"learns": report["learns"], "steps_to": steps_to}
     if source is not None:
         agents[SOURCE] = {**shared, "at": {"": {"return": report["source_return_final"]}}, "curve": curves["source"]}
-    known = [task.get("random") for task in tasks]
-    random = report.get("random_return", None if None in known else float(np.mean(known)))
+    randoms = [task.get("random") for task in tasks]
+    random = report.get("random_return", None if None in randoms else float(np.mean(randoms)))
     if random is not None:
         agents[RANDOM] = {**shared, "at": {"": {"return": random}}, "curve": None}
     names = {"AD": "return", SOURCE: "source", RANDOM: "random"}

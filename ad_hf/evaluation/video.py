@@ -12,7 +12,7 @@ from PIL import Image
 from ad_hf.storage.files import atomic_path
 
 FORMATS = ("gif", "mp4")
-LAST_PICTURE_MILLISECONDS = 1000  # shown for longer, so that the end is seen before it begins anew
+LAST_PICTURE_MILLISECONDS = 1000  # longer, so that people see the end before the replay begins anew
 PALETTE_SAMPLES = 8  # pictures whose colours make the palette of a GIF
 
 
@@ -39,8 +39,8 @@ def write_video(path: str | Path, pictures: Sequence[Image.Image], milliseconds:
 
 
 def _write_gif(path: Path, pictures: Sequence[Image.Image], milliseconds: int) -> None:
-    # With one palette for all, and without dithering, what does not move is the same in every picture, and a GIF
-    # stores only what is not.
+    # With one palette for all, and without dithering, pixels at rest are the same in every picture, and a GIF stores
+    # only those that change.
     width, height = pictures[0].size
     samples = pictures[:: -(-len(pictures) // PALETTE_SAMPLES)]
     montage = Image.new("RGB", (width, height * len(samples)))
@@ -62,13 +62,13 @@ def _write_mp4(path: Path, pictures: Sequence[Image.Image], milliseconds: int) -
     import av
     from av.video.reformatter import Colorspace
 
-    shown = [*pictures, *[pictures[-1]] * (LAST_PICTURE_MILLISECONDS // milliseconds - 1)]
+    lasting = [*pictures, *[pictures[-1]] * (LAST_PICTURE_MILLISECONDS // milliseconds - 1)]
     with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:  # plays while it is loaded
         stream = container.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"crf": "18"})
         stream.width, stream.height = pictures[0].size
         stream.pix_fmt = "yuv420p"  # the one layout that all browsers play
-        stream.colorspace = stream.color_primaries = stream.color_trc = Colorspace.ITU709  # said, lest players guess
-        for picture in shown:
+        stream.colorspace = stream.color_primaries = stream.color_trc = Colorspace.ITU709  # lest players guess
+        for picture in lasting:
             frame = av.VideoFrame.from_image(picture)
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
             container.mux(stream.encode(frame))

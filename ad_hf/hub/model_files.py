@@ -40,7 +40,7 @@ AUTO_MAP = {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The folder of a model, found by itself or by that of its run."""
+    """The folder of a model, from that folder or its run's."""
     for candidate in (Path(folder), Path(folder) / "model"):
         if (candidate / CONFIG_FILE).is_file():
             return candidate

@@ -98,15 +98,15 @@ def make_repository(repo_id: str, kind: str, config: PushConfig) -> str:
 
 def push_upload(upload: Upload, repo_id: str, config: PushConfig) -> str:
     """Push to a branch, on top of what others push meanwhile; returns the URL of the commit that holds the upload."""
-    api, what = HfApi(token=config.token), f"pushing to {repo_id}"
+    api, action = HfApi(token=config.token), f"pushing to {repo_id}"
     full_id = make_repository(repo_id, upload.kind, config)
     for _ in range(ATTEMPTS):
         try:
-            commit = retried(what, lambda: _commit(api, full_id, upload, config))
+            commit = retried(action, lambda: _commit(api, full_id, upload, config))
         except HubError as error:
             if error.status not in (409, 412):  # others have pushed meanwhile: once more, on top of that
                 raise
         else:
             prefix = "datasets/" if upload.kind == "dataset" else ""
             return f"{api.endpoint}/{prefix}{full_id}/tree/{commit}"
-    raise HubError(f"{what}: {ATTEMPTS} times in a row, others pushed to it first; try again")
+    raise HubError(f"{action}: {ATTEMPTS} times in a row, others pushed to it first; try again")

@@ -98,7 +98,7 @@ def card_of(content, file="evaluation.json"):
 
 def test_all_that_is_said_follows_from_a_test_and_from_the_sources_levels(case, tmp_path):
     name, evaluation = case
-    made, verdict, half, most, ratio, words, share = CASES[name]
+    returns, verdict, half, most, ratio, words, share = CASES[name]
     agent = evaluation["agents"]["AD"]
 
     assert agent["learns"]["verdict"] == verdict
@@ -112,7 +112,7 @@ def test_all_that_is_said_follows_from_a_test_and_from_the_sources_levels(case, 
     assert steps["90%"]["ratio"] == (None if ratio is None else pytest.approx(ratio))
     assert ratio is not None or steps["50%"]["ratio"] is None or steps["90%"]["env_steps"] is None
     assert last_of(agent)["of_optimal"] == pytest.approx(share, abs=0.01)
-    negative = made[2] < 0
+    negative = returns[2] < 0
     assert agent["shares_of"] == ("gain over random play" if negative else "return")
     texts = {"console": describe(evaluation, tmp_path), "title": title_of(evaluation), "card": card_of(evaluation)}
     assert (" possible" in texts["console"].splitlines()[0]) != negative

@@ -19,16 +19,10 @@ NUM_ENVS, EPISODES = 3, 5
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    config = ADConfig(
-        observation_space={"type": "Box", "shape": [4], "low": [None] * 4, "high": [None] * 4, "dtype": "float32"},
-        action_space={"type": "Discrete", "n": 2},
-        hidden_size=16,
-        num_hidden_layers=2,
-        intermediate_size=32,
-        context_length=24,
-        initializer_range=0.1,
-    )
-    return ADModel(config).eval()
+    vector = {"type": "Box", "shape": [4], "low": [None] * 4, "high": [None] * 4, "dtype": "float32"}
+    spaces = {"observation_space": vector, "action_space": {"type": "Discrete", "n": 2}, "initializer_range": 0.1}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "context_length": 24}
+    return ADModel(ADConfig(**spaces, **sizes)).eval()
 
 
 def cart_poles(num_envs=NUM_ENVS):
@@ -38,13 +32,8 @@ def cart_poles(num_envs=NUM_ENVS):
 
 
 def test_evaluate_policy_sees_the_episodes_of_a_rollout(model):
-    returns, lengths = evaluate_policy(
-        ADPolicy(model, seed=4),
-        cart_poles(),
-        n_eval_episodes=NUM_ENVS * EPISODES,
-        deterministic=False,
-        return_episode_rewards=True,
-    )
+    settings = {"deterministic": False, "return_episode_rewards": True}
+    returns, lengths = evaluate_policy(ADPolicy(model, seed=4), cart_poles(), NUM_ENVS * EPISODES, **settings)
 
     envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * NUM_ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
     output = model.rollout(envs, num_episodes=EPISODES, seed=4)

@@ -2,12 +2,23 @@
 
 from huggingface_hub import RepoCard
 
+from ad_hf.histories.schema import read_metadata
+from ad_hf.histories.statistics import describe_shards
+
 BEGIN, END = "<!-- ad_hf writes", "<!-- Here ends what ad_hf writes. -->"
 
 
 def shards_of(folder):
     """The shards of a local dataset, by their paths."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*.parquet")}
+
+
+def describe(folder):
+    """Have the metadata say of changed shards what there is in them."""
+    metadata = read_metadata(folder)
+    describe_shards(metadata, folder / "default")
+    (folder / "default" / "metadata.json").write_text(metadata.to_json())
+    return folder
 
 
 def shards_in(hub, repo, revision="main"):

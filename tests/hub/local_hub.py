@@ -15,18 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from local_hub_api import CHUNK, CLIENTS_OWN, NO_TOKEN, REPO_API, TOKEN, Answer, Api, Call, as_error
+from local_hub_api import CHUNK, CLIENTS_OWN, REPO_API, TOKEN, Answer, Api, Call, as_error
 from local_hub_storage import File, HubError, Storage, is_lfs
 
-STATUS_FAULTS = {
-    "401": NO_TOKEN,
-    "403": "you must use a write token to upload to a repository",
-    "404": "Not found",
-    "412": "A commit has happened since. Please refresh and try again.",
-    "429": "Too Many Requests",
-    "500": "Internal Error - We're working hard to fix this as soon as possible!",
-    "503": "Service Unavailable",
-}
+STATUS_FAULTS = {"403": "you must use a write token to upload to a repository", "503": "Service Unavailable"}
 FAULTS = {*STATUS_FAULTS, "cut", "drop", "lost_answer", "slow", "stale"}
 SLOW_SECONDS, SLOW_PIECES = 2.0, 20
 
@@ -166,7 +158,7 @@ class LocalHub:
     def fail(self, fault: str, times: int = 1, method: str | None = None, path: str | None = None) -> None:
         """Let the next `times` requests go wrong that have this method and this regular expression in their path.
 
-        - `"401"`, `"403"`, `"404"`, `"412"`, `"429"`, `"500"`, `"503"`: answer with this error
+        - `"403"`, `"503"`: answer with this error
         - `"cut"`: announce the whole body, send half of it, close the connection
         - `"drop"`: close the connection without an answer, having done nothing
         - `"lost_answer"`: do what is asked, then close the connection without an answer

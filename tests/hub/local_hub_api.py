@@ -12,8 +12,8 @@ from urllib.parse import unquote
 from local_hub_storage import Commit, File, HubError, Repo, Storage, is_lfs, lfs_pointer
 
 USER, TOKEN = "local", "hf_local"
-REPO_API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
-REPO_PAGE = r"/((?P<kind>datasets|spaces)/)?(?P<repo_id>[^/]+/[^/]+)"
+REPO_API = r"/api/(?P<kind>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
+REPO_PAGE = r"/((?P<kind>datasets)/)?(?P<repo_id>[^/]+/[^/]+)"
 # What huggingface_hub asks once, before anything else, in each new HF_HOME: which coding agents there are.
 CLIENTS_OWN = "/api/agent-harnesses"
 CHUNK = 2**20
@@ -120,7 +120,7 @@ class Api:
             match = pattern.fullmatch(call.path)
             if match is None or call.method not in methods.split():
                 continue
-            arguments = {name: unquote(value or "") for name, value in match.groupdict().items()}
+            arguments: dict[str, Any] = {name: unquote(value or "") for name, value in match.groupdict().items()}
             if login and not call.logged_in:
                 raise HubError(401, NO_TOKEN)
             if "repo_id" in arguments:
@@ -213,19 +213,12 @@ class Api:
     def create_branch(self, call: Call, repo: Repo, branch: str) -> Answer:
         if branch in repo.branches:
             raise HubError(409, f"Reference already exists: refs/heads/{branch}")
-        if branch.startswith("refs/"):
-            raise HubError(400, f"Invalid reference for a branch: {branch}")
         repo.branches[branch] = repo.find(json.loads(call.body() or b"{}").get("startingPoint") or "main").oid
-        self.storage.save(repo)
         return as_json({})
 
     @route("POST", REPO_API + "/tag/(?P<revision>[^/]+)", login=True)
     def create_tag(self, call: Call, repo: Repo, revision: str) -> Answer:
-        commit, tag = repo.find(revision), json.loads(call.body())["tag"]
-        if tag in repo.tags:
-            raise HubError(409, f"Tag reference exists already: {tag}")
-        repo.tags[tag] = commit.oid
-        self.storage.save(repo)
+        repo.tags[json.loads(call.body())["tag"]] = repo.find(revision).oid
         return as_json({})
 
     @route("POST", REPO_API + "/preupload/(?P<revision>[^/]+)", login=True)
@@ -268,8 +261,6 @@ class Api:
 
     @route("POST", REPO_API + "/commit/(?P<revision>[^/]+)", login=True)
     def commit(self, call: Call, repo: Repo, revision: str) -> Answer:
-        if call.flag("create_pr"):
-            raise HubError(400, "The local Hub has no pull requests")
         if revision not in repo.branches:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         operations = [json.loads(line) for line in call.body().splitlines() if line]
@@ -310,23 +301,9 @@ class Api:
         if file.lfs:
             headers.update({"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": str(file.size)})
         stored = self.storage.objects / file.sha256
-        limits = _byte_range(call.headers.get("Range"), file.size) if call.method == "GET" else None
-        if limits is None:
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", call.headers.get("Range", ""))
+        if match is None or call.method == "HEAD":
             return Answer(200, headers, file=stored, length=file.size)
-        start, stop = limits
+        start, stop = int(match[1]), min(file.size, int(match[2] or file.size) + 1)
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
         return Answer(206, headers, file=stored, start=start, length=stop - start)
-
-
-def _byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Start and stop of the one range that a header asks for; None if it asks for no single range."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
-    if match is None or match[0] == "bytes=-":
-        return None
-    if not match[1]:
-        start, stop = max(0, size - int(match[2])), size
-    else:
-        start, stop = int(match[1]), min(size, int(match[2] or size) + 1)
-    if start >= stop:
-        raise HubError(416, "Range Not Satisfiable", Content_Range=f"bytes */{size}")
-    return start, stop

@@ -7,7 +7,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def is_lfs(path: str, size: int, sample: bytes) -> bool:
 
 
 class Storage:
-    """Repositories in a folder: one JSON file for each, and all contents under their sha256.
+    """Repositories, whose contents lie in a folder under their sha256.
 
     Whoever reads or changes a repository holds `lock`.
     """
@@ -120,9 +120,6 @@ class Storage:
         self.objects.mkdir(parents=True, exist_ok=True)
         self.lock = threading.RLock()
         self.repos: dict[tuple[str, str], Repo] = {}
-        for path in self.folder.glob("repos/*/*/*.json"):
-            repo = _repo_from_json(json.loads(path.read_text()))
-            self.repos[repo.repo_type, repo.repo_id] = repo
 
     def create(self, repo_type: str, repo_id: str, private: bool = False) -> Repo:
         """A new repository; like on the Hub, its first commit is the system's and holds `.gitattributes`."""
@@ -133,27 +130,18 @@ class Storage:
         self.repos[repo_type, repo_id] = repo
         return repo
 
-    def save(self, repo: Repo) -> None:
-        """Write a repository's state: wholly or not at all."""
-        path = self._json_path(repo)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(repo)))
-        os.replace(temporary, path)
-
     def commit(
         self, repo: Repo, branch: str, changes: Mapping[str, File | None], title: str, message: str = ""
     ) -> Commit:
         """Put a commit on top of a branch; None deletes. Without changes the commit is empty, as on the Hub."""
         parent = repo.branches[branch] or None
-        files = {**repo.commits[parent].files, **changes} if parent else changes
-        files = {path: file for path, file in sorted(files.items()) if file is not None}
-        content = {"parent": parent, "title": title, "message": message, "date": now()}
-        listing = json.dumps([content, {path: file.etag for path, file in files.items()}])
-        commit = Commit(hashlib.sha1(listing.encode()).hexdigest(), **content, files=files)
+        changed = {**(repo.commits[parent].files if parent else {}), **changes}
+        files = {path: file for path, file in sorted(changed.items()) if file is not None}
+        date = now()
+        listing = json.dumps([parent, title, message, date, {path: file.etag for path, file in files.items()}])
+        commit = Commit(hashlib.sha1(listing.encode()).hexdigest(), parent, title, message, date, files)
         repo.commits[commit.oid] = commit
         repo.branches[branch] = commit.oid
-        self.save(repo)
         return commit
 
     def store(self, chunks: Iterable[bytes], sha256: str | None = None) -> tuple[str, int]:
@@ -185,14 +173,3 @@ class Storage:
     def lfs_file(self, sha256: str, size: int) -> File:
         """A file whose content is in the large file storage already."""
         return File(sha256, size, lfs=True, oid=git_oid(lfs_pointer(sha256, size)))
-
-    def _json_path(self, repo: Repo) -> Path:
-        return self.folder / "repos" / f"{repo.repo_type}s" / f"{repo.repo_id}.json"
-
-
-def _repo_from_json(state: dict) -> Repo:
-    commits = {}
-    for oid, commit in state["commits"].items():
-        files = {path: File(**file) for path, file in commit["files"].items()}
-        commits[oid] = Commit(**{**commit, "files": files})
-    return Repo(**{**state, "commits": commits})

@@ -1,17 +1,13 @@
 """The Hub of the tests: the real clients get from it what they would get from the real one."""
 
-import base64
 import hashlib
 import http.client
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from local_hub import LocalHub
 
 JUNK = os.urandom(2**20)
-TOKEN = {"Authorization": "Bearer hf_local"}
 
 CLIENT = """
 import os, sys, tempfile
@@ -142,18 +138,12 @@ def test_faults_strike_the_clients_once(hub, ad_hf_with_hub):
         hub.fail("502")
 
 
-def ask(hub, method, path, body=None, headers=TOKEN, connection=None):
+def ask(hub, method, path, headers=None):
     """Status, headers and body of one answer."""
-    connection = connection or http.client.HTTPConnection(hub.url.removeprefix("http://"), timeout=30)
-    content = json.dumps(body).encode() if isinstance(body, (dict, list)) else body
-    connection.request(method, path, content, dict(headers))
+    connection = http.client.HTTPConnection(hub.url.removeprefix("http://"), timeout=30)
+    connection.request(method, path, headers=headers or {})
     response = connection.getresponse()
     return response.status, response.headers, response.read()
-
-
-def commit(hub, *operations):
-    lines = [{"key": "header", "value": {"summary": "title"}}, *operations]
-    return ask(hub, "POST", "/api/models/local/model/commit/main", "\n".join(map(json.dumps, lines)).encode())
 
 
 def test_answers_about_a_file(hub):
@@ -166,100 +156,14 @@ def test_answers_about_a_file(hub):
     _, headers, _ = ask(hub, "HEAD", "/local/model/resolve/main/a.txt")
     assert headers["ETag"] == '"ce013625030ba8dba906f756967f9e9ca394464a"'  # as `git hash-object` says
     assert "X-Linked-Etag" not in headers
-    for wanted, start, stop in (
-        ("0-0", 0, 1),
-        ("9-19", 9, 20),
-        ("9-", 9, None),
-        ("-9", -9, None),
-        ("9-9999999", 9, None),
-    ):
+    for wanted, start, stop in (("0-0", 0, 1), ("9-19", 9, 20), ("9-", 9, None), ("9-9999999", 9, None)):
         status, headers, body = ask(hub, "GET", path, headers={"Range": f"bytes={wanted}"})
         assert (status, body) == (206, JUNK[start:stop])
-        first = start % len(JUNK)
-        assert headers["Content-Range"] == f"bytes {first}-{first + len(body) - 1}/{len(JUNK)}"
-    assert ask(hub, "GET", path, headers={"Range": f"bytes={len(JUNK)}-"})[0] == 416
+        assert headers["Content-Range"] == f"bytes {start}-{start + len(body) - 1}/{len(JUNK)}"
     status, headers, _ = ask(hub, "GET", "/local/model/resolve/main/b.txt")  # known to be absent from this commit
     assert (status, headers["X-Error-Code"], headers["X-Repo-Commit"]) == (404, "EntryNotFound", oid)
     status, headers, body = ask(hub, "GET", "/api/models/local/model/discussions?p=1")
     assert (status, "/api/models/local/model/discussions" in json.loads(body)["error"]) == (404, True)
-
-
-def test_large_and_binary_files_go_to_lfs(hub):
-    for path, content, mode in (
-        ("a.parquet", b"text", "lfs"),
-        ("a.txt", b"zeros \0", "lfs"),
-        ("a.txt", b"latin \xe9", "lfs"),
-        ("a.txt", b"x" * (10 * 2**20 + 1), "lfs"),
-        ("a.txt", "žluťoučký".encode(), "regular"),
-        ("a.txt", b"x" + "ž".encode() * 1000, "regular"),  # the sample ends within a character
-        ("a.txt", b"", "regular"),
-    ):
-        hub.commit("model", "local/model", {path: content})
-        wanted = {"path": path, "size": len(content), "sample": base64.b64encode(content[:512]).decode()}
-        _, _, body = ask(hub, "POST", "/api/models/local/model/preupload/main", {"files": [wanted]})
-        assert json.loads(body)["files"][0]["uploadMode"] == mode
-        _, headers, _ = ask(hub, "HEAD", f"/local/model/resolve/main/{path}")
-        assert ("X-Linked-Etag" in headers) == (mode == "lfs")
-
-
-def test_only_uploaded_content_is_committed(hub):
-    before = hub.commit("model", "local/model", {"a.txt": b"a"})
-    digest = hashlib.sha256(b"right").hexdigest()
-    operation = {"key": "lfsFile", "value": {"path": "a.bin", "algo": "sha256", "oid": digest, "size": 5}}
-    assert ask(hub, "PUT", f"/lfs/{digest}", b"wrong", headers={})[0] == 400
-    assert ask(hub, "POST", f"/lfs/{digest}/verify", {"size": 5})[0] == 404
-    assert commit(hub, operation)[0] == 400
-    assert hub.commits("model", "local/model")[0] == before
-    assert ask(hub, "PUT", f"/lfs/{digest}", iter([b"ri", b"ght"]), headers={})[0] == 200  # in chunks
-    assert ask(hub, "POST", f"/lfs/{digest}/verify", {"size": 6})[0] == 400
-    assert ask(hub, "POST", f"/lfs/{digest}/verify", {"size": 5})[0] == 200
-    assert commit(hub, operation)[0] == 200
-
-
-def test_error_faults_are_answered_as_errors_and_change_nothing(hub):
-    before = hub.commit("model", "local/model", {"a.txt": b"a"})
-    for fault in ("401", "403", "404", "412", "429", "500", "503"):
-        hub.fail(fault, method="POST", path="/commit/")
-        status, headers, answer = commit(hub)
-        assert (status, headers["X-Error-Message"]) == (int(fault), json.loads(answer)["error"])
-        assert hub.commits("model", "local/model")[0] == before
-    assert commit(hub)[0] == 200
-
-
-def test_concurrent_commits_are_all_kept(hub):
-    hub.commit("model", "local/model", {})
-
-    def add(index):
-        return commit(
-            hub, {"key": "file", "value": {"path": f"{index}.txt", "content": "eA==", "encoding": "base64"}}
-        )[0]
-
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(add, range(40))) == {200}
-    assert hub.files("model", "local/model").keys() == {".gitattributes", *(f"{index}.txt" for index in range(40))}
-    assert len(hub.commits("model", "local/model")) == 42
-
-
-def test_repositories_and_the_port_survive_a_restart(tmp_path):
-    with LocalHub(tmp_path / "hub") as hub:
-        oid = hub.commit("dataset", "local/data", {"a.bin": JUNK})
-        ask(hub, "POST", "/api/datasets/local/data/tag/main", {"tag": "v1"})
-        hub.commit("dataset", "local/data", {"a.bin": None})
-        commits, url = hub.commits("dataset", "local/data"), hub.url
-        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
-        hub.fail("503", path="/verify")  # an answer that comes before the body was read leaves nothing in the way
-        assert ask(hub, "POST", f"/lfs/{'0' * 64}/verify", b"x" * 10**6, connection=connection)[0] == 503
-        assert ask(hub, "GET", "/api/datasets/local/data", connection=connection)[0] == 200
-        hub.stop()
-        with pytest.raises(OSError, match=r"(?i)connection"):
-            ask(hub, "GET", "/api/datasets/local/data", connection=connection)
-        hub.start()
-        assert hub.url == url
-    with LocalHub(tmp_path / "hub") as hub:
-        assert hub.commits("dataset", "local/data") == commits
-        assert hub.files("dataset", "local/data").keys() == {".gitattributes"}
-        _, headers, body = ask(hub, "GET", "/datasets/local/data/resolve/v1/a.bin")
-        assert (headers["X-Repo-Commit"], body) == (oid, JUNK)
 
 
 def test_environment_hides_how_the_tests_use_the_hub(hub, tmp_path, monkeypatch):

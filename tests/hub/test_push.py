@@ -11,10 +11,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from hub_files import BEGIN, END, ask_private, card_in, is_untouched, refusal, shards_in, shards_of, uploads
-
-from ad_hf.histories.schema import read_metadata
-from ad_hf.histories.statistics import describe_shards
+from hub_files import BEGIN, END, ask_private, card_in, describe, is_untouched, refusal, shards_in, shards_of, uploads
 
 SHARD = "default/train-00000-of-00001.parquet"
 
@@ -190,9 +187,7 @@ def test_stale_shards_go_and_the_files_of_others_stay(hub, ad_hf_with_hub, histo
     (histories / SHARD).unlink()
     for index, rows in enumerate((table.slice(0, 8), table.slice(8))):
         pq.write_table(rows, histories / "default" / f"train-0000{index}-of-00002.parquet")
-    metadata = read_metadata(histories)
-    describe_shards(metadata, histories / "default")
-    (histories / "default" / "metadata.json").write_text(metadata.to_json())
+    describe(histories)
     ad_hf_with_hub("push", "dataset", histories, "local/shards")
     ad_hf_with_hub("push", "dataset", another_family, "local/shards", "--config_name", "large")
     hub.commit("dataset", "local/shards", {"notes.txt": b"mine", "other/data.parquet": b"theirs"})

@@ -34,7 +34,7 @@ def evaluation(evaluated, tmp_path):
     return shutil.copytree(evaluated, tmp_path / "evaluation")
 
 
-def test_a_pushed_evaluation_is_a_dataset_that_loads_without_the_package(
+def test_a_pushed_evaluation_is_a_dataset_that_loads_without_the_package_and_a_second_push_changes_nothing(
     hub, ad_hf_with_hub, run_with_hub, evaluation
 ):
     done = ad_hf_with_hub("push", "evaluation", evaluation, "local/returns")
@@ -48,14 +48,12 @@ def test_a_pushed_evaluation_is_a_dataset_that_loads_without_the_package(
     # 2 rollouts in 2 tasks; 2 of random actions; 8 streams of the source.
     printed = run_with_hub(LOAD, "local/returns").stdout
     assert printed.splitlines()[-1] == f"{2 * 2 + 2 * 2 + 8 * 2} ['AD', 'random', 'source']"
-
-
-def test_what_people_wrote_stays_and_a_second_push_changes_nothing(hub, ad_hf_with_hub, evaluation):
-    ad_hf_with_hub("push", "evaluation", evaluation, "local/returns")
     commits = hub.commits("dataset", "local/returns")
     ad_hf_with_hub("push", "evaluation", evaluation, "local/returns")
     assert hub.commits("dataset", "local/returns") == commits
 
+
+def test_what_people_wrote_in_a_card_of_results_stays(hub, ad_hf_with_hub, evaluation):
     card = evaluation / "README.md"
     card.write_text(card.read_text() + "\nSeen on a Tuesday.\n")
     ad_hf_with_hub("push", "evaluation", evaluation, "local/others")

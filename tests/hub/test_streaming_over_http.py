@@ -7,10 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_files import refusal
-
-from ad_hf.histories.schema import read_metadata
-from ad_hf.histories.statistics import describe_shards
+from hub_files import describe, refusal
 
 SHORT = ["--training.max_steps", "6", "--training.eval_steps", "6"]
 SHARD = "default/train-00000-of-00001.parquet"
@@ -33,14 +30,6 @@ def publish(hub, repo, folder, revision="main"):
     """Someone else's push of a dataset."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return hub.commit("dataset", repo, files, revision)
-
-
-def describe(folder):
-    """Have the metadata say of changed shards what there is in them."""
-    metadata = read_metadata(folder)
-    describe_shards(metadata, folder / "default")
-    (folder / "default" / "metadata.json").write_text(metadata.to_json())
-    return folder
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from context_reference import none_action as _none_action
+from context_reference import none_action
 
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.model.configuration_ad import ADConfig
@@ -38,7 +38,7 @@ def _history(config: ADConfig, batch: int = 3, time: int = 8, seed: int = 0) -> 
     """The model's four inputs, from the first step of a history on, and the actions taken (its labels)."""
     actions = _samples(config.action_space, batch, time, seed)
     previous_actions = actions.roll(1, dims=1)
-    previous_actions[:, 0] = _none_action(config.action_space)
+    previous_actions[:, 0] = none_action(config.action_space)
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(batch, time, generator=generator)
     starts = torch.rand(batch, time, generator=generator) < 0.3
@@ -62,12 +62,6 @@ def make_model():
 def make_history():
     """`make_history(config, batch, time, seed)`: inputs of a model, and labels."""
     return _history
-
-
-@pytest.fixture
-def none_action():
-    """`none_action(space)`: what stands for the action before the first."""
-    return _none_action
 
 
 @pytest.fixture

@@ -99,13 +99,7 @@ def test_refuses_spaces_that_fit_nothing_and_names_them(small_settings, name, re
 def test_takes_the_numbers_of_numpy(small_settings):
     spaces = {
         "observation_space": {"type": "MultiDiscrete", "nvec": np.array([9, 9])},
-        "action_space": {
-            "type": "Box",
-            "shape": (np.int64(2),),
-            "low": np.zeros(2),
-            "high": np.ones(2),
-            "dtype": "float32",
-        },
+        "action_space": {**BOX, "shape": (np.int64(2),), "low": np.zeros(2), "high": np.ones(2)},
     }
     config = ADConfig(**{**small_settings, **spaces, "hidden_size": np.int64(16), "reward_scale": np.float32(0.5)})
 

@@ -162,7 +162,8 @@ class FromOne(gym.ActionWrapper):
 def test_environments_of_other_spaces_or_without_a_mode_are_refused(make_model):
     pendulum, silent = gym.make("Pendulum-v1"), dark_rooms()
     silent.unwrapped.metadata = {}
-    narrow = space_to_json(pendulum.action_space) | {"low": [-1.0], "high": [1.0]}
+    angles, torque = map(space_to_json, (pendulum.observation_space, pendulum.action_space))
+    narrow = torque | {"low": [-1.0], "high": [1.0]}
     nine, cells = {"type": "Discrete", "n": 9}, {"type": "MultiDiscrete", "nvec": [9, 9]}
     for envs, settings, message in (
         (dark_rooms(), {**DARK_ROOM, "observation_space": cells}, r"observation_space.*\[3 3\].*\[9, 9\]"),
@@ -170,11 +171,7 @@ def test_environments_of_other_spaces_or_without_a_mode_are_refused(make_model):
         (dark_rooms(), {**DARK_ROOM, "action_space": nine}, r"action_space.*Discrete\(5\).*9"),
         (dark_rooms(), {**DARK_ROOM, "action_space": {"type": "MultiDiscrete", "nvec": [5]}}, "action_space"),
         (FromOne(gym.make("CartPole-v1")), CART_POLE, "action_space"),
-        (
-            pendulum,
-            {"observation_space": space_to_json(pendulum.observation_space), "action_space": narrow},
-            "action_space",
-        ),
+        (pendulum, {"observation_space": angles, "action_space": narrow}, "action_space"),
         (silent, DARK_ROOM, "autoreset_mode"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -188,11 +185,7 @@ def misbehaving(mode, at, bad, space=None):
 
 
 BAD_VALUES = [
-    (
-        PAIR,
-        {"observation": np.array([0, np.nan], np.float32)},
-        r"observations of environment 1 .*\[0.0, nan\]",
-    ),
+    (PAIR, {"observation": np.array([0, np.nan], np.float32)}, r"observations of environment 1 .*\[0.0, nan\]"),
     (PAIR, {"observation": np.array([-np.inf, 0], np.float32)}, r"observations of environment 1 .* \[-inf, 0.0\]"),
     (None, {"observation": 8}, "observations of environment 1 are no element of .*'n': 8.*: 8"),
     (None, {"observation": -1}, "observations of environment 1 are no element of .*'n': 8.*: -1"),

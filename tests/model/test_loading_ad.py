@@ -44,10 +44,7 @@ REFUSED_WEIGHTS = [
     (lambda weights: weights.pop("norm.weight"), "norm.weight is missing"),
     (lambda weights: weights.update(more=torch.zeros(2)), "more is none of the model's"),
     (lambda weights: weights.clear(), "and 26 more"),
-    (
-        lambda weights: weights.update({"head.linear.bias": torch.zeros(7)}),
-        r"head.linear.bias has shape \(7,\), the model's has \(5,\)",
-    ),
+    (lambda weights: weights.update({"head.linear.bias": torch.zeros(7)}), r"head.linear.bias has shape \(7,.* \(5,"),
     (lambda weights: weights["norm.bias"].fill_(torch.nan), "not all finite: norm.bias"),
     (lambda weights: weights["head.linear.bias"][:1].fill_(torch.inf), "not all finite: head.linear.bias"),
 ]
@@ -63,9 +60,8 @@ def test_weights_of_another_model_are_refused_by_name(saved, tmp_path):
 
 
 def test_weights_of_another_model_are_the_librarys_matter_when_asked_for(folder):
-    change_weights(
-        folder, lambda weights: weights.update({"head.linear.bias": torch.zeros(7)}) or weights.pop("norm.bias")
-    )
+    change_weights(folder, lambda weights: weights.update({"head.linear.bias": torch.zeros(7)}))
+    change_weights(folder, lambda weights: weights.pop("norm.bias"))
 
     model, info = ADModel.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True)
 

@@ -89,6 +89,9 @@ def common():
         sys.modules.update(hidden)
 
 
+SPACES = {"observation_space": {"type": "Discrete", "n": 7}, "action_space": {"type": "Discrete", "n": 5}}
+
+
 class Tester:
     """What the common tests ask for a small configuration, inputs, and the sizes of both."""
 
@@ -99,18 +102,8 @@ class Tester:
         self.parent, self.settings = parent, settings
 
     def get_config(self):
-        return ADConfig(
-            **{
-                "observation_space": {"type": "Discrete", "n": 7},
-                "action_space": {"type": "Discrete", "n": 5},
-                "hidden_size": self.hidden_size,
-                "num_hidden_layers": self.num_hidden_layers,
-                "num_attention_heads": self.num_attention_heads,
-                "intermediate_size": 32,
-                "context_length": 16,
-                **self.settings,
-            }
-        )
+        sizes = {name: getattr(self, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+        return ADConfig(**{**SPACES, **sizes, "intermediate_size": 32, "context_length": 16, **self.settings})
 
     def prepare_config_and_inputs_for_common(self):
         config, shape = self.get_config(), (self.batch_size, self.seq_length)
@@ -125,12 +118,8 @@ class Tester:
 
 VECTOR = {"type": "Box", "shape": [3], "low": [None] * 3, "high": [None] * 3, "dtype": "float32"}
 BOX = {"type": "Box", "shape": [2], "low": [0.0, 0.0], "high": [1.0, 2.0], "dtype": "float32"}
-VECTORS = {
-    "observation_space": VECTOR,
-    "action_space": BOX,
-    "observation_mean": [0.0] * 3,
-    "observation_std": [2.0] * 3,
-}
+SCALES = {"observation_mean": [0.0] * 3, "observation_std": [2.0] * 3}
+VECTORS = {"observation_space": VECTOR, "action_space": BOX, **SCALES}
 
 
 def run(case):
@@ -179,12 +168,8 @@ def test_the_common_tests_of_configurations_hold(common):
     _, configuration = common
 
     def test_config(self):
-        settings = {
-            "observation_space": {"type": "Discrete", "n": 7},
-            "action_space": {"type": "Discrete", "n": 5},
-            "hidden_size": 16,
-        }
-        tester = configuration.ConfigTester(self, config_class=ADConfig, has_text_modality=False, **settings)
+        settings = {"config_class": ADConfig, "has_text_modality": False, **SPACES, "hidden_size": 16}
+        tester = configuration.ConfigTester(self, **settings)
         self.model_tester = Tester(self)
         tester.run_common_tests()
 

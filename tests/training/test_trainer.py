@@ -169,30 +169,23 @@ def edited(histories, folder, edit):
     return folder
 
 
-def other_environment(data, tests):
-    data["env_id"] = "ad_hf/DarkKeyToDoor-v0"
+def test_histories_of_others_are_refused_before_anything_starts(tiny_recipe, tiny_histories, tmp_path):
+    def other_goals(data, tests):
+        tests[0]["kwargs"], tests[1]["kwargs"] = tests[1]["kwargs"], tests[0]["kwargs"]
 
-
-def other_goals(data, tests):
-    tests[0]["kwargs"], tests[1]["kwargs"] = tests[1]["kwargs"], tests[0]["kwargs"]
-
-
-@pytest.mark.parametrize(
-    ("edit", "expected"),
-    [
-        (other_environment, "holds histories with env_id = 'ad_hf/DarkKeyToDoor-v0', the recipe's family has"),
-        (other_goals, "holds histories of other tasks or of another split than the recipe's family: it has"),
-    ],
-)
-def test_histories_of_others_are_refused_before_anything_starts(tiny_recipe, tiny_histories, tmp_path, edit, expected):
-    dataset = edited(tiny_histories, tmp_path / "data", edit)
     model = ad_hf.ADModel(ad_hf.config_from_dataset(tiny_histories, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(ValueError, match=expected):
-        ad_hf.train(tiny_recipe, dataset, tmp_path / "run")
-    with pytest.raises(ValueError, match=expected):
-        evaluate_models([EvaluatedModel(model, tiny_recipe, dataset)], tmp_path / "evaluation", num_seeds=1)
-    assert not list((tmp_path / "evaluation").iterdir())
-    assert not (tmp_path / "run").exists()
+    door = "ad_hf/DarkKeyToDoor-v0"
+    for name, edit, expected in (
+        ("door", lambda data, _: data.update(env_id=door), f"env_id = '{door}', the recipe's family has"),
+        ("goals", other_goals, "other tasks or of another split than the recipe's family: it has"),
+    ):
+        dataset, evaluation = edited(tiny_histories, tmp_path / name, edit), tmp_path / f"{name}_evaluation"
+        with pytest.raises(ValueError, match=expected):
+            ad_hf.train(tiny_recipe, dataset, tmp_path / "run")
+        with pytest.raises(ValueError, match=expected):
+            evaluate_models([EvaluatedModel(model, tiny_recipe, dataset)], evaluation, num_seeds=1)
+        assert not list(evaluation.iterdir())
+        assert not (tmp_path / "run").exists()
 
 
 def test_some_of_the_tasks_are_enough_to_evaluate(tiny_recipe, tiny_histories, tmp_path):
