@@ -69,7 +69,8 @@ class _Lines(logging.Handler):
     """Messages on the standard error, above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        # Accelerate puts the rank before each message, also where the main process speaks for all.
+        tqdm.write(self.format(record).removeprefix("[RANK 0] "), file=sys.stderr)
 
 
 def show_messages(level: int) -> None:
