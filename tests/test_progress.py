@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
@@ -31,6 +32,7 @@ def test_without_a_terminal_a_bar_is_a_line_and_no_carriage_return():
 
 def test_on_a_terminal_a_bar_is_drawn_in_place():
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     with subprocess.Popen([sys.executable, "-c", BAR], stderr=theirs) as process:
         assert process.wait(60) == 0
     os.close(theirs)
