@@ -1,11 +1,8 @@
-"""Progress bars and messages, where there is a terminal and where there is none."""
+"""Progress bars and messages, where there is no terminal."""
 
 import logging
-import os
-import pty
 import subprocess
 import sys
-import termios
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
@@ -28,19 +25,6 @@ def test_without_a_terminal_a_bar_is_a_line_and_no_carriage_return():
     assert 1 <= len(lines) <= 3
     assert lines[-1].startswith("train: 100%")
     assert "tokens/s" in lines[-1]
-
-
-def test_on_a_terminal_a_bar_is_drawn_in_place():
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    drawn = ""
-    with subprocess.Popen([sys.executable, "-c", BAR], stderr=theirs) as process:
-        os.close(theirs)
-        while "train: 100%" not in drawn and process.poll() is None:  # whoever does not read makes it wait
-            drawn += os.read(ours, 1 << 16).decode()
-        process.kill()
-    os.close(ours)
-    assert "\rtrain: 100%" in drawn
 
 
 def test_messages_are_shown_from_a_level_on_and_quiet_hides_bars(capsys):
