@@ -106,7 +106,7 @@ app = App(
     help="Algorithm Distillation on the Hugging Face stack: transformers that learn in context.",
     help_format="plaintext",
     version=lambda: f"ad_hf {version('ad_hf')}",
-    default_parameter=Parameter(name_transform=lambda name: name, negative=()),
+    default_parameter=Parameter(name_transform=lambda name: name, negative=(), allow_repeating=True),
     exit_on_error=False,
     print_error=False,
 )

@@ -238,6 +238,11 @@ def documented_commands():
             )
 
 
+def test_the_last_of_an_option_that_is_given_twice_counts():
+    words = ["train", "--dataset", "a", "--output_dir", "o", "--dataset", "b"]
+    assert app.parse_known_args(words)[1].arguments["dataset"] == "b"
+
+
 def test_every_command_of_the_documentation_parses():
     commands = list(documented_commands())
     assert len(commands) > 25

@@ -59,7 +59,7 @@ TENSOR_CHANGES: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
     (
         TENSORS,
         "a moment of another shape",
-        lambda tensors: tensors.update({"optimizer/norm.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"][:3]}),
+        lambda tensors: tensors.update({"optimizer/norm.bias/exp_avg": tensors["optimizer/norm.bias/exp_avg"][:3]}),
         r"norm\.bias",
     ),
     (
@@ -72,7 +72,7 @@ TENSOR_CHANGES: list[tuple[str, str, Callable[[dict[str, Any]], Any], str]] = [
         TENSORS,
         "a moment of a weight that there is not",
         lambda tensors: tensors.update(
-            {"optimizer/blocks.7.up.bias/exp_avg": tensors["optimizer/0/norm.bias/exp_avg"].clone()}
+            {"optimizer/blocks.7.up.bias/exp_avg": tensors["optimizer/norm.bias/exp_avg"].clone()}
         ),
         r"blocks\.7",
     ),

@@ -149,7 +149,7 @@ OTHERS: list[tuple[str, Callable[[Place], list[Any]], str]] = [
     ),
     ("a push of what is no model", _other("push", "model", "{base}/h", "somebody/x"), r"/h\b"),
     ("a push of what is no dataset", _other("push", "dataset", "{base}/run", "somebody/x"), r"/run\b"),
-    ("a push of what is no evaluation", _other("push", "evaluation", "{base}/run", "somebody/x"), r"/run\b"),
+    ("a push of what is no evaluation", _other("push", "evaluation", "{base}/h", "somebody/x"), r"/h\b"),
     ("a push of something else", _other("push", "space", "{base}/run", "somebody/x"), r"space"),
     (
         "a configuration of a model",
