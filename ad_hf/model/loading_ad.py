@@ -42,9 +42,8 @@ def check_trusted(config: ADConfig, path: Any = None) -> None:
 
 def check_files(path: Any, subfolder: str) -> None:
     """Refuse files of a local folder that are damaged, or pipes, which would be waited for, or the like."""
-    for file in (
-        file for kind in ("json", "safetensors") for file in sorted(Path(str(path), subfolder).glob(f"*.{kind}"))
-    ):
+    folder = Path(str(path), subfolder)
+    for file in [*sorted(folder.glob("*.json")), *sorted(folder.glob("model*.safetensors"))]:
         if file.exists() and not file.is_file():
             raise OSError(f"{file} is not a regular file")
         if file.name.endswith(".index.json") and not isinstance(read_json(file).get("weight_map"), dict):
