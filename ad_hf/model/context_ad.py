@@ -330,8 +330,11 @@ class ADContext:
         Raises:
             ValueError: for a state of another model's context, or of another number of environments or length.
         """
-        if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor | np.ndarray) for x in state.values()):
-            raise ValueError(f"a context's state must be a dict of tensors, got {type(state).__name__} of others")
+        if not isinstance(state, Mapping):
+            raise ValueError(f"a context's state must be a dict of tensors, got {type(state).__name__}")
+        for name, part in state.items():
+            if not isinstance(part, torch.Tensor | np.ndarray):
+                raise ValueError(f"a context's state must hold tensors, got {name} as {type(part).__name__}")
         state = {name: torch.as_tensor(part) for name, part in state.items()}
         digest, expected = self._digest(), self._state()
         if int(state.pop("weights", digest)) != int(digest):  # which states of older versions lack

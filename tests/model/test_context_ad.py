@@ -264,8 +264,8 @@ def test_a_state_is_of_one_models_weights_and_possible(make_model):
         (make_model(weights_seed=1), state, "a model with other weights"),
         (model, {**state, **lengths}, r"impossible cache.lengths: \[1000"),
         (model, {**state, "cache.lengths": torch.tensor([-5, 0, 0])}, "impossible cache.lengths"),
-        (model, {**state, "seeds": "x"}, "must be a dict of tensors"),
-        (model, {**state, "seeds": [0, 1, 2]}, "must be a dict of tensors"),
+        (model, {**state, "seeds": "x"}, "must hold tensors, got seeds"),
+        (model, {**state, "seeds": [0, 1, 2]}, "must hold tensors, got seeds"),
         (model, list(state), "must be a dict of tensors"),
     ):
         with pytest.raises(ValueError, match=message):
