@@ -359,6 +359,7 @@ def test_streams_of_real_collections_train_on_the_windows_of_all_histories(tiny_
     assert values(streamed) == values(expected)
 
 
+@pytest.mark.slow
 def test_two_processes_that_stream_go_on_after_a_stop_as_if_there_had_been_none(
     tiny_recipe_file, tiny_histories, tmp_path
 ):
