@@ -3,30 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from history_files import without_workers
 
 import ad_hf
-from ad_hf.collection.executors import Pool
 from ad_hf.evaluation.returns import evaluation_rows
 from ad_hf.evaluation.rollouts import Evaluation
-
-
-class HerePool(Pool):
-    """Runs jobs in this process: to start another one takes longer than to collect so little."""
-
-    def __init__(self, run, on_progress, num_workers=None):
-        self.run, self.on_progress, self.running = run, on_progress, []
-
-    def size(self):
-        return 1
-
-    def submit(self, job):
-        self.running.append(job)
-
-    def finished(self):
-        yield self.run(self.running.pop(), self.on_progress), False
-
-    def close(self):
-        pass
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +15,7 @@ def collect_here(tmp_path_factory):
     """`collect_here(family, **settings)`: a dataset of the split test."""
 
     def collect(family, **settings):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ad_hf.collection.collect.ProcessPool", HerePool)
+        with without_workers():
             folder = tmp_path_factory.mktemp("histories") / "new"
             return ad_hf.collect(family, split="test", output_dir=folder, **settings)
 
