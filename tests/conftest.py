@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import tempfile
 
@@ -20,6 +22,8 @@ from ad_hf.envs.task_family import TaskFamily
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe, load_recipe
+
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 TINY = {
     "family": {
