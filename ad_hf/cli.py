@@ -73,7 +73,7 @@ Name = Annotated[str, Parameter(validator=_check_name)]
 Names = Annotated[list[str], Parameter(validator=_check_name, consume_multiple=True)]
 Count = Annotated[int, _whole()]
 Number0 = Annotated[int, _whole(least=0)]
-Workers = Annotated[int, _whole(most=MOST_WORKERS)]
+Workers = Annotated[int, _whole(least=0, most=MOST_WORKERS)]
 Seeds = Annotated[int, _whole(most=MOST_SEEDS)]
 Json = Annotated[dict[str, Any] | None, Parameter(converter=_read_json, n_tokens=1, accepts_keys=False)]
 Flag = Annotated[bool, Parameter(show_default=False)]
@@ -133,7 +133,7 @@ def quickstart(
     Args:
         recipe: Name or file of a recipe.
         output_dir: Folder of the run.
-        num_workers: Processes that collect; by default one per core.
+        num_workers: Processes that collect; by default one per core. 0 collects in this process.
         num_seeds: Rollouts per test task.
         dataset: Histories to take instead of collecting any: a folder or a Hub id.
         config_name: Configuration of the dataset.
@@ -173,7 +173,7 @@ def collect(
     Args:
         recipe: Name or file of a recipe.
         output_dir: Folder of the dataset, or a URL as s3://...
-        num_workers: Processes that collect; by default one per core.
+        num_workers: Processes that collect; by default one per core. 0 collects in this process.
         executor: Processes of this machine, or a Ray cluster.
         address: Address of a Ray cluster; by default Ray starts one on this machine.
         part: K/N: do every N-th shard only, as one of N such calls.

@@ -389,7 +389,7 @@ def quickstart(
         num_seeds (`int`, *optional*, defaults to 3):
             Rollouts per test task.
         num_workers (`int`, *optional*):
-            Worker processes of the collection, by default one per core.
+            Worker processes of the collection, by default one per core; 0 collects in this process.
         dataset (`str` or `Path`, *optional*):
             Histories to take instead of collecting any: a folder, or a Hub id.
         config_name (`str`, *optional*):

@@ -198,6 +198,8 @@ def run_job(
 
     try:
         results = learn_job(family, source, job, spaces, count)
+    except KeyboardInterrupt:  # in a process that is no worker
+        raise
     except BaseException as error:  # SystemExit, too: environments call whatever they like
         return Outcome(job, transitions, _failure(job, error))
     features = history_features(*map(space_from_json, spaces))
