@@ -216,8 +216,8 @@ def train(
     """
     from ad_hf import pipeline
 
-    options = {"overrides": overrides, "trust_remote_code": common.trust_remote_code}
-    pipeline.train(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, **options)
+    trust = common.trust_remote_code
+    pipeline.train(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, overrides, trust)
     print(f"model: {output_dir}/model   metrics: {output_dir}/metrics.jsonl")
 
 
