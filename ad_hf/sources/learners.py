@@ -215,8 +215,7 @@ def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
         )
     if source.callbacks and not issubclass(find_algorithm(source.algorithm), BaseAlgorithm):
         raise ValueError(
-            f"source.callbacks are Stable-Baselines3's, and {source.algorithm} is no algorithm of it, which would call "
-            "them: leave them out"
+            f"source.callbacks are Stable-Baselines3's, and {source.algorithm} is no algorithm of it: leave them out"
         )
     for call in read_calls(source.callbacks, "source.callbacks"):
         _import_class(call["name"], "source.callbacks", BaseCallback)

@@ -101,16 +101,14 @@ class LearnerEnvs(VectorWrapper):
         if self._steps == self._most_steps:
             raise LearningEnds
         actions = np.asarray(actions)
-        if (
-            actions.shape != self.action_space.shape
-            or actions.dtype.kind not in self._kinds
-            or self._actions.store(actions)[1].any()
-        ):
-            text = np.array2string(actions, threshold=20, separator=", ").replace("\n", "")
+        expected = f"at step {self._steps}, expected elements of {self.single_action_space}"
+        if actions.shape != self.action_space.shape or actions.dtype.kind not in self._kinds:
             raise ValueError(
-                f"the learner gave the actions {text} of dtype {actions.dtype} at step {self._steps}, expected "
-                f"elements of {self.single_action_space} in shape {self.action_space.shape}"
+                f"the learner gave actions of shape {actions.shape} and dtype {actions.dtype} {expected} in shape "
+                f"{self.action_space.shape}"
             )
+        if (wrong := self._actions.store(actions)[1]).any():
+            raise ValueError(f"the learner gave the action {actions[int(np.argmax(wrong))]} {expected}")
         returned = self.env.step(actions)
         self._steps += 1
         _, rewards, terminations, truncations, _ = returned
