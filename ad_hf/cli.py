@@ -193,7 +193,7 @@ def train(
     *,
     dataset: Name,
     output_dir: Name,
-    recipe: Name = "dark_room",
+    recipe: Name | None = None,
     config_name: Name | None = None,
     streaming: Flag = False,
     resume: Name | None = None,
@@ -207,7 +207,7 @@ def train(
     Args:
         dataset: Learning histories: a folder or a Hub id.
         output_dir: Folder of the run.
-        recipe: Name or file of a recipe.
+        recipe: Name or file of a recipe; by default the dataset's own tasks, with the packaged settings for them.
         config_name: Configuration of the dataset.
         streaming: Read histories when they are needed, in bounded memory.
         resume: Go on from a checkpoint: the newest one (latest) if there is any, or this folder or Hub id.
@@ -215,10 +215,9 @@ def train(
         push_every: Updates between pushes of checkpoints.
     """
     from ad_hf import pipeline
-    from ad_hf.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides)
-    pipeline.train(settings, dataset, output_dir, config_name, streaming, resume, push_to, push_every)
+    trust = common.trust_remote_code
+    pipeline.train(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, overrides, trust)
     print(f"model: {output_dir}/model   metrics: {output_dir}/metrics.jsonl")
 
 
@@ -227,7 +226,7 @@ def rollout(
     *,
     model: Name,
     output_dir: Name,
-    recipe: Name = "dark_room",
+    recipe: Name | None = None,
     dataset: Name | None = None,
     config_name: Name | None = None,
     num_seeds: Seeds = 3,
@@ -241,7 +240,7 @@ def rollout(
     Args:
         model: A model, or the folder of its run: a folder or a Hub id.
         output_dir: Folder of the returns, their summary and the pictures.
-        recipe: Name or file of a recipe.
+        recipe: Name or file of a recipe; by default that of the model's run.
         dataset: Histories, to show the source's own curves beside the model's.
         config_name: Configuration of the dataset.
         num_seeds: Rollouts per test task.
@@ -251,14 +250,11 @@ def rollout(
     from ad_hf import pipeline
     from ad_hf.evaluation.summary import describe
     from ad_hf.evaluation.video import check_formats
-    from ad_hf.hub.models import load_model
-    from ad_hf.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides)
     formats = () if no_video else VIDEOS[video]
     check_formats(formats)  # before a model is downloaded
-    loaded, origin = load_model(model, common.trust_remote_code)
-    own = pipeline.EvaluatedModel(loaded, settings, dataset, config_name, origin)
+    own = pipeline.EvaluatedModel.load(model, dataset, recipe, overrides, common.trust_remote_code, config_name)
+    own.run = None  # a rollout elsewhere leaves the results in the run's folder as they are
     print(describe(pipeline.evaluate_models([own], output_dir, num_seeds, formats), output_dir))
 
 
