@@ -21,7 +21,7 @@ from ad_hf.collection.failures import TaskFailure
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.spaces import space_from_json, space_to_json
-from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.envs.task_family import Task, TaskFamily, UnknownEnvironmentError
 from ad_hf.histories.schema import history_features
 from ad_hf.histories.writer import history_table
 from ad_hf.sources.config import SourceConfig
@@ -206,6 +206,11 @@ def run_job(
 
     try:
         results = learn_job(family, source, job, spaces, count)
+    except UnknownEnvironmentError as error:
+        raise ValueError(
+            f"worker processes do not know the environment {family.env_id}, which a notebook or the main script "
+            "registers: put it into a module and write family.env_id as my_module:ID, or collect with num_workers=0"
+        ) from error
     except KeyboardInterrupt:  # in a process that is no worker
         raise
     except BaseException as error:  # SystemExit, too: environments call whatever they like

@@ -16,8 +16,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from ad_hf.envs.imports import import_callable
 from ad_hf.envs.making import read_calls
-from ad_hf.envs.tasks import import_callable
 from ad_hf.sources import bandits, noised, tabular
 from ad_hf.sources.config import SourceConfig, takes_class
 from ad_hf.sources.sb3_algorithms import SB3_ALGORITHMS, Algorithms, algorithms_of, find_in
