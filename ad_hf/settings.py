@@ -187,7 +187,8 @@ def plain(value: Any, name: str, allow_nan: bool = True) -> Any:
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The question that ends an error about an unknown name, `" (did you mean seed?)"`, or nothing if none is near."""
-    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
+    known = {each.lower(): each for each in names}
+    near = [known[each] for each in difflib.get_close_matches(name.lower(), known, n=2)]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
