@@ -5,9 +5,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from types import ModuleType
 
@@ -261,10 +261,21 @@ def test_labels_show_the_name_of_a_class_and_metadata_whether_its_streams_are_kn
 
 
 SCRIPT = """
-import json, sys
+import json, os, signal, sys, threading, time
+from pathlib import Path
+
 from ad_hf import TaskFamily, collect
 
 family, settings = json.loads(sys.argv[1])
+
+
+def kill_after_a_job():
+    while not any(Path(settings["output_dir"]).glob(".incomplete/default/part-*.arrow")):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+threading.Thread(target=kill_after_a_job, daemon=True).start()
 collect(TaskFamily(**family), **settings)
 """
 FAMILY = {"env_id": "ad_hf/DarkRoom-v0", "env_kwargs": ROOM, "native_vector": True}
@@ -288,15 +299,8 @@ def test_killed_collections_of_both_kinds_resume_to_the_same_bytes(tmp_path, mon
         argument = json.dumps([FAMILY, {**sizes, "output_dir": str(folder)}])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         running.append((folder, sizes, subprocess.Popen([sys.executable, "-c", SCRIPT, argument], env=environment)))
-    deadline = time.monotonic() + 120
-    for folder, _, process in running:
-        while not any(folder.glob(".incomplete/default/part-*.arrow")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.kill()
-        process.wait()
-    for (folder, sizes, _), learner in zip(running, own):
+    for (folder, sizes, process), learner in zip(running, own):
+        assert process.wait(timeout=120) == -signal.SIGKILL
         finished = list((folder / ".incomplete" / "default").glob("part-*.arrow"))
         assert 0 < len(finished) < 6
         collect(TaskFamily(**FAMILY), **sizes, output_dir=folder)
