@@ -51,7 +51,7 @@ def make_dataset(
     skill=climb,
     episodes=60,
     steps_of_episode=10,
-    streams=4,
+    streams=3,
     space=ARROWS,
     actions=(0, 1, 2, 3, 4),
     reward=lambda right: right,
