@@ -25,6 +25,7 @@ Examples:
   ad-hf recipes
   ad-hf quickstart
   ad-hf collect --recipe dark_room --output_dir histories
+  ad-hf inspect histories --recipe dark_room
   ad-hf train --recipe dark_room --dataset histories --output_dir runs/dark_room --training.learning_rate 3e-4
   ad-hf rollout --recipe dark_room --model runs/dark_room/model --dataset histories --output_dir runs/dark_room
   ad-hf evaluate --model runs/seed0 runs/seed1 runs/seed2 --dataset histories --output_dir evaluation
@@ -48,6 +49,7 @@ VIDEOS = {"gif": ("gif",), "mp4": ("gif", "mp4")}  # the card of a model shows t
 SECTIONS_OF_VERBS = {
     "quickstart": ("family", "source", "data", "model", "training", "rollout"),
     "collect": ("family", "source"),
+    "inspect": ("data", "model"),
     "train": ("family", "data", "model", "training", "rollout"),
     "rollout": ("family", "rollout"),
     "evaluate": ("family", "rollout"),
@@ -186,6 +188,42 @@ def collect(
     folder = pipeline.collect_recipe(load_recipe(recipe, overrides), output_dir, num_workers, **options)
     if is_published(folder):  # other parts may be missing, of which a message tells
         _print_histories(folder)
+
+
+@app.command
+def inspect(
+    dataset: Name,
+    *,
+    recipe: Name | None = None,
+    output_dir: Name | None = None,
+    config_name: Name | None = None,
+    common: Common = COMMON,
+    overrides: Overrides = (),
+) -> None:
+    """Tell whether a model can learn in context from histories, before anything is trained.
+
+    Args:
+        dataset: Learning histories: a folder or a Hub id.
+        recipe: Name or file of a recipe; by default the dataset's own.
+        output_dir: Folder for a picture and the numbers, inspection.png and inspection.json; by default none.
+        config_name: Configuration of the dataset.
+    """
+    from ad_hf import diagnosis
+    from ad_hf.histories.dataset import HistoryDataset
+    from ad_hf.own_recipe import recipe_to_inspect
+    from ad_hf.recipe import load_recipe
+
+    opened = HistoryDataset.open(dataset, config_name)
+    if recipe is None:
+        settings, origin = recipe_to_inspect(opened, overrides, common.trust_remote_code)
+        logging.getLogger("ad_hf").info(origin)
+    else:
+        settings = load_recipe(recipe, overrides)
+    inspection = diagnosis.inspect_dataset(opened, settings.data, settings.model.context_length)
+    print(diagnosis.describe(inspection))
+    if output_dir is not None:
+        diagnosis.write_inspection(inspection, output_dir)
+        print(f"picture: {output_dir}/inspection.png   numbers: {output_dir}/inspection.json")
 
 
 @app.command

@@ -6,8 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ad_hf.diagnosis.measures import ActionNumbers, HistoryNumbers, ReturnNumbers, RewardNumbers, TaskNumbers
-from ad_hf.diagnosis.measures import WindowNumbers
+from ad_hf.diagnosis.measures import (
+    ActionNumbers,
+    HistoryNumbers,
+    ReturnNumbers,
+    RewardNumbers,
+    TaskNumbers,
+    WindowNumbers,
+)
 from ad_hf.histories.selection import DataConfig
 
 # The smallest recipe of the package that learns in its context has 12 tasks, of one number.
@@ -20,7 +26,7 @@ LEAST_IMPROVING = 0.75
 MOST_BY_CHANCE = 0.25  # of tasks, which a source that learns nothing improves on: the test expects 1 in 40
 # Learning shows between episodes: with fewer, a window has no earlier one to do better than.
 FEWEST_EPISODES = 2.0
-# A rollout of the recipes is 10 to 20 windows long. A model that improves as its windows do needs 1 / 0.05 = 20 of them.
+# A rollout of the recipes is 10 to 20 windows long, and a model that improves as its windows do needs 1 / 0.05 = 20.
 LEAST_SHARE = 0.05
 GOOD_SHARE = 0.2  # of the rise in a window: what advice aims at, and the recipes of the package have
 GOOD_EPISODES = 4  # of a window: that of advice, too (paper, section 5: two to four episodes)

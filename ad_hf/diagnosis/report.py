@@ -74,9 +74,9 @@ def _rows(inspection: Inspection) -> list[tuple[str, str]]:
 
 def _nearest(tasks: TaskNumbers) -> str:
     if tasks.nearest is not None:
-        return f"; {tasks.nearest:.2g} of a value's range from a held-out task to the nearest training task (median)"
+        return f"; a held-out one is {tasks.nearest:.0%} of a value's range from the nearest of training (median)"
     if tasks.splits["validation"] + tasks.splits["test"]:
-        return "; without keyword arguments, so that nobody can tell whether a held-out task is a training task"
+        return "; without keyword arguments, which would tell whether a held-out task is a training task"
     return ""
 
 
@@ -92,8 +92,9 @@ def _learners(inspection: Inspection) -> str:
 
 
 def _histories(histories: HistoryNumbers) -> str:
-    read = f"{histories.read:,} read, {'all' if histories.is_all else 'from regular distances'}"
-    text = f"{histories.episodes:,.0f} episodes, {histories.steps:,.0f} steps each (median; {read})"
+    read = f"all {histories.read:,}" if histories.is_all else f"{histories.read:,} read, from regular distances"
+    count = "one episode" if histories.of_steps else f"{histories.episodes:,.0f} episodes"
+    text = f"{count}, {histories.steps:,.0f} steps each (median of {read})"
     if (histories.kept, histories.kept_steps) != (histories.read, histories.steps):
         text += f"; {histories.kept_episodes:,.0f} episodes, {histories.kept_steps:,.0f} steps are trained on"
         text += f", of {histories.kept:,} histories" * (histories.kept < histories.read)
@@ -170,11 +171,16 @@ def plot_inspection(path: str | Path, inspection: Inspection) -> None:
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     if len(lines):
         edges = np.histogram_bin_edges(lines[:, [0, 1, -2, -1]], bins=20)
-        for points, colour, label in ((lines[:, :2], GREY, "first tenth"), (lines[:, -2:], SOURCE_COLOUR, "last tenth")):
+        for points, colour, label in (
+            (lines[:, :2], GREY, "first tenth"),
+            (lines[:, -2:], SOURCE_COLOUR, "last tenth"),
+        ):
             histogram.hist(points.mean(axis=1), bins=edges, color=colour, alpha=0.7, label=label)
         histogram.legend(frameon=False, fontsize=8)
     _label(histogram, "Where tasks begin and end", what, "tasks", 38)
-    figure.suptitle(f"{inspection.dataset['env_id']}, {_settings(inspection)}: {inspection.verdict}", fontsize=10, color=INK)
+    figure.suptitle(
+        f"{inspection.dataset['env_id']}, {_settings(inspection)}: {inspection.verdict}", fontsize=10, color=INK
+    )
     figure.savefig(path, dpi=100, format="png")
 
 

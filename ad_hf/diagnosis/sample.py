@@ -108,16 +108,17 @@ def windows_of(sample: Sample, dataset: HistoryDataset, context_length: int, of_
     tenth of a window's steps to the last.
     """
     steps = np.zeros(0, [("actions", sample.actions.dtype)])
-    windows = HistoryWindows(
-        Histories(steps, sample.lengths, sample.hashes), *dataset.metadata.spaces, context_length
-    )
+    windows = HistoryWindows(Histories(steps, sample.lengths, sample.hashes), *dataset.metadata.spaces, context_length)
     tiles = np.concatenate([windows.epoch_windows(epoch) for epoch in range(WINDOW_EPOCHS)])
     starts, lengths = tiles[:: -(-len(tiles) // MOST_WINDOWS)].T
     owners = np.searchsorted(sample.offsets, starts, side="right") - 1
     middles = starts + lengths // 2
     places = (middles - sample.offsets[owners]) / sample.lengths[owners]
     episodes = find_episodes(sample.rewards, sample.ends, sample.offsets)
-    firsts, after = np.searchsorted(episodes.starts, starts), np.searchsorted(episodes.stops, starts + lengths, "right")
+    firsts, after = (
+        np.searchsorted(episodes.starts, starts),
+        np.searchsorted(episodes.stops, starts + lengths, "right"),
+    )
     counts = after - np.searchsorted(episodes.stops, starts, side="right")
     if of_steps:
         totals, tenths = np.append(0.0, np.cumsum(sample.rewards, dtype=np.float64)), np.maximum(1, lengths // 10)

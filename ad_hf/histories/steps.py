@@ -129,7 +129,7 @@ def checked_rows(
     histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
 ) -> Iterator[HistoryRows]:
     """
-    Rows of [`COLUMNS`], or of some of them, that are learning histories of environments of these spaces, in their order.
+    Rows with [`COLUMNS`], or some of them, that are learning histories of environments of these spaces, in order.
 
     Raises:
         ValueError: with the row's number, its history, and the column: for missing values, lengths that disagree,

@@ -10,10 +10,12 @@ from faulty_histories import ARROWS, TORQUES, climb, make_dataset
 from gymnasium import spaces
 
 import ad_hf
+from ad_hf.cli import main
 from ad_hf.diagnosis import describe, inspect_dataset, sample, write_inspection
 from ad_hf.diagnosis.findings import of_actions
 from ad_hf.diagnosis.measures import measure_actions, measure_tasks
 from ad_hf.histories.selection import DataConfig
+from ad_hf.model.configuration_ad import ADConfig
 
 CONTEXT = 100
 
@@ -73,10 +75,20 @@ def test_a_good_dataset_has_no_finding(settings, tmp_path):
     [
         ({"skill": flat}, "returns", "the source does not improve", "source.total_timesteps"),
         ({"skill": expert}, "returns", "the source does not improve", "before it has learnt anything"),
-        ({"skill": lambda episodes: np.zeros(episodes)}, "returns", "does not improve", "100% of episodes have no reward"),
+        (
+            {"skill": lambda episodes: np.zeros(episodes)},
+            "returns",
+            "does not improve",
+            "100% of episodes have no reward",
+        ),
         ({"episodes": 1500, "streams": 2}, "windows", "too little to see", "--data.keep_every_episode"),
         ({"steps_of_episode": 80}, "windows", "1.2 episodes end in a window of 100", "--model.context_length 320"),
-        ({"episodes": 15}, "windows", "histories of 150 steps are shorter than two windows", "--model.context_length 60"),
+        (
+            {"episodes": 15},
+            "windows",
+            "histories of 150 steps are shorter than two windows",
+            "--model.context_length 60",
+        ),
         ({"tasks": {"train": TRAIN, "test": [*NEARLY, *OTHERS[:3]]}}, "tasks", "3 of 6 held-out tasks", "leave these"),
         ({"tasks": {"train": TRAIN[:3], "test": OTHERS}}, "tasks", "3 training tasks", "of more tasks"),
         ({"tasks": {"train": TRAIN}}, "tasks", "no validation and no test tasks", "hold tasks out"),
@@ -177,6 +189,28 @@ def test_a_part_of_a_large_dataset_is_from_all_of_its_tasks(tmp_path, monkeypatc
     assert inspection.returns.tasks == 16
     assert "16 read, from regular distances" in describe(inspection)
     assert inspection.findings == []
+
+
+def test_the_command_line(tiny_histories, tmp_path, capsys):
+    """By the settings of the packaged recipe of its environment, by others, and by a recipe of one's own."""
+    assert main(["inspect", str(tiny_histories), "--model.context_length", "24"]) == 0
+    own = capsys.readouterr()
+    assert "context_length 24, data.keep_every_episode 2" in own.out
+    assert "the packaged recipe dark_room" in own.err
+    assert own.out.splitlines()[-1] == "1 finding: tasks"  # it has six
+    out = tmp_path / "out"
+    assert main(["inspect", str(tiny_histories), "--recipe", "dark_room_hard", "--output_dir", str(out)]) == 0
+    assert "context_length 400:" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["inspection.json", "inspection.png"]
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "holds no learning histories" in capsys.readouterr().err
+
+
+def test_an_unknown_environment_has_the_default_settings(good, capsys):
+    assert main(["inspect", str(good), "--data.keep_every_episode", "2"]) == 0
+    done = capsys.readouterr()
+    assert "windows by the defaults" in done.err
+    assert f"context_length {ADConfig().context_length}, data.keep_every_episode 2:" in done.out
 
 
 def test_the_report_and_its_files(good, tmp_path):
