@@ -559,6 +559,10 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"unknown options: {' '.join(unknown)}")
     common = bound.arguments.get("common", COMMON)
     show_messages(logging.WARNING if common.quiet else logging.DEBUG if common.verbose else logging.INFO)
+    if recipe := bound.arguments.get("recipe"):
+        from ad_hf.envs.recipes import add_import_folders
+
+        add_import_folders(recipe)
     verb(*bound.args, **bound.kwargs)
     if verb != app.help_print:
         return

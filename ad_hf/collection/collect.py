@@ -21,7 +21,7 @@ from ad_hf.collection.ray_pool import RayPool
 from ad_hf.collection.rehearsal import check_environments, check_memory, check_spaces, rehearse
 from ad_hf.collection.work_folder import WorkFolder
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.schema import HistoryMetadata, algorithm_name
 from ad_hf.histories.writer import SHARD_TRANSITIONS, piece_steps
 from ad_hf.progress import ProgressBar
 from ad_hf.settings import plain, with_settings
@@ -185,7 +185,7 @@ def _learn(source: SourceConfig, work: WorkFolder, make_pool: MakePool) -> None:
     total = source.total_timesteps * tasks
     errors: set[str] = set()
     done = source.total_timesteps * (tasks - left)
-    with ProgressBar(f"collect {source.algorithm}", total, "transitions", initial=done) as bar:
+    with ProgressBar(f"collect {algorithm_name(source.algorithm)}", total, "transitions", initial=done) as bar:
         for outcome in run_jobs(make_pool(bar.update), work.jobs_left()):
             # Learners stop early, fail, or round up to their batch of steps.
             total += outcome.transitions - source.total_timesteps * len(outcome.job.own_tasks)

@@ -13,12 +13,17 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from ad_hf.envs.imports import import_callable, import_named
 from ad_hf.envs.making import make_env, read_calls
 from ad_hf.envs.recipes import read_recipe
-from ad_hf.envs.tasks import WAYS, described_tasks, import_callable
+from ad_hf.envs.tasks import WAYS, described_tasks
 from ad_hf.settings import check_settings, excerpt, make_section, setting
 
 SPLITS = ("train", "validation", "test")
+
+
+class UnknownEnvironmentError(ValueError):
+    """There is no environment of the family's `env_id` in this process, or its module cannot be imported."""
 
 
 @dataclass(frozen=True)
@@ -303,10 +308,20 @@ class TaskFamily:
             raise ValueError(f"num_envs must be a positive multiple of the {len(tasks)} tasks, got {num_envs}")
         tasks = list(tasks) * (num_envs // len(tasks))
         shared = dict(self.env_kwargs) if render_mode is None else {**self.env_kwargs, "render_mode": render_mode}
+        where, (module, _, name) = f"family.env_id {self.env_id!r}", self.env_id.rpartition(":")
+        try:
+            if module:
+                import_named(module, where)
+        except ValueError as error:
+            raise UnknownEnvironmentError(str(error)) from error
         try:
             envs = self._make(tasks, shared, autoreset_mode)
+        except gym.error.UnregisteredEnv as error:
+            way_out = f"the module {module} has to call" if module else f"write my_module:{name}, of a module with"
+            text = f"{' '.join(str(error).split()).rstrip('.')}: {way_out} gymnasium.register({name!r}, ...)"
+            raise UnknownEnvironmentError(f"{where}: {text}") from error
         except (gym.error.Error, ImportError) as error:
-            raise ValueError(f"family.env_id {self.env_id!r}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
         except TypeError as error:
             raise ValueError(
                 f"family.env_kwargs and tasks: {self.env_id} cannot be made with { ({**shared, **tasks[0].kwargs}) }: "

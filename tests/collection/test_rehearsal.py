@@ -39,8 +39,13 @@ def fails(**kwargs):
 
 
 REFUSALS = [  # changes of the family, changes of the settings, the message
-    ({"env_id": "ad_hf/NoRoom-v0"}, {}, r"family\.env_id 'ad_hf/NoRoom-v0': .*NoRoom"),
-    ({"env_id": "no_such_module:Room-v0"}, {}, r"family\.env_id .*no_such_module"),
+    (
+        {"env_id": "ad_hf/NoRoom-v0"},
+        {},
+        r"family\.env_id 'ad_hf/NoRoom-v0': .*NoRoom.*write my_module:ad_hf/NoRoom-v0",
+    ),
+    ({"env_id": "no_such:Room-v0"}, {}, r"family\.env_id .* No module named 'no_such': put no_such\.py beside the"),
+    ({"env_id": "faulty:Room-v0"}, {}, r"doesn't exist: the module faulty has to call gymnasium\.register\('Room-v0'"),
     (room(walls=3), {}, r"^family\.env_kwargs and tasks: .*'walls': 3.*unexpected keyword argument 'walls'"),
     (room(size="3"), {}, r"^family\.env_kwargs and tasks: .*'size': '3'"),
     (room(size=10**9), {}, r"^no model can .*'size': 1000000000.* would take [\d,]+ bytes"),
@@ -83,7 +88,7 @@ REFUSALS = [  # changes of the family, changes of the settings, the message
     ({}, {"until_converged": {"windows": 3}}, r"until_converged\.windows: expected one of window, tolerance"),
     ({}, {"until_converged": 5}, r"^source\.until_converged must be"),
     ({}, {"callbacks": CALLBACK}, r"^source\.callbacks must be a list"),
-    ({}, {"callbacks": ["no.such.Callback"]}, "source.callbacks.0. must be .*got 'no.such.Callback'"),
+    ({}, {"callbacks": ["no.such.Callback"]}, r"^source\.callbacks\[0\] '.*': No module named 'no': put no\.py"),
     ({}, {"callbacks": ["numpy.ndarray"]}, "source.callbacks.* numpy.ndarray"),
     (
         {},
