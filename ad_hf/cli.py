@@ -73,7 +73,7 @@ Name = Annotated[str, Parameter(validator=_check_name)]
 Names = Annotated[list[str], Parameter(validator=_check_name, consume_multiple=True)]
 Count = Annotated[int, _whole()]
 Number0 = Annotated[int, _whole(least=0)]
-Workers = Annotated[int, _whole(most=MOST_WORKERS)]
+Workers = Annotated[int, _whole(least=0, most=MOST_WORKERS)]
 Seeds = Annotated[int, _whole(most=MOST_SEEDS)]
 Json = Annotated[dict[str, Any] | None, Parameter(converter=_read_json, n_tokens=1, accepts_keys=False)]
 Flag = Annotated[bool, Parameter(show_default=False)]
@@ -133,7 +133,7 @@ def quickstart(
     Args:
         recipe: Name or file of a recipe.
         output_dir: Folder of the run.
-        num_workers: Processes that collect; by default one per core.
+        num_workers: Processes that collect; by default one per core. 0 collects in this process.
         num_seeds: Rollouts per test task.
         dataset: Histories to take instead of collecting any: a folder or a Hub id.
         config_name: Configuration of the dataset.
@@ -173,7 +173,7 @@ def collect(
     Args:
         recipe: Name or file of a recipe.
         output_dir: Folder of the dataset, or a URL as s3://...
-        num_workers: Processes that collect; by default one per core.
+        num_workers: Processes that collect; by default one per core. 0 collects in this process.
         executor: Processes of this machine, or a Ray cluster.
         address: Address of a Ray cluster; by default Ray starts one on this machine.
         part: K/N: do every N-th shard only, as one of N such calls.
@@ -193,7 +193,7 @@ def train(
     *,
     dataset: Name,
     output_dir: Name,
-    recipe: Name = "dark_room",
+    recipe: Name | None = None,
     config_name: Name | None = None,
     streaming: Flag = False,
     resume: Name | None = None,
@@ -207,7 +207,7 @@ def train(
     Args:
         dataset: Learning histories: a folder or a Hub id.
         output_dir: Folder of the run.
-        recipe: Name or file of a recipe.
+        recipe: Name or file of a recipe; by default the dataset's own tasks, with the packaged settings for them.
         config_name: Configuration of the dataset.
         streaming: Read histories when they are needed, in bounded memory.
         resume: Go on from a checkpoint: the newest one (latest) if there is any, or this folder or Hub id.
@@ -215,10 +215,9 @@ def train(
         push_every: Updates between pushes of checkpoints.
     """
     from ad_hf import pipeline
-    from ad_hf.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides)
-    pipeline.train(settings, dataset, output_dir, config_name, streaming, resume, push_to, push_every)
+    trust = common.trust_remote_code
+    pipeline.train(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, overrides, trust)
     print(f"model: {output_dir}/model   metrics: {output_dir}/metrics.jsonl")
 
 
@@ -227,7 +226,7 @@ def rollout(
     *,
     model: Name,
     output_dir: Name,
-    recipe: Name = "dark_room",
+    recipe: Name | None = None,
     dataset: Name | None = None,
     config_name: Name | None = None,
     num_seeds: Seeds = 3,
@@ -241,7 +240,7 @@ def rollout(
     Args:
         model: A model, or the folder of its run: a folder or a Hub id.
         output_dir: Folder of the returns, their summary and the pictures.
-        recipe: Name or file of a recipe.
+        recipe: Name or file of a recipe; by default that of the model's run.
         dataset: Histories, to show the source's own curves beside the model's.
         config_name: Configuration of the dataset.
         num_seeds: Rollouts per test task.
@@ -251,14 +250,11 @@ def rollout(
     from ad_hf import pipeline
     from ad_hf.evaluation.summary import describe
     from ad_hf.evaluation.video import check_formats
-    from ad_hf.hub.models import load_model
-    from ad_hf.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides)
     formats = () if no_video else VIDEOS[video]
     check_formats(formats)  # before a model is downloaded
-    loaded, origin = load_model(model, common.trust_remote_code)
-    own = pipeline.EvaluatedModel(loaded, settings, dataset, config_name, origin)
+    own = pipeline.EvaluatedModel.load(model, dataset, recipe, overrides, common.trust_remote_code, config_name)
+    own.run = None  # a rollout elsewhere leaves the results in the run's folder as they are
     print(describe(pipeline.evaluate_models([own], output_dir, num_seeds, formats), output_dir))
 
 
@@ -525,6 +521,10 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"unknown options: {' '.join(unknown)}")
     common = bound.arguments.get("common", COMMON)
     show_messages(logging.WARNING if common.quiet else logging.DEBUG if common.verbose else logging.INFO)
+    if recipe := bound.arguments.get("recipe"):
+        from ad_hf.envs.recipes import add_import_folders
+
+        add_import_folders(recipe)
     verb(*bound.args, **bound.kwargs)
     if verb != app.help_print:
         return

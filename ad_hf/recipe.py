@@ -77,7 +77,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         FileNotFoundError: for an unknown recipe.
         ValueError: for unknown settings and for values of a wrong type or out of their range, naming them.
     """
-    return _make_recipe(recipe, _read_sections(recipe), overrides)
+    return make_recipe(recipe, _read_sections(recipe), overrides)
 
 
 def load_foreign_recipe(recipe: Path, origin: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -102,7 +102,7 @@ def load_foreign_recipe(recipe: Path, origin: str, overrides: Sequence[str] = ()
     for section, name in FOREIGN_LABELS:
         if isinstance(value := file.get(section, {}).get(name), (int, str)):
             sections.setdefault(section, {})[name] = value
-    return _make_recipe(recipe, sections, overrides)
+    return make_recipe(recipe, sections, overrides)
 
 
 def _read_sections(recipe: str | Path) -> dict[str, dict[str, Any]]:
@@ -114,8 +114,8 @@ def _read_sections(recipe: str | Path) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def _make_recipe(recipe: str | Path, sections: Mapping[str, dict[str, Any]], overrides: Sequence[str]) -> Recipe:
-    """A recipe of the sections of a file, with options in the place of their settings."""
+def make_recipe(recipe: str | Path, sections: Mapping[str, dict[str, Any]], overrides: Sequence[str]) -> Recipe:
+    """A recipe of the sections of a file, called `recipe`, with options in the place of their settings."""
     settings = {name: dict(section) for name, section in sections.items()}
     for path, text in _options(overrides):
         _override(settings, path, text)
