@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
-from difflib import get_close_matches
 
 import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
+
+from ad_hf.settings import did_you_mean
 
 Algorithms = dict[str, type[BaseAlgorithm]]
 
@@ -28,10 +29,8 @@ with suppress(ImportError):
 def find_in(algorithms: Algorithms, name: str) -> type[BaseAlgorithm]:
     """The algorithm of a name such as `"A2C"`; a `ValueError` with all names if there is none."""
     if name not in algorithms:
-        known = {each.lower(): each for each in sorted(algorithms)}
-        close = [known[each] for each in get_close_matches(name.lower(), known, 1)]
         raise ValueError(
-            f"unknown source algorithm {name!r}{f', did you mean {close[0]}?' if close else ''}: expected one of "
-            f"{', '.join(known.values())}"
+            f"unknown source algorithm {name!r}{did_you_mean(name, algorithms)}: expected one of "
+            f"{', '.join(sorted(algorithms))}"
         )
     return algorithms[name]

@@ -168,7 +168,7 @@ REFUSALS = [  # a learner, its settings, the message
     ("json.dumps", {}, "source.algorithm must be the import path of a class, got 'json.dumps'"),
     ("json.JSONDecoder", {}, r"json.JSONDecoder is no learner: expected .* BaseAlgorithm, or .* envs, seed"),
     ("stable_baselines3.common.base_class.BaseAlgorithm", {}, "source.algorithm must be the import path of a class"),
-    ("tabularq", {}, "'tabularq', did you mean TabularQ.: expected one of A2C, .*or the import path of a class such"),
+    ("tabularq", {}, "'tabularq' .did you mean TabularQ.*: expected one of A2C, .*or the import path of a class such"),
     ("Improving", {}, "unknown source algorithm 'Improving': expected"),
     (
         Wanderer,
