@@ -67,8 +67,8 @@ def of_tasks(tasks: TaskNumbers) -> Iterator[Finding]:
         same = f" different ones among {tasks.splits['train']}" if tasks.distinct < tasks.splits["train"] else ""
         yield Finding(
             "tasks",
-            f"{tasks.distinct} training task{'s' * (tasks.distinct != 1)}{same}: a model can learn that by heart instead of "
-            "learning to learn",
+            f"{tasks.distinct} training task{'s' * (tasks.distinct != 1)}{same}: a model can learn them by heart "
+            "instead of learning to learn",
             f"collect histories of more tasks, {FEWEST_TASKS} at the very least and better a hundred (family.random, "
             "family.grid, family.num_train_tasks)",
         )
