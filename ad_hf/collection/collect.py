@@ -23,7 +23,7 @@ from ad_hf.collection.ray_pool import RayPool
 from ad_hf.collection.rehearsal import check_environments, check_memory, check_spaces, rehearse
 from ad_hf.collection.work_folder import STOPPED_FILE, WorkFolder
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.schema import HistoryMetadata, algorithm_name
 from ad_hf.histories.writer import SHARD_TRANSITIONS, piece_steps
 from ad_hf.progress import ProgressBar
 from ad_hf.settings import plain, with_settings
@@ -199,7 +199,7 @@ def _learn(source: SourceConfig, work: WorkFolder, make_pool: MakePool) -> None:
     total, done = source.total_timesteps * tasks, source.total_timesteps * (tasks - left)
     failures: list[TaskFailure] = []
     is_hopeless, known = left == tasks, work.stopped_for()
-    with ProgressBar(f"collect {source.algorithm}", total, "transitions", initial=done) as bar:
+    with ProgressBar(f"collect {algorithm_name(source.algorithm)}", total, "transitions", initial=done) as bar:
         pool = make_pool(bar.update)
         with closing(run_jobs(pool, work.jobs_left())) as outcomes:
             for outcome in outcomes:

@@ -38,7 +38,7 @@ class Pool(ABC):
         """End the workers, those at work at once; finished jobs stay on disk and are not run again."""
 
 
-def run_jobs(pool: Pool, jobs: Iterable[Job]) -> Generator[Outcome]:
+def run_jobs(pool: Pool, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
     """
     Run jobs on a pool, which is closed at the end. Each is asked for when there is a worker for it.
 

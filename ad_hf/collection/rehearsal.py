@@ -168,7 +168,7 @@ def rehearse(family: TaskFamily, source: SourceConfig, tasks: Sequence[Task]) ->
 
 def _rehearse(family: TaskFamily, source: SourceConfig, task: Task) -> Exception | None:
     """Why no learner can be made for a task, if so."""
-    quiet = {**source.hyperparameters, "verbose": 0}
+    quiet = {name: value for name, value in source.hyperparameters.items() if name != "verbose"}
     if str(quiet.get("device")).startswith("cuda"):  # which is the workers'
         quiet["device"] = "cpu"
     number = min(source.n_envs, 2)
@@ -177,9 +177,7 @@ def _rehearse(family: TaskFamily, source: SourceConfig, task: Task) -> Exception
             warnings.simplefilter("ignore")  # the workers give them
             with closing(family.make_vec([task], num_envs=number)) as envs:
                 recorder = HistoryRecorder(envs, 1)
-                make_learner_of(
-                    family, replace(source, hyperparameters=quiet), recorder, [task.task_id] * number, None
-                )
+                make_learner_of(family, replace(source, hyperparameters=quiet), recorder, [task.task_id] * number, 0)
     except Exception as error:
         return error
     return None

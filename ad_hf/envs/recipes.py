@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ad_hf.settings import excerpt, read_yaml
+from ad_hf.settings import did_you_mean, excerpt, read_yaml
 from ad_hf.storage.files import local_path
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ def recipe_path(recipe: str | Path) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"unknown recipe {str(recipe)!r}: expected one of {', '.join(recipe_names())}, or a YAML file"
+        f"unknown recipe {str(recipe)!r}{did_you_mean(str(recipe), recipe_names())}: expected one of "
+        f"{', '.join(recipe_names())}, or a YAML file"
     )
 
 

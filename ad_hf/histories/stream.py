@@ -13,7 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
@@ -121,10 +121,11 @@ class HistoryStream:
             with parquet_errors(name):
                 raise
 
-    def _read_rows(self, block: Block) -> HistoryRows:
+    def read_rows(self, block: Block, columns: Sequence[str] = COLUMNS) -> HistoryRows:
+        """The rows of a block, unchecked but for their first one, with some columns or all of them."""
         numbers = list(range(block.first, block.first + len(block.groups)))
         table = self._read_shard(
-            block.path, lambda file: file.read_row_groups(numbers, list(COLUMNS)), self._footers[block.path]
+            block.path, lambda file: file.read_row_groups(numbers, list(columns)), self._footers[block.path]
         )
         rows = HistoryRows(f"{self.dataset}, {block.path}", block.first_row, table, self._tasks)
         start = table["start_step"][0].as_py()
@@ -186,7 +187,7 @@ class HistoryStream:
         lock = Lock()
 
         def convert(block: Block) -> Histories:
-            rows = self._read_rows(block)
+            rows = self.read_rows(block)
             with lock:
                 checked = checked_rows([rows], *self._spaces)
                 histories = join_histories(convert_histories(checked, *self._spaces, self.selection, self._labels))
