@@ -90,7 +90,7 @@ REFUSALS = [  # changes of the family, changes of the settings, the message
     ({}, {"seeds": 3}, r"^source\.seeds must be a list"),
     ({}, {"until_converged": {"window": 0}}, r"^source\.until_converged\.window must be .*at least 1"),
     ({}, {"until_converged": {"tolerance": math.nan}}, r"^source\.until_converged\.tolerance must be"),
-    ({}, {"until_converged": {"windows": 3}}, r"until_converged\.windows: expected one of window, tolerance"),
+    ({}, {"until_converged": {"windows": 3}}, r"^unknown setting source\.until_converged\.windows \(did"),
     ({}, {"until_converged": 5}, r"^source\.until_converged must be"),
     ({}, {"callbacks": CALLBACK}, r"^source\.callbacks must be a list"),
     ({}, {"callbacks": ["no.such.Callback"]}, r"^source\.callbacks\[0\] '.*': No module named 'no': put no\.py"),
