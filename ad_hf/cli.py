@@ -10,48 +10,23 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from ad_hf.cli_help import print_help
 from ad_hf.hub.config import PushConfig
 from ad_hf.progress import show_messages
-from ad_hf.settings import excerpt, parse_json
-
-EXAMPLES = """
-Examples:
-  ad-hf recipes
-  ad-hf quickstart
-  ad-hf collect --recipe dark_room --output_dir histories
-  ad-hf train --recipe dark_room --dataset histories --output_dir runs/dark_room --training.learning_rate 3e-4
-  ad-hf rollout --recipe dark_room --model runs/dark_room/model --dataset histories --output_dir runs/dark_room
-  ad-hf evaluate --model runs/seed0 runs/seed1 runs/seed2 --dataset histories --output_dir evaluation
-  ad-hf push model runs/dark_room user/ad-dark-room
-  ad-hf train --dataset user/dark-room-histories --streaming --output_dir runs/streamed
-  ad-hf merge seed0 seed1 histories
-  ad-hf convert to-minari histories dark_room/a2c-v0
-
-A dataset or a model is a folder, or an id on the Hub, as user/name or user/name@revision. A dotted option, as
---training.max_steps 100, overrides a setting of the recipe; ad-hf VERB --help lists the settings that a verb reads.
-
-Exit status: 0 for success, 2 for an error, 3 if some tasks could not be learnt (the same command tries them again),
-130 after Ctrl-C, 143 if SIGTERM ended a training. An error is one line; --debug shows its traceback.\
-"""
+from ad_hf.settings import did_you_mean, excerpt, parse_json
 
 STDOUT = 1  # descriptor of the standard output
 TASKS_FAILED = 3  # exit status of a collection that lacks tasks
 MOST = 2**63 - 1
 MOST_WORKERS, MOST_SEEDS = 10_000, 10_000  # memory runs out above, as after a digit too many
 VIDEOS = {"gif": ("gif",), "mp4": ("gif", "mp4")}  # the card of a model shows the GIF
-SECTIONS_OF_VERBS = {
-    "quickstart": ("family", "source", "data", "model", "training", "rollout"),
-    "collect": ("family", "source"),
-    "train": ("family", "data", "model", "training", "rollout"),
-    "rollout": ("family", "rollout"),
-    "evaluate": ("family", "rollout"),
-}
 
 
 def _check_name(_: Any, value: Any) -> None:
@@ -73,7 +48,7 @@ Name = Annotated[str, Parameter(validator=_check_name)]
 Names = Annotated[list[str], Parameter(validator=_check_name, consume_multiple=True)]
 Count = Annotated[int, _whole()]
 Number0 = Annotated[int, _whole(least=0)]
-Workers = Annotated[int, _whole(most=MOST_WORKERS)]
+Workers = Annotated[int, _whole(least=0, most=MOST_WORKERS)]
 Seeds = Annotated[int, _whole(most=MOST_SEEDS)]
 Json = Annotated[dict[str, Any] | None, Parameter(converter=_read_json, n_tokens=1, accepts_keys=False)]
 Flag = Annotated[bool, Parameter(show_default=False)]
@@ -87,8 +62,7 @@ class Common:
     Options of every verb.
 
     Args:
-        trust_remote_code: Let what comes along with a dataset, a model or a run import and run code. By default it is
-            data.
+        trust_remote_code: Let what comes along with a dataset, a model or a run import and run code.
         quiet: Print results and errors only.
         verbose: Print messages for developers, too.
         debug: Show the traceback of an error.
@@ -133,7 +107,7 @@ def quickstart(
     Args:
         recipe: Name or file of a recipe.
         output_dir: Folder of the run.
-        num_workers: Processes that collect; by default one per core.
+        num_workers: Processes that collect; by default one per core. 0 collects in this process.
         num_seeds: Rollouts per test task.
         dataset: Histories to take instead of collecting any: a folder or a Hub id.
         config_name: Configuration of the dataset.
@@ -159,7 +133,7 @@ def recipes(*, common: Common = COMMON) -> None:
 @app.command
 def collect(
     *,
-    recipe: Name = "dark_room",
+    recipe: Name | None = None,
     output_dir: Name = "histories",
     num_workers: Workers | None = None,
     executor: Literal["local", "ray"] = "local",
@@ -171,9 +145,9 @@ def collect(
     """Let a source learn every task, and write its learning histories as a dataset.
 
     Args:
-        recipe: Name or file of a recipe.
+        recipe: Name or file of a recipe, which `ad-hf recipes` lists and `ad-hf init` writes.
         output_dir: Folder of the dataset, or a URL as s3://...
-        num_workers: Processes that collect; by default one per core.
+        num_workers: Processes that collect; by default one per core. 0 collects in this process.
         executor: Processes of this machine, or a Ray cluster.
         address: Address of a Ray cluster; by default Ray starts one on this machine.
         part: K/N: do every N-th shard only, as one of N such calls.
@@ -182,6 +156,11 @@ def collect(
     from ad_hf.collection.output_folder import is_published
     from ad_hf.recipe import load_recipe
 
+    if recipe is None:
+        raise ValueError(
+            "--recipe says what to collect: give one that `ad-hf recipes` lists, or one for your own environment, "
+            "which `ad-hf init ENV_ID FILE` writes"
+        )
     options = {"executor": executor, "address": address, "part": part, "trust_remote_code": common.trust_remote_code}
     folder = pipeline.collect_recipe(load_recipe(recipe, overrides), output_dir, num_workers, **options)
     if is_published(folder):  # other parts may be missing, of which a message tells
@@ -189,11 +168,47 @@ def collect(
 
 
 @app.command
+def inspect(
+    dataset: Name,
+    *,
+    recipe: Name | None = None,
+    output_dir: Name | None = None,
+    config_name: Name | None = None,
+    common: Common = COMMON,
+    overrides: Overrides = (),
+) -> None:
+    """Tell whether a model can learn in context from histories, before anything is trained.
+
+    Args:
+        dataset: Learning histories: a folder or a Hub id.
+        recipe: Name or file of a recipe; by default the dataset's own.
+        output_dir: Folder for a picture and the numbers, inspection.png and inspection.json; by default none.
+        config_name: Configuration of the dataset.
+    """
+    from ad_hf import diagnosis
+    from ad_hf.histories.dataset import HistoryDataset
+    from ad_hf.own_recipe import recipe_to_inspect
+    from ad_hf.recipe import load_recipe
+
+    opened = HistoryDataset.open(dataset, config_name)
+    if recipe is None:
+        settings, origin = recipe_to_inspect(opened, overrides, common.trust_remote_code)
+        logging.getLogger("ad_hf").info(origin)
+    else:
+        settings = load_recipe(recipe, overrides)
+    inspection = diagnosis.inspect_dataset(opened, settings.data, settings.model.context_length)
+    print(diagnosis.describe(inspection))
+    if output_dir is not None:
+        diagnosis.write_inspection(inspection, output_dir)
+        print(f"picture: {output_dir}/inspection.png   numbers: {output_dir}/inspection.json")
+
+
+@app.command
 def train(
     *,
     dataset: Name,
     output_dir: Name,
-    recipe: Name = "dark_room",
+    recipe: Name | None = None,
     config_name: Name | None = None,
     streaming: Flag = False,
     resume: Name | None = None,
@@ -207,7 +222,7 @@ def train(
     Args:
         dataset: Learning histories: a folder or a Hub id.
         output_dir: Folder of the run.
-        recipe: Name or file of a recipe.
+        recipe: Name or file of a recipe; by default the dataset's own tasks, with the packaged settings for them.
         config_name: Configuration of the dataset.
         streaming: Read histories when they are needed, in bounded memory.
         resume: Go on from a checkpoint: the newest one (latest) if there is any, or this folder or Hub id.
@@ -215,10 +230,9 @@ def train(
         push_every: Updates between pushes of checkpoints.
     """
     from ad_hf import pipeline
-    from ad_hf.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides)
-    pipeline.train(settings, dataset, output_dir, config_name, streaming, resume, push_to, push_every)
+    trust = common.trust_remote_code
+    pipeline.train(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, overrides, trust)
     print(f"model: {output_dir}/model   metrics: {output_dir}/metrics.jsonl")
 
 
@@ -227,7 +241,7 @@ def rollout(
     *,
     model: Name,
     output_dir: Name,
-    recipe: Name = "dark_room",
+    recipe: Name | None = None,
     dataset: Name | None = None,
     config_name: Name | None = None,
     num_seeds: Seeds = 3,
@@ -241,7 +255,7 @@ def rollout(
     Args:
         model: A model, or the folder of its run: a folder or a Hub id.
         output_dir: Folder of the returns, their summary and the pictures.
-        recipe: Name or file of a recipe.
+        recipe: Name or file of a recipe; by default that of the model's run.
         dataset: Histories, to show the source's own curves beside the model's.
         config_name: Configuration of the dataset.
         num_seeds: Rollouts per test task.
@@ -251,14 +265,11 @@ def rollout(
     from ad_hf import pipeline
     from ad_hf.evaluation.summary import describe
     from ad_hf.evaluation.video import check_formats
-    from ad_hf.hub.models import load_model
-    from ad_hf.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides)
     formats = () if no_video else VIDEOS[video]
     check_formats(formats)  # before a model is downloaded
-    loaded, origin = load_model(model, common.trust_remote_code)
-    own = pipeline.EvaluatedModel(loaded, settings, dataset, config_name, origin)
+    own = pipeline.EvaluatedModel.load(model, dataset, recipe, overrides, common.trust_remote_code, config_name)
+    own.run = None  # a rollout elsewhere leaves the results in the run's folder as they are
     print(describe(pipeline.evaluate_models([own], output_dir, num_seeds, formats), output_dir))
 
 
@@ -436,7 +447,7 @@ class ArrayOptions:
     independent_streams: Annotated[bool | None, Parameter(negative="--no-independent_streams")] = None
 
 
-@Parameter(name="*", group="Names of the arrays, where they are other than these")
+@Parameter(name="*", show=False)
 @dataclass(frozen=True)
 class ArrayNames:
     """Names of the arrays in npz and HDF5 files."""
@@ -489,6 +500,9 @@ def from_arrays(
 ) -> None:
     """Write npz or HDF5 files as histories.
 
+    Where arrays have other names than observations, actions, rewards, terminations, truncations, dones and
+    next_observations, an option for each says so, as in --dones KEY.
+
     Args:
         source: An npz or HDF5 file, or a folder of such files.
         output_dir: Folder of the dataset to write.
@@ -519,22 +533,24 @@ def run(argv: Sequence[str] | None = None) -> None:
     """Do what a command line says."""
     tokens = list(sys.argv[1:] if argv is None else argv)
     verb, bound, unknown, unparsed = app.parse_known_args(tokens)
+    if verb == app.help_print:
+        print_help(app, tokens)
+        return
     if "overrides" in unparsed:
         bound.arguments["overrides"] = unknown
+        names = [f"--{name}" for name in (*signature(verb).parameters, *Common.__dataclass_fields__)]
+        for option in (word.partition("=")[0] for word in unknown):
+            if option.startswith("--") and "." not in option:
+                raise ValueError(f"unknown option {option}{did_you_mean(option, names)}: see ad-hf {tokens[0]} --help")
     elif unknown:
         raise ValueError(f"unknown options: {' '.join(unknown)}")
     common = bound.arguments.get("common", COMMON)
     show_messages(logging.WARNING if common.quiet else logging.DEBUG if common.verbose else logging.INFO)
-    verb(*bound.args, **bound.kwargs)
-    if verb != app.help_print:
-        return
-    if not tokens or tokens[0] in app.help_flags:
-        print(EXAMPLES)
-    elif tokens[0] in SECTIONS_OF_VERBS:
-        from ad_hf.recipe import settings_help
+    if recipe := bound.arguments.get("recipe"):
+        from ad_hf.envs.recipes import add_import_folders
 
-        print("\nSettings of the recipe, each of which a dotted option overrides:\n")
-        print(settings_help(SECTIONS_OF_VERBS[tokens[0]]))
+        add_import_folders(recipe)
+    verb(*bound.args, **bound.kwargs)
 
 
 def _line(error: BaseException) -> str:

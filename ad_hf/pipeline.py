@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from accelerate.logging import get_logger
 
 from ad_hf.collection.collect import collect
 from ad_hf.envs.task_family import TaskFamily
@@ -26,9 +28,10 @@ from ad_hf.evaluation.video import check_formats
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.model_files import CONFIG_FILE, weights_digest
-from ad_hf.hub.models import load_model, run_recipe
+from ad_hf.hub.models import load_model
 from ad_hf.model.modeling_ad import ADModel
-from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe
+from ad_hf.own_recipe import recipe_of_dataset, recipe_of_model
+from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_text
 from ad_hf.training.compatibility import check_tasks
@@ -38,6 +41,8 @@ from ad_hf.training.run_folder import check_run_folder, find_checkpoint
 from ad_hf.training.trainer import Trainer
 
 RANDOM_EPISODES = 10  # of random actions in each environment of an evaluation
+
+logger = logging.getLogger(__name__)
 
 
 def peak_memory_gigabytes() -> float | None:
@@ -61,28 +66,31 @@ def collect_recipe(
 
 
 def train(
-    recipe: Recipe | str | Path,
-    dataset: str | Path,
-    output_dir: str | Path,
+    recipe: Recipe | str | Path | None = None,
+    dataset: str | Path | None = None,
+    output_dir: str | Path | None = None,
     config_name: str | None = None,
     streaming: bool = False,
     resume: str | Path | None = None,
     push_to: str | None = None,
     push_every: int | None = None,
+    overrides: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> ADModel:
     r"""
     Train a model on learning histories.
 
     Writes `recipe.yaml` (complete), `run.json` (which data, at which revision), `metrics.jsonl`, `training.png`,
     `checkpoint-N/` and `model/`, the model that did best on the validation tasks, into `output_dir`. Start it with
-    `accelerate launch scripts/train.py` to train on several processes.
+    `accelerate launch -m ad_hf train` to train on several processes.
 
     SIGTERM and Ctrl-C save a checkpoint first; killed at any other moment, a run loses the updates after its last
     one. With `resume` it goes on, and ends as it would have, bit for bit on the same machine.
 
     Args:
-        recipe ([`Recipe`], `str` or `Path`):
-            Settings: a recipe, its name, or a YAML file.
+        recipe ([`Recipe`], `str` or `Path`, *optional*):
+            Settings: a recipe, its name, or a YAML file. By default environment, tasks and splits are the dataset's
+            own, and the other settings those of the packaged recipe of that environment; a message says so.
         dataset (`str` or `Path`):
             Folder of a dataset that [`collect`] wrote, or its id on the Hub, with `@revision` if need be.
         output_dir (`str` or `Path`):
@@ -99,6 +107,11 @@ def train(
             newest checkpoint.
         push_every (`int`, *optional*):
             Updates between such pushes, in the background; without, only an interrupted run's checkpoint and the end.
+        overrides (`Sequence[str]`, *optional*):
+            Settings that take the place of those of a recipe that is not a [`Recipe`] yet, as on a command line:
+            `["--training.max_steps", "100"]`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether a recipe that comes along with the dataset may name any code, which is imported and runs.
 
     Returns:
         [`ADModel`]: the best model.
@@ -109,16 +122,23 @@ def train(
             the model and checkpoints.
         TrainingDivergedError: if a loss, a gradient or a weight is not finite, with the update; a `ValueError`.
         TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved; a `KeyboardInterrupt`.
-        ValueError: if the dataset is of other tasks than the recipe's family, or split otherwise, or malformed; if the
-            checkpoint is of another dataset or recipe, or damaged; if model or batches do not fit in memory.
+        ValueError: if no recipe is named and none of the package is for the dataset's environment; if the dataset is
+            of other tasks than the recipe's family, or split otherwise, or malformed; if the checkpoint is of another
+            dataset or recipe, or damaged; if model or batches do not fit in memory.
     """
     if push_every is not None and (push_to is None or push_every < 1):
         raise ValueError(f"push_every must be at least 1 and needs push_to, got {push_every} and {push_to!r}")
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if dataset is None or output_dir is None:
+        raise TypeError("train needs a dataset and an output_dir")
+    if recipe is not None and not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
     output_dir = local_path(output_dir)
     check_run_folder(output_dir, resume is not None)
     processes = join_processes()
     opened = HistoryDataset.open(dataset, config_name)
+    if recipe is None:
+        recipe, origin = recipe_of_dataset(opened, overrides, trust_remote_code)
+        get_logger(__name__).info(origin)
     with processes.main_process_first():
         checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
     sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
@@ -161,6 +181,7 @@ class EvaluatedModel:
         recipe: str | Path | None = None,
         overrides: Sequence[str] = (),
         trust_remote_code: bool = False,
+        config_name: str | None = None,
     ) -> EvaluatedModel:
         """
         A model by the folder of its run or a Hub id, with a recipe and overrides.
@@ -172,26 +193,27 @@ class EvaluatedModel:
                 Histories of its source.
             recipe (`str` or `Path`, *optional*):
                 Name or file of the user's own recipe. The default is the recipe that comes along with the model: only
-                its sections `family` and `rollout` are read, and it may name only known code.
+                its sections `family` and `rollout` are read, and it may name only known code. A message says so.
             overrides (`Sequence[str]`, *optional*):
                 Settings of the recipe, as on a command line.
             trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Whether the model and its recipe may name other code, which is imported and runs.
+            config_name (`str`, *optional*):
+                Configuration of the dataset.
 
         Raises:
             ValueError: for a recipe that comes along and names other code, with the setting.
         """
+        if recipe is not None:
+            read = load_recipe(recipe, overrides)
+        else:
+            read, whose = recipe_of_model(name, dataset, config_name, overrides, trust_remote_code)
+            logger.info(whose)
         model, origin = load_model(name, trust_remote_code)
         folder = local_path(name)
         runs = [path for path in (folder, folder.parent) if (path / "model" / "config.json").is_file()]
         run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
-        if recipe is not None:
-            read = load_recipe(recipe, overrides)
-        elif trust_remote_code:
-            read = load_recipe(run_recipe(name), overrides)
-        else:
-            read = load_foreign_recipe(run_recipe(name), f"the model {name}", overrides)
-        return cls(model, read, dataset, None, origin, run)
+        return cls(model, read, dataset, config_name, origin, run)
 
     def to_json(self, rollout_seed: int) -> dict[str, Any]:
         """The entry of the model in `evaluation.json`."""
@@ -367,7 +389,7 @@ def quickstart(
         num_seeds (`int`, *optional*, defaults to 3):
             Rollouts per test task.
         num_workers (`int`, *optional*):
-            Worker processes of the collection, by default one per core.
+            Worker processes of the collection, by default one per core; 0 collects in this process.
         dataset (`str` or `Path`, *optional*):
             Histories to take instead of collecting any: a folder, or a Hub id.
         config_name (`str`, *optional*):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from argparse import SUPPRESS, ArgumentParser
+import re
+from argparse import SUPPRESS, ArgumentParser, HelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from inspect import formatannotation
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
-
-import docstring_parser
 
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.recipes import read_recipe
 from ad_hf.envs.task_family import FamilyConfig
 from ad_hf.histories.selection import DataConfig
 from ad_hf.model.rollout_ad import RolloutConfig
-from ad_hf.settings import descriptions, dump_yaml, excerpt, make_section, parse_yaml
+from ad_hf.settings import descriptions, did_you_mean, dump_yaml, excerpt, make_section, parse_yaml
 from ad_hf.sources.config import SourceConfig
 from ad_hf.training.config import ModelConfig, TrainingConfig
 
@@ -45,18 +44,21 @@ FOREIGN_SECTIONS = ("family", "rollout")
 FOREIGN_LABELS = (("training", "seed"), ("data", "last_episodes"), ("data", "labels"))
 
 
-def settings_help(sections: Sequence[str]) -> str:
-    """The settings of some sections, each as a dotted option with its description in the dataclass."""
-    parser = ArgumentParser(usage=SUPPRESS, add_help=False)
+def settings_help(sections: Sequence[str], width: int, first_sentence: bool = False) -> str:
+    """
+    The settings of some sections, in lines of a width: each as a dotted option with its description in the dataclass,
+    or the first sentence of that.
+    """
+    layout: Any = partial(HelpFormatter, width=width, max_help_position=34)
+    parser = ArgumentParser(usage=SUPPRESS, add_help=False, formatter_class=layout)
     for section in sections:
         declared = SECTIONS[section]
-        title = docstring_parser.parse(declared.__doc__).short_description
-        group, texts = parser.add_argument_group(str(title).rstrip(".")), descriptions(declared)
+        group, texts = parser.add_argument_group(f"The section {section}"), descriptions(declared)
         for each in fields(declared):
-            text, default = texts[each.name].rstrip("."), json.dumps(getattr(declared(), each.name))
+            text, default = texts[each.name], json.dumps(getattr(declared(), each.name))
+            text = (re.split(r"(?<=\.) (?=[A-Z`])", text)[0] if first_sentence else text).rstrip(".")
             text = text if "default" in text or default == "null" else f"{text} (default: {default})"
-            kind = each.type if isinstance(each.type, str) else formatannotation(each.type)
-            group.add_argument(f"--{section}.{each.name}", metavar=kind, help=text.replace("%", "%%"))
+            group.add_argument(f"--{section}.{each.name}", metavar="", help=text.replace("%", "%%"))
     return parser.format_help().strip()
 
 
@@ -77,7 +79,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         FileNotFoundError: for an unknown recipe.
         ValueError: for unknown settings and for values of a wrong type or out of their range, naming them.
     """
-    return _make_recipe(recipe, _read_sections(recipe), overrides)
+    return make_recipe(recipe, _read_sections(recipe), overrides)
 
 
 def load_foreign_recipe(recipe: Path, origin: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -102,7 +104,7 @@ def load_foreign_recipe(recipe: Path, origin: str, overrides: Sequence[str] = ()
     for section, name in FOREIGN_LABELS:
         if isinstance(value := file.get(section, {}).get(name), (int, str)):
             sections.setdefault(section, {})[name] = value
-    return _make_recipe(recipe, sections, overrides)
+    return make_recipe(recipe, sections, overrides)
 
 
 def _read_sections(recipe: str | Path) -> dict[str, dict[str, Any]]:
@@ -110,12 +112,13 @@ def _read_sections(recipe: str | Path) -> dict[str, dict[str, Any]]:
     sections = read_recipe(recipe)
     for name in sections:
         if name not in SECTIONS:
-            raise ValueError(f"recipe {recipe}: unknown section {name}: expected {', '.join(SECTIONS)}")
+            near = did_you_mean(name, SECTIONS)
+            raise ValueError(f"recipe {recipe}: unknown section {name}{near}: expected {', '.join(SECTIONS)}")
     return sections
 
 
-def _make_recipe(recipe: str | Path, sections: Mapping[str, dict[str, Any]], overrides: Sequence[str]) -> Recipe:
-    """A recipe of the sections of a file, with options in the place of their settings."""
+def make_recipe(recipe: str | Path, sections: Mapping[str, dict[str, Any]], overrides: Sequence[str]) -> Recipe:
+    """A recipe of the sections of a file, called `recipe`, with options in the place of their settings."""
     settings = {name: dict(section) for name, section in sections.items()}
     for path, text in _options(overrides):
         _override(settings, path, text)
@@ -133,12 +136,13 @@ def _options(overrides: Sequence[str]) -> Iterator[tuple[list[str], str]]:
         path = option.removeprefix("--").split(".")
         if not option.startswith("--") or path[0] not in SECTIONS or len(path) < 2:
             raise ValueError(
-                f"unknown option {option}: expected a setting of a recipe, as --training.max_steps 100, of "
-                f"{', '.join(SECTIONS)}"
+                f"unknown option {option}{did_you_mean(path[0], SECTIONS)}: expected a setting of a recipe, as "
+                f"--training.max_steps 100, of {', '.join(SECTIONS)}"
             )
         names = [each.name for each in fields(SECTIONS[path[0]])]
         if path[1] not in names:
-            raise ValueError(f"unknown option {option}: the settings of {path[0]} are {', '.join(names)}")
+            near = did_you_mean(path[1], names)
+            raise ValueError(f"unknown option {option}{near}: the settings of {path[0]} are {', '.join(names)}")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"option {option} needs a value, as in {option} VALUE")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ad_hf.envs.recipes import recipe_names
 from ad_hf.envs.task_family import SPLITS, TaskFamily
+from ad_hf.histories.schema import algorithm_name
 from ad_hf.recipe import load_recipe
 
 COLUMNS = ("recipe", "environment", "tasks", "source", "steps", "data", "model", "collect", "train", "on")
@@ -35,7 +36,7 @@ def describe(name: str) -> dict[str, str]:
         name,
         family.env_id,
         " + ".join(f"{count:,}" for count in tasks),
-        f"{source.algorithm} x {source.n_envs}",
+        f"{algorithm_name(source.algorithm)} x {source.n_envs}",
         f"{steps / 1e6:.1f} M",
         f"{figures['megabytes']:.1f} MB" if "megabytes" in figures else "-",
         f"{model.num_hidden_layers} x {model.hidden_size}, {model.context_length} steps",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, field, fields
 from functools import cache, wraps
 from pathlib import Path
@@ -184,6 +185,13 @@ def plain(value: Any, name: str, allow_nan: bool = True) -> Any:
         ) from error
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The question that ends an error about an unknown name, `" (did you mean seed?)"`, or nothing if none is near."""
+    known = {each.lower(): each for each in names}
+    near = [known[each] for each in difflib.get_close_matches(name.lower(), known, n=2)]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -193,7 +201,8 @@ def make_section(declared: type[T], settings: Mapping[str, Any], section: str) -
     names = [each.name for each in fields(declared)]  # type: ignore[arg-type]
     for name in settings:
         if name not in names:
-            raise ValueError(f"unknown setting {section}.{name}: expected one of {', '.join(names)}")
+            near = did_you_mean(name, names)
+            raise ValueError(f"unknown setting {section}.{name}{near}: expected one of {', '.join(names)}")
     try:
         return declared(**settings)
     except ValueError as error:

@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import tempfile
 
@@ -13,7 +15,6 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="ad_hf_tests_")
 import pytest
 import torch
 import yaml
-from history_files import without_workers
 
 import ad_hf
 from ad_hf.envs.dark_room import goal_distance, optimal_return
@@ -21,6 +22,8 @@ from ad_hf.envs.task_family import TaskFamily
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.recipe import Recipe, load_recipe
+
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 TINY = {
     "family": {
@@ -73,12 +76,11 @@ def tiny_recipe(tiny_recipe_file) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-@without_workers()
 def tiny_histories(tiny_recipe_file, tmp_path_factory):
     """Really collected histories of the tiny recipe."""
     from ad_hf.pipeline import collect_recipe
 
-    return collect_recipe(load_recipe(tiny_recipe_file), tmp_path_factory.mktemp("data") / "histories", num_workers=1)
+    return collect_recipe(load_recipe(tiny_recipe_file), tmp_path_factory.mktemp("data") / "histories", num_workers=0)
 
 
 @pytest.fixture(scope="session")

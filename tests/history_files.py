@@ -1,14 +1,12 @@
 """Learning histories whose values say which history and step they come from, and datasets of them in files."""
 
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from gymnasium import spaces
 
-from ad_hf.collection.executors import Pool
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata, history_features
@@ -149,30 +147,3 @@ def slowly_kept_steps(history, every, first):
     episodes = [episode for episode in episodes if episode][:first]
     kept = [episode for index, episode in enumerate(episodes) if index % every == 0 or index == len(episodes) - 1]
     return [step for episode in kept for step in episode], {episode[0] for episode in kept}
-
-
-class PoolOfNone(Pool):
-    """Runs jobs in this process: a worker takes seconds to start."""
-
-    def __init__(self, run, on_progress, num_workers=None):
-        self.run, self.on_progress, self.running = run, on_progress, []
-
-    def size(self):
-        return 1
-
-    def submit(self, job):
-        self.running.append(job)
-
-    def finished(self):
-        yield self.run(self.running.pop(), self.on_progress), False
-
-    def close(self):
-        pass
-
-
-@contextmanager
-def without_workers():
-    """Collections run in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ad_hf.collection.collect.ProcessPool", PoolOfNone)
-        yield

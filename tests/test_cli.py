@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shlex
@@ -14,7 +15,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from ad_hf.cli import app, main
+from ad_hf.cli_help import SECTIONS_OF_VERBS
 from ad_hf.evaluation.summary import last_of
+from ad_hf.recipe import SECTIONS
+from ad_hf.settings import descriptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -136,13 +140,39 @@ def test_a_missing_encoder_is_told_before_anything_is_done(tiny_recipe_file, tmp
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("verb", ["quickstart", "collect", "train", "rollout", "evaluate"])
-def test_help_lists_a_verbs_options_and_the_settings_that_it_reads(capsys, verb):
-    assert main([verb, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert "--recipe" in text
-    assert "--family.env_id" in text
-    assert ("--training.learning_rate" in text) == (verb in ("quickstart", "train"))
+def commands(of=app, words=()):
+    """Every command, as words, from the command line itself to the last sub-command."""
+    yield words
+    for name in of:
+        if not name.startswith("-"):
+            yield from commands(of[name], (*words, name))
+
+
+def test_every_help_fits_a_screen(capsys):
+    for words in commands():
+        assert main([*words, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("Usage: ad-hf")
+        assert len(lines) <= 40, words
+        assert max(map(len, lines)) <= 100, words
+        assert any("--help all" in line for line in lines) == (" ".join(words) in SECTIONS_OF_VERBS), words
+
+
+@pytest.mark.parametrize("verb", SECTIONS_OF_VERBS)
+def test_help_all_lists_the_settings_that_a_verb_reads_in_a_whole_sentence_each(capsys, verb):
+    assert main([verb, "--help", "all"]) == 0
+    listed = capsys.readouterr().out
+    assert max(map(len, listed.splitlines())) <= 100
+    words = " ".join(listed.split())
+    for section, declared in SECTIONS.items():
+        texts = descriptions(declared)
+        for each in dataclasses.fields(declared):
+            sentence = texts[each.name].split(". ")[0].rstrip(".")
+            assert (f"--{section}.{each.name} {sentence}" in words) == (section in SECTIONS_OF_VERBS[verb])
+    first = SECTIONS_OF_VERBS[verb][0]
+    assert main([verb, "--help", first]) == 0
+    whole = max(descriptions(SECTIONS[first]).values(), key=len)  # of several sentences
+    assert whole.rstrip(".") in " ".join(capsys.readouterr().out.split())
 
 
 def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_runs(
@@ -192,11 +222,17 @@ REFUSED = [
     ("push model folder repo --config_name default", "unknown options: --config_name default"),
     ("recipes --training.max_steps 3", "unknown options: --training.max_steps 3"),
     ("merge one two", "two datasets or more, and then the folder"),
-    ("collect --recipe dark_rom --output_dir OUT", "dark_room"),
-    ("train --dataset OUT --output_dir OUT --training.learning_rte 1", "--training.learning_rte"),
-    ("train --dataset OUT --output_dir OUT --training.max_steps many", "training.max_steps"),
-    ("collect --output_dir OUT --source.algorithm A3C", "'A3C'.*A2C|A2C.*'A3C'"),
-    ("collect --output_dir OUT --source.hyperparameters.gama 0.9", "'gama'"),
+    ("collect --recipe dark_rom --output_dir OUT", "did you mean dark_room or dark_room_hard"),
+    ("collect --output_dir OUT", "--recipe says what to collect.*ad-hf recipes.*ad-hf init"),
+    ("collect --recipe dark_room --outptu_dir OUT", "--outptu_dir .did you mean --output_dir"),
+    ("train --recipe RECIPE --dataset HISTORIES --output_dir OUT --trainin.seed 1", "did you mean training"),
+    (
+        "train --dataset HISTORIES --output_dir OUT --training.learning_rte 1",
+        "--training.learning_rte .did you mean learning_rate",
+    ),
+    ("train --dataset HISTORIES --output_dir OUT --training.max_steps many", "training.max_steps"),
+    ("collect --recipe dark_room --output_dir OUT --source.algorithm A3C", "'A3C'.*A2C|A2C.*'A3C'"),
+    ("collect --recipe dark_room --output_dir OUT --source.hyperparameters.gama 0.9", "'gama'"),
     ("train --dataset MISSING --output_dir OUT", "/missing"),
     ("rollout --model MISSING --dataset MISSING --output_dir OUT --recipe RECIPE", "/missing"),
     ("train --recipe dark_room --dataset HISTORIES --output_dir OUT", "size"),

@@ -35,6 +35,7 @@ HOMONYMS = {
     "seed": "a training, a rollout, a collection and an evaluation have each their own",
     "split_seed": "of a family, and the label of an evaluation's rows",
     "splits": "tasks by split, and the splits to check",
+    "task_ids": "of a family's splits, and of the environments of a learner",
     "tasks": "a family's own tasks, and tasks that are handed on",
     "temperature": "of a rollout, and of a density at temperature 1",
     "wrappers": "parts of an environment, once a family has checked them",

@@ -23,6 +23,13 @@ def python_blocks(file: str, heading: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
 
 
+def file_of(page: str, name: str) -> str:
+    """The file that a page shows whole: the block of code whose first line names it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (content,) = re.findall(rf"```[a-z]+\n(# {re.escape(name)}\n.*?)```", text, flags=re.DOTALL)
+    return content
+
+
 def small_model(observation_space, action_space):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "context_length": 200}

@@ -134,7 +134,7 @@ def test_complete_recipe_comes_back_from_its_yaml(load):
 
 
 def test_the_help_describes_every_setting():
-    text = settings_help(list(SECTIONS))
+    text = settings_help(list(SECTIONS), 100)
     for section, declared in SECTIONS.items():
         for each in fields(declared):
             assert f"--{section}.{each.name} " in text

@@ -138,7 +138,7 @@ def test_values_that_a_setting_cannot_have_are_refused_by_name():
         with pytest.raises(ValueError, match=r"^section\.") as caught:
             make_section(Config, {name: value}, "section")
         assert str(caught.value) == f"section.{name}{'' if message[0] == '[' else ' '}{message}"
-    with pytest.raises(ValueError, match=r"^unknown setting section\.fre: expected one of count, rate"):
+    with pytest.raises(ValueError, match=r"^unknown setting section\.fre \(did you mean free\?\): expected one of"):
         make_section(Config, {"fre": {}}, "section")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ad_hf.collection.executors import Pool, run_jobs
+from ad_hf.collection.in_process import InProcessPool
 from ad_hf.collection.jobs import run_job
 from ad_hf.collection.layout import ShardLayout
 from ad_hf.collection.output_folder import OutputFolder
@@ -20,7 +21,7 @@ from ad_hf.collection.ray_pool import RayPool
 from ad_hf.collection.rehearsal import check_environments, check_memory, check_spaces, rehearse
 from ad_hf.collection.work_folder import WorkFolder
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.schema import HistoryMetadata, algorithm_name
 from ad_hf.histories.writer import SHARD_TRANSITIONS, piece_steps
 from ad_hf.progress import ProgressBar
 from ad_hf.settings import plain, with_settings
@@ -32,10 +33,10 @@ MakePool = Callable[..., Pool]  # from a function that runs a job, and one that 
 logger = logging.getLogger(__name__)
 
 
-def _check_count(name: str, number: Any) -> int | None:
-    """A whole number of at least 1, if one is given."""
-    if number is not None and (not isinstance(number, Integral) or isinstance(number, bool) or number < 1):
-        raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+def _check_count(name: str, number: Any, least: int = 1) -> int | None:
+    """A whole number of at least so much, if one is given."""
+    if number is not None and (not isinstance(number, Integral) or isinstance(number, bool) or number < least):
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
     return None if number is None else int(number)
 
 
@@ -50,12 +51,14 @@ def _read_part(part: str | tuple[int, int]) -> tuple[int, int]:
 
 def _choose_executor(executor: str, address: str | None, num_workers: int | None) -> MakePool:
     if executor == "ray":
+        if num_workers == 0:
+            raise ValueError("num_workers 0 collects in this process: set executor to local, or give another number")
         return partial(RayPool, num_workers=num_workers, address=address)
     if executor != "local":
         raise ValueError(f"executor must be local or ray, got {executor!r}")
     if address is not None:
         raise ValueError(f"address is that of a Ray cluster: set executor to ray, got address {address!r}")
-    return partial(ProcessPool, num_workers=num_workers)
+    return InProcessPool if num_workers == 0 else partial(ProcessPool, num_workers=num_workers)
 
 
 @with_settings(SourceConfig, "source", argument="source")
@@ -79,7 +82,8 @@ def collect(
     `datasets.load_dataset(output_dir)` reads.
 
     Jobs (a task and a seed) run on worker processes, started by `spawn`: call this under
-    `if __name__ == "__main__":` in a script. Or they run on a Ray cluster, which leaves the same files. Finished jobs
+    `if __name__ == "__main__":` in a script. Or they run in this process, or on a Ray cluster, which leaves the same
+    files. Finished jobs
     stay, so an interrupted collection goes on where it was when it is called again with the same arguments, and
     ends with the same files, byte for byte.
 
@@ -101,6 +105,8 @@ def collect(
             Configuration of the dataset to write.
         num_workers (`int`, *optional*):
             Worker processes, by default one per core; on Ray jobs at a time, by default one per core of the cluster.
+            0 collects in this process itself, one job after the other, and leaves the same files: in a notebook,
+            under a debugger, or for an environment that this process alone knows.
         shard_transitions (`int`, *optional*, defaults to 1000000):
             Transitions per file; a job is never split over two.
         max_piece_steps (`int`, *optional*):
@@ -129,7 +135,7 @@ def collect(
     """
     assert source is not None  # with_settings makes one
     check_source(source, trust_remote_code)
-    own_part, workers = _read_part(part), _check_count("num_workers", num_workers)
+    own_part, workers = _read_part(part), _check_count("num_workers", num_workers, least=0)
     make_pool = _choose_executor(executor, address, workers)
     shard_transitions = _check_count("shard_transitions", shard_transitions) or SHARD_TRANSITIONS
     max_piece_steps = _check_count("max_piece_steps", max_piece_steps)
@@ -179,7 +185,7 @@ def _learn(source: SourceConfig, work: WorkFolder, make_pool: MakePool) -> None:
     total = source.total_timesteps * tasks
     errors: set[str] = set()
     done = source.total_timesteps * (tasks - left)
-    with ProgressBar(f"collect {source.algorithm}", total, "transitions", initial=done) as bar:
+    with ProgressBar(f"collect {algorithm_name(source.algorithm)}", total, "transitions", initial=done) as bar:
         for outcome in run_jobs(make_pool(bar.update), work.jobs_left()):
             # Learners stop early, fail, or round up to their batch of steps.
             total += outcome.transitions - source.total_timesteps * len(outcome.job.own_tasks)

@@ -21,13 +21,14 @@ from ad_hf.collection.failures import TaskFailure
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.spaces import space_from_json, space_to_json
-from ad_hf.envs.task_family import Task, TaskFamily
+from ad_hf.envs.task_family import Task, TaskFamily, UnknownEnvironmentError
 from ad_hf.histories.schema import history_features
 from ad_hf.histories.writer import history_table
 from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.convergence import StopWhenConverged
-from ad_hf.sources.learners import make_callbacks, make_learner
+from ad_hf.sources.learners import check_hyperparameters, find_algorithm, make_callbacks, make_learner
 from ad_hf.sources.recorder import HistoryRecorder, RecordedSteps
+from ad_hf.sources.vector_learner import RecordedLearner
 from ad_hf.storage.folders import Folder
 
 PROGRESS_KEY = b"ad_hf_progress"  # in the schema of a file of histories, how far its sources got
@@ -94,12 +95,14 @@ class Outcome(NamedTuple):
 
 
 def make_learner_of(
-    family: TaskFamily, source: SourceConfig, recorder: HistoryRecorder, task_ids: list[int], seed: int | None
-) -> BaseAlgorithm:
+    family: TaskFamily, source: SourceConfig, recorder: HistoryRecorder, task_ids: list[int], seed: int
+) -> BaseAlgorithm | RecordedLearner:
     """A learner on recorded environments of tasks, with the entries of infos that the family shows to the source."""
-    extra = family.source_observation
-    envs = SB3VecEnv(SourceObservation(recorder, extra) if extra else recorder, task_ids)
-    return make_learner(source.algorithm, envs, seed, source.hyperparameters)
+    extra, algorithm = family.source_observation, find_algorithm(source.algorithm)
+    envs = SourceObservation(recorder, extra) if extra else recorder
+    if issubclass(algorithm, BaseAlgorithm):
+        return make_learner(source.algorithm, SB3VecEnv(envs, task_ids), seed, source.hyperparameters)
+    return RecordedLearner(algorithm, envs, seed, check_hyperparameters(source.algorithm, source.hyperparameters))
 
 
 def _check_spaces(envs: VectorEnv, expected: Spaces) -> None:
@@ -147,11 +150,16 @@ def learn_job(
         recorder = HistoryRecorder(envs, steps_per_env, lambda transitions: on_step(transitions * own // tasks))
         task_ids = [task.task_id for task in job.places()] * source.n_envs
         learner = make_learner_of(family, source, recorder, task_ids, job.learner_seed)
-        learner.learn(tasks * source.total_timesteps, callback=callbacks or None)
+        if isinstance(learner, RecordedLearner):
+            learner.learn(source.total_timesteps, convergence)
+        else:
+            learner.learn(tasks * source.total_timesteps, callback=callbacks or None)
     finally:
         with suppress(Exception):  # the first error counts, not that of closing
             envs.close()
     recorded, results = recorder.recorded(), []
+    if not recorded.rewards.size:
+        raise ValueError(f"{source.algorithm} made no step: its learn returned without one")
     for place, task in enumerate(job.own_tasks, start=job.start):
         steps = recorded[place::tasks]  # stream i is of task i modulo their number
         until = None if convergence is None else convergence.converged_at[place]
@@ -198,6 +206,13 @@ def run_job(
 
     try:
         results = learn_job(family, source, job, spaces, count)
+    except UnknownEnvironmentError as error:
+        raise ValueError(
+            f"worker processes do not know the environment {family.env_id}, which a notebook or the main script "
+            "registers: put it into a module and write family.env_id as my_module:ID, or collect with num_workers=0"
+        ) from error
+    except KeyboardInterrupt:  # in a process that is no worker
+        raise
     except BaseException as error:  # SystemExit, too: environments call whatever they like
         return Outcome(job, transitions, _failure(job, error))
     features = history_features(*map(space_from_json, spaces))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 
 import torch
 
@@ -36,7 +39,28 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _serve(connection: Connection, run: RunJob) -> None:
+def _pickle(run: RunJob) -> bytes:
+    """What a worker is to run, or a `ValueError` that says why there can be no worker."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None and not os.path.exists(script):
+        raise ValueError(
+            f"worker processes import the main script, and {script} is not a file: put the code into one, or collect "
+            "with num_workers=0"
+        )
+    try:
+        return bytes(ForkingPickler.dumps(run))
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise _not_importable(error) from error
+
+
+def _not_importable(error: Exception) -> ValueError:
+    return ValueError(
+        f"worker processes cannot import what the family or the source holds ({error}): put it into a module, or "
+        "collect with num_workers=0"
+    )
+
+
+def _serve(connection: Connection, pickled: bytes) -> None:
     """
     A worker process: run jobs as they come, and tell the parent how far they are.
 
@@ -47,6 +71,11 @@ def _serve(connection: Connection, run: RunJob) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    try:
+        run = pickle.loads(pickled)
+    except Exception as error:  # of the modules that it imports, or of a name that only the main process has
+        connection.send((0, _not_importable(error)))
+        return
     connection.send((0, None))
     with suppress(EOFError):
         while (job := connection.recv()) is not None:
@@ -75,7 +104,7 @@ class _Worker:
 
     job: Job
 
-    def __init__(self, run: RunJob) -> None:
+    def __init__(self, run: bytes) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other_end = context.Pipe()
         self.process = context.Process(target=_serve, args=(other_end, run))
@@ -100,7 +129,7 @@ class ProcessPool(Pool):
     """
 
     def __init__(self, run: RunJob, on_progress: OnStep, num_workers: int | None = None) -> None:
-        self._run, self._on_progress, self._num_workers = run, on_progress, num_workers or available_cores()
+        self._run, self._on_progress, self._num_workers = _pickle(run), on_progress, num_workers or available_cores()
         self._started = False
         self._idle: list[_Worker] = []
         self.running: dict[Connection, _Worker] = {}
@@ -129,7 +158,8 @@ class ProcessPool(Pool):
             except (EOFError, OSError) as error:
                 if not self._started:
                     raise RuntimeError(
-                        "worker processes die at their start: in a script, collect under `if __name__ == '__main__':`"
+                        "worker processes die at their start: in a script, collect under "
+                        "`if __name__ == '__main__':`, or with num_workers=0"
                     ) from error
                 del self.running[connection]
                 yield Outcome(worker.job, 0, worker.job.failure(worker.cause_of_death())), self._num_workers > 1

@@ -137,7 +137,7 @@ class RayPool(Pool):
                     f"a worker could not write its histories ({error.cause}): workers on other machines need an "
                     "output_dir that all machines share, or a URL such as s3://bucket/histories"
                 ) from error
-            raise
+            raise (error.cause if isinstance(error.cause, ValueError) else error) from None
         except exceptions.RayError as error:
             crashed = isinstance(error, exceptions.WorkerCrashedError)
             reason = "its worker process died" if crashed else " ".join(str(error).split())[:300]

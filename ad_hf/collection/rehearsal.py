@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ad_hf.collection.in_process import same_random_numbers
 from ad_hf.collection.jobs import make_learner_of
 from ad_hf.envs.spaces import space_from_json, space_to_json, storage_dtype
 from ad_hf.envs.task_family import SPLITS, Task, TaskFamily
@@ -166,30 +166,16 @@ def rehearse(family: TaskFamily, source: SourceConfig, tasks: Sequence[Task]) ->
 
 def _rehearse(family: TaskFamily, source: SourceConfig, task: Task) -> Exception | None:
     """Why no learner can be made for a task, if so."""
-    quiet = {**source.hyperparameters, "verbose": 0}
+    quiet = {name: value for name, value in source.hyperparameters.items() if name != "verbose"}
     if str(quiet.get("device")).startswith("cuda"):  # which is the workers'
         quiet["device"] = "cpu"
     number = min(source.n_envs, 2)
     try:
-        with _same_random_numbers(), warnings.catch_warnings():
+        with same_random_numbers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the workers give them
             with closing(family.make_vec([task], num_envs=number)) as envs:
                 recorder = HistoryRecorder(envs, 1)
-                make_learner_of(
-                    family, replace(source, hyperparameters=quiet), recorder, [task.task_id] * number, None
-                )
+                make_learner_of(family, replace(source, hyperparameters=quiet), recorder, [task.task_id] * number, 0)
     except Exception as error:
         return error
     return None
-
-
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Leave the process's random numbers as they are, which learners and those that are loaded seed and draw."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ad_hf.settings import excerpt, read_yaml
+from ad_hf.settings import did_you_mean, excerpt, read_yaml
 from ad_hf.storage.files import local_path
+
+logger = logging.getLogger(__name__)
 
 
 def recipe_names() -> list[str]:
@@ -23,8 +28,32 @@ def recipe_path(recipe: str | Path) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"unknown recipe {str(recipe)!r}: expected one of {', '.join(recipe_names())}, or a YAML file"
+        f"unknown recipe {str(recipe)!r}{did_you_mean(str(recipe), recipe_names())}: expected one of "
+        f"{', '.join(recipe_names())}, or a YAML file"
     )
+
+
+def add_import_folders(recipe: str | Path) -> None:
+    """
+    Let the modules beside a recipe's file be imported, and those in the working directory, where nothing else has
+    their names. Of a recipe of this package, those in the working directory alone.
+
+    For a recipe that the user names. A folder that holds a dataset, a run or a model is passed over: it may have been
+    downloaded, and whatever code is in it runs only where the user says so.
+    """
+    beside, packaged = (os.path.abspath(str(each)) for each in (recipe_path(recipe).parent, files("ad_hf.recipes")))
+    for name in dict.fromkeys([os.getcwd()] if beside == packaged else [beside, os.getcwd()]):
+        folder = Path(name)
+        if not _may_be_downloaded(folder):
+            sys.path += [] if name in sys.path else [name]
+        elif any(folder.glob("*.py")):
+            logger.warning("%s holds a dataset, a run or a model: the modules in it are not imported", folder)
+
+
+def _may_be_downloaded(folder: Path) -> bool:
+    """Whether a folder is that of a dataset, a run or a model."""
+    files_of_these = ("*/*-of-*.parquet", "run.json", "model*.safetensors", "model/model*.safetensors")
+    return any(next(folder.glob(pattern), None) for pattern in files_of_these)
 
 
 def read_recipe(recipe: str | Path) -> dict[str, dict[str, Any]]:

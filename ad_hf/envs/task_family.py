@@ -13,12 +13,17 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from ad_hf.envs.imports import import_callable, import_named
 from ad_hf.envs.making import make_env, read_calls
 from ad_hf.envs.recipes import read_recipe
-from ad_hf.envs.tasks import WAYS, described_tasks, import_callable
-from ad_hf.settings import check_settings, make_section, setting
+from ad_hf.envs.tasks import WAYS, described_tasks
+from ad_hf.settings import check_settings, excerpt, make_section, setting
 
 SPLITS = ("train", "validation", "test")
+
+
+class UnknownEnvironmentError(ValueError):
+    """There is no environment of the family's `env_id` in this process, or its module cannot be imported."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class FamilyConfig:
             `{low, high}` (and `integer`, `log`, `shape`), `{choices}`, or `{function, kwargs}`, an import path of a
             function that is called with a `seed`, too.
         splits: Instead, tasks of each split by its name: a list of them, or one of `tasks`, `grid` and `random`.
+        task_ids: Numbers of the tasks of each of the `splits`, as in a dataset's metadata.json; by default from 0.
         wrappers: Import paths of wrappers of each environment, `{name, kwargs}` or the name alone, innermost first.
             Dict and Tuple observations are flattened after them.
         attributes: Keyword arguments that are set as attributes of `env.unwrapped`, as they are, instead of passed to
@@ -80,6 +86,7 @@ class FamilyConfig:
     grid: dict[str, Any] | None = None
     random: dict[str, Any] | None = None
     splits: dict[str, Any] | None = None
+    task_ids: dict[str, list[int]] | None = None
     wrappers: list[str | dict[str, Any]] = field(default_factory=list)
     attributes: list[str] = field(default_factory=list)
     num_validation_tasks: int = setting(0, least=0)
@@ -123,6 +130,20 @@ def _check_distinct(lists: Mapping[str, Sequence[dict[str, Any]]]) -> None:
                     f"family: {places[comparable(kwargs)]} and {place} are the same task, {kwargs}: give each once, "
                     "since a task that is held out must not be trained on"
                 )
+
+
+def _numbers_of(counts: Mapping[str, int], task_ids: Mapping[str, list[int]] | None) -> list[int]:
+    """The numbers of the tasks of all splits, in the order of the splits."""
+    if task_ids is None:
+        return list(range(sum(counts.values())))
+    numbers = [number for split in SPLITS for number in task_ids.get(split, [])]
+    given = {split: len(each) for split, each in task_ids.items()}
+    if given != counts or len(set(numbers)) < len(numbers) or min(numbers) < 0:
+        raise ValueError(
+            f"family.task_ids must hold a different whole number of at least 0 for each task of the splits, which "
+            f"have {dict(counts)} tasks, got {excerpt(task_ids)}"
+        )
+    return numbers
 
 
 def _spread(candidates: list[int], count: int, rng: np.random.Generator) -> list[int]:
@@ -181,7 +202,8 @@ class TaskFamily:
             self.all_tasks = self._split(lists["tasks"], family)
         else:
             pairs = [(dict(kwargs), split) for split in SPLITS for kwargs in lists.get(split, [])]
-            self.all_tasks = [Task(index, *pair) for index, pair in enumerate(pairs)]
+            numbers = _numbers_of({split: len(tasks) for split, tasks in lists.items()}, family.task_ids)
+            self.all_tasks = sorted(map(Task, numbers, *zip(*pairs)), key=lambda task: task.task_id)
 
     @staticmethod
     def _describe(family: FamilyConfig) -> dict[str, list[dict[str, Any]]]:
@@ -193,6 +215,8 @@ class TaskFamily:
                 f"{' and '.join(ways) or 'none of them'}"
             )
         if family.splits is None:
+            if family.task_ids is not None:
+                raise ValueError("family.task_ids are the numbers of the tasks of family.splits, and there are none")
             return {"tasks": described_tasks(ways, "family")}
         lists = {split: described_tasks(way, f"family.splits.{split}") for split, way in family.splits.items()}
         if set(lists) - set(SPLITS) or not lists.get("train"):
@@ -284,10 +308,20 @@ class TaskFamily:
             raise ValueError(f"num_envs must be a positive multiple of the {len(tasks)} tasks, got {num_envs}")
         tasks = list(tasks) * (num_envs // len(tasks))
         shared = dict(self.env_kwargs) if render_mode is None else {**self.env_kwargs, "render_mode": render_mode}
+        where, (module, _, name) = f"family.env_id {self.env_id!r}", self.env_id.rpartition(":")
+        try:
+            if module:
+                import_named(module, where)
+        except ValueError as error:
+            raise UnknownEnvironmentError(str(error)) from error
         try:
             envs = self._make(tasks, shared, autoreset_mode)
+        except gym.error.UnregisteredEnv as error:
+            way_out = f"the module {module} has to call" if module else f"write my_module:{name}, of a module with"
+            text = f"{' '.join(str(error).split()).rstrip('.')}: {way_out} gymnasium.register({name!r}, ...)"
+            raise UnknownEnvironmentError(f"{where}: {text}") from error
         except (gym.error.Error, ImportError) as error:
-            raise ValueError(f"family.env_id {self.env_id!r}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
         except TypeError as error:
             raise ValueError(
                 f"family.env_kwargs and tasks: {self.env_id} cannot be made with { ({**shared, **tasks[0].kwargs}) }: "

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
-from pydoc import ErrorDuringImport, locate
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
+from ad_hf.envs.imports import import_callable
 from ad_hf.settings import check_settings, make_section, plain, setting
 from ad_hf.structure import check_structure, excerpt
 
@@ -59,17 +59,6 @@ class Call:
 
 
 KINDS: dict[str, Any] = {"low": Range, "choices": Choices, "function": Call}
-
-
-def import_callable(path: Any, setting: str) -> Callable[..., Any]:
-    """The function or class of an import path such as `"gymnasium.wrappers.TimeLimit"`, or a `ValueError`."""
-    try:
-        imported = locate(path) if isinstance(path, str) else None
-    except ErrorDuringImport as error:
-        raise ValueError(f"{setting}: {path!r} cannot be imported: {error}") from error
-    if not callable(imported):
-        raise ValueError(f"{setting} must be the import path of a function or class, got {path!r}, which is none")
-    return imported
 
 
 def described_tasks(description: Any, setting: str) -> list[dict[str, Any]]:

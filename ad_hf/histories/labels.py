@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pydoc import locate
-from typing import Any
-
 import numpy as np
 
+from ad_hf.envs.imports import import_callable
 from ad_hf.envs.spaces import outside, storage_dtype
 from ad_hf.histories.frames import has_frames
 from ad_hf.histories.schema import HistoryMetadata
@@ -33,12 +31,7 @@ class StepLabels:
 
     def __init__(self, function: str, metadata: HistoryMetadata) -> None:
         self.path = function
-        self._function: Any = locate(function)
-        if not callable(self._function):
-            raise ValueError(
-                "data.labels must be the import path of a function of observations and an environment's keyword "
-                f"arguments, such as 'ad_hf.envs.dark_room.optimal_actions', got {function!r}"
-            )
+        self._function = import_callable(function, "data.labels")
         observation_space, self._space = metadata.spaces
         if has_frames(observation_space):
             raise ValueError("data.labels: observations that are images say too little of where an agent is")

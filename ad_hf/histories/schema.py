@@ -197,14 +197,21 @@ class HistoryMetadata:
         check_structure([row[:2] for row in rows], list[list[int]], f"{name}: progress.rows")
 
 
+def algorithm_name(algorithm: str) -> str:
+    """The name of a class for its import path; other names as they are."""
+    parts = algorithm.split(".")
+    return parts[-1] if all(map(str.isidentifier, parts)) else algorithm
+
+
 def is_synthetic(algorithm: str) -> bool:
     """Whether the histories of a source only look like reinforcement learning."""
-    return algorithm == "NoisedPolicy"
+    return algorithm_name(algorithm) == "NoisedPolicy"
 
 
 def source_label(algorithm: str) -> str:
     """The name of a source in cards and pictures: its algorithm, with a note if nothing learns."""
-    return f"{algorithm} (synthetic, no reinforcement learning)" if is_synthetic(algorithm) else algorithm
+    name = algorithm_name(algorithm)
+    return f"{name} (synthetic, no reinforcement learning)" if is_synthetic(algorithm) else name
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:

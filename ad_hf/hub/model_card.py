@@ -73,7 +73,8 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
             datasets=[trained_on["name"]] if trained_on and is_on_hub else None,
             eval_results=None if evaluation is None else model_results(evaluation),
         )
-        source = (evaluation or {}).get("source") or {"algorithm": (trained_on or {}).get("source")}
+        source = (evaluation or {}).get("source")
+        algorithm = source["algorithm"] if source else (trained_on or {}).get("source") or ""
         text = render_card(
             "model_cards",
             "ad_model.md",
@@ -92,8 +93,8 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
             recipe=read_text(recipe) if isinstance(recipe, Path) else None,
             trained_on=trained_on,
             is_on_hub=is_on_hub,
-            is_synthetic=is_synthetic(source["algorithm"]),
-            source_label=source_label(source["algorithm"]),
+            is_synthetic=is_synthetic(algorithm),
+            source_label=source_label(algorithm),
             pictures=[picture for picture in ("learning_curve.png", "replay.gif") if picture in files],
         )
         return merge_card(old, data.to_dict(), text, license)

@@ -35,12 +35,9 @@ def load_model(name: str | Path, trust_remote_code: bool = False) -> tuple[ADMod
     return model, repository.to_json()
 
 
-def run_recipe(name: str | Path) -> Path:
-    """The recipe of the run of a model, given as for [`load_model`]; a `ValueError` if there is none."""
+def run_recipe(name: str | Path) -> Path | None:
+    """The recipe of the run of a model, given as for [`load_model`], if there is one."""
     repository = find_repository(name, "model")
     folder = repository.download([RECIPE_FILE])
     places = [folder] if repository.revision is not None else [folder, model_folder(folder), folder.parent]
-    for place in places:
-        if (place / RECIPE_FILE).is_file():
-            return place / RECIPE_FILE
-    raise ValueError(f"{name} comes without the recipe of its run: give one with --recipe")
+    return next((place / RECIPE_FILE for place in places if (place / RECIPE_FILE).is_file()), None)

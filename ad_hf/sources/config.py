@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ad_hf.envs.tasks import import_callable
 from ad_hf.settings import check_settings, excerpt, make_section, plain, setting
 
 MOST = (1 << 63) - 1  # of whole numbers in metadata.json
+
+
+def takes_class(name: str) -> bool:
+    """Whether the hyper-parameter of a name takes a class: an import path in files, or the class itself in Python."""
+    return name.endswith("_class") or name in ("activation_fn", "policy")
+
+
+def _import_path(given: type, where: str) -> str:
+    """The import path of a class, by which worker processes and later runs find it again."""
+    path = f"{given.__module__}.{given.__qualname__}"
+    if "<locals>" in path:
+        raise ValueError(
+            f"{where}: {given.__name__} is defined inside a function, from which no other process can import it: "
+            "define it at the top level of a module"
+        )
+    if import_callable(path, where) is not given:
+        raise ValueError(f"{where}: {path} is another object than the class that was given: define that under a name")
+    return path
+
+
+def _with_paths(value: Any, where: str, takes_class: Callable[[str], bool], is_class: bool = True) -> Any:
+    """Settings with import paths in the place of classes, under names that take a class."""
+    if isinstance(value, type) and is_class:
+        return _import_path(value, where)
+    if isinstance(value, dict):
+        return {
+            name: _with_paths(each, f"{where}.{name}", takes_class, takes_class(str(name)))
+            for name, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_with_paths(each, f"{where}[{index}]", takes_class, is_class) for index, each in enumerate(value)]
+    return value
 
 
 @dataclass
@@ -38,17 +72,18 @@ class SourceConfig:
 
     Args:
         algorithm: Any Stable-Baselines3 or sb3-contrib algorithm, `TabularQ`, `UCB`, `ThompsonSampling` or
-            `NoisedPolicy`.
+            `NoisedPolicy`, by name; or the import path of a class of your own, in Python also the class: a subclass
+            of one of these, or a `VectorLearner`.
         n_envs: Parallel environments of a learner; each gives one history.
         total_timesteps: Transitions per task and seed, over all environments.
-        hyperparameters: Arguments of the algorithm.
+        hyperparameters: Arguments of the algorithm. Classes among them are import paths, in Python also classes.
         seeds: Each task is learnt once with each of them.
         tasks_per_job: Tasks that one learner learns side by side, of those algorithms that can (ad_hf's own). Random
             numbers depend on a task's place among them.
         until_converged: Learn until returns have stopped to improve, from `total_timesteps` at most: settings of
             `ConvergenceConfig` (window, tolerance, patience, return_threshold, min_timesteps); `{}` for its defaults.
-        callbacks: Stable-Baselines3 callbacks of each learner: import paths, or `{name: import path, kwargs: {...}}`.
-            `{task_id}` and `{seed}` in arguments that are text are filled in.
+        callbacks: Stable-Baselines3 callbacks of each learner: import paths, in Python also classes, or
+            `{name: import path, kwargs: {...}}`. `{task_id}` and `{seed}` in arguments that are text are filled in.
     """
 
     algorithm: str = "A2C"
@@ -61,6 +96,9 @@ class SourceConfig:
     callbacks: list[str | dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.algorithm = _with_paths(self.algorithm, "source.algorithm", takes_class)
+        self.callbacks = _with_paths(self.callbacks, "source.callbacks", "name".__eq__)
+        self.hyperparameters = _with_paths(self.hyperparameters, "source.hyperparameters", takes_class)
         for each in fields(self):
             setattr(self, each.name, plain(getattr(self, each.name), f"source.{each.name}"))
         check_settings(self, "source")

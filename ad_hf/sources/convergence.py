@@ -12,7 +12,7 @@ LEARNT_ERRORS = 3.0  # standard errors by which returns must rise to count as le
 
 class StopWhenConverged(BaseCallback):
     r"""
-    Stops a Stable-Baselines3 learner once its returns no longer improve.
+    Stops a learner once its returns no longer improve: as a callback of Stable-Baselines3, or step by step.
 
     A window is some episodes of each stream, and its return is the mean over all streams. It improves if it exceeds
     the best before by more than `tolerance` times the range of windows so far. The source has converged when
@@ -45,7 +45,11 @@ class StopWhenConverged(BaseCallback):
         self.converged_at: list[int | None] = [None] * num_tasks
 
     def _init_callback(self) -> None:
-        num_envs = self.training_env.num_envs
+        self.begin(self.training_env.num_envs)
+
+    def begin(self, num_envs: int) -> None:
+        """Begin with the streams of a learner."""
+        self._steps = 0
         self._running = np.zeros(num_envs)
         self._counts = np.zeros(num_envs, dtype=np.int64)
         self._episodes: list[list[float]] = [[] for _ in range(num_envs)]  # of windows that are not complete
@@ -58,8 +62,17 @@ class StopWhenConverged(BaseCallback):
             raise ValueError(
                 f"{type(self.model).__name__} tells callbacks no rewards: it cannot learn until_converged"
             )
-        self._running += self.locals["rewards"]
-        ended = np.flatnonzero(self.locals["dones"])
+        return self.add(self.locals["rewards"], self.locals["dones"])
+
+    def drop_episodes(self) -> None:
+        """Forget the episodes under way, which a reset cuts."""
+        self._running[:] = 0.0
+
+    def add(self, rewards: np.ndarray, dones: np.ndarray) -> bool:
+        """Add the rewards (num_envs,) of a step that ended some episodes (num_envs,); returns whether to go on."""
+        self._steps += 1
+        self._running += rewards
+        ended = np.flatnonzero(dones)
         if not ended.size:
             return True
         for stream, total in zip(ended.tolist(), self._running[ended].tolist()):
@@ -70,7 +83,7 @@ class StopWhenConverged(BaseCallback):
         for task, episodes in enumerate(fewest):
             while self.converged_at[task] is None and episodes >= (len(self._windows[task]) + 1) * self.config.window:
                 if self._close_window(task):
-                    self.converged_at[task] = self.n_calls
+                    self.converged_at[task] = self._steps
         return any(step is None for step in self.converged_at)
 
     def _close_window(self, task: int) -> bool:
@@ -86,7 +99,7 @@ class StopWhenConverged(BaseCallback):
             self._best[task], self._since_best[task] = means[-1], 0
             return False
         self._since_best[task] += 1
-        if self._since_best[task] < self.config.patience or self.n_calls * len(streams) < self.config.min_timesteps:
+        if self._since_best[task] < self.config.patience or self._steps * len(streams) < self.config.min_timesteps:
             return False
         return self._has_learnt(np.array(windows))
 

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 learners by name."""
+"""Learners by name, or by the import path of their class."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
+from ad_hf.envs.imports import import_callable
 from ad_hf.envs.making import read_calls
-from ad_hf.envs.tasks import import_callable
 from ad_hf.sources import bandits, noised, tabular
-from ad_hf.sources.config import SourceConfig
+from ad_hf.sources.config import SourceConfig, takes_class
 from ad_hf.sources.sb3_algorithms import SB3_ALGORITHMS, Algorithms, algorithms_of, find_in
 from ad_hf.sources.vectorised import VectorisedAlgorithm
 
 # Ranges of numbers that most algorithms take, which they check late or never: 0 steps are an endless loop.
 COUNTS = {"n_steps", "n_epochs", "batch_size", "buffer_size", "train_freq", "policy_delay"}
 SHARES = {"gamma", "gae_lambda", "tau", "exploration_initial_eps", "exploration_final_eps"}
-NO_HYPERPARAMETERS = {"env", "seed", "_init_setup_model", "common"}
+NO_HYPERPARAMETERS = {"env", "envs", "seed", "_init_setup_model"}
 
 
 def available_algorithms() -> Algorithms:
@@ -34,9 +34,35 @@ def available_algorithms() -> Algorithms:
     return SB3_ALGORITHMS | algorithms_of(bandits) | algorithms_of(noised) | algorithms_of(tabular)
 
 
-def find_algorithm(name: str) -> type[BaseAlgorithm]:
-    """The algorithm of a name such as `"A2C"`; a `ValueError` with all names if there is none."""
-    return find_in(available_algorithms(), name)
+def find_algorithm(name: str) -> Any:
+    """
+    The algorithm of a name such as `"A2C"`, or of the import path of a class: one of Stable-Baselines3, or a
+    [`~ad_hf.sources.vector_learner.VectorLearner`].
+
+    Raises:
+        ValueError: with all names for an unknown one, with the cause for what cannot be imported, and for classes that
+            are no learners.
+    """
+    if "." not in name:
+        try:
+            return find_in(available_algorithms(), name)
+        except ValueError as error:
+            raise ValueError(f"{error}, or the import path of a class such as my_package.learners.MyPPO") from None
+    imported = _import_class(name, "source.algorithm")
+    if issubclass(imported, BaseAlgorithm):
+        return imported
+    accepted, takes_others = _arguments_of(imported)
+    try:
+        inspect.signature(imported.learn).bind(None, 1)  # type: ignore[attr-defined]
+        is_learner = takes_others or {"envs", "seed"} <= set(accepted)
+    except (AttributeError, TypeError):
+        is_learner = False
+    if not is_learner:
+        raise ValueError(
+            f"source.algorithm: {name} is no learner: expected a class that derives from Stable-Baselines3's "
+            "BaseAlgorithm, or one with __init__(self, envs, seed, ...) and learn(self, total_timesteps)"
+        )
+    return imported
 
 
 def learns_side_by_side(algorithm: str) -> bool:
@@ -44,9 +70,12 @@ def learns_side_by_side(algorithm: str) -> bool:
     return issubclass(find_algorithm(algorithm), VectorisedAlgorithm)
 
 
-def has_independent_streams(algorithm: str, hyperparameters: dict[str, Any]) -> bool:
-    """Whether an algorithm learns in each of its environments as if there were no other."""
-    return learns_side_by_side(algorithm) and not hyperparameters.get("shared", False)
+def has_independent_streams(algorithm: str, hyperparameters: dict[str, Any]) -> bool | None:
+    """Whether an algorithm learns in each of its environments as if there were no other; `None` if nobody knows."""
+    found = find_algorithm(algorithm)
+    if not issubclass(found, BaseAlgorithm):
+        return getattr(found, "independent_streams", None)
+    return issubclass(found, VectorisedAlgorithm) and not hyperparameters.get("shared", False)
 
 
 def _import_class(path: str, name: str, base: type = object) -> type:
@@ -72,7 +101,7 @@ def _as_objects(settings: dict[str, Any], name: str = "source.hyperparameters.")
             value = _as_objects(value, f"{name}{key}.")
         elif isinstance(value, list) and [isinstance(each, str) for each in value] == [False, True]:
             value = tuple(value)
-        elif isinstance(value, str) and (key.endswith("_class") or key == "activation_fn"):
+        elif isinstance(value, str) and takes_class(key) and (key != "policy" or "." in value):
             value = _import_class(value, f"{name}{key}")
         objects[key] = value
     return objects
@@ -90,17 +119,39 @@ def _is_of_type(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _check_value(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value of a type that an algorithm's annotation does not have, or out of its range."""
+def _check_value(name: str, value: Any, hint: Any, is_sb3: bool) -> None:
+    """Refuse a value of a type that an algorithm's annotation does not have, or out of the range that SB3 takes."""
     expected = None if value is None or _is_of_type(value, hint) else f"of type {inspect.formatannotation(hint)}"
     number: Any = value[0] if isinstance(value, tuple) and value else value
-    if expected is None and isinstance(number, int | float):
+    if is_sb3 and expected is None and isinstance(number, int | float):
         if name in COUNTS and number < 1:
             expected = "at least 1"
         if name in SHARES and not 0 <= number <= 1:
             expected = "from 0 to 1"
     if expected is not None:
         raise ValueError(f"source.hyperparameters.{name} must be {expected}, got {value!r}")
+
+
+def _arguments_of(algorithm: type) -> tuple[dict[str, Any], bool]:
+    """
+    The arguments of a class and their annotations, with those that it hands on to its bases as `**kwargs`, and
+    whether it takes any others.
+    """
+    accepted: dict[str, Any] = {}
+    for base in algorithm.__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        _, *parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        try:
+            hints = get_type_hints(base.__init__, localns={"VecEnv": VecEnv})  # type: ignore[misc]
+        except NameError:  # of an annotation that is there for type checkers alone
+            hints = {}
+        kinds = {parameter.kind for parameter in parameters}
+        named = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        accepted = {name: hints.get(name, object) for name in named} | accepted
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return accepted, False
+    return accepted, True
 
 
 def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> dict[str, Any]:
@@ -112,22 +163,18 @@ def check_hyperparameters(algorithm: str, hyperparameters: dict[str, Any]) -> di
         ValueError: naming the setting, for those that the algorithm does not take, values of another type than its
             annotations, numbers that are not finite or out of their range, and classes that do not exist.
     """
-    algorithm_class = find_algorithm(algorithm)
-    accepted = set(inspect.signature(algorithm_class).parameters) - NO_HYPERPARAMETERS
-    if issubclass(algorithm_class, VectorisedAlgorithm):
-        accepted |= set(inspect.signature(VectorisedAlgorithm).parameters) - NO_HYPERPARAMETERS
-    if unknown := sorted(map(str, set(hyperparameters) - accepted)):
+    found = find_algorithm(algorithm)
+    accepted, takes_others = _arguments_of(found)
+    names = set(accepted) - NO_HYPERPARAMETERS
+    unknown = set(hyperparameters) - names if not takes_others else set(hyperparameters) & NO_HYPERPARAMETERS
+    if unknown:
         raise ValueError(
-            f"{algorithm} takes no hyper-parameter {', '.join(map(repr, unknown))}: expected "
-            f"{', '.join(sorted(accepted))}"
+            f"{algorithm} takes no hyper-parameter {', '.join(map(repr, sorted(map(str, unknown))))}: expected "
+            f"{', '.join(sorted(names)) or 'none'}"
         )
     arguments = _as_objects(hyperparameters)
-    try:
-        hints = get_type_hints(algorithm_class.__init__, localns={"VecEnv": VecEnv})
-    except NameError:  # of an annotation that is there for type checkers alone
-        hints = {}
     for name, value in arguments.items():
-        _check_value(name, value, hints.get(name, object))
+        _check_value(name, value, accepted.get(name, object), issubclass(found, BaseAlgorithm))
     return arguments
 
 
@@ -166,6 +213,10 @@ def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
         raise ValueError(
             f"{source.algorithm} learns one task at a time: set tasks_per_job to 1, got {source.tasks_per_job}"
         )
+    if source.callbacks and not issubclass(find_algorithm(source.algorithm), BaseAlgorithm):
+        raise ValueError(
+            f"source.callbacks are Stable-Baselines3's, and {source.algorithm} is no algorithm of it: leave them out"
+        )
     for call in read_calls(source.callbacks, "source.callbacks"):
         _import_class(call["name"], "source.callbacks", BaseCallback)
 
@@ -180,24 +231,29 @@ def describe_source(source: SourceConfig) -> dict[str, Any]:
     for name in ("callbacks", "until_converged"):
         if not settings[name]:
             del settings[name]
-    return {**settings, "independent_streams": has_independent_streams(source.algorithm, source.hyperparameters)}
+    independent = has_independent_streams(source.algorithm, source.hyperparameters)
+    return settings | ({} if independent is None else {"independent_streams": independent})
 
 
 def make_learner(algorithm: str, envs: VecEnv, seed: int | None, hyperparameters: dict[str, Any]) -> BaseAlgorithm:
     """
-    A learner on environments, ready for `learn()`, with hyper-parameters as of [`check_hyperparameters`].
+    A learner of Stable-Baselines3 on environments, ready for `learn()`, with hyper-parameters as of
+    [`check_hyperparameters`].
 
     `policy` defaults to the one that fits the observations: a CNN where SB3 sees images, bytes from 0 to 255. `device`
     defaults to the CPU.
     """
-    space = envs.observation_space
+    space, algorithm_class = envs.observation_space, find_algorithm(algorithm)
     if isinstance(space, spaces.Dict):
         policy = "MultiInputPolicy"
     else:
         policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
-    arguments = {"policy": policy, "device": "cpu", "verbose": 0, **check_hyperparameters(algorithm, hyperparameters)}
-    learner = find_algorithm(algorithm)(env=envs, seed=seed, **arguments)
-    if not (arguments["verbose"] or arguments.get("tensorboard_log")):
+    accepted, takes_others = _arguments_of(algorithm_class)
+    defaults = {"policy": policy, "device": "cpu", "verbose": 0}  # of which a subclass may set some itself
+    arguments = {name: value for name, value in defaults.items() if takes_others or name in accepted}
+    arguments |= check_hyperparameters(algorithm, hyperparameters)
+    learner = algorithm_class(env=envs, seed=seed, **arguments)
+    if not (arguments.get("verbose") or arguments.get("tensorboard_log")):
         # SB3's default logger would leave an empty temporary folder behind, for each learner.
         learner.set_logger(Logger(folder=None, output_formats=[]))
     return learner

@@ -11,8 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
+from ad_hf.envs.imports import import_callable
 from ad_hf.envs.sb3 import SB3VecEnv, VecStep
-from ad_hf.envs.tasks import import_callable
 from ad_hf.sources.sb3_algorithms import SB3_ALGORITHMS, find_in
 from ad_hf.sources.vectorised import TablePolicy, VectorisedAlgorithm
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from ad_hf.settings import did_you_mean
+
 Algorithms = dict[str, type[BaseAlgorithm]]
 
 
@@ -27,5 +29,8 @@ with suppress(ImportError):
 def find_in(algorithms: Algorithms, name: str) -> type[BaseAlgorithm]:
     """The algorithm of a name such as `"A2C"`; a `ValueError` with all names if there is none."""
     if name not in algorithms:
-        raise ValueError(f"unknown source algorithm {name!r}: expected one of {', '.join(sorted(algorithms))}")
+        raise ValueError(
+            f"unknown source algorithm {name!r}{did_you_mean(name, algorithms)}: expected one of "
+            f"{', '.join(sorted(algorithms))}"
+        )
     return algorithms[name]

@@ -94,8 +94,8 @@ OTHERS: list[tuple[str, Callable[[Place], list[Any]], str]] = [
         r"avi",
     ),
     (
-        "no workers",
-        _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--num_workers", "0"),
+        "fewer than no workers",
+        _other("collect", "--recipe", "{base}/tiny.yaml", "--output_dir", "{out}", "--num_workers", "-1"),
         r"num_workers",
     ),
     (

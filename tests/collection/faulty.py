@@ -52,6 +52,8 @@ class Faulty(gym.Env):
                 raise ZeroDivisionError("a\nlong story")
             if self.fault == "exit":
                 raise SystemExit("bye")
+            if self.fault == "interrupt":
+                raise KeyboardInterrupt
             if self.fault == "death":
                 os.kill(os.getpid(), signal.SIGKILL)
             reward = float("nan") if self.fault == "reward" else reward

@@ -39,8 +39,13 @@ def fails(**kwargs):
 
 
 REFUSALS = [  # changes of the family, changes of the settings, the message
-    ({"env_id": "ad_hf/NoRoom-v0"}, {}, r"family\.env_id 'ad_hf/NoRoom-v0': .*NoRoom"),
-    ({"env_id": "no_such_module:Room-v0"}, {}, r"family\.env_id .*no_such_module"),
+    (
+        {"env_id": "ad_hf/NoRoom-v0"},
+        {},
+        r"family\.env_id 'ad_hf/NoRoom-v0': .*NoRoom.*write my_module:ad_hf/NoRoom-v0",
+    ),
+    ({"env_id": "no_such:Room-v0"}, {}, r"family\.env_id .* No module named 'no_such': put no_such\.py beside the"),
+    ({"env_id": "faulty:Room-v0"}, {}, r"doesn't exist: the module faulty has to call gymnasium\.register\('Room-v0'"),
     (room(walls=3), {}, r"^family\.env_kwargs and tasks: .*'walls': 3.*unexpected keyword argument 'walls'"),
     (room(size="3"), {}, r"^family\.env_kwargs and tasks: .*'size': '3'"),
     (room(size=10**9), {}, r"^no model can .*'size': 1000000000.* would take [\d,]+ bytes"),
@@ -83,7 +88,7 @@ REFUSALS = [  # changes of the family, changes of the settings, the message
     ({}, {"until_converged": {"windows": 3}}, r"until_converged\.windows: expected one of window, tolerance"),
     ({}, {"until_converged": 5}, r"^source\.until_converged must be"),
     ({}, {"callbacks": CALLBACK}, r"^source\.callbacks must be a list"),
-    ({}, {"callbacks": ["no.such.Callback"]}, "source.callbacks.0. must be .*got 'no.such.Callback'"),
+    ({}, {"callbacks": ["no.such.Callback"]}, r"^source\.callbacks\[0\] '.*': No module named 'no': put no\.py"),
     ({}, {"callbacks": ["numpy.ndarray"]}, "source.callbacks.* numpy.ndarray"),
     (
         {},
@@ -102,7 +107,8 @@ REFUSALS = [  # changes of the family, changes of the settings, the message
     ({}, {"config_name": "../elsewhere"}, r"^config_name must be the name of a folder"),
     ({}, {"split": "validation"}, r"^split 'validation' of the family has no tasks"),
     ({}, {"split": "eval"}, "unknown split 'eval'"),
-    ({}, {"num_workers": 0}, "num_workers must be a whole number of at least 1, got 0"),
+    ({}, {"num_workers": -1}, "num_workers must be a whole number of at least 0, got -1"),
+    ({}, {"num_workers": 0, "executor": "ray"}, "num_workers 0 collects in this process: set executor to local"),
     ({}, {"shard_transitions": -1}, "shard_transitions must be a whole number of at least 1"),
     ({}, {"max_piece_steps": 2.0}, "max_piece_steps must be a whole number of at least 1"),
     *(({}, {"part": part}, "part must be K/N") for part in ("0/2", "3/2", "two", (2, 1))),

@@ -71,7 +71,7 @@ def test_wrappers_are_applied_in_order():
 @pytest.mark.parametrize(
     ("wrapper", "named"),
     [
-        ("gymnasium.wrappers.NoSuchWrapper", "NoSuchWrapper.*which is none"),
+        ("gymnasium.wrappers.NoSuchWrapper", "NoSuchWrapper.*'gymnasium.wrappers' has no attribute 'NoSuchWrapper'"),
         ("no_such_module.Wrapper", "no_such_module"),
         (3, "must be text or a mapping, got 3"),
         ({"kwargs": {}}, "a name and kwargs"),

@@ -104,7 +104,7 @@ def test_the_family_of_a_recipe_is_read_without_its_other_sections(tmp_path):
         recipe.write_text(text)
         with pytest.raises(ValueError, match=f"^recipe {recipe}: {message}"):
             TaskFamily.from_recipe(recipe)
-    with pytest.raises(FileNotFoundError, match=r"unknown recipe 'dark_rom': expected one of bandit, .*dark_room"):
+    with pytest.raises(FileNotFoundError, match=r"'dark_rom' .did you mean dark_room.*expected one of bandit"):
         TaskFamily.from_recipe("dark_rom")
 
 

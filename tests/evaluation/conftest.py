@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from history_files import without_workers
 
 import ad_hf
 from ad_hf.evaluation.returns import evaluation_rows
@@ -15,9 +14,8 @@ def collect_here(tmp_path_factory):
     """`collect_here(family, **settings)`: a dataset of the split test."""
 
     def collect(family, **settings):
-        with without_workers():
-            folder = tmp_path_factory.mktemp("histories") / "new"
-            return ad_hf.collect(family, split="test", output_dir=folder, **settings)
+        folder = tmp_path_factory.mktemp("histories") / "new"
+        return ad_hf.collect(family, split="test", output_dir=folder, num_workers=0, **settings)
 
     return collect
 

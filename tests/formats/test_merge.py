@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
-from history_files import make_table, open_dataset, without_workers, write_dataset
+from history_files import make_table, open_dataset, write_dataset
 from random_histories import contents
 
 import ad_hf
@@ -21,11 +21,10 @@ from ad_hf.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
-@without_workers()
 def seeds(tiny_histories, tiny_recipe_file, tmp_path_factory):
     """Collections with seeds 0 and 1."""
     recipe = load_recipe(tiny_recipe_file, ["--source.seeds", "[1]"])
-    return [tiny_histories, collect_recipe(recipe, tmp_path_factory.mktemp("merge") / "histories", num_workers=1)]
+    return [tiny_histories, collect_recipe(recipe, tmp_path_factory.mktemp("merge") / "histories", num_workers=0)]
 
 
 def write(folder, numbers, split="train", kwargs=None, **metadata):

@@ -14,7 +14,6 @@ from history_files import (
     open_dataset,
     slowly_kept_steps,
     windows_of_folder,
-    without_workers,
     write_dataset,
 )
 from image_room import SHAPE
@@ -173,7 +172,6 @@ def test_damaged_frames_are_refused_by_row_and_column(tmp_path, read):
 
 
 @pytest.fixture(scope="module")
-@without_workers()
 def collected(tmp_path_factory):
     """Histories of a source that sees images."""
     return ad_hf.collect(
@@ -183,7 +181,7 @@ def collected(tmp_path_factory):
         total_timesteps=320,
         hyperparameters={"policy": "MlpPolicy", "n_steps": 16, "batch_size": 16, "n_epochs": 1},
         output_dir=tmp_path_factory.mktemp("frames") / "histories",
-        num_workers=1,
+        num_workers=0,
         max_piece_steps=30,
     )
 

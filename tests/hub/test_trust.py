@@ -1,11 +1,12 @@
 """What lies in somebody's repository is data: no verb runs a command of it, and the flag lets code of it run."""
 
 import json
+import shutil
 import sys
 
 import pytest
 import yaml
-from hub_files import refusal
+from hub_files import card_in, refusal
 
 CODE = "open({marker!r}, 'w').close()\n"
 COMMAND = "touch {marker}"
@@ -166,3 +167,25 @@ def test_the_flag_lets_a_recipe_name_its_own_code(somebody, ad_hf_with_hub, tiny
     ad_hf_with_hub(*evaluate, "--trust_remote_code")
     assert (tmp_path / "out" / "evaluation.json").is_file()
     assert "benign_module" not in sys.modules
+
+
+def test_the_learner_of_a_dataset_is_a_name_that_no_verb_imports(
+    somebody, hub, ad_hf_with_hub, tiny_recipe_file, tiny_histories, tmp_path
+):
+    folder = shutil.copytree(tiny_histories, tmp_path / "histories")
+    metadata = json.loads((folder / "default" / "metadata.json").read_text())
+    metadata["source"] |= {
+        "algorithm": "evil_module.Evil",
+        "callbacks": [{"name": "evil_module.Callback", "kwargs": {}}],
+        "hyperparameters": {"policy": "evil_module.Policy", "policy_kwargs": {"activation_fn": "evil_module.ReLU"}},
+    }
+    (folder / "default" / "metadata.json").write_text(json.dumps(metadata))
+    ad_hf_with_hub("push", "dataset", folder, "local/evil")
+    card = card_in(hub, "dataset", "local/evil").text
+    assert "- Source: Evil (`evil_module.Evil`), 8 parallel environments" in card
+    run, small = tmp_path / "run", ["--training.max_steps", 1, "--training.eval_episodes", 1]
+    ad_hf_with_hub("train", "--recipe", tiny_recipe_file, "--dataset", "local/evil", "--output_dir", run, *small)
+    evaluate = ["evaluate", "--model", run, "--dataset", "local/evil", "--output_dir", tmp_path / "out"]
+    ad_hf_with_hub(*evaluate, "--num_seeds", 1)
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert evaluation["source"]["algorithm"] == "evil_module.Evil"

@@ -6,7 +6,6 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from history_files import without_workers
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ad_hf.collection.collect import collect
@@ -113,11 +112,10 @@ def test_array_on_policy_and_off_policy_learners_stop(algorithm, hyperparameters
     assert row["return_last"] > row["return_first"] + 1
 
 
-@without_workers()
 def test_metadata_says_how_far_each_source_got(tmp_path):
     """Of tasks side by side, each one's histories end where it had converged; one is optimal from the start."""
     goals = [(0, 0), (1, 1), (1, 0)]
-    settings = {"n_envs": 3, "hyperparameters": {"learning_rate": 1.0}, "num_workers": 1, "tasks_per_job": 3}
+    settings = {"n_envs": 3, "hyperparameters": {"learning_rate": 1.0}, "num_workers": 0, "tasks_per_job": 3}
     family = rooms(goals, size=3)
     collect(family, "TabularQ", **settings, total_timesteps=5400, until_converged=QUICK, output_dir=tmp_path)
     metadata = read_metadata(tmp_path)
@@ -151,7 +149,6 @@ class Count(BaseCallback):
         return True
 
 
-@without_workers()
 def test_callbacks_are_given_to_every_learner(tmp_path):
     """One stops it, after whole episodes, and another saves it, in a folder of each task and seed."""
     saved = str(tmp_path / "saved" / "{task_id}-{seed}")
@@ -162,7 +159,7 @@ def test_callbacks_are_given_to_every_learner(tmp_path):
         f"{__name__}.Count",  # without arguments
     ]
     folder = tmp_path / "histories"
-    settings = {"n_envs": 2, "total_timesteps": 600, "hyperparameters": A2C, "seeds": [0, 5], "num_workers": 1}
+    settings = {"n_envs": 2, "total_timesteps": 600, "hyperparameters": A2C, "seeds": [0, 5], "num_workers": 0}
     collect(rooms(), "A2C", **settings, callbacks=callbacks, output_dir=folder)
     metadata = read_metadata(folder)
     assert metadata.source["callbacks"] == [*callbacks[:2], {"name": callbacks[2], "kwargs": {}}]

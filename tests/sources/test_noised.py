@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from history_files import without_workers
 from huggingface_hub import DatasetCard
 from stable_baselines3 import A2C
 
@@ -210,10 +209,9 @@ def test_trained_models_are_experts_each_of_its_task(trained):
     assert (first != second).mean() > 0.1  # noise does not depend on the seed of a model
 
 
-@without_workers()
 def test_a_model_that_is_unpickled_is_an_expert_where_it_is_trusted(trained, tmp_path):
     model = {"algorithm": "A2C", "path": str(trained / "{task_id}.zip")}
-    settings = {"algorithm": "NoisedPolicy", "n_envs": 2, "total_timesteps": 200, "num_workers": 1}
+    settings = {"algorithm": "NoisedPolicy", "n_envs": 2, "total_timesteps": 200, "num_workers": 0}
     collect = partial(ad_hf.collect, make_family("dark_room"), hyperparameters={"expert": model}, **settings)
     with pytest.raises(ValueError, match=r"unpickled.*--trust_remote_code"):
         collect(output_dir=tmp_path / "untrusted")
@@ -253,13 +251,12 @@ def test_settings_that_cannot_be_are_refused():
 
 
 @pytest.fixture(scope="module")
-@without_workers()
 def synthetic(tiny_recipe_file, tmp_path_factory):
     """A folder of the tiny recipe's tasks, collected by the command line with a noised policy for a source."""
     folder = tmp_path_factory.mktemp("synthetic") / "histories"
     settings = {"algorithm": "NoisedPolicy", "tasks_per_job": 3, "hyperparameters": json.dumps({"expert": EXPERT})}
     options = [part for name, value in settings.items() for part in (f"--source.{name}", str(value))]
-    main(["collect", "--recipe", str(tiny_recipe_file), "--output_dir", str(folder), "--num_workers", "1", *options])
+    main(["collect", "--recipe", str(tiny_recipe_file), "--output_dir", str(folder), "--num_workers", "0", *options])
     return folder
 
 

@@ -4,7 +4,6 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from history_files import without_workers
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -181,13 +180,12 @@ def test_parts_of_a_job_live_through_what_they_do_in_all_of_it():
             np.testing.assert_array_equal(getattr(other, name), array)
 
 
-@without_workers()
 def test_jobs_of_several_tasks_give_every_task_histories_of_its_own_goal(tmp_path):
     """Five tasks by jobs of up to two of them."""
     tasks = [{"goal": goal} for goal in ([0, 0], [2, 2], [1, 0], [0, 2], [2, 0])]
     family = TaskFamily("ad_hf/DarkRoom-v0", tasks, ROOM, num_test_tasks=1, native_vector=True)
     source = SourceConfig("TabularQ", n_envs=3, total_timesteps=360, seeds=[0, 1], tasks_per_job=2)
-    collected = collect(family, source, output_dir=tmp_path / "histories", num_workers=1)
+    collected = collect(family, source, output_dir=tmp_path / "histories", num_workers=0)
     metadata = read_metadata(collected)
     goals = {task["task_id"]: task["kwargs"]["goal"] for task in metadata.tasks}
     moves = np.array([[-1, 0], [1, 0], [0, 1], [0, -1], [0, 0]])
