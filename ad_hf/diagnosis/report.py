@@ -171,7 +171,8 @@ def plot_inspection(path: str | Path, inspection: Inspection) -> None:
     rises.axhline(0, color=INK, linewidth=0.8)
     if returns.rises:
         rises.axhline(returns.rise, color=SOURCE_COLOUR, linewidth=1.2, linestyle="--")
-        rises.text(1, returns.rise, "the source's whole rise", ha="right", va="bottom", color=SOURCE_COLOUR, fontsize=8)
+        place = {"ha": "right", "va": "bottom", "color": SOURCE_COLOUR, "fontsize": 8}
+        rises.text(1, returns.rise, "the source's whole rise", **place)
     share = "" if windows.share is None else f": {windows.share:.0%} of the source's, while it learns"
     _label(rises, f"Rise within a window{share}", "middle of the window in its history", f"rise of the {what}", 38)
     for axes in (curves, rises):
