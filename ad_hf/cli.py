@@ -209,6 +209,42 @@ def collect(
 
 
 @app.command
+def inspect(
+    dataset: Name,
+    *,
+    recipe: Name | None = None,
+    output_dir: Name | None = None,
+    config_name: Name | None = None,
+    common: Common = COMMON,
+    overrides: Overrides = (),
+) -> None:
+    """Tell whether a model can learn in context from histories, before anything is trained.
+
+    Args:
+        dataset: Learning histories: a folder or a Hub id.
+        recipe: Name or file of a recipe; by default the dataset's own.
+        output_dir: Folder for a picture and the numbers, inspection.png and inspection.json; by default none.
+        config_name: Configuration of the dataset.
+    """
+    from ad_hf import diagnosis
+    from ad_hf.histories.dataset import HistoryDataset
+    from ad_hf.own_recipe import recipe_to_inspect
+    from ad_hf.recipe import load_recipe
+
+    opened = HistoryDataset.open(dataset, config_name)
+    if recipe is None:
+        settings, origin = recipe_to_inspect(opened, overrides, common.trust_remote_code)
+        logging.getLogger("ad_hf").info(origin)
+    else:
+        settings = load_recipe(recipe, overrides)
+    inspection = diagnosis.inspect_dataset(opened, settings.data, settings.model.context_length)
+    print(diagnosis.describe(inspection))
+    if output_dir is not None:
+        diagnosis.write_inspection(inspection, output_dir)
+        print(f"picture: {output_dir}/inspection.png   numbers: {output_dir}/inspection.json")
+
+
+@app.command
 def train(
     *,
     dataset: Name,

@@ -13,6 +13,7 @@ Examples:
   ad-hf quickstart
   ad-hf init CartPole-v1 pole.yaml
   ad-hf collect --recipe pole.yaml --output_dir histories
+  ad-hf inspect histories --recipe pole.yaml
   ad-hf train --recipe pole.yaml --dataset histories --output_dir run --training.learning_rate 3e-4
   ad-hf rollout --model run --dataset histories --output_dir run
 
@@ -23,6 +24,7 @@ tries them again), 130 after Ctrl-C, 143 if SIGTERM ended a training. --debug sh
 SECTIONS_OF_VERBS = {
     "quickstart": ("family", "source", "data", "model", "training", "rollout"),
     "collect": ("family", "source"),
+    "inspect": ("data", "model"),
     "train": ("family", "data", "model", "training", "rollout"),
     "rollout": ("family", "rollout"),
     "evaluate": ("family", "rollout"),

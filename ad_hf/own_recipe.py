@@ -97,6 +97,17 @@ def recipe_of_dataset(
     return make_recipe(str(dataset), sections, overrides), f"{origin}, since --recipe names none"
 
 
+def recipe_to_inspect(
+    dataset: HistoryDataset, overrides: Sequence[str] = (), trust_remote_code: bool = False
+) -> tuple[Recipe, str]:
+    """The sections `data` and `model` of [`recipe_of_dataset`], or their defaults: no environment is made of these."""
+    packaged, beside = _packaged(dataset.metadata), _sections_beside(dataset) if trust_remote_code else {}
+    sections = {**(read_recipe(packaged) if packaged else {}), **beside}
+    whose = RECIPE_FILE if "model" in beside else f"the packaged recipe {packaged}" if packaged else "the defaults"
+    recipe = make_recipe(str(dataset), {name: sections.get(name, {}) for name in ("data", "model")}, overrides)
+    return recipe, f"recipe: windows by {whose}, since --recipe names none"
+
+
 def _packaged(metadata: HistoryMetadata) -> str | None:
     """The packaged recipe of an environment; of several, the one with most of its keyword arguments in common."""
     families = recipes_of(metadata.env_id)

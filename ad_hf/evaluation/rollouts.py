@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -86,7 +86,7 @@ class EpisodeProgress(ProgressBar):
 def evaluate(
     model: ADModel,
     family: TaskFamily,
-    split: str = "test",
+    split: str | Sequence[Task] = "test",
     num_episodes: int | None = None,
     num_seeds: int = 3,
     seed: int | None = None,
@@ -96,15 +96,15 @@ def evaluate(
     callback: Callable[[RolloutOutput], None] | None = None,
 ) -> Evaluation:
     r"""
-    Roll a model out on every task of a split, each time from an empty context or from a prompt.
+    Roll a model out on every task of a split, or on some tasks, each time from an empty context or from a prompt.
 
     Args:
         model ([`ADModel`]):
             The model.
         family ([`TaskFamily`]):
             The tasks.
-        split (`str`, *optional*, defaults to `"test"`):
-            `"train"`, `"validation"` or `"test"`.
+        split (`str` or `Sequence[Task]`, *optional*, defaults to `"test"`):
+            `"train"`, `"validation"` or `"test"`, or some tasks of the family.
         num_episodes (`int`, *optional*):
             Episodes per rollout, by default as many as `rollout_config` says, or as every environment finishes in its
             `max_steps`.
@@ -129,14 +129,15 @@ def evaluate(
     config = asked.resolve(rollout_config or RolloutConfig(), model.rollout_config)
     if config.num_episodes == 1:
         config = replace(config, output_steps=True)
-    tasks = family.tasks(split)
+    tasks = family.tasks(split) if isinstance(split, str) else list(split)
     if not tasks:
         raise ValueError(f"the family has no {split} tasks to evaluate on")
     if not isinstance(num_seeds, (int, np.integer)) or num_seeds < 1:
         raise ValueError(f"num_seeds must be a whole number, at least 1, got {num_seeds!r}")
     envs = family.make_vec(tasks, num_envs=len(tasks) * num_seeds)
+    named = f"{split} " if isinstance(split, str) else ""
     total = None if config.num_episodes is None else envs.num_envs * config.num_episodes
-    with closing(envs), EpisodeProgress(f"rollout on {split} tasks", total, progress) as bar:
+    with closing(envs), EpisodeProgress(f"rollout on {named}tasks", total, progress) as bar:
 
         def look(output: RolloutOutput) -> None:
             bar(output)

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.histories.shards import read_row_groups
-from ad_hf.histories.steps import column_values, row_lengths
+from ad_hf.histories.steps import column_values, find_episodes, row_lengths
 from ad_hf.storage.folders import Folder
 
 SAMPLED_STEPS = 1 << 18  # of a split, for the statistics of its observations
@@ -36,15 +36,10 @@ def _row_groups(files: Sequence[Path], columns: list[str]) -> Iterator[pa.Table]
 
 def _episodes(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """The row (num_episodes,) and the return (num_episodes,) of each finished episode."""
-    lengths = row_lengths(table)
     rewards, terminations, truncations = (column_values(table[name]) for name in COLUMNS[1:])
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    lasts = np.flatnonzero(terminations | truncations)
-    # Rows are cut at episode borders: an episode begins after the last one's end, or with its row.
-    starts = np.concatenate([[0], lasts[:-1] + 1]) if len(lasts) else lasts
-    starts = np.maximum(starts, (np.cumsum(lengths) - lengths)[owners[lasts]])
-    totals = np.concatenate([[0.0], np.cumsum(rewards)])
-    return owners[lasts], totals[lasts + 1] - totals[starts]
+    borders = np.append(0, np.cumsum(row_lengths(table)))  # of rows, which are cut where episodes end
+    episodes = find_episodes(rewards, terminations | truncations, borders)
+    return episodes.owners, episodes.returns
 
 
 def split_statistics(files: Sequence[Path]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def checked_rows(
     histories: Iterable[HistoryRows], observation_space: spaces.Space, action_space: spaces.Space
 ) -> Iterator[HistoryRows]:
     """
-    Rows of [`COLUMNS`] that are learning histories of environments of these spaces, in their order.
+    Rows with [`COLUMNS`], or some of them, that are learning histories of environments of these spaces, in order.
 
     Raises:
         ValueError: with the row's number, its history, and the column: for missing values, lengths that disagree,
@@ -144,12 +144,13 @@ def checked_rows(
         table = rows.table
         if not len(table):
             continue
-        for column in COLUMNS:
+        columns = [column for column in COLUMNS if column in table.column_names]
+        for column in columns:
             rows.expect(np.asarray(table[column].is_valid()), column, "no value")
         lengths = row_lengths(table)
         rows.expect(lengths > 0, "rewards", "no steps")
         # A wrong number of frames shows when they are decoded.
-        stepwise = [column for column in STEPWISE if pa.types.is_list(table[column].type)]
+        stepwise = [column for column in columns if column in STEPWISE and pa.types.is_list(table[column].type)]
         for column in stepwise:
             counts = np.asarray(pc.list_value_length(table[column]))
             rows.expect(counts == lengths, column, "{} steps, where rewards has {}", counts, lengths)
@@ -204,6 +205,25 @@ def history_hashes(ids: pa.ChunkedArray) -> np.ndarray:
     """Hashes (num_histories,) of the ids of histories, the same on all machines."""
     digests = [hashlib.blake2b(str(history).encode(), digest_size=8).digest() for history in ids.to_pylist()]
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+class Episodes(NamedTuple):
+    """The finished episodes of consecutive histories, in order; each field is (num_episodes,)."""
+
+    owners: np.ndarray  # number of the history
+    starts: np.ndarray  # first step
+    stops: np.ndarray  # one after the last step
+    returns: np.ndarray
+
+
+def find_episodes(rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> Episodes:
+    """The episodes of steps (num_steps,), of histories or rows with borders (num_histories + 1,)."""
+    stops = np.flatnonzero(ends) + 1
+    owners = np.searchsorted(offsets, stops - 1, side="right") - 1
+    # An episode begins after the last one's end, or with its history.
+    starts = np.maximum(np.append(0, stops[:-1])[: len(stops)], offsets[owners])
+    totals = np.append(0.0, np.cumsum(rewards, dtype=np.float64))
+    return Episodes(owners, starts, stops, totals[stops] - totals[starts])
 
 
 def improvements(rewards: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> np.ndarray:

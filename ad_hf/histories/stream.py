@@ -13,7 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
@@ -121,10 +121,11 @@ class HistoryStream:
             with parquet_errors(name):
                 raise
 
-    def _read_rows(self, block: Block) -> HistoryRows:
+    def read_rows(self, block: Block, columns: Sequence[str] = COLUMNS) -> HistoryRows:
+        """The rows of a block, unchecked but for their first one, with some columns or all of them."""
         numbers = list(range(block.first, block.first + len(block.groups)))
         table = self._read_shard(
-            block.path, lambda file: file.read_row_groups(numbers, list(COLUMNS)), self._footers[block.path]
+            block.path, lambda file: file.read_row_groups(numbers, list(columns)), self._footers[block.path]
         )
         rows = HistoryRows(f"{self.dataset}, {block.path}", block.first_row, table, self._tasks)
         start = table["start_step"][0].as_py()
@@ -186,7 +187,7 @@ class HistoryStream:
         lock = Lock()
 
         def convert(block: Block) -> Histories:
-            rows = self._read_rows(block)
+            rows = self.read_rows(block)
             with lock:
                 checked = checked_rows([rows], *self._spaces)
                 histories = join_histories(convert_histories(checked, *self._spaces, self.selection, self._labels))
@@ -228,8 +229,8 @@ def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 def _batches_of_consumer(
     stream: HistoryStream, size: int, consumer: int, consumers: int, place: Place
-) -> Iterator[tuple[dict[str, torch.Tensor], Place]]:
-    """One consumer's endless batches, each with the place that follows it."""
+) -> Iterator[tuple[dict[str, torch.Tensor], Place, float]]:
+    """One consumer's endless batches, each with the place that follows it, and the epochs that are over there."""
     epoch, group, position = place
     groups = stream.groups(epoch, consumer, consumers)
     reader = ThreadPoolExecutor(1)
@@ -238,7 +239,7 @@ def _batches_of_consumer(
         parts: list[dict[str, torch.Tensor]] = []
         missing, without_any = size, 0
         while True:
-            windows, here = reading.result(), (epoch, group)
+            windows, here, number = reading.result(), (epoch, group), len(groups)
             order = stream.group_order(windows, epoch, consumer, group)
             if position > max(0, len(order) - 1):  # of a checkpoint: later ones are 0
                 raise ValueError(
@@ -258,7 +259,8 @@ def _batches_of_consumer(
                 parts.append(windows.batch(tiles))
                 missing, position = missing - len(tiles), position + len(tiles)
                 if not missing:
-                    yield _join(parts), ((*here, position) if position < len(order) else (epoch, group, 0))
+                    epochs = here[0] + (here[1] + position / len(order)) / number
+                    yield _join(parts), ((*here, position) if position < len(order) else (epoch, group, 0)), epochs
                     parts, missing = [], size
             position = 0
     finally:
@@ -271,7 +273,7 @@ class _Consumers(IterableDataset):
     def __init__(self, consumers: list[tuple[HistoryStream, int, int, int, Place]], stop: Any) -> None:
         self._consumers, self._stop = consumers, stop
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place] | Exception]:
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place, float] | Exception]:
         info = get_worker_info()
         try:
             for item in _batches_of_consumer(*self._consumers[0 if info is None else info.id]):
@@ -320,6 +322,7 @@ class StreamedBatches:
         stream.groups(0, self._consumers[0], self._total)  # refuses too many of them
         self._places: list[Place] = [(0, 0, 0)] * turns
         self._turn = 0
+        self.epochs = 0.0  # how often the reader of the last batch has gone through its histories
 
     def state_dict(self) -> dict[str, Any]:
         """The place of each worker (epoch, group, used windows of the group), and whose turn it is."""
@@ -366,7 +369,7 @@ class StreamedBatches:
             for item in items:
                 if isinstance(item, Exception):
                     raise item
-                batch, place = item
+                batch, place, self.epochs = item
                 self._places[self._turn] = tuple(place)
                 self._turn = (self._turn + 1) % len(self._places)
                 yield batch

@@ -180,6 +180,11 @@ class WindowBatches:
         self._part = slice(rank * part, (rank + 1) * part)
         self.epoch, self.position = 0, 0
 
+    @property
+    def epochs(self) -> float:
+        """How often the histories have been gone through after the last batch."""
+        return self.epoch + self.position / self.windows.tiling(self.epoch).num_windows
+
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch: the epoch, and how many of its windows are used up."""
         return {"epoch": self.epoch, "position": self.position}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ad_hf.envs.tasks import import_callable
+from ad_hf.envs.imports import import_callable
 from ad_hf.settings import check_settings, excerpt, make_section, plain, setting
 
 MOST = (1 << 63) - 1  # of whole numbers in metadata.json

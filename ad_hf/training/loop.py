@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ad_hf.training.metrics import CURVE, Metrics
 from ad_hf.training.pushing import Publisher
 from ad_hf.training.run_folder import prepare_run_folder
 from ad_hf.training.trainer import Trainer
+from ad_hf.training.validation import mean_loss
+from ad_hf.training.verdict import write_verdict
 
 logger = get_logger(__name__)
 
@@ -68,7 +70,7 @@ def run(
 
 
 class _StoppedError(Exception):
-    """A signal came in the middle of a validation."""
+    """A signal came in the middle of a rollout."""
 
 
 class _Loop:
@@ -81,10 +83,14 @@ class _Loop:
 
     def run(self, done: int) -> None:
         """Train from after so many updates that are done."""
+        with self.interruption:
+            self._train(done)
+            self._judge()
+
+    def _train(self, done: int) -> None:
         trainer, tokens_per_step = self.trainer, self.config.batch_size * self.trainer.context_length
         trainer.model.train()
         with (
-            self.interruption,
             closing(iter(trainer.batches)) as batches,
             ProgressBar(
                 "train",
@@ -102,6 +108,14 @@ class _Loop:
                 self._finish_step(step, self._numbers(step, loss, bar))
                 self._save(step)
 
+    def _judge(self) -> None:
+        """Say what the training came to; a run that is asked to end meanwhile does so when it goes on."""
+        if self.accelerator.is_main_process:
+            with suppress(_StoppedError):
+                write_verdict(self.trainer, self._stop_if_asked)
+        if self._signal():
+            self._save(self.config.max_steps)
+
     def _numbers(self, step: int, loss: torch.Tensor, bar: Any) -> dict[str, float]:
         """The metrics of an update, if it is time for them."""
         if step % self.config.logging_steps and step not in (1, self.config.max_steps):
@@ -109,9 +123,14 @@ class _Loop:
         trainer = self.trainer
         trainer.check_loss()
         mean = float(self.accelerator.reduce(loss, "mean"))
-        bar.set_postfix(step=step, loss=f"{mean:.3f}", validation=trainer.best and f"{trainer.best[0]:.2f}")
-        rate = trainer.schedulers[0].get_last_lr()[0]
-        return {"loss": mean, "learning_rate": rate, "tokens_per_second": bar.format_dict["rate"] or 0.0}
+        epochs, best = trainer.batches.epochs, trainer.best and f"{trainer.best[0]:.2f}"
+        bar.set_postfix(step=step, epoch=f"{epochs:.2f}", loss=f"{mean:.3f}", validation=best)
+        return {
+            "loss": mean,
+            "epoch": round(epochs, 4),
+            "learning_rate": trainer.schedulers[0].get_last_lr()[0],
+            "tokens_per_second": bar.format_dict["rate"] or 0.0,
+        }
 
     def _finish_step(self, step: int, numbers: dict[str, Any]) -> None:
         """Validate, if it is time to, and log; the run that goes on repeats an interrupted validation."""
@@ -132,8 +151,11 @@ class _Loop:
         if self.accelerator.is_main_process:
             score = float(step)  # without validation tasks the newest model counts as the best
             if trainer.family.tasks("validation"):
-                metrics = self._play(trainer.whole_model(weights))
+                model = trainer.whole_model(weights)
+                metrics = self._play(model)
                 score = metrics["validation_return"] if metrics else -math.inf
+                if metrics is not None and trainer.validation_windows is not None:
+                    metrics["validation_loss"] = mean_loss(trainer.validation_windows.losses(model))
             if metrics is not None and (trainer.best is None or score > trainer.best[0]):
                 trainer.best = (score, step)
                 with atomic_folder(trainer.output_dir / "model") as folder:
@@ -141,13 +163,12 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         return metrics
 
+    def _stop_if_asked(self, _: Any) -> None:
+        if self.interruption.signal is not None:
+            raise _StoppedError
+
     def _play(self, model: ADModel) -> dict[str, Any] | None:
         """Mean return on the validation tasks of the last episodes, of the first, and of each."""
-
-        def stop_if_asked(_: Any) -> None:
-            if self.interruption.signal is not None:
-                raise _StoppedError
-
         try:
             evaluation = evaluate(
                 model,
@@ -156,7 +177,7 @@ class _Loop:
                 num_episodes=self.config.eval_episodes,
                 num_seeds=self.config.eval_repeats,
                 seed=self.config.seed,
-                callback=stop_if_asked,
+                callback=self._stop_if_asked,
             )
         except _StoppedError:
             return None

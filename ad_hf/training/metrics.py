@@ -91,13 +91,16 @@ class Metrics:
 
 
 def plot_training(path: str | Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Draw the loss of a run by updates, and the returns of its validations by episode, as a PNG."""
+    """Draw the losses of a run by updates, and the returns of its validations by episode, as a PNG."""
     figure = new_figure(8.4, 3.6)
     losses, returns = figure.subplots(1, 2)
-    logged = [line for line in lines if "loss" in line]
-    losses.plot([line["step"] for line in logged], [line["loss"] for line in logged], color=SOURCE_COLOUR)
+    kinds = {"loss": ("training histories", SOURCE_COLOUR), "validation_loss": ("validation histories", AD_COLOUR)}
+    for name, (label, colour) in kinds.items():
+        if points := [(line["step"], line[name]) for line in lines if name in line]:
+            losses.plot(*zip(*points), color=colour, label=label, marker="" if name == "loss" else ".")
     losses.set_xlabel("updates")
     clean(losses, "loss (nats per action)")
+    losses.legend(frameon=False, fontsize=8)
     validations = [line for line in lines if CURVE in line]
     best = max(validations, key=lambda line: line["validation_return"])
     shades = colormaps["Blues"](np.linspace(0.35, 0.9, len(validations)))

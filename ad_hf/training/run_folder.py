@@ -14,6 +14,8 @@ from ad_hf.hub.model_files import CHECKPOINT_FOLDER, RESULT_FILES, STATE_FILE
 from ad_hf.storage.files import local_path, refuse_other, remove_leftovers, write_text
 from ad_hf.storage.repositories import HUB_ID, find_repository
 
+VERDICT_FILE = "verdict.json"
+
 
 def check_run_folder(output_dir: Path, resumed: bool = False) -> None:
     """
@@ -32,7 +34,7 @@ def prepare_run_folder(output_dir: Path, recipe: str, run: dict[str, Any]) -> No
     """Make the folder of a run, with its recipe as YAML and, in `run.json`, what it trains on."""
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output_dir)
-    for name in {*RESULT_FILES, *EVALUATION_FILES}:  # of the model that was there before
+    for name in {*RESULT_FILES, *EVALUATION_FILES, VERDICT_FILE}:  # of the model that was there before
         (output_dir / name).unlink(missing_ok=True)
     write_text(output_dir / "recipe.yaml", recipe)
     versions = package_versions((*VERSIONED_PACKAGES, "transformers"))

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ad_hf.envs.task_family import FamilyConfig, TaskFamily
-from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.histories.dataset import NO_HISTORY, HistoryDataset
 from ad_hf.histories.model_config import config_from_dataset
 from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
@@ -24,6 +24,7 @@ from ad_hf.training.config import ModelConfig, TrainingConfig
 from ad_hf.training.divergence import Divergence, TrainingDivergedError
 from ad_hf.training.machine import check_batch_fits, make_accelerator
 from ad_hf.training.optimizers import learning_rate, make_optimizers, make_schedulers, named_groups
+from ad_hf.training.validation import FixedWindows
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the main process, however it is sharded
 
@@ -51,7 +52,7 @@ class Trainer:
         streaming: bool = False,
     ) -> None:
         self.config, self.rollout_config, self.output_dir = training, rollout, output_dir
-        self.sections = {"family": family, "data": data, "model": model, "training": training}
+        self.sections: dict[str, Any] = {"family": family, "data": data, "model": model, "training": training}
         self.family = TaskFamily(family)
         check_family(self.family, dataset)
         self.dataset, self.dataset_json = dataset, {**dataset.to_json(), "streaming": streaming}
@@ -72,6 +73,7 @@ class Trainer:
             plain.activation_checkpointing_enable()
         set_seed(training.seed, device_specific=True)
         self.batches = self._make_batches(data, streaming)
+        self.validation_windows = self._find_validation_windows() if self.accelerator.is_main_process else None
         optimizers = make_optimizers(plain, training)
         self.schedulers = make_schedulers(optimizers, training)
         self.groups = named_groups(optimizers, plain)
@@ -111,6 +113,30 @@ class Trainer:
         where = "in memory" if data.keep_in_memory else "memory-mapped"
         logger.info(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {dataset}, {where}")
         return WindowBatches(windows, batch_size, rank, processes)
+
+    def fixed_windows(self, split: str) -> FixedWindows:
+        """Some windows of a split's histories, to measure a loss on; errors as of [`FixedWindows`]."""
+        data, seed = self.sections["data"], self.config.seed
+        batch_size = (
+            self.config.batch_size // self.config.gradient_accumulation_steps // self.accelerator.num_processes
+        )
+        order = self.context_length, seed, self.dataset_json["streaming"]
+        return FixedWindows(self.dataset, split, data, *order, batch_size)
+
+    def _find_validation_windows(self) -> FixedWindows | None:
+        """Windows of the validation tasks' histories, if the dataset has any."""
+        reason = "it has no histories of validation tasks"
+        if "validation" in self.dataset.splits:
+            try:
+                return self.fixed_windows("validation")
+            except FileNotFoundError as error:  # files that training does not need
+                reason = str(error)
+            except ValueError as error:
+                if NO_HISTORY not in str(error):
+                    raise
+                reason = "no history of a validation task got better by data.min_improvement"
+        logger.info(f"there will be no validation_loss of {self.dataset}: {reason}")
+        return None
 
     def update(self, batches: Any, step: int = 0) -> torch.Tensor:
         """One update of the weights, the `step`-th; returns this process's part of the mean loss of its windows."""

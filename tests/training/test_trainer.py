@@ -35,7 +35,7 @@ def train(tiny_recipe, tiny_histories, tmp_path):
 
 
 def test_a_run_leaves_its_recipe_metrics_and_model(tiny_run, tiny_recipe):
-    names = {"recipe.yaml", "run.json", "metrics.jsonl", "training.png", "checkpoint-10", "model"}
+    names = {"recipe.yaml", "run.json", "metrics.jsonl", "training.png", "verdict.json", "checkpoint-10", "model"}
     assert {path.name for path in tiny_run.iterdir()} == names
     settled = replace(tiny_recipe, rollout=tiny_recipe.rollout.resolve())  # a run says every setting
     assert ad_hf.load_recipe(tiny_run / "recipe.yaml") == settled

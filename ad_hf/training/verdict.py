@@ -1,0 +1,155 @@
+"""
+What a training came to, in one line: whether the best model learns in its context and, if it does not, why.
+
+A verdict rests on two measurements. Rollouts on validation tasks, and on as many training tasks, tell learning in
+context from memory, by the test that evaluations make. The loss on histories, beside that of the best guess that is
+the same at every step, tells whether there is anything to roll out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from accelerate.logging import get_logger
+
+from ad_hf.evaluation.headlines import LEARNS, evidence_words, final_points, learning_of
+from ad_hf.evaluation.rollouts import evaluate, play_at_random
+from ad_hf.model.modeling_ad import ADModel
+from ad_hf.storage.files import write_text
+from ad_hf.training.run_folder import VERDICT_FILE
+from ad_hf.training.trainer import Trainer
+from ad_hf.training.validation import mean_loss
+
+MEMORISES, NO_IMITATION = "memorises tasks", "does not imitate"
+NO_IMPROVEMENT, UNKNOWN = "imitates and does not improve", "cannot tell"
+GUIDE = "docs/troubleshooting.md"
+FEWEST_TASKS = 3  # of one or two, a bootstrap says next to nothing of other tasks
+# Nats per action: models that have learnt nothing, or random actions, are within 0.02 of a constant guess, and models
+# that continue histories at least 0.2 below it.
+LEAST_GAIN = 0.05
+AT_THE_END = 0.9  # of the histories' rise: a model that begins there has little left to learn
+
+
+def write_verdict(trainer: Trainer, callback: Callable[[Any], None]) -> None:
+    """
+    Measure the best model of a run, say what the training came to, and keep both in `verdict.json`.
+
+    Only the main process calls this; the callback is called at every step of the rollouts.
+    """
+    folder = trainer.output_dir
+    model = ADModel.from_pretrained(folder / "model", config=trainer.model_config).to(trainer.accelerator.device)
+    learning, losses = _play(trainer, model, callback), _losses(trainer, model)
+    statistics = trainer.dataset.metadata.statistics.get("train", {})
+    histories = {name: statistics.get(f"return_{name}") for name in ("first", "last")}
+    verdict = judge(learning, losses)
+    line = f"{verdict}: {'; '.join(_reasons(trainer, verdict, learning, losses, histories))}"
+    if verdict != LEARNS:
+        line += f" (see {GUIDE})"
+    content = {"verdict": verdict, "line": line, "learning": learning, "losses": losses, "histories": histories}
+    write_text(folder / VERDICT_FILE, json.dumps(content, indent=2) + "\n")
+    get_logger(__name__).info(line)
+
+
+def _play(trainer: Trainer, model: ADModel, callback: Callable[[Any], None]) -> dict[str, dict[str, Any]]:
+    """The test of learning on validation tasks and on training tasks; empty if there are too few to test."""
+    family, config = trainer.family, trainer.config
+    held_out, seen = family.tasks("validation"), family.tasks("train")
+    count = len(held_out)
+    if count < FEWEST_TASKS:
+        return {}
+    picks = np.linspace(0, len(seen) - 1, min(len(seen), count)).round().astype(int)
+    tasks = [*held_out, *(seen[pick] for pick in picks)]
+    # Not the rollouts that chose the model, which show it at its luckiest.
+    settings = config.eval_repeats, (config.seed + count * config.eval_repeats) % 2**32
+    played = evaluate(model, family, tasks, config.eval_episodes, *settings, progress=True, callback=callback)
+    values, of = played.returns, "episodes"
+    if played.step_rewards is not None:
+        random = play_at_random(family, tasks, 1, *settings)
+        if random is not None and random.step_rewards is not None:
+            values, of = played.step_rewards - random.step_rewards, "steps"
+    learning = {}
+    for split, part in {"validation": slice(0, count), "train": slice(count, None)}.items():
+        returns = played.returns[:, part]
+        learning[split] = {
+            "num_tasks": returns.shape[1],
+            "return_first": float(returns[..., 0].mean()),
+            "return_last": float(returns[..., final_points(returns.shape[2])].mean()),
+            **learning_of([values[None, :, part]], of),
+        }
+    return learning
+
+
+def _losses(trainer: Trainer, model: ADModel) -> dict[str, dict[str, float]]:
+    """The loss on windows of histories, and that of the best constant guess, by split."""
+    windows = {"train": trainer.fixed_windows("train"), "validation": trainer.validation_windows}
+    return {
+        split: {"loss": mean_loss(each.losses(model)), "constant": each.constant_loss(model.head)}
+        for split, each in windows.items()
+        if each is not None
+    }
+
+
+def judge(learning: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Mapping[str, float]]) -> str:
+    """
+    The verdict that follows from measurements.
+
+    Args:
+        learning (`Mapping`):
+            By split, `validation` and `train`, the entries of [`~ad_hf.evaluation.headlines.learning_of`]; empty where
+            nothing was played.
+        losses (`Mapping`):
+            By split, the `loss` and that of a `constant` guess; of `validation` only where there are such histories.
+    """
+    imitates = {split: each["constant"] - each["loss"] >= LEAST_GAIN for split, each in losses.items()}
+    test = learning.get("validation", {}).get("verdict")
+    if test == LEARNS:
+        return LEARNS
+    if not any(imitates.values()):
+        return NO_IMITATION
+    if test is None:
+        return UNKNOWN
+    if learning["train"]["verdict"] == LEARNS:
+        # What the interval of the validation tasks reaches, they may have learnt, too.
+        within = learning["validation"]["interval"][1] >= learning["train"]["difference"]
+        return UNKNOWN if within else MEMORISES
+    return NO_IMPROVEMENT if imitates.get("validation", True) else MEMORISES
+
+
+def _reasons(
+    trainer: Trainer,
+    verdict: str,
+    learning: Mapping[str, Mapping[str, Any]],
+    losses: Mapping[str, Mapping[str, float]],
+    histories: Mapping[str, Any],
+) -> list[str]:
+    """What a verdict rests on, and what may be the reason."""
+    names = {"validation": "validation", "train": "training"}
+    reasons = [
+        f"on {test['num_tasks']} {names[split]} tasks, {evidence_words(test)}"
+        for split, test in learning.items()
+        if test["difference"] is not None
+    ]
+    if not reasons:
+        count = len(trainer.family.tasks("validation"))
+        reasons.append(f"{count or 'no'} validation tasks, and a test of learning takes {FEWEST_TASKS}")
+    measured = " and ".join(f"{each['loss']:.3f} on {names[split]} histories" for split, each in losses.items())
+    constant = " and ".join(f"{each['constant']:.3f}" for each in losses.values())
+    reasons.append(f"loss {measured}, where the best guess that is always the same has {constant}")
+    if verdict == NO_IMPROVEMENT:
+        reasons.append(_why_no_improvement(trainer, learning["validation"], histories))
+    return reasons
+
+
+def _why_no_improvement(trainer: Trainer, test: Mapping[str, Any], histories: Mapping[str, Any]) -> str:
+    """Why a model that imitates may not improve."""
+    first, last, data = histories["first"], histories["last"], trainer.sections["data"]
+    rises = first is not None and last > first
+    if rises and test["return_first"] >= first + AT_THE_END * (last - first):
+        return f"its first episode is already where histories end ({test['return_first']:.3g} of {last:.3g})"
+    if data.last_episodes is not None:
+        return f"data.last_episodes keeps the last {data.last_episodes} episodes alone, which show no learning"
+    returns = "" if first is None else f", whose returns go from {first:.3g} to {last:.3g}"
+    return f"histories{returns}, or windows of {trainer.context_length} steps may be flat: look with `ad-hf inspect`"
