@@ -238,10 +238,10 @@ def inspect(
     else:
         settings = load_recipe(recipe, overrides)
     inspection = diagnosis.inspect_dataset(opened, settings.data, settings.model.context_length)
-    print(diagnosis.describe(inspection))
     if output_dir is not None:
         diagnosis.write_inspection(inspection, output_dir)
-        print(f"picture: {output_dir}/inspection.png   numbers: {output_dir}/inspection.json")
+        print(f"picture: {output_dir}/inspection.png   numbers: {output_dir}/inspection.json\n")
+    print(diagnosis.describe(inspection))
 
 
 @app.command

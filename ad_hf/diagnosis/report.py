@@ -108,7 +108,11 @@ def _returns(inspection: Inspection) -> str:
     what = "reward of a step" if inspection.histories.of_steps else "return"
     bounds = "" if returns.interval is None else " (95%: {:+.3g} to {:+.3g})".format(*returns.interval)
     text = f"{what} {returns.first:.3g} -> {returns.last:.3g} from the first tenth of a history to the last{bounds}; "
-    tested = f"the source improves on {returns.improving} of {returns.tasks} tasks" if returns.tasks else "no test"
+    tested = (
+        f"the source improves on {returns.improving} of {returns.tasks} tasks"
+        if returns.tasks
+        else "too few for a test"
+    )
     return f"{text}{tested}; {returns.histories:.0%} of histories end higher (by chance: 50%)"
 
 
@@ -164,7 +168,7 @@ def plot_inspection(path: str | Path, inspection: Inspection) -> None:
     rises.axhline(0, color=INK, linewidth=0.8)
     rises.axhline(returns.rise, color=SOURCE_COLOUR, linewidth=1.2, linestyle="--")
     rises.text(1, returns.rise, "the source's whole rise", ha="right", va="bottom", color=SOURCE_COLOUR, fontsize=8)
-    share = "" if windows.share is None else f": {windows.share:.0%} of it while the source learns"
+    share = "" if windows.share is None else f": {windows.share:.0%} of the source's, while it learns"
     _label(rises, f"Rise within a window{share}", "middle of the window in its history", f"rise of the {what}", 38)
     for axes in (curves, rises):
         axes.set_xlim(0, 1)
