@@ -49,5 +49,5 @@ def print_help(app: App, tokens: Sequence[str]) -> None:
     if not verbs:
         print(EXAMPLES)
     if sections:
-        print(f"\nSettings of the recipe ({', '.join(sections)}) are options, too, as --SECTION.SETTING VALUE:")
+        print("\nSettings of the recipe are options, too, as --SECTION.SETTING VALUE:")
         print(f"ad-hf {verb} --help all lists them.")
