@@ -220,7 +220,7 @@ REFUSED = [
     ("collect --executor slurm", "slurm.*--executor.*ray"),
     ("evaluat", "evaluat.*Did you mean.*evaluate"),
     ("push model folder repo --config_name default", "unknown options: --config_name default"),
-    ("recipes --training.max_steps 3", "unknown options: --training.max_steps 3"),
+    ("recipes --training.max_steps 3", "(?i)unknown option.*--training.max_steps"),
     ("merge one two", "two datasets or more, and then the folder"),
     ("collect --recipe dark_rom --output_dir OUT", "did you mean dark_room or dark_room_hard"),
     ("collect --output_dir OUT", "--recipe says what to collect.*ad-hf recipes.*ad-hf init"),
