@@ -208,7 +208,7 @@ def _tasks(variations: Sequence[Variation], active: Sequence[Variation], count: 
     lines = [f"  # {number} tasks, by what may differ between them: a model is to find it out in its context."]
     lines += ["  grid:"] if listed else ["  random:", f"    num_tasks: {number}", "    seed: 0", "    values:"]
     for each in variations:
-        entry = each.grid if listed else each.random
+        entry = each.listed if listed else each.drawn
         if entry is None or (each.is_attribute and not active[0].is_attribute):
             continue
         note = "an attribute" if each.is_attribute else "an argument of the constructor"

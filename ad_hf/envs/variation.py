@@ -40,11 +40,11 @@ class Variation:
     Attributes:
         name (`str`), default (`Any`):
             The argument or attribute, and its value so far.
-        random (`dict`):
+        drawn (`dict`):
             Its entry in the values of random tasks.
         values (`list`):
             All of its values, if there are few.
-        grid (`Any`):
+        listed (`Any`):
             Its entry in a grid, if there are few values.
         matters (`bool`):
             Whether random play differs.
@@ -54,9 +54,9 @@ class Variation:
 
     name: str
     default: Any
-    random: dict[str, Any]
+    drawn: dict[str, Any]
     values: list[Any] = field(default_factory=list)
-    grid: Any = None
+    listed: Any = None
     matters: bool = True
     is_attribute: bool = False
 
