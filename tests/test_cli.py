@@ -286,7 +286,7 @@ REFUSED = [
     ("evaluate --output_dir OUT --model BARE", "comes without the recipe of its run: give one with --recipe"),
     (
         "evaluate --model RUN MODEL --output_dir OUT",
-        "are the same training: both are AD with family.split_seed 0 and training.seed",
+        "are the same training: both are AD with family.split_seed 0, training.seed 0 and the same weights",
     ),
 ]
 
