@@ -71,7 +71,7 @@ def task_points(tasks: Sequence[Mapping[str, Any]]) -> np.ndarray:
     points = []
     for name in sorted(set().union(*rows)):
         values = [row.get(name) for row in rows]
-        if all(type(value) in (int, float) and abs(value) < LARGEST for value in values):
+        if all(isinstance(value, int | float) and abs(value) < LARGEST for value in values):
             column = np.array(values, dtype=np.float64)
             points.append((column - column.min()) / (np.ptp(column) or 1.0))
         else:
