@@ -110,9 +110,10 @@ def test_the_learners_of_ones_own_learn_as_their_page_shows(tmp_path, monkeypatc
     for name in ("my_learners.py", "my_recipe.yaml", "try_ppo.py"):
         Path(name).write_text(file_of(page, name))
     text = (ROOT / page).read_text(encoding="utf-8").replace("\n--", " --")
-    collect, train = re.findall(r"^ad-hf (.*)$", text, re.MULTILINE)
+    collect, train, evaluate = re.findall(r"^ad-hf (.*)$", text, re.MULTILINE)
     assert main([*shlex.split(collect), "--num_workers", "0"]) == 0
     assert main([*shlex.split(train), "--training.max_steps", "1", "--training.eval_episodes", "1"]) == 0
+    assert main([*shlex.split(evaluate), "--num_seeds", "1"]) == 0
     ((recipe, options),) = re.findall(r"`ad-hf collect --recipe (\S+)\s([^`]*)\s--output_dir histories_ppo`", text)
     check_source(ad_hf.load_recipe(recipe, shlex.split(options)).source)
     runpy.run_path("try_ppo.py")

@@ -85,7 +85,7 @@ def collect(
     trust_remote_code: bool = False,
 ) -> Path | str:
     r"""
-    Learn every task of a family with a Stable-Baselines3 algorithm and write the learning histories as a dataset that
+    Learn every task of a family with a source algorithm and write the learning histories as a dataset that
     `datasets.load_dataset(output_dir)` reads.
 
     Jobs (a task and a seed) run on worker processes, started by `spawn`: call this under

@@ -90,9 +90,8 @@ def of_tasks(tasks: TaskNumbers) -> Iterator[Finding]:
 
 def of_returns(returns: ReturnNumbers, rewards: RewardNumbers, histories: HistoryNumbers) -> Iterator[Finding]:
     """Findings about the source: what does not improve teaches no improvement."""
-    rises = returns.interval is None or returns.interval[0] > 0
-    improving = returns.improving / returns.tasks if returns.tasks else float(rises)
-    if rises and improving >= LEAST_IMPROVING:
+    improving = returns.improving / returns.tasks if returns.tasks else float(returns.rises)
+    if returns.rises and improving >= LEAST_IMPROVING:
         return
     advice = (
         "collect longer histories (source.total_timesteps), or from another source (source.algorithm, "
@@ -106,7 +105,7 @@ def of_returns(returns: ReturnNumbers, rewards: RewardNumbers, histories: Histor
         )
     elif improving > MOST_BY_CHANCE:
         advice += "; data.min_improvement leaves out the histories that do not improve"
-    if rises and improving > MOST_BY_CHANCE:
+    if returns.rises and improving > MOST_BY_CHANCE:
         fault = f"the source improves on {returns.improving} of {returns.tasks} tasks alone"
     else:
         fault = "the source does not improve"
@@ -184,7 +183,7 @@ def _steeper_windows(share: float, context_length: int, data: DataConfig, histor
     wanted = math.ceil(GOOD_SHARE / share) if share > 0 else math.inf
     most = histories.kept_steps / (2 * context_length)  # at least two windows of a history have to be left
     factor = int(min(wanted, most))
-    other = "a source whose streams share a learner, which gets better in fewer episodes"
+    other = "a source with more streams that share a learner, each of which gets better in fewer episodes"
     if factor < 2:
         return other
     options = [f"--model.context_length {_rounded(context_length * factor)}"]

@@ -217,7 +217,7 @@ def test_a_class_that_no_other_process_can_import_is_refused():
     ):
         SourceConfig(Local)
     hidden = type("Wanderer", (Wanderer,), {"__module__": __name__})
-    with pytest.raises(ValueError, match=r"test_own_learners.Wanderer is another object than the class"):
+    with pytest.raises(ValueError, match=r"test_own_learners.Wanderer is another class than the one given"):
         SourceConfig(hidden)
 
 
