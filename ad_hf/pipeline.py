@@ -142,7 +142,10 @@ def train(
     with processes.main_process_first():
         checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
     sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
-    run(Trainer(output_dir, opened, *sections, streaming), recipe.to_yaml(), checkpoint, push_to, push_every)
+    # It outlives the loading of the model: gloo's thread may still need Python to free the last barrier, and waits for
+    # ever if the process group is freed first.
+    trainer = Trainer(output_dir, opened, *sections, streaming)
+    run(trainer, recipe.to_yaml(), checkpoint, push_to, push_every)
     return load_model(output_dir / "model")[0]
 
 
