@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ad_hf.formats.merge import merge_datasets
     from ad_hf.histories.dataset import load_histories
     from ad_hf.histories.model_config import config_from_dataset
+    from ad_hf.histories.torch_datasets import HistoryWindowsDataset, IterableHistoryWindowsDataset, collate_windows
     from ad_hf.hub.push import push_dataset, push_model
     from ad_hf.model.configuration_ad import ADConfig
     from ad_hf.model.modeling_ad import ADModel, ADOutput
@@ -38,6 +39,11 @@ _NAMES = {
     "ad_hf.formats.merge": ("merge_datasets",),
     "ad_hf.histories.dataset": ("load_histories",),
     "ad_hf.histories.model_config": ("config_from_dataset",),
+    "ad_hf.histories.torch_datasets": (
+        "HistoryWindowsDataset",
+        "IterableHistoryWindowsDataset",
+        "collate_windows",
+    ),
     "ad_hf.hub.push": ("push_dataset", "push_model"),
     "ad_hf.model.configuration_ad": ("ADConfig",),
     "ad_hf.model.modeling_ad": ("ADModel", "ADOutput"),
@@ -54,12 +60,15 @@ __all__ = [
     "ADOutput",
     "CollectionError",
     "Evaluation",
+    "HistoryWindowsDataset",
+    "IterableHistoryWindowsDataset",
     "Recipe",
     "RolloutConfig",
     "RolloutOutput",
     "Task",
     "TaskFamily",
     "TrainingInterrupted",
+    "collate_windows",
     "collect",
     "config_from_dataset",
     "evaluate",

@@ -22,6 +22,7 @@ from ad_hf.hub.config import PushConfig
 from ad_hf.progress import show_messages
 from ad_hf.settings import did_you_mean, excerpt, parse_json
 
+ACCELERATE_CONFIGS = Path(__file__).parent / "accelerate_configs"
 STDOUT = 1  # descriptor of the standard output
 TASKS_FAILED = 3  # exit status of a collection that lacks tasks
 MOST = 2**63 - 1
@@ -123,11 +124,51 @@ def quickstart(
 
 
 @app.command
-def recipes(*, common: Common = COMMON) -> None:
-    """List the recipes that come with the package, with their sizes and times."""
+def recipes(name: Name | None = None, /, *, common: Common = COMMON) -> None:
+    """List the recipes of the package with their sizes and times, or print one to start from.
+
+    Args:
+        name: A recipe to print with its comments, as in `ad-hf recipes dark_room > mine.yaml`.
+    """
+    from ad_hf.envs.recipes import recipe_path
     from ad_hf.recipe_list import recipe_table
 
-    print(recipe_table())
+    print(recipe_table() if name is None else recipe_path(name).read_text(encoding="utf-8").rstrip())
+
+
+@app.command
+def init(env_id: Name, file: Name | None = None, /, *, env_kwargs: Json = None, common: Common = COMMON) -> None:
+    """Write a first recipe for an environment, with comments, from its spaces and constructor.
+
+    Args:
+        env_id: Id of the environment, as CartPole-v1, or module:Id-v0 to import the module that registers it.
+        file: File to write; by default its name is that of the environment.
+        env_kwargs: Arguments of its constructor, as JSON.
+    """
+    from ad_hf.envs.recipes import recipes_of
+    from ad_hf.recipe_draft import write_draft
+
+    path = write_draft(env_id, file, env_kwargs)
+    if names := recipes_of(env_id):
+        print(f"the package has a recipe for {env_id} that learns well: ad-hf recipes {next(iter(names))}")
+    print(f"recipe: {path}   collect with: ad-hf collect --recipe {path} --output_dir histories")
+
+
+@app.command(name="accelerate-config")
+def accelerate_config(name: Name | None = None, /, *, common: Common = COMMON) -> None:
+    """List configurations of Accelerate for several processes, or print one for `accelerate launch -m ad_hf train`.
+
+    Args:
+        name: A configuration to print, as in `ad-hf accelerate-config fsdp > fsdp.yaml`.
+    """
+    texts = {path.stem: path.read_text(encoding="utf-8").rstrip() for path in ACCELERATE_CONFIGS.glob("*.yaml")}
+    if name is None:
+        for each, text in sorted(texts.items()):
+            print(f"{each:17}{text.partition('. ')[0].removeprefix('# ')}".partition("\n")[0])
+    elif name not in texts:
+        raise ValueError(f"unknown configuration {name!r}{did_you_mean(name, texts)}: {', '.join(sorted(texts))}")
+    else:
+        print(texts[name])
 
 
 @app.command
@@ -197,10 +238,10 @@ def inspect(
     else:
         settings = load_recipe(recipe, overrides)
     inspection = diagnosis.inspect_dataset(opened, settings.data, settings.model.context_length)
-    print(diagnosis.describe(inspection))
     if output_dir is not None:
         diagnosis.write_inspection(inspection, output_dir)
-        print(f"picture: {output_dir}/inspection.png   numbers: {output_dir}/inspection.json")
+        print(f"picture: {output_dir}/inspection.png   numbers: {output_dir}/inspection.json\n")
+    print(diagnosis.describe(inspection))
 
 
 @app.command

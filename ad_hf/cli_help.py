@@ -15,7 +15,7 @@ Examples:
   ad-hf collect --recipe pole.yaml --output_dir histories
   ad-hf inspect histories --recipe pole.yaml
   ad-hf train --recipe pole.yaml --dataset histories --output_dir run --training.learning_rate 3e-4
-  ad-hf rollout --model run --dataset histories --output_dir run
+  ad-hf rollout --recipe pole.yaml --model run --dataset histories --output_dir run
 
 A dataset or a model is a folder, or an id on the Hub, as user/name or user/name@revision.
 Exit status: 0 for success, 2 for an error, 3 if some tasks could not be learnt (the same command
@@ -49,5 +49,5 @@ def print_help(app: App, tokens: Sequence[str]) -> None:
     if not verbs:
         print(EXAMPLES)
     if sections:
-        print("\nEach setting of the recipe is an option, too, as --family.split_seed 1:")
-        print(f"ad-hf {verb} --help all lists those that it reads.")
+        print("\nSettings of the recipe are options, too, as --SECTION.SETTING VALUE:")
+        print(f"ad-hf {verb} --help all lists them.")

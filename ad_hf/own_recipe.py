@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ad_hf.envs.foreign import check_family_section
-from ad_hf.envs.recipes import read_recipe, recipe_names
+from ad_hf.envs.recipes import read_recipe, recipes_of
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata
@@ -77,7 +77,7 @@ def recipe_of_dataset(
     Raises:
         ValueError: if no packaged recipe has the environment, and for names that may not come along.
     """
-    packaged, beside = _packaged(dataset.metadata, overrides), _sections_beside(dataset)
+    packaged, beside = _packaged(dataset.metadata), _sections_beside(dataset)
     if packaged is not None and not beside and _fits(packaged, dataset, overrides):
         return load_recipe(packaged, overrides), f"recipe: {packaged}, which {dataset} was collected with"
     family = beside.get("family") or _family(dataset.metadata, packaged)
@@ -101,23 +101,22 @@ def recipe_to_inspect(
     dataset: HistoryDataset, overrides: Sequence[str] = (), trust_remote_code: bool = False
 ) -> tuple[Recipe, str]:
     """The sections `data` and `model` of [`recipe_of_dataset`], or their defaults: no environment is made of these."""
-    packaged, beside = _packaged(dataset.metadata, overrides), _sections_beside(dataset) if trust_remote_code else {}
+    packaged, beside = _packaged(dataset.metadata), _sections_beside(dataset) if trust_remote_code else {}
     sections = {**(read_recipe(packaged) if packaged else {}), **beside}
     whose = RECIPE_FILE if "model" in beside else f"the packaged recipe {packaged}" if packaged else "the defaults"
     recipe = make_recipe(str(dataset), {name: sections.get(name, {}) for name in ("data", "model")}, overrides)
     return recipe, f"recipe: windows by {whose}, since --recipe names none"
 
 
-def _packaged(metadata: HistoryMetadata, overrides: Sequence[str]) -> str | None:
+def _packaged(metadata: HistoryMetadata) -> str | None:
     """The packaged recipe of an environment; of several, the one with most of its keyword arguments in common."""
-    families = {name: read_recipe(name)["family"] for name in recipe_names()}
-    names = [name for name, family in families.items() if family["env_id"] == metadata.env_id]
+    families = recipes_of(metadata.env_id)
 
     def in_common(name: str) -> int:
         kwargs = families[name].get("env_kwargs", {})
         return sum(metadata.env_kwargs.get(each) == value for each, value in kwargs.items())
 
-    return max(names, key=in_common, default=None)
+    return max(families, key=in_common, default=None)
 
 
 def _fits(packaged: str, dataset: HistoryDataset, overrides: Sequence[str]) -> bool:

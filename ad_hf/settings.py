@@ -207,7 +207,8 @@ def make_section(declared: type[T], settings: Mapping[str, Any], section: str) -
         return declared(**settings)
     except ValueError as error:
         message = str(error)
-        raise ValueError(message if message.startswith(f"{section}.") else f"{section}.{message}") from error
+        is_named = message.startswith((f"{section}.", f"unknown setting {section}."))
+        raise ValueError(message if is_named else f"{section}.{message}") from error
 
 
 def with_settings(

@@ -1,4 +1,4 @@
-"""Families of packages that are extras, by the files in docs/examples: collected, trained on and rolled out."""
+"""Families of packages that are extras, by the packaged examples: collected, trained on and rolled out."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ad_hf.histories.schema import read_metadata
 from ad_hf.pipeline import EvaluatedModel, collect_recipe, evaluate_models
 from ad_hf.recipe import load_recipe
 
-EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+EXAMPLES = Path(ad_hf.__file__).parent / "recipes" / "examples"
 TINY = {
     "model": {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "context_length": 16},
     "training": {"max_steps": 2, "batch_size": 4, "eval_steps": 2, "eval_episodes": 2, "eval_repeats": 1},

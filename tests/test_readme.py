@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,12 @@ import pytest
 import torch
 
 import ad_hf
+from ad_hf.cli import main
 from ad_hf.envs.task_family import TaskFamily
+from ad_hf.histories.schema import read_metadata
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.model.modeling_ad import ADModel
+from ad_hf.sources.learners import check_source
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,3 +101,24 @@ def test_the_step_api_is_as_the_documentation_shows_it(tmp_path, monkeypatch):
 
     restored.load_state_dict(safetensors.torch.load_file("context.safetensors"))
     np.testing.assert_array_equal(restored.act(names["observations"]), names["branch"].act(names["observations"]))
+
+
+def test_the_learners_of_ones_own_learn_as_their_page_shows(tmp_path, monkeypatch):
+    page = "docs/your_own_learner.md"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    for name in ("my_learners.py", "my_recipe.yaml", "try_ppo.py"):
+        Path(name).write_text(file_of(page, name))
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\n--", " --")
+    collect, train, evaluate = re.findall(r"^ad-hf (.*)$", text, re.MULTILINE)
+    assert main([*shlex.split(collect), "--num_workers", "0"]) == 0
+    assert main([*shlex.split(train), "--training.max_steps", "1", "--training.eval_episodes", "1"]) == 0
+    assert main([*shlex.split(evaluate), "--num_seeds", "1"]) == 0
+    ((recipe, options),) = re.findall(r"`ad-hf collect --recipe (\S+)\s([^`]*)\s--output_dir histories_ppo`", text)
+    check_source(ad_hf.load_recipe(recipe, shlex.split(options)).source)
+    runpy.run_path("try_ppo.py")
+    for folder, label in (("histories", "ExpectedSarsa"), ("tried", "AnnealedPPO")):
+        assert f"- Source: {label} (`my_learners.{label}`)" in Path(folder, "README.md").read_text()
+    rows = read_metadata("histories").progress["rows"]
+    first, last = np.mean([row[4:6] for row in rows], axis=0)
+    assert last > first + 2  # of returns of at most 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from numbers import Integral
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ad_hf.collection.executors import Pool, run_jobs
+from ad_hf.collection.failures import CollectionError, TaskFailure, fail_alike
 from ad_hf.collection.in_process import InProcessPool
 from ad_hf.collection.jobs import run_job
 from ad_hf.collection.layout import ShardLayout
@@ -19,7 +21,7 @@ from ad_hf.collection.output_folder import OutputFolder
 from ad_hf.collection.processes import ProcessPool
 from ad_hf.collection.ray_pool import RayPool
 from ad_hf.collection.rehearsal import check_environments, check_memory, check_spaces, rehearse
-from ad_hf.collection.work_folder import WorkFolder
+from ad_hf.collection.work_folder import STOPPED_FILE, WorkFolder
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import HistoryMetadata, algorithm_name
 from ad_hf.histories.writer import SHARD_TRANSITIONS, piece_steps
@@ -31,6 +33,11 @@ from ad_hf.sources.learners import check_source, describe_source
 MakePool = Callable[..., Pool]  # from a function that runs a job, and one that takes the progress
 
 logger = logging.getLogger(__name__)
+
+STOPPED = (
+    "the first tasks all failed alike, and the collection stopped: see to it, and call again; if they fail so again, "
+    "the collection learns all others"
+)
 
 
 def _check_count(name: str, number: Any, least: int = 1) -> int | None:
@@ -78,7 +85,7 @@ def collect(
     trust_remote_code: bool = False,
 ) -> Path | str:
     r"""
-    Learn every task of a family with a Stable-Baselines3 algorithm and write the learning histories as a dataset that
+    Learn every task of a family with a source algorithm and write the learning histories as a dataset that
     `datasets.load_dataset(output_dir)` reads.
 
     Jobs (a task and a seed) run on worker processes, started by `spawn`: call this under
@@ -90,7 +97,9 @@ def collect(
     A task whose environment raises an error, has other spaces than the family, gives observations outside of them or
     numbers that are not finite, never ends an episode, or ends its process, does not keep the others from being
     learnt: the dataset is written without it, `failures` in `metadata.json` says why, and [`CollectionError`] is
-    raised at the end. The same call then tries only the failed tasks, from `output_dir/.incomplete`.
+    raised at the end. The same call then tries only the failed tasks, from `output_dir/.incomplete`. If nothing is
+    learnt yet and the first tasks all fail with one error (as many tasks as there are workers, and at least three),
+    the error is raised at once; if they fail so again, the next call goes through all tasks.
 
     Args:
         family ([`TaskFamily`]):
@@ -126,8 +135,8 @@ def collect(
         `Path`, or `str` of a URL: where the dataset is, or will be once all parts are done.
 
     Raises:
-        CollectionError: after all others were learnt, if tasks failed; if a split has lost all of its tasks, no
-            dataset is written.
+        CollectionError: after all others were learnt, or at once if the first ones fail alike, if tasks failed; if a
+            split has lost all of its tasks, no dataset is written.
         OSError: if histories cannot be written, as to a full disk; finished jobs stay.
         ValueError: naming the setting, before anything is learnt: for an unknown algorithm, hyper-parameter, callback
             or split, numbers out of their range, environments or a learner that cannot be made, spaces that no model
@@ -180,18 +189,34 @@ def collect(
 
 
 def _learn(source: SourceConfig, work: WorkFolder, make_pool: MakePool) -> None:
-    """Do the jobs that are left."""
+    """
+    Do the jobs that are left.
+
+    Where nothing is learnt yet and the first tasks all fail for one reason, of which no earlier call knew, a
+    [`CollectionError`] says so once, instead of after all tasks.
+    """
     tasks, left = sum(map(work.layout.num_tasks, work.own_shards)), work.count_left()
-    total = source.total_timesteps * tasks
-    errors: set[str] = set()
-    done = source.total_timesteps * (tasks - left)
+    total, done = source.total_timesteps * tasks, source.total_timesteps * (tasks - left)
+    failures: list[TaskFailure] = []
+    is_hopeless, known = left == tasks, work.stopped_for()
     with ProgressBar(f"collect {algorithm_name(source.algorithm)}", total, "transitions", initial=done) as bar:
-        for outcome in run_jobs(make_pool(bar.update), work.jobs_left()):
-            # Learners stop early, fail, or round up to their batch of steps.
-            total += outcome.transitions - source.total_timesteps * len(outcome.job.own_tasks)
-            bar.total = max(total, bar.n)
-            if outcome.failure is not None and outcome.failure.error not in errors:  # each error once
-                errors.add(outcome.failure.error)
-                logger.warning("%s", outcome.failure)
-            work.add(outcome)
+        pool = make_pool(bar.update)
+        with closing(run_jobs(pool, work.jobs_left())) as outcomes:
+            for outcome in outcomes:
+                # Learners stop early, fail, or round up to their batch of steps.
+                total += outcome.transitions - source.total_timesteps * len(outcome.job.own_tasks)
+                bar.total = max(total, bar.n)
+                work.add(outcome)
+                if outcome.failure is None:
+                    if is_hopeless and known:
+                        work.folder.remove(STOPPED_FILE)
+                    is_hopeless = False
+                    continue
+                if outcome.failure.kind not in {failure.kind for failure in failures}:  # each reason once
+                    logger.warning("%s", outcome.failure.line)
+                failures.append(outcome.failure)
+                is_new = is_hopeless and outcome.failure.kind != known
+                if is_new and len(failures) < left and fail_alike(failures, max(3, pool.size())):
+                    work.stop(failures)
+                    raise CollectionError(failures, None, STOPPED)
         bar.refresh()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import closing
 
 from ad_hf.collection.jobs import Job, OnStep, Outcome
@@ -38,7 +38,7 @@ class Pool(ABC):
         """End the workers, those at work at once; finished jobs stay on disk and are not run again."""
 
 
-def run_jobs(pool: Pool, jobs: Iterable[Job]) -> Iterator[Outcome]:
+def run_jobs(pool: Pool, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
     """
     Run jobs on a pool, which is closed at the end. Each is asked for when there is a worker for it.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SHOWN_FAILURES = 10
+NUMBERS = re.compile(r"0x[0-9a-f]+|[-+]?\d[\d.]*(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,36 @@ class TaskFailure:
     error: str
     traceback: str = ""
 
+    @property
+    def kind(self) -> str:
+        """The error without its numbers: tasks that fail for one reason differ in steps, places and addresses."""
+        return NUMBERS.sub("N", self.error)
+
+    @property
+    def line(self) -> str:
+        """The task and the error, without the traceback."""
+        return f"task {self.task_id} {self.kwargs}, seed {self.seed}: {self.error}"
+
     def __str__(self) -> str:
-        lines = [f"task {self.task_id} {self.kwargs}, seed {self.seed}: {self.error}"]
-        return "\n".join([*lines, *(f"    {line}" for line in self.traceback.splitlines())])
+        return "\n".join([self.line, *(f"    {line}" for line in self.traceback.splitlines())])
+
+
+def fail_alike(failures: Sequence[TaskFailure], num_tasks: int) -> bool:
+    """Whether at least so many different tasks failed, and all of them for one reason."""
+    return len({each.task_id for each in failures}) >= num_tasks and len({each.kind for each in failures}) == 1
 
 
 class CollectionError(RuntimeError):
     """
-    Some tasks could not be learnt. Raised after all others were; collecting again with the same arguments tries only
-    those that failed.
+    Some tasks could not be learnt. Raised after all others were, or early where the first tasks all fail for one
+    reason; collecting again with the same arguments tries only those that are left.
 
     Attributes:
         failures (`list[TaskFailure]`):
             The tasks, by id and seed.
         output_dir (`Path` or `str`, *optional*):
             The dataset, which holds the histories of all others; `None` if none is written, because a split lost all
-            of its tasks or other parts are missing.
+            of its tasks, other parts are missing, or the collection stopped early.
     """
 
     def __init__(self, failures: Sequence[TaskFailure], output_dir: Path | str | None, reason: str) -> None:
@@ -55,7 +71,7 @@ class CollectionError(RuntimeError):
     def __str__(self) -> str:
         alike: dict[str, list[TaskFailure]] = {}
         for failure in self.failures:
-            alike.setdefault(failure.error, []).append(failure)
+            alike.setdefault(failure.kind, []).append(failure)
         groups = list(alike.values())
         lines = [self.reason]
         for first, *others in groups[:SHOWN_FAILURES]:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ad_hf.collection.failures import CollectionError, TaskFailure
-from ad_hf.collection.work_folder import WorkFolder
+from ad_hf.collection.work_folder import STOPPED_FILE, WorkFolder
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.histories.card import write_dataset_card
 from ad_hf.histories.schema import METADATA_FILE, PROGRESS_COLUMNS, HistoryMetadata
@@ -111,6 +111,9 @@ class OutputFolder:
                     work.make()
                     work.write_text(SETTINGS_FILE, json.dumps(now, indent=2) + "\n")
         before = parse_json(work.read_text(SETTINGS_FILE) or "{}", f"{work}, {SETTINGS_FILE}")
+        if before != now and work.is_file(STOPPED_FILE):  # by settings with which nothing could be learnt
+            work.delete()
+            return self.prepare_work(metadata, layout)
         _check_same(before, now, f"{work} holds a collection", f"give another output_dir, or delete {work}")
 
     def publish(self, work: WorkFolder, metadata: HistoryMetadata) -> None:

@@ -45,7 +45,8 @@ def _environments(family: TaskFamily, task: Task | None = None) -> str:
 
 def check_environments(family: TaskFamily, tasks: Sequence[Task]) -> tuple[Task, tuple[spaces.Space, spaces.Space]]:
     """
-    Make an environment of each split, and call the family's functions of a task; a `ValueError` where that fails.
+    Make and reset an environment of each split, and call the family's functions of a task; a `ValueError` where that
+    fails.
 
     Returns the first task whose environment can be made, and the observation and action space of that environment.
     """
@@ -55,7 +56,8 @@ def check_environments(family: TaskFamily, tasks: Sequence[Task]) -> tuple[Task,
         errors: list[Exception] = []
         for task in of_split:
             try:
-                envs = family.make_vec([task])
+                with same_random_numbers():
+                    envs = family.make_vec([task], seed=0)  # which resets it
             except Exception as error:  # which is named when the task is to be learnt
                 errors.append(error)
                 continue
@@ -68,7 +70,7 @@ def check_environments(family: TaskFamily, tasks: Sequence[Task]) -> tuple[Task,
             if errors:
                 raise ValueError(
                     f"family.env_kwargs and tasks: no environment of the {len(of_split)} tasks of split {split!r} can "
-                    f"be made, as of {_environments(family, of_split[0])}: {_message(errors[0])}"
+                    f"be made and reset, as of {_environments(family, of_split[0])}: {_message(errors[0])}"
                 ) from errors[0]
     assert first is not None
     return first

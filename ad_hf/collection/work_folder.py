@@ -22,6 +22,7 @@ from ad_hf.storage.folders import Folder
 from ad_hf.structure import check_structure
 
 PART = re.compile(r"part-(\d+)-(-?\d+)(?:-(\d+))?\.arrow")
+STOPPED_FILE = "stopped.json"
 SHARD = re.compile(f"({'|'.join(SPLITS)})-(\\d+)-of-")
 
 Parts = dict[tuple[int, int], int]  # files of a shard's finished jobs: their first task and seed -> number of tasks
@@ -200,6 +201,15 @@ class WorkFolder:
         texts = [(name, text) for name in names if (text := self.folder.read_text(name))]
         failures = [TaskFailure(**each) for name, text in texts for each in self._parse(text, name, list[dict])]
         return sorted(failures, key=lambda failure: (failure.task_id, failure.seed))
+
+    def stop(self, failures: list[TaskFailure]) -> None:
+        """Take note of the failures of one kind for which the collection stops before all of its tasks are tried."""
+        self.folder.write_text(STOPPED_FILE, json.dumps([asdict(each) for each in failures]))
+
+    def stopped_for(self) -> str | None:
+        """The kind of the failures for which an earlier call stopped, if one did."""
+        failures = self._parse(self.folder.read_text(STOPPED_FILE) or "[]", STOPPED_FILE, list[dict])
+        return TaskFailure(**failures[0]).kind if failures else None
 
     def progress_rows(self) -> list[list[Any]]:
         """How far each source got, by task and seed."""

@@ -24,8 +24,8 @@ FEWEST_NEAR, MOST_NEAR = 2, 0.2
 # returns stay as they are.
 LEAST_IMPROVING = 0.75
 MOST_BY_CHANCE = 0.25  # of tasks, which a source that learns nothing improves on: the test expects 1 in 40
-# Learning shows between episodes: with fewer, a window has no earlier one to do better than.
-FEWEST_EPISODES = 2.0
+# Learning shows between two whole episodes, which a window that begins anywhere holds if three end in it.
+FEWEST_EPISODES = 3.0
 # A rollout of the recipes is 10 to 20 windows long, and a model that improves as its windows do needs 1 / 0.05 = 20.
 LEAST_SHARE = 0.05
 GOOD_SHARE = 0.2  # of the rise in a window: what advice aims at, and the recipes of the package have
@@ -67,7 +67,8 @@ def of_tasks(tasks: TaskNumbers) -> Iterator[Finding]:
         same = f" different ones among {tasks.splits['train']}" if tasks.distinct < tasks.splits["train"] else ""
         yield Finding(
             "tasks",
-            f"{tasks.distinct} training tasks{same}: a model can learn them by heart instead of learning to learn",
+            f"{tasks.distinct} training task{'s' * (tasks.distinct != 1)}{same}: a model can learn them by heart "
+            "instead of learning to learn",
             f"collect histories of more tasks, {FEWEST_TASKS} at the very least and better a hundred (family.random, "
             "family.grid, family.num_train_tasks)",
         )
@@ -89,9 +90,8 @@ def of_tasks(tasks: TaskNumbers) -> Iterator[Finding]:
 
 def of_returns(returns: ReturnNumbers, rewards: RewardNumbers, histories: HistoryNumbers) -> Iterator[Finding]:
     """Findings about the source: what does not improve teaches no improvement."""
-    rises = returns.interval is None or returns.interval[0] > 0
-    improving = returns.improving / returns.tasks if returns.tasks else float(rises)
-    if rises and improving >= LEAST_IMPROVING:
+    improving = returns.improving / returns.tasks if returns.tasks else float(returns.rises)
+    if returns.rises and improving >= LEAST_IMPROVING:
         return
     advice = (
         "collect longer histories (source.total_timesteps), or from another source (source.algorithm, "
@@ -105,7 +105,7 @@ def of_returns(returns: ReturnNumbers, rewards: RewardNumbers, histories: Histor
         )
     elif improving > MOST_BY_CHANCE:
         advice += "; data.min_improvement leaves out the histories that do not improve"
-    if rises and improving > MOST_BY_CHANCE:
+    if returns.rises and improving > MOST_BY_CHANCE:
         fault = f"the source improves on {returns.improving} of {returns.tasks} tasks alone"
     else:
         fault = "the source does not improve"
@@ -128,8 +128,8 @@ def of_windows(
     if not histories.of_steps and windows.episodes < FEWEST_EPISODES and length is not None:
         yield Finding(
             "windows",
-            f"{windows.episodes:.1f} episodes end in a window of {context_length} steps: a window has to show that "
-            "later episodes do better than earlier ones",
+            f"{windows.episodes:.1f} episodes end in a window of {context_length} steps: it has to hold two whole "
+            "ones to show that the later one is better",
             _longer_windows(length, windows, data, histories),
         )
     elif context_length < kept < 2 * context_length:
@@ -161,6 +161,8 @@ def _longer_windows(length: float, windows: WindowNumbers, data: DataConfig, his
     share = 2 * 0.8 / (histories.kept_episodes * (windows.learning[1] - windows.learning[0]))
     factor = int(min(GOOD_SHARE / share, histories.kept_steps / (2 * longer)))
     every = f" with --data.keep_every_episode {data.keep_every_episode * factor}" if factor > 1 else ""
+    if histories.kept_steps < 2 * longer:
+        every = " and longer histories (source.total_timesteps)"
     shorter = "shorter episodes (max_episode_steps in family.env_kwargs)"
     return f"--model.context_length {longer}{every}, for {GOOD_EPISODES} episodes of {length:.0f} steps; or {shorter}"
 
@@ -181,10 +183,13 @@ def _steeper_windows(share: float, context_length: int, data: DataConfig, histor
     wanted = math.ceil(GOOD_SHARE / share) if share > 0 else math.inf
     most = histories.kept_steps / (2 * context_length)  # at least two windows of a history have to be left
     factor = int(min(wanted, most))
+    other = "a source with more streams that share a learner, each of which gets better in fewer episodes"
+    if factor < 2:
+        return other
     options = [f"--model.context_length {_rounded(context_length * factor)}"]
     if not histories.of_steps:
         options.insert(0, f"--data.keep_every_episode {data.keep_every_episode * factor}")
-    return f"{' or '.join(options)}; or a source whose streams share a learner, which gets better in fewer episodes"
+    return f"{' or '.join(options)}; or {other}"
 
 
 def of_actions(actions: ActionNumbers) -> Iterator[Finding]:

@@ -189,6 +189,11 @@ class ReturnNumbers:
         """The rise of the source."""
         return self.last - self.first
 
+    @property
+    def rises(self) -> bool:
+        """Whether that is more than chance, as far as the interval tells."""
+        return self.rise > 0 and (self.interval is None or self.interval[0] > 0)
+
 
 def measure_returns(sample: Sample, of_steps: bool) -> ReturnNumbers:
     """The numbers of the returns of a sample, all of its episodes counted."""
@@ -269,7 +274,7 @@ def measure_windows(windows: Windows, kept: Sample, returns: ReturnNumbers, of_s
     curve = curves[np.isfinite(curves).all(axis=1)].mean(axis=0) if np.isfinite(curves).any() else np.zeros(2)
     begin, end = curve[:2].mean(), curve[-2:].mean()
     low, high = 0.0, 1.0
-    if end > begin:
+    if end > begin and returns.rises:
         low, high = (float(np.argmax(curve >= begin + part * (end - begin))) / len(curve) for part in (0.1, 0.9))
     # Windows have their middles where there is room for them.
     low = min(low, float(np.quantile(windows.places, 0.9)))
@@ -283,7 +288,7 @@ def measure_windows(windows: Windows, kept: Sample, returns: ReturnNumbers, of_s
         episodes=float(windows.episodes.mean()),
         learning=[low, min(1.0, high)],
         rise=rise,
-        share=rise / returns.rise if rise is not None and returns.rise > 0 else None,
+        share=rise / returns.rise if rise is not None and returns.rises else None,
         places=[(place + 0.5) / len(curve) for place in shown],
         rises=[float(windows.rises[has_rise & (bins == place)].mean()) for place in shown],
     )

@@ -108,7 +108,11 @@ def _returns(inspection: Inspection) -> str:
     what = "reward of a step" if inspection.histories.of_steps else "return"
     bounds = "" if returns.interval is None else " (95%: {:+.3g} to {:+.3g})".format(*returns.interval)
     text = f"{what} {returns.first:.3g} -> {returns.last:.3g} from the first tenth of a history to the last{bounds}; "
-    tested = f"the source improves on {returns.improving} of {returns.tasks} tasks" if returns.tasks else "no test"
+    tested = (
+        f"the source improves on {returns.improving} of {returns.tasks} tasks"
+        if returns.tasks
+        else "too few for a test"
+    )
     return f"{text}{tested}; {returns.histories:.0%} of histories end higher (by chance: 50%)"
 
 
@@ -127,10 +131,12 @@ def _windows(inspection: Inspection) -> str:
         text += f"{windows.episodes:.1f} episodes end in a window; "
     if windows.rise is None:
         return text + "it does not hold two whole ones, so that no rise shows"
-    share = "" if windows.share is None else f", {windows.share:.0%} of the source's rise"
+    text += f"within one the return rises by {windows.rise:.3g}"
+    if windows.share is None:
+        return text
     low, high = windows.learning
     where = f"while the source learns ({low:.0%} to {high:.0%} of a history)"
-    return f"{text}within one the return rises by {windows.rise:.3g}{share}, {where}"
+    return f"{text}, {windows.share:.0%} of the source's rise, {where}"
 
 
 def _actions(actions: ActionNumbers) -> str:
@@ -157,14 +163,17 @@ def plot_inspection(path: str | Path, inspection: Inspection) -> None:
         curves.plot(progress, line, color=GREY, alpha=min(0.5, 8 / len(lines) + 0.08), linewidth=0.8)
     if len(lines):
         curves.plot(progress, lines.mean(axis=0), color=SOURCE_COLOUR, linewidth=2.5)
+    if returns.rises:
         curves.axvspan(*windows.learning, color=SOURCE_COLOUR, alpha=0.08, linewidth=0)
     tested = f": it improves on {returns.improving} of {returns.tasks}" if returns.tasks else ""
     _label(curves, f"The source, by task{tested}", "part of a history that has passed", what, 52)
     rises.plot(windows.places, windows.rises, color=AD_COLOUR, linewidth=2, marker="o", markersize=3.5)
     rises.axhline(0, color=INK, linewidth=0.8)
-    rises.axhline(returns.rise, color=SOURCE_COLOUR, linewidth=1.2, linestyle="--")
-    rises.text(1, returns.rise, "the source's whole rise", ha="right", va="bottom", color=SOURCE_COLOUR, fontsize=8)
-    share = "" if windows.share is None else f": {windows.share:.0%} of it while the source learns"
+    if returns.rises:
+        rises.axhline(returns.rise, color=SOURCE_COLOUR, linewidth=1.2, linestyle="--")
+        place = {"ha": "right", "va": "bottom", "color": SOURCE_COLOUR, "fontsize": 8}
+        rises.text(1, returns.rise, "the source's whole rise", **place)
+    share = "" if windows.share is None else f": {windows.share:.0%} of the source's, while it learns"
     _label(rises, f"Rise within a window{share}", "middle of the window in its history", f"rise of the {what}", 38)
     for axes in (curves, rises):
         axes.set_xlim(0, 1)

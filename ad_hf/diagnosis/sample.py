@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,13 @@ from ad_hf.histories.steps import (
     row_lengths,
     selected_steps,
 )
-from ad_hf.histories.stream import HistoryStream
+from ad_hf.histories.stream import READERS, HistoryStream
 from ad_hf.histories.windows import HistoryWindows
 from ad_hf.progress import ProgressBar
 
 READ_COLUMNS = [name for name in COLUMNS if name != "observations"]
 MOST_STEPS = 1 << 23  # to read: all of a small dataset, and some seconds' work of a large one
-MOST_BLOCKS = 64  # to read them from, which are requests each on the Hub
+MOST_BLOCKS = 256  # to read them from: on the Hub, some requests each
 CURVE_POINTS = 20  # of a history's curve; two of them are a tenth
 WINDOW_EPOCHS = 4  # whose windows are measured: each has windows at other places
 MOST_WINDOWS = 100_000
@@ -57,20 +58,23 @@ class Sample(NamedTuple):
 def read_sample(dataset: HistoryDataset) -> tuple[Sample, bool]:
     """Training histories from regular distances in the files, and whether they are all there are."""
     stream = HistoryStream(dataset, "train", DataConfig(), context_length=1)
-    blocks = stream.blocks(MOST_BLOCKS)
+    blocks = stream.blocks(consumers=1)
     share = min(1.0, MOST_STEPS / stream.num_steps, MOST_BLOCKS / len(blocks))
-    picks = np.linspace(0, len(blocks), max(1, int(share * len(blocks))), endpoint=False).astype(int)
+    picks = np.linspace(0, len(blocks), max(1, int(share * len(blocks))), endpoint=False).astype(int).tolist()
+
+    def read(pick: int) -> Sample:
+        (rows,) = checked_rows([stream.read_rows(blocks[pick], READ_COLUMNS)], *dataset.metadata.spaces)
+        firsts, steps = np.flatnonzero(rows.begins), Steps.of_table(rows.table)
+        lengths = np.add.reduceat(row_lengths(rows.table), firsts)
+        hashes = history_hashes(rows.table["history_id"].take(firsts))
+        return Sample(
+            steps.actions, steps.rewards, steps.ends, lengths, np.asarray(rows.table["task_id"])[firsts], hashes
+        )
+
     parts = []
-    with ProgressBar("read histories", len(picks), "blocks") as bar:
-        for pick in picks.tolist():
-            rows = stream.read_rows(blocks[pick], READ_COLUMNS)
-            (checked,) = checked_rows([rows], *dataset.metadata.spaces)
-            table, firsts = checked.table, np.flatnonzero(checked.begins)
-            steps = Steps.of_table(table)
-            lengths = np.add.reduceat(row_lengths(table), firsts)
-            ids = history_hashes(table["history_id"].take(firsts))
-            tasks = np.asarray(table["task_id"])[firsts]
-            parts.append(Sample(steps.actions, steps.rewards, steps.ends, lengths, tasks, ids))
+    with ProgressBar("read histories", len(picks), "blocks") as bar, ThreadPoolExecutor(READERS) as executor:
+        for part in executor.map(read, picks):
+            parts.append(part)
             bar.update()
     return Sample(*(np.concatenate(values) for values in zip(*parts))), len(picks) == len(blocks)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     names = (path.name for path in files("ad_hf.recipes").iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def recipes_of(env_id: str) -> dict[str, dict[str, Any]]:
+    """The sections `family` of the recipes that come with the package for an environment, by the recipes' names."""
+    families = {name: read_recipe(name)["family"] for name in recipe_names()}
+    return {name: family for name, family in families.items() if family["env_id"] == env_id}
 
 
 def recipe_path(recipe: str | Path) -> Path:
@@ -42,7 +49,12 @@ def add_import_folders(recipe: str | Path) -> None:
     downloaded, and whatever code is in it runs only where the user says so.
     """
     beside, packaged = (os.path.abspath(str(each)) for each in (recipe_path(recipe).parent, files("ad_hf.recipes")))
-    for name in dict.fromkeys([os.getcwd()] if beside == packaged else [beside, os.getcwd()]):
+    import_from([os.getcwd()] if beside == packaged else [beside, os.getcwd()])
+
+
+def import_from(folders: Iterable[str]) -> None:
+    """Append folders to the path of imports, other than those that may have been downloaded."""
+    for name in dict.fromkeys(folders):
         folder = Path(name)
         if not _may_be_downloaded(folder):
             sys.path += [] if name in sys.path else [name]

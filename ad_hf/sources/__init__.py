@@ -1,1 +1,1 @@
-"""Source algorithms: Stable-Baselines3 learners, the recorder of their histories, and collection over many tasks."""
+"""Source algorithms: learners by name or of one's own, and the recorder of their histories."""

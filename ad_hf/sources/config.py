@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ad_hf.envs.tasks import import_callable
+from ad_hf.envs.imports import import_callable
 from ad_hf.settings import check_settings, excerpt, make_section, plain, setting
 
 MOST = (1 << 63) - 1  # of whole numbers in metadata.json
@@ -26,7 +26,9 @@ def _import_path(given: type, where: str) -> str:
             "define it at the top level of a module"
         )
     if import_callable(path, where) is not given:
-        raise ValueError(f"{where}: {path} is another object than the class that was given: define that under a name")
+        raise ValueError(
+            f"{where}: {path} is another class than the one given: give the one that has this import path"
+        )
     return path
 
 
@@ -72,18 +74,18 @@ class SourceConfig:
 
     Args:
         algorithm: Any Stable-Baselines3 or sb3-contrib algorithm, `TabularQ`, `UCB`, `ThompsonSampling` or
-            `NoisedPolicy`, by name; or the import path of a class of your own, in Python also the class: a subclass
-            of one of these, or a `VectorLearner`.
+            `NoisedPolicy`, or the import path of a class of your own. That is a subclass of one of these, or a
+            `VectorLearner`; in Python the class itself will do.
         n_envs: Parallel environments of a learner; each gives one history.
         total_timesteps: Transitions per task and seed, over all environments.
-        hyperparameters: Arguments of the algorithm. Classes among them are import paths, in Python also classes.
+        hyperparameters: Arguments of the algorithm. Classes among them are import paths, or in Python classes.
         seeds: Each task is learnt once with each of them.
         tasks_per_job: Tasks that one learner learns side by side, of those algorithms that can (ad_hf's own). Random
             numbers depend on a task's place among them.
         until_converged: Learn until returns have stopped to improve, from `total_timesteps` at most: settings of
             `ConvergenceConfig` (window, tolerance, patience, return_threshold, min_timesteps); `{}` for its defaults.
-        callbacks: Stable-Baselines3 callbacks of each learner: import paths, in Python also classes, or
-            `{name: import path, kwargs: {...}}`. `{task_id}` and `{seed}` in arguments that are text are filled in.
+        callbacks: Stable-Baselines3 callbacks of each learner: import paths, or `{name: import path, kwargs: {...}}`.
+            In Python a class will do for its path. `{task_id}` and `{seed}` in arguments that are text are filled in.
     """
 
     algorithm: str = "A2C"

@@ -62,7 +62,7 @@ def run(
                 publisher.push_end()
         accelerator.wait_for_everyone()
     finally:
-        accelerator.end_training()
+        trainer.end()
     if trainer.best is not None and trainer.family.tasks("validation"):
         logger.info(
             f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates"

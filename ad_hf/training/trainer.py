@@ -216,6 +216,17 @@ class Trainer:
         model.load_state_dict(weights)
         return model.to(self.accelerator.device)
 
+    def end(self) -> None:
+        """
+        Leave the other processes; the plain model remains. Every process must call this.
+
+        The reducer of DDP drops its process group without releasing the interpreter's lock. Were it the last to do so,
+        it would wait for gloo's thread, which may wait for that lock to drop a tensor, and so for ever.
+        """
+        self.model = self.plain_model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Save whole weights as a model that `from_pretrained` loads."""
         self.plain_model.save_pretrained(folder, state_dict=weights)

@@ -126,6 +126,34 @@ def test_call_after_a_transient_fault_ends_with_the_bytes_of_an_undisturbed_one(
     assert len(same) == (6 if tasks_per_job == 1 else 0)
 
 
+def test_first_tasks_that_all_fail_alike_stop_a_collection_once(tmp_path, caplog):
+    """Though their errors differ in numbers; then it goes on, with the others or with other settings."""
+    settings = {**SMALL, "num_workers": 0, "seeds": [0, 1]}
+    family, folder = make_family(["wraps"] * 4 + [None]), tmp_path / "histories"
+    with pytest.raises(CollectionError, match="the first tasks all failed alike, and the coll") as caught:
+        collect(family, **settings, output_dir=folder)
+    assert [(failure.task_id, failure.seed) for failure in caught.value.failures] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+    ]
+    assert str(caught.value).splitlines()[-1] == "... and 4 more that failed alike"
+    assert len(caplog.records) == 1
+    with pytest.raises(CollectionError, match="8 of 10 tasks and seeds failed"):
+        collect(family, **settings, output_dir=folder)
+    assert tasks_and_seeds(folder) == [(4, 0), (4, 1)]
+
+    family, folder = make_family(["reset"] * 5), tmp_path / "other"
+    with pytest.raises(CollectionError, match="stopped"):
+        collect(family, **settings, output_dir=folder)
+    with pytest.raises(CollectionError, match="stopped"):
+        collect(family, **{**settings, "n_envs": 3}, output_dir=folder)
+    with pytest.raises(CollectionError, match="all tasks of the split 'train' failed, 10 in all"):
+        collect(family, **{**settings, "n_envs": 3}, output_dir=folder)
+
+
 def test_command_line_tells_failed_tasks_from_wrong_settings_and_needs_its_work_to_go_on(tmp_path, capsys):
     recipe, folder = tmp_path / "recipe.yaml", tmp_path / "histories"
     family = {"env_id": "faulty:Faulty-v0", "tasks": [{"goal": 1}, {"goal": 2, "fault": "step"}]}
@@ -148,12 +176,15 @@ def test_command_line_tells_failed_tasks_from_wrong_settings_and_needs_its_work_
 
 
 def test_error_shows_some_failures_and_survives_pickling():
-    failures = [TaskFailure(index, {"goal": index}, 0, f"ValueError: x{index % 12}", "a\nb") for index in range(15)]
+    failures = [
+        TaskFailure(index, {"goal": index}, 0, f"ValueError: {chr(97 + index % 12)} in step {index}", "a\nb")
+        for index in range(15)
+    ]
     error = pickle.loads(pickle.dumps(CollectionError(failures, None, "15 failed")))
     assert error.failures == failures
     lines = str(error).splitlines()
     alike = "... and 1 more that failed alike"
-    assert lines[:5] == ["15 failed", "task 0 {'goal': 0}, seed 0: ValueError: x0", "    a", "    b", alike]
+    assert lines[:5] == ["15 failed", "task 0 {'goal': 0}, seed 0: ValueError: a in step 0", "    a", "    b", alike]
     assert len(lines) == 1 + 10 * 3 + 3 + 1
     assert lines[-1] == "... and 2 more"
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_histories import ARROWS, TORQUES, climb, make_dataset
 from gymnasium import spaces
+from test_readme import python_blocks
 
 import ad_hf
 from ad_hf.cli import main
@@ -225,3 +226,12 @@ def test_the_report_and_its_files(good, tmp_path):
     picture = (tmp_path / "inspection" / "inspection.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) < 200_000
+
+
+def test_the_documented_python_runs_as_written(tiny_histories, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "histories").symlink_to(tiny_histories)
+    (block,) = python_blocks("docs/troubleshooting.md", "Look at the data first")
+    exec(block, {})
+    assert "tasks 6 training tasks" in capsys.readouterr().out
+    assert (tmp_path / "inspection" / "inspection.png").is_file()

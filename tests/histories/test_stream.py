@@ -31,7 +31,6 @@ from history_files import (
 from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONTEXT = 12
 WIDE = 64  # floats of an observation: a few thousand steps fill the smallest buffer
 WIDE_SPACE = spaces.Box(-np.inf, np.inf, (WIDE,), np.float32)
@@ -365,7 +364,7 @@ def test_two_processes_that_stream_go_on_after_a_stop_as_if_there_had_been_none(
 ):
     def train(run, *more):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command += [str(REPOSITORY / "scripts" / "train.py"), "--recipe", str(tiny_recipe_file), "--streaming"]
+        command += ["-m", "ad_hf", "train", "--recipe", str(tiny_recipe_file), "--streaming"]
         command += ["--dataset", str(tiny_histories), "--output_dir", str(run), "--training.eval_episodes", "2", *more]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

@@ -35,3 +35,14 @@ def test_a_dataset_on_the_hub_is_memory_mapped(ad_hf_with_hub, tiny_recipe_file,
         ad_hf_with_hub("train", "--recipe", tiny_recipe_file, "--dataset", dataset, *settings)
         weights.append((run / "model" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_a_dataset_on_the_hub_is_inspected_as_in_its_folder_without_a_download(ad_hf_with_hub, hub, other_seed):
+    ad_hf_with_hub("push", "dataset", other_seed, "user/inspected")
+    hub.clear_log()
+    there, here = (ad_hf_with_hub("inspect", dataset).stdout for dataset in ("user/inspected", other_seed))
+    assert there == here
+    assert "finding" in there.splitlines()[-1]
+    shards = [request for request in hub.requests if request.path.endswith(".parquet") and request.method == "GET"]
+    assert shards
+    assert all(request.range and "train-" in request.path for request in shards)

@@ -50,10 +50,16 @@ def test_unknown_algorithms_and_hyperparameters_are_refused_with_the_known_ones(
         ("A2C", {"env": 1}, "takes no hyper-parameter 'env'"),
         ("TabularQ", {"seed": 1, "common": 2}, "takes no hyper-parameter 'common', 'seed'"),
         ("DQN", {"train_freq": [1, 2]}, r"train_freq must be of type int \| tuple\[int, str\], got \[1, 2\]"),
-        ("DQN", {"replay_buffer_class": "broken_extractors.A"}, "broken_extractors.A' cannot.*division by zero"),
+        ("DQN", {"replay_buffer_class": "broken_extractors.A"}, "broken_extractors.A': .* cannot .*division by zero"),
         *(
-            ("DQN", {"policy_kwargs": {"activation_fn": path}}, f"activation_fn must be the import path.*got '{path}'")
-            for path in ("torch.nn.Relu", "torch.nn.functional.relu", "nothing.Here", "ReLU", "")
+            ("DQN", {"policy_kwargs": {"activation_fn": path}}, f"policy_kwargs.activation_fn {message}")
+            for path, message in (
+                ("torch.nn.Relu", "must be the import path.*got 'torch.nn.Relu': .* no attribute 'Relu'"),
+                ("torch.nn.functional.relu", "must be the import path of a class, got 'torch.nn.functional.relu'"),
+                ("nothing.Here", "'nothing.Here': No module named 'nothing'"),
+                ("ReLU", "'ReLU': No module named 'ReLU'"),
+                ("", "must be the import path.*got ''"),
+            )
         ),
     ):
         with pytest.raises(ValueError, match=message):

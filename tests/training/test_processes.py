@@ -16,8 +16,7 @@ import ad_hf
 from ad_hf.pipeline import collect_recipe
 from ad_hf.training.run_folder import checkpoint_step, list_checkpoints
 
-PLAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
-SHARDED = Path(__file__).with_name("fsdp_on_cpus.py")
+PLAIN, SHARDED = ("-m", "ad_hf", "train"), (Path(__file__).with_name("fsdp_on_cpus.py"),)
 STEPS = ["--training.max_steps", "50", "--training.eval_steps", "25", "--training.optimizer", "adamw"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 both_ways = pytest.mark.parametrize("script", [PLAIN, SHARDED], ids=["DDP", "FSDP"])
@@ -25,7 +24,7 @@ both_ways = pytest.mark.parametrize("script", [PLAIN, SHARDED], ids=["DDP", "FSD
 
 def command(script, recipe, dataset, *settings):
     """Two processes, started by torchrun."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, script]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *script]
     return [*torchrun, "--recipe", recipe, "--dataset", dataset, *settings]
 
 

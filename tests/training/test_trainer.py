@@ -19,7 +19,7 @@ from ad_hf.training.config import TrainingConfig
 from ad_hf.training.machine import choose_precision
 from ad_hf.training.optimizers import make_optimizers
 
-CONFIGS = Path(__file__).resolve().parents[2] / "scripts" / "accelerate_configs"
+CONFIGS = Path(ad_hf.__file__).parent / "accelerate_configs"
 
 
 @pytest.fixture
