@@ -1,16 +1,18 @@
-"""Four chambers with doors between them; somewhere is a goal that cannot be seen."""
+"""Four chambers around a hall; in one of the cells is a goal that cannot be seen."""
 
 import gymnasium as gym
 import numpy as np
 
 ROOM = [
-    "...#...",
-    "...#...",
-    ".......",
-    "##.#.##",
-    ".......",
-    "...#...",
-    "...#...",
+    "....#....",
+    "....#....",
+    "....#....",
+    ".........",
+    "###...###",
+    ".........",
+    "....#....",
+    "....#....",
+    "....#....",
 ]
 FREE = [(row, column) for row, line in enumerate(ROOM) for column, cell in enumerate(line) if cell == "."]
 MOVES = [(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)]  # up, down, left, right, stay
@@ -26,7 +28,7 @@ class WalledRoom(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.cell = (2, 3)  # in a door
+        self.cell = (4, 4)  # in the hall
         return np.array(self.cell), {}
 
     def step(self, action):
