@@ -83,8 +83,8 @@ def train(
     Train a model on learning histories.
 
     Writes `recipe.yaml` (complete), `run.json` (which data, at which revision), `metrics.jsonl`, `training.png`,
-    `checkpoint-N/`, `model/`, the model that did best on the validation tasks, and `verdict.json`, whether it learns in
-    its context, into `output_dir`. Start it with `accelerate launch -m ad_hf train` to train on several processes.
+    `checkpoint-N/`, `model/`, the model that did best on the validation tasks, and `verdict.json`, whether it learns,
+    into `output_dir`. Start it with `accelerate launch -m ad_hf train` to train on several processes.
 
     SIGTERM and Ctrl-C save a checkpoint first; killed at any other moment, a run loses the updates after its last
     one. With `resume` it goes on, and ends as it would have, bit for bit on the same machine.
