@@ -100,6 +100,7 @@ def quickstart(
     num_seeds: Seeds = 3,
     dataset: Name | None = None,
     config_name: Name | None = None,
+    overwrite: Flag = False,
     common: Common = COMMON,
     overrides: Overrides = (),
 ) -> None:
@@ -112,14 +113,16 @@ def quickstart(
         num_seeds: Rollouts per test task.
         dataset: Histories to take instead of collecting any: a folder or a Hub id.
         config_name: Configuration of the dataset.
+        overwrite: Write over the run of another recipe in the output_dir.
     """
     from ad_hf import pipeline
     from ad_hf.evaluation.summary import describe
     from ad_hf.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides)
-    trust = common.trust_remote_code
-    evaluation = pipeline.quickstart(settings, output_dir, num_seeds, num_workers, dataset, config_name, trust)
+    evaluation = pipeline.quickstart(
+        *(settings, output_dir, num_seeds, num_workers, dataset, config_name, common.trust_remote_code, overwrite)
+    )
     print(describe(evaluation, output_dir))
 
 
@@ -255,6 +258,7 @@ def train(
     resume: Name | None = None,
     push_to: Name | None = None,
     push_every: Count | None = None,
+    overwrite: Flag = False,
     common: Common = COMMON,
     overrides: Overrides = (),
 ) -> None:
@@ -269,11 +273,15 @@ def train(
         resume: Go on from a checkpoint: the newest one (latest) if there is any, or this folder or Hub id.
         push_to: Push the model, and meanwhile checkpoints, to this repository, as user/name or user/name@branch.
         push_every: Updates between pushes of checkpoints.
+        overwrite: Write over another run in the output_dir.
     """
     from ad_hf import pipeline
 
-    trust = common.trust_remote_code
-    pipeline.train(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, overrides, trust)
+    pipeline.train(
+        *(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, overrides),
+        trust_remote_code=common.trust_remote_code,
+        overwrite=overwrite,
+    )
     print(f"model: {output_dir}/model   metrics: {output_dir}/metrics.jsonl")
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_
 from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.loop import run
 from ad_hf.training.machine import join_processes
-from ad_hf.training.run_folder import check_run_folder, find_checkpoint
+from ad_hf.training.run_folder import check_run_folder, find_checkpoint, refuse_run, remove_checkpoints
 from ad_hf.training.trainer import Trainer
 
 RANDOM_EPISODES = 10  # of random actions in each environment of an evaluation
@@ -76,6 +77,7 @@ def train(
     push_every: int | None = None,
     overrides: Sequence[str] = (),
     trust_remote_code: bool = False,
+    overwrite: bool = False,
 ) -> ADModel:
     r"""
     Train a model on learning histories.
@@ -112,11 +114,14 @@ def train(
             `["--training.max_steps", "100"]`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether a recipe that comes along with the dataset may name any code, which is imported and runs.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to write over another run in `output_dir`, finished or not, and to remove its checkpoints.
 
     Returns:
         [`ADModel`]: the best model.
 
     Raises:
+        FileExistsError: if `output_dir` holds another run, and neither `resume` nor `overwrite` says what to do.
         FileNotFoundError: for an unknown recipe, dataset or checkpoint.
         OSError: if a checkpoint cannot be written, with the last good one; if files of others are in the place of
             the model and checkpoints.
@@ -141,9 +146,22 @@ def train(
         get_logger(__name__).info(origin)
     with processes.main_process_first():
         checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+        if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
+            refuse_run(output_dir, checkpoint)
     sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
-    run(Trainer(output_dir, opened, *sections, streaming), recipe.to_yaml(), checkpoint, push_to, push_every)
+    trainer = Trainer(output_dir, opened, *sections, streaming)
+    if overwrite and processes.is_main_process:
+        remove_checkpoints(output_dir)
+    run(trainer, recipe.to_yaml(), checkpoint, push_to, push_every)
     return load_model(output_dir / "model")[0]
+
+
+def _is_run_of(recipe: Recipe, output_dir: Path) -> bool:
+    """Whether a folder holds a run of the same recipe."""
+    try:
+        return load_recipe(output_dir / "recipe.yaml").to_yaml() == recipe.to_yaml()
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 @dataclass
@@ -164,6 +182,9 @@ class EvaluatedModel:
             Name and revision of the model, for `evaluation.json`.
         run (`Path`, *optional*):
             Folder of its run, whose model's card gets the results.
+        agent (`str`, *optional*):
+            Its name in the results. The default is AD; ED if the model learnt from the ends of histories alone, DPT if
+            from the actions of another policy. Models of equal seeds get the name of their folder or repository, too.
     """
 
     model: ADModel
@@ -172,6 +193,17 @@ class EvaluatedModel:
     config_name: str | None = None
     origin: dict[str, Any] | None = None
     run: Path | None = None
+    agent: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.agent:
+            data = self.recipe.data
+            self.agent = "DPT" if data.labels is not None else "AD" if data.last_episodes is None else "ED"
+
+    @property
+    def name(self) -> str:
+        """The name of the model, as the user gave it."""
+        return (self.origin or {}).get("name", "one that has no name")
 
     @classmethod
     def load(
@@ -226,13 +258,6 @@ class EvaluatedModel:
             "weights_digest": weights_digest(self.model),
         }
 
-    @property
-    def agent(self) -> str:
-        """AD; ED if the model learnt from the ends of histories alone, DPT if from the actions of another policy."""
-        if self.recipe.data.labels is not None:
-            return "DPT"
-        return "AD" if self.recipe.data.last_episodes is None else "ED"
-
 
 def evaluate_models(
     models: Sequence[EvaluatedModel],
@@ -246,7 +271,8 @@ def evaluate_models(
 
     Args:
         models (`Sequence[EvaluatedModel]`):
-            One model, trainings of one recipe with several seeds and splits, or trainings of several recipes.
+            One model, trainings of one recipe with several seeds and splits, or trainings of several recipes. Those
+            of the same seeds, as with another learning rate, are agents of their own.
         output_dir (`str` or `Path`):
             Folder for `returns.parquet`, `evaluation.json`, `learning_curve.png`, `rooms.png` where tasks are cells of
             a room, and the replay. In the folder of a run, the card of its model shows them; elsewhere they get a card
@@ -268,7 +294,7 @@ def evaluate_models(
         ValueError: for another format, models that are the same training, and histories or a model of other tasks.
     """
     check_formats(replay_formats or ())
-    _check_different(models)
+    _tell_apart(models)
     output_dir, start = writable_folder(output_dir), time.perf_counter()
     families = [TaskFamily(each.recipe.family) for each in models]
     sources = _sources_of(models, families)  # histories that cannot be read are refused before a rollout
@@ -354,18 +380,25 @@ def _tell_run(run: Path, output_dir: Path, results: dict[str, Any]) -> None:
         warnings.warn(f"the card of the model in {run} does not tell of these results: {error}", stacklevel=3)
 
 
-def _check_different(models: Sequence[EvaluatedModel]) -> None:
-    """Refuse to count one training twice."""
-    firsts: dict[Any, EvaluatedModel] = {}
+def _tell_apart(models: Sequence[EvaluatedModel]) -> None:
+    """Name different trainings of the same seeds apart, as those with other settings; refuse one training twice."""
+    groups: dict[Any, list[EvaluatedModel]] = defaultdict(list)
     for each in models:
-        seeds = each.recipe.family.split_seed, each.recipe.training.seed
-        first = firsts.setdefault((each.agent, *seeds), each)
-        if first is not each:
-            names = [(model.origin or {}).get("name", "one that has no name") for model in (first, each)]
-            raise ValueError(
-                f"the models {names[0]} and {names[1]} are the same training: both are {each.agent} with "
-                f"family.split_seed {seeds[0]} and training.seed {seeds[1]}; give trainings of different seeds"
-            )
+        groups[each.agent, each.recipe.family.split_seed, each.recipe.training.seed].append(each)
+    for (agent, split_seed, training_seed), group in groups.items():
+        firsts: dict[str, EvaluatedModel] = {}
+        for each in group if len(group) > 1 else ():
+            first = firsts.setdefault(weights_digest(each.model), each)
+            if first is not each:
+                raise ValueError(
+                    f"the models {first.name} and {each.name} are the same training: both are {agent} with "
+                    f"family.split_seed {split_seed}, training.seed {training_seed} and the same weights"
+                )
+    kinds = {kind for (kind, *_), group in groups.items() if len(group) > 1}
+    for number, each in enumerate(models, start=1):
+        if (kind := each.agent) in kinds:  # all of this kind, since it is unknown which belong together
+            names = [other.name for other in models]
+            each.agent = f"{kind} ({each.name if names.count(each.name) == 1 else number})"
 
 
 def quickstart(
@@ -376,6 +409,7 @@ def quickstart(
     dataset: str | Path | None = None,
     config_name: str | None = None,
     trust_remote_code: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     r"""
     Collect learning histories, train a model on them, and report how it learns test tasks in its context.
@@ -396,13 +430,20 @@ def quickstart(
             Configuration in it.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             See [`~ad_hf.collect`].
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to write over the run of another recipe. One of the same recipe is trained and evaluated anew.
 
     Returns:
         `dict`: the content of `evaluation.json`.
+
+    Raises:
+        FileExistsError: if `output_dir` holds the run of another recipe, without `overwrite`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     output_dir = local_path(output_dir)
     check_run_folder(output_dir)
+    if not (overwrite or _is_run_of(recipe, output_dir)):
+        refuse_run(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     histories: str | Path
@@ -410,7 +451,7 @@ def quickstart(
         recipe, output_dir / "histories", num_workers, trust_remote_code=trust_remote_code
     )
     collected = time.perf_counter()
-    model = train(recipe, histories, output_dir, config_name)
+    model = train(recipe, histories, output_dir, config_name, overwrite=True)
     trained = time.perf_counter()
     seconds = {"collect": round(collected - begin, 1), "train": round(trained - collected, 1)}
     own = EvaluatedModel(model, recipe, histories, config_name)

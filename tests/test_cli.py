@@ -175,6 +175,44 @@ def test_help_all_lists_the_settings_that_a_verb_reads_in_a_whole_sentence_each(
     assert whole.rstrip(".") in " ".join(capsys.readouterr().out.split())
 
 
+def test_nothing_that_was_computed_is_lost(tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train = ["train", "--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", run]
+    quickstart = ["quickstart", "--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", run]
+    other = ["--training.learning_rate", "1e-3"]
+    for words in (
+        train,
+        [*train, *other],
+        [*quickstart, *other],
+        [*train, *other, "--resume", tiny_run / "checkpoint-10"],
+    ):
+        assert "checkpoint-10/: go on with it by --resume latest, give another" in fails(capsys, *words)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main([*map(str, train), "--resume", "latest"]) == 0
+    assert (run / "model" / "model.safetensors").read_bytes() == before[run / "model" / "model.safetensors"]
+    (run / "checkpoint-99").mkdir()  # of a longer run
+    (run / "checkpoint-99" / "training_state.json").touch()
+    assert main([*map(str, train), *other, "--overwrite"]) == 0
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-10"]
+    assert (run / "model" / "model.safetensors").read_bytes() != before[run / "model" / "model.safetensors"]
+
+
+def test_trainings_of_the_same_seeds_are_told_apart_by_name(
+    tiny_recipe_file, tiny_run, tiny_histories, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_run, tmp_path / "fast")
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--recipe", str(tiny_recipe_file), "--dataset", str(tiny_histories), "--output_dir", "slow"]
+    assert main([*train, "--training.learning_rate", "1e-4"]) == 0
+    assert main(["evaluate", "--model", "fast", "slow", "--output_dir", "seen", "--num_seeds", "1"]) == 0
+    found = json.loads(Path("seen/evaluation.json").read_text())
+    assert set(found["agents"]) == {"AD (fast)", "AD (slow)", "random"}
+    assert [each["agent"] for each in found["models"]] == ["AD (fast)", "AD (slow)"]
+    assert [found["agents"][each["agent"]]["num_models"] for each in found["models"]] == [1, 1]
+    assert "\n| AD (slow) (this model) | " in Path("slow/model/README.md").read_text()
+
+
 def test_evaluate_compares_trainings_with_their_source_by_the_recipes_of_their_runs(
     tiny_recipe_file, tiny_run, tiny_histories, tmp_path, capsys
 ):
@@ -248,7 +286,7 @@ REFUSED = [
     ("evaluate --output_dir OUT --model BARE", "comes without the recipe of its run: give one with --recipe"),
     (
         "evaluate --model RUN MODEL --output_dir OUT",
-        "are the same training: both are AD with family.split_seed 0 and training.seed",
+        "are the same training: both are AD with family.split_seed 0, training.seed 0 and the same weights",
     ),
 ]
 

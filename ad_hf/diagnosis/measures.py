@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 from scipy.stats import mannwhitneyu
 
 from ad_hf.diagnosis.sample import Sample, Windows, curves_of
-from ad_hf.envs.spaces import categories
+from ad_hf.envs.spaces import LARGEST, categories
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.evaluation.curves import bootstrap_means, interval
 from ad_hf.histories.steps import Episodes, find_episodes
@@ -23,7 +23,7 @@ EQUAL = 1e-9  # part of a value's range up to which two values are rounded forms
 NEAR = 0.01  # part of a value's range: a hundredth of it is the same task to any policy
 CROWDED = 0.05  # of the usual distance between training tasks, which in a dense family is small itself
 
-MOST_CURVES = 100
+MOST_CURVES = 100  # of tasks, in the picture; as many stand for the distance between training tasks
 
 
 @dataclass
@@ -71,7 +71,7 @@ def task_points(tasks: Sequence[Mapping[str, Any]]) -> np.ndarray:
     points = []
     for name in sorted(set().union(*rows)):
         values = [row.get(name) for row in rows]
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        if all(isinstance(value, int | float) and abs(value) < LARGEST for value in values):
             column = np.array(values, dtype=np.float64)
             points.append((column - column.min()) / (np.ptp(column) or 1.0))
         else:
@@ -88,12 +88,12 @@ def measure_tasks(tasks: Sequence[Mapping[str, Any]]) -> TaskNumbers:
         return TaskNumbers(counts, counts["train"], None, [], 0)
     is_train = of_splits == "train"
     own, others = points[is_train], points[~is_train]
-    tree = KDTree(own)
-    gaps = tree.query(own, k=2, p=np.inf)[0][:, 1] if len(own) > 1 else np.ones(1)
-    twins = tree.query_ball_point(own, EQUAL, p=np.inf)
-    distinct = sum(min(each) == number for number, each in enumerate(twins))
+    distinct = len(np.unique(np.round(own / EQUAL), axis=0))
     if not len(others):
         return TaskNumbers(counts, distinct, None, [], 0)
+    tree = KDTree(own)
+    some = own[:: -(-len(own) // MOST_CURVES)]
+    gaps = tree.query(some, k=2, p=np.inf)[0][:, 1]  # infinite for a task alone
     distances, places = tree.query(others, p=np.inf)
     limit = max(EQUAL, min(NEAR, CROWDED * float(np.median(gaps))))
     near = np.flatnonzero(distances <= limit)

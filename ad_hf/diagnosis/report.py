@@ -74,7 +74,8 @@ def _rows(inspection: Inspection) -> list[tuple[str, str]]:
 
 def _nearest(tasks: TaskNumbers) -> str:
     if tasks.nearest is not None:
-        return f"; a held-out one is {tasks.nearest:.0%} of a value's range from the nearest of training (median)"
+        text = "; held-out ones differ from the nearest training task by {:.0%} of a value's range (median)"
+        return text.format(tasks.nearest)
     if tasks.splits["validation"] + tasks.splits["test"]:
         return "; without keyword arguments, which would tell whether a held-out task is a training task"
     return ""

@@ -6,10 +6,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import gymnasium as gym
-
 from ad_hf.envs.spaces import space_to_json
-from ad_hf.envs.task_family import TaskFamily
+from ad_hf.envs.task_family import TaskFamily, UnknownEnvironmentError
 from ad_hf.histories.dataset import HistoryDataset
 
 
@@ -46,7 +44,7 @@ def check_family(family: TaskFamily, dataset: HistoryDataset) -> None:
     check_tasks(family, dataset)
     try:
         envs = family.make_vec(family.tasks()[:1])
-    except gym.error.Error as error:
+    except UnknownEnvironmentError as error:
         if not family.tasks("validation"):
             return  # a model can learn from data of an environment that is not installed, but not act in it
         raise ValueError(

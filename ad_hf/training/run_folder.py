@@ -11,7 +11,7 @@ from typing import Any
 from ad_hf.evaluation.summary import EVALUATION_FILES
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.hub.model_files import CHECKPOINT_FOLDER, RESULT_FILES, STATE_FILE
-from ad_hf.storage.files import local_path, refuse_other, remove_leftovers, write_text
+from ad_hf.storage.files import local_path, refuse_other, remove_folder, remove_leftovers, write_text
 from ad_hf.storage.repositories import HUB_ID, find_repository
 
 VERDICT_FILE = "verdict.json"
@@ -28,6 +28,28 @@ def check_run_folder(output_dir: Path, resumed: bool = False) -> None:
     for path in list_checkpoints(output_dir):
         if not (resumed and path.is_dir()):  # a run that is resumed says which of its checkpoints are damaged
             refuse_other(path, STATE_FILE)
+
+
+def refuse_run(output_dir: Path, checkpoint: Path | None = None) -> None:
+    """
+    Refuse a folder that holds a run, finished or not, unless it goes on from a checkpoint in the folder.
+
+    Raises:
+        FileExistsError: with the ways on.
+    """
+    held = next(reversed(list_checkpoints(output_dir)), output_dir / "model")
+    if not held.exists() or (checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve()):
+        return
+    raise FileExistsError(
+        f"{output_dir} holds a run already, with {held.name}/: go on with it by --resume latest, give another "
+        "output_dir, or write over it by --overwrite (resume='latest', overwrite=True)"
+    )
+
+
+def remove_checkpoints(output_dir: Path) -> None:
+    """Remove the checkpoints of a run that is written over."""
+    for path in list_checkpoints(output_dir):
+        remove_folder(path)
 
 
 def prepare_run_folder(output_dir: Path, recipe: str, run: dict[str, Any]) -> None:

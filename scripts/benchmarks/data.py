@@ -8,7 +8,8 @@ Histories of random vectors (17 numbers and an action a step, which no codec mak
 convert` writes them, and the model of Dark Room's recipe is trained on them by the real `Trainer`, in runs of
 processes of their own, in turns: from memory, on a dataset of the same shape that fits into it; from memory-mapped
 files; and streamed. What is in files is dropped from the page cache before each run. RssAnon, the memory that no file
-stands behind, is read from /proc/self/status all the while, in training and in a whole epoch without training.
+stands behind, is read from /proc/self/status all the while, in training and in a whole epoch without training; the
+latter also in a `DataLoader` over the datasets for a loop of one's own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from gymnasium import spaces
+from torch.utils.data import DataLoader
 
+from ad_hf import HistoryWindowsDataset, IterableHistoryWindowsDataset, collate_windows, config_from_dataset
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata, history_features
@@ -50,6 +53,10 @@ HISTORY_STEPS, EPISODE_STEPS, STREAMS = 5000, 100, 20
 FAMILY: dict[str, Any] = {"env_id": "benchmark/Vectors-v0", "tasks": [{}]}
 MODES = ("in_memory", "memory_mapped", "streamed")
 WARM_UP = 5  # updates
+OWN_LOOP: dict[str, Any] = {  # of epochs without training: in a DataLoader
+    "memory_mapped_dataset": HistoryWindowsDataset,
+    "streamed_dataset": IterableHistoryWindowsDataset,
+}
 QUARTERS = ("25%", "50%", "75%", "100%")
 
 
@@ -164,20 +171,28 @@ def read_epoch(dataset: Path, mode: str) -> dict[str, Any]:
     keep_freed_memory()
     opened = HistoryDataset.open(dataset)
     size, length = recipe.training.batch_size, recipe.model.context_length
-    batches: WindowBatches | StreamedBatches
-    if mode == "streamed":
+    start, first = time.perf_counter(), 0.0
+    batches: WindowBatches | StreamedBatches | DataLoader
+    if mode in OWN_LOOP:
+        windows = OWN_LOOP[mode](dataset, config_from_dataset(opened, context_length=length))
+        batches = DataLoader(windows, size, collate_fn=collate_windows)
+    elif mode == "streamed":
         batches = StreamedBatches(HistoryStream(opened, "train", DataConfig(), length), size)
     else:
         batches = WindowBatches(HistoryWindows(opened.histories("train"), *opened.metadata.spaces, length), size)
-    count, start = 0, time.perf_counter()
-    with AnonymousMemory() as memory, closing(iter(batches)) as iterator:
-        for _ in itertools.takewhile(lambda _: not _epoch(batches), iterator):
-            count += 1
-    rate = count * size * length / (time.perf_counter() - start)
-    return {"tokens_per_second": round(rate), "rss_anon_mb": memory.quarters()}
+    count, opened_at = 0, time.perf_counter()
+    with AnonymousMemory() as memory, closing(batch for batch in batches) as iterator:
+        for count, _ in enumerate(itertools.takewhile(lambda _: not _epoch(batches), iterator), start=1):
+            if count == 1:
+                first = time.perf_counter() - start
+    rate = count * size * length / (time.perf_counter() - opened_at)
+    figures = {"tokens_per_second": round(rate), "seconds_to_first_batch": round(first, 2)}
+    return {**figures, "rss_anon_mb": memory.quarters()}
 
 
-def _epoch(batches: WindowBatches | StreamedBatches) -> int:
+def _epoch(batches: WindowBatches | StreamedBatches | DataLoader) -> int:
+    if isinstance(batches, DataLoader):  # ends by itself
+        return 0
     state = batches.state_dict()
     return state["places"][0][0] if isinstance(batches, StreamedBatches) else state["epoch"]
 
@@ -213,7 +228,7 @@ def measure(folder: Path, gigabytes: float, updates: int, rounds: int) -> dict[s
             runs[mode].append(run_child(cache, "train", small if mode == "in_memory" else large, mode, updates))
             print(json.dumps({"turn": turn, "mode": mode, **runs[mode][-1]}), file=sys.stderr, flush=True)
     epochs = {}
-    for mode in MODES[1:]:
+    for mode in (*MODES[1:], *OWN_LOOP):
         forget_files(folder)
         epochs[mode] = run_child(cache, "epoch", large, mode)
     rates = {mode: float(np.mean([run["tokens_per_second"] for run in parts])) for mode, parts in runs.items()}

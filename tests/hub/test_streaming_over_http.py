@@ -283,3 +283,32 @@ def test_reads_that_keep_failing_end_training_with_one_line(hub, train, tiny_his
     last = refusal(train("local/down", "run", "--streaming", check=False))
     assert "local/down" in last
     assert "503" in last
+
+
+WINDOWS = """
+import sys
+from datasets import load_dataset
+from torch.utils.data import DataLoader
+import ad_hf
+
+name = "local/histories"
+config = ad_hf.config_from_dataset(name, context_length=24)
+rows = load_dataset(name, split="train", streaming=True)
+whole = ad_hf.HistoryWindowsDataset(name, config)
+
+def read(windows, workers):
+    batches = DataLoader(windows, 8, collate_fn=ad_hf.collate_windows, num_workers=workers)
+    return sorted(str([each.tolist() for each in window]) for batch in batches for window in zip(*batch.values()))
+
+expected = read(whole, 0)
+for source in (rows, name):
+    print(read(ad_hf.IterableHistoryWindowsDataset(source, config), 2) == expected, len(expected) > 40)
+"""
+
+
+def test_windows_for_a_loop_of_ones_own_stream_from_the_hub(hub, ad_hf_with_hub, rewritten):
+    """As rows of `load_dataset` and by name, in workers that are forked from a process that has read from it."""
+    publish(hub, "local/histories", rewritten("wide", shards=3, copies=2))
+    done = ad_hf_with_hub(script=WINDOWS)
+    assert done.stdout.splitlines() == ["True True"] * 2
+    assert len(ranges(hub)) > 6

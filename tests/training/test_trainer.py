@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from history_files import make_table, open_dataset, write_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import losses, metrics, same_weights
 
 import ad_hf
+from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.pipeline import EvaluatedModel, evaluate_models
-from ad_hf.training.compatibility import check_tasks
+from ad_hf.training.compatibility import check_family, check_tasks
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.machine import choose_precision
 from ad_hf.training.optimizers import make_optimizers
@@ -198,3 +200,12 @@ def test_some_of_the_tasks_are_enough_to_evaluate(tiny_recipe, tiny_histories, t
     check_tasks(family, dataset, "test")
     with pytest.raises(ValueError, match="holds histories of other tasks"):
         check_tasks(family, dataset)
+
+
+def test_data_of_an_environment_that_is_not_here_can_be_trained_on_where_no_task_is_acted_on(tmp_path):
+    dataset = open_dataset(write_dataset(tmp_path / "data", [make_table([30])]))
+    family = TaskFamily("test/Histories-v0", [{}])
+    check_family(family, dataset)
+    family.all_tasks += [replace(family.all_tasks[0], task_id=1, split="validation")]
+    with pytest.raises(ValueError, match=r"cannot be made, which the recipe's validation tasks need.*not found"):
+        check_family(family, dataset)
