@@ -88,7 +88,7 @@ def of_tasks(tasks: TaskNumbers) -> Iterator[Finding]:
         )
 
 
-def of_returns(returns: ReturnNumbers, rewards: RewardNumbers, histories: HistoryNumbers) -> Iterator[Finding]:
+def of_returns(returns: ReturnNumbers, rewards: RewardNumbers) -> Iterator[Finding]:
     """Findings about the source: what does not improve teaches no improvement."""
     improving = returns.improving / returns.tasks if returns.tasks else float(returns.rises)
     if returns.rises and improving >= LEAST_IMPROVING:

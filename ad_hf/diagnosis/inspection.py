@@ -107,7 +107,7 @@ def inspect_dataset(
     returns, rewards = measure_returns(sample, of_steps), measure_rewards(sample)
     windows = measure_windows(windows_of(kept, opened, context_length, of_steps), kept, returns, of_steps)
     actions = measure_actions(sample.actions, metadata.spaces[1])
-    flat = list(find.of_returns(returns, rewards, histories))
+    flat = list(find.of_returns(returns, rewards))
     shared = {"env_id": metadata.env_id, "independent_streams": metadata.source.get("independent_streams")}
     return Inspection(
         dataset={**opened.to_json(), **shared},
