@@ -83,8 +83,8 @@ def train(
     Train a model on learning histories.
 
     Writes `recipe.yaml` (complete), `run.json` (which data, at which revision), `metrics.jsonl`, `training.png`,
-    `checkpoint-N/` and `model/`, the model that did best on the validation tasks, into `output_dir`. Start it with
-    `accelerate launch -m ad_hf train` to train on several processes.
+    `checkpoint-N/`, `model/`, the model that did best on the validation tasks, and `verdict.json`, whether it learns,
+    into `output_dir`. Start it with `accelerate launch -m ad_hf train` to train on several processes.
 
     SIGTERM and Ctrl-C save a checkpoint first; killed at any other moment, a run loses the updates after its last
     one. With `resume` it goes on, and ends as it would have, bit for bit on the same machine.
@@ -149,6 +149,8 @@ def train(
         if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
             refuse_run(output_dir, checkpoint)
     sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
+    # It outlives the loading of the model: gloo's thread may still need Python to free the last barrier, and waits for
+    # ever if the process group is freed first.
     trainer = Trainer(output_dir, opened, *sections, streaming)
     if overwrite and processes.is_main_process:
         remove_checkpoints(output_dir)

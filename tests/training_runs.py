@@ -47,6 +47,7 @@ def same_weights(folder, other):
 def assert_ended_alike(run, expected):
     assert metrics(run) == metrics(expected)
     assert same_weights(run / "model", expected / "model")
+    assert (run / "verdict.json").read_text() == (expected / "verdict.json").read_text()
 
 
 @contextmanager
