@@ -158,8 +158,8 @@ def test_worker_that_does_not_see_the_folder_is_explained(cluster):
 def test_modules_beside_a_recipe_are_found_and_environments_of_the_driver_are_not(cluster, tmp_path):
     text = Path(faulty.__file__).read_text().replace("faulty:", "beside_ray:").replace("-v0", "BesideRay-v0")
     (tmp_path / "beside_ray.py").write_text(text)
-    recipe = {"family": {"env_id": "beside_ray:FaultyBesideRay-v0", "tasks": [{"goal": 1}, {"goal": 2}]}, "source": SMALL}
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    family = {"env_id": "beside_ray:FaultyBesideRay-v0", "tasks": [{"goal": 1}, {"goal": 2}]}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"family": family, "source": SMALL}))
     command = ["collect", "--recipe", str(tmp_path / "recipe.yaml"), "--executor", "ray"]
     try:
         assert main([*command, "--output_dir", str(tmp_path / "histories")]) == 0
