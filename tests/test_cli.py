@@ -190,6 +190,7 @@ def test_nothing_that_was_computed_is_lost(tiny_recipe_file, tiny_run, tiny_hist
         assert "checkpoint-10/: go on with it by --resume latest, give another" in fails(capsys, *words)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert main([*map(str, train), "--resume", "latest"]) == 0
+    assert main(list(map(str, quickstart))) == 0  # of the same recipe, again
     assert (run / "model" / "model.safetensors").read_bytes() == before[run / "model" / "model.safetensors"]
     (run / "checkpoint-99").mkdir()  # of a longer run
     (run / "checkpoint-99" / "training_state.json").touch()
