@@ -2,14 +2,16 @@
 
 import random
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from faulty import SMALL, contents, make_family
+from faulty import SMALL, Faulty, contents, make_family
 from torch.distributions import Distribution
 
 from ad_hf import CollectionError
 from ad_hf.collection.collect import collect
+from ad_hf.envs.task_family import TaskFamily
 from ad_hf.histories.schema import read_metadata
 
 FAULTS = [None, "step", None, "exit", None]
@@ -52,3 +54,15 @@ def test_ctrl_c_ends_it_and_the_next_call_goes_on(tmp_path, capsys):
     collect(family, **settings, output_dir=tmp_path / "histories")
     assert len(read_metadata(tmp_path / "histories").progress["rows"]) == 6
     assert "/360" in capsys.readouterr().err  # the bar counts transitions
+
+
+def test_what_workers_cannot_see_is_refused_in_one_line_and_learnt_here(tmp_path):
+    gym.register("OnlyHere-v0", Faulty, max_episode_steps=5)
+    for settings, message in (
+        ({}, "^worker processes do not know the environment OnlyHere-v0, .* collect with num_workers=0$"),
+        ({"optimal_return": lambda **task: 1.0}, r"^worker processes cannot import .*lambda.*num_workers=0$"),
+    ):
+        family, folder = TaskFamily("OnlyHere-v0", [{"goal": 1}], **settings), tmp_path / str(len(settings))
+        with pytest.raises(ValueError, match=message):
+            collect(family, **SMALL, output_dir=folder, num_workers=1)
+        assert collect(family, **SMALL, output_dir=folder, num_workers=0) == folder

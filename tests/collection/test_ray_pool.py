@@ -1,5 +1,6 @@
 """Collection on a Ray cluster: the files of the local executor, whatever is lost on the way."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,15 +8,19 @@ import threading
 import time
 from pathlib import Path
 
+import faulty
+import gymnasium as gym
 import pytest
 from faulty import SMALL, contents, make_family
 
 from ad_hf import CollectionError
+from ad_hf.cli import main
 from ad_hf.collection import ray_pool
 from ad_hf.collection.collect import collect
 from ad_hf.collection.executors import run_jobs
 from ad_hf.collection.jobs import Job, Outcome
 from ad_hf.collection.ray_pool import RayPool
+from ad_hf.envs.task_family import TaskFamily
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
@@ -147,6 +152,23 @@ def test_worker_that_does_not_see_the_folder_is_explained(cluster):
     jobs = [Job((task,), 0) for task in make_family([None] * 2).tasks()]
     with pytest.raises(FileNotFoundError, match=r"/shared/histories.*all machines share, or a URL"):
         list(run_jobs(RayPool(NoSuchFolder(), lambda added: None, 1), jobs))
+
+
+@pytest.mark.slow
+def test_modules_beside_a_recipe_are_found_and_environments_of_the_driver_are_not(cluster, tmp_path):
+    text = Path(faulty.__file__).read_text().replace("faulty:", "beside_ray:").replace("-v0", "BesideRay-v0")
+    (tmp_path / "beside_ray.py").write_text(text)
+    family = {"env_id": "beside_ray:FaultyBesideRay-v0", "tasks": [{"goal": 1}, {"goal": 2}]}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"family": family, "source": SMALL}))
+    command = ["collect", "--recipe", str(tmp_path / "recipe.yaml"), "--executor", "ray"]
+    try:
+        assert main([*command, "--output_dir", str(tmp_path / "histories")]) == 0
+    finally:
+        sys.path.remove(str(tmp_path))
+    gym.register("OfTheDriver-v0", faulty.Faulty, max_episode_steps=5)
+    family = TaskFamily("OfTheDriver-v0", [{"goal": 1}])
+    with pytest.raises(ValueError, match="worker processes do not know the environment"):
+        collect(family, **SMALL, output_dir=tmp_path / "none", executor="ray")
 
 
 def test_the_command_leaves_the_files_of_the_local_executor(tmp_path, tiny_recipe_file, tiny_histories):

@@ -21,7 +21,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from ad_hf import ADConfig, HistoryWindowsDataset, IterableHistoryWindowsDataset, collate_windows
 from ad_hf.envs.spaces import space_to_json
+from ad_hf.histories.schema import history_features
 from ad_hf.histories.windows import WindowBatches
+from ad_hf.histories.writer import history_table
+from ad_hf.sources.recorder import RecordedSteps
 
 CONTEXT = 12
 SPACES = {"observation_space": space_to_json(OBSERVATIONS), "action_space": space_to_json(ACTIONS)}
@@ -163,6 +166,20 @@ def test_no_more_histories_are_in_memory_than_a_buffer_holds():
     for window in windows:
         seen.setdefault(int(window["observations"][0, 0]), len(read_so_far))
     assert seen == {0: 2, 1: 3, 2: 4, 3: 5, 4: 6, 5: 6}
+
+
+def test_frames_are_those_that_were_recorded():
+    images, size = spaces.Box(0, 255, (4, 5, 3), np.uint8), (3, 40)
+    frames = np.random.default_rng(0).integers(0, 256, (*size, 4, 5, 3), dtype=np.uint8)
+    ends = np.broadcast_to(np.arange(1, 41) % 10 == 0, size)
+    recorded = RecordedSteps(frames, np.zeros(size, np.int64), np.zeros(size), ends, ends & False, [frames[0, :4]] * 3)
+    rows = Dataset(history_table(recorded, history_features(images, ACTIONS), 0, 0, 15))
+    config = ADConfig(**{**SPACES, "observation_space": space_to_json(images)}, context_length=CONTEXT)
+    expected = {history[step : step + CONTEXT].tobytes() for history in frames for step in range(29)}
+    for kind in (HistoryWindowsDataset, IterableHistoryWindowsDataset):
+        found = {window["observations"].numpy().tobytes() for window in kind(rows, config)}
+        assert len(found) > 6
+        assert found <= expected
 
 
 def test_rows_made_by_hand_are_taken_in_any_type_that_holds_their_values(folder):
