@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -122,3 +123,21 @@ def test_the_learners_of_ones_own_learn_as_their_page_shows(tmp_path, monkeypatc
     rows = read_metadata("histories").progress["rows"]
     first, last = np.mean([row[4:6] for row in rows], axis=0)
     assert last > first + 2  # of returns of at most 12
+
+
+def test_histories_of_ones_own_lead_to_a_rollout_as_their_page_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "your_own_histories.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code.replace("STREAMS, STEPS, SIZE = 8, 1000, 5", "STREAMS, STEPS, SIZE = 2, 400, 5"), {})
+    convert, inspect, train, rollout = re.findall(r"^ad-hf (.*)$", text, re.MULTILINE)
+    assert main(shlex.split(convert)) == 0
+    assert main(shlex.split(inspect)) == 0
+    few = ["--training.max_steps=2", "--training.eval_steps=2", "--training.eval_episodes=2"]
+    assert main([*shlex.split(train), *few, "--rollout.num_episodes=3", "--model.context_length=40"]) == 0
+    assert "other settings of the packaged recipe dark_room" in capsys.readouterr().err
+    assert main([*shlex.split(rollout), "--num_seeds", "1"]) == 0
+    evaluation = json.loads(Path("run/evaluation.json").read_text())
+    assert [*evaluation["agents"]] == ["AD", "random", "source"]
+    assert evaluation["source"]["algorithm"] == "Q-learning"
+    assert evaluation["agents"]["AD"]["num_tasks"] == 5

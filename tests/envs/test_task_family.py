@@ -151,6 +151,7 @@ def given_number(number):
         ({"num_validation_tasks": 40, "num_test_tasks": 41}, "leave none of 81 tasks to train on"),
         ({"num_test_tasks": -1}, r"family\.num_test_tasks must be at least 0"),
         ({"num_test_tasks": 15, "num_train_tasks": 67}, "num_train_tasks must be from 1 to 66"),
+        ({"task_ids": {"train": [0]}}, "task_ids are the numbers of the tasks of family.splits"),
         ({"num_train_tasks": 0}, r"family\.num_train_tasks must be at least 1"),
         ({"report_by": "door"}, r"family\.report_by: no task has the keyword argument 'door'"),
         ({"attributes": ["tau"]}, r"family\.attributes.* for tau"),
@@ -165,6 +166,8 @@ def given_number(number):
                 ({"train": [3]}, {}, r"splits\.train\.tasks: \[0\] must be a mapping"),
                 ({"train": {"tasks": GOALS, "grid": {"goal": [[0, 0]]}}}, {}, r"splits\.train needs one of tasks"),
                 (SPLIT_GOALS, {"num_test_tasks": 1}, "says which tasks each split has"),
+                ({"train": GOALS[:2]}, {"task_ids": {"train": [3, 3]}}, "task_ids must hold a different whole number"),
+                ({"train": GOALS[:2]}, {"task_ids": {"train": [3]}}, r"task_ids.*which have {'train': 2} tasks"),
                 ({"train": GOALS[:2], "test": GOALS[1:2]}, {}, r"train\[1\] and test\[0\] are the same task"),
             )
         ),
