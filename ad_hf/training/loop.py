@@ -102,6 +102,8 @@ class _Loop:
         ):
             if trainer.unvalidated is not None:
                 self._finish_step(done, trainer.unvalidated)
+                if self._signal():  # again
+                    self._save(done)
             for step in range(done + 1, self.config.max_steps + 1):
                 loss = trainer.update(batches, step)
                 bar.update(tokens_per_step)

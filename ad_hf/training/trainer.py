@@ -144,7 +144,7 @@ class Trainer:
         parts = [next(batches) for _ in range(self.config.gradient_accumulation_steps)]
         # The mean is over the steps of all windows, padding apart, however they are divided.
         steps = [
-            int(part["attention_mask"].sum()) if "attention_mask" in part else part["labels"][..., :1].numel()
+            int(part["attention_mask"].sum()) if "attention_mask" in part else part["labels"].shape[:2].numel()
             for part in parts
         ]
         total = int(accelerator.reduce(torch.tensor(sum(steps), device=accelerator.device)))
