@@ -129,7 +129,7 @@ def test_histories_of_ones_own_lead_to_a_rollout_as_their_page_shows(tmp_path, m
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "your_own_histories.md").read_text(encoding="utf-8").replace("\\\n", " ")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(code.replace("STREAMS, STEPS, SIZE = 8, 1000, 5", "STREAMS, STEPS, SIZE = 2, 400, 5"), {})
+    exec(code.replace("STREAMS, STEPS, SIZE = 8, 1000, 7", "STREAMS, STEPS, SIZE = 2, 200, 7"), {})
     convert, inspect, train, rollout = re.findall(r"^ad-hf (.*)$", text, re.MULTILINE)
     assert main(shlex.split(convert)) == 0
     assert main(shlex.split(inspect)) == 0
@@ -140,4 +140,4 @@ def test_histories_of_ones_own_lead_to_a_rollout_as_their_page_shows(tmp_path, m
     evaluation = json.loads(Path("run/evaluation.json").read_text())
     assert [*evaluation["agents"]] == ["AD", "random", "source"]
     assert evaluation["source"]["algorithm"] == "Q-learning"
-    assert evaluation["agents"]["AD"]["num_tasks"] == 5
+    assert evaluation["agents"]["AD"]["num_tasks"] == 10
