@@ -194,7 +194,8 @@ def _source(observations: spaces.Space, actions: spaces.Space, context: int) -> 
 
 def _active(variations: Sequence[Variation]) -> list[Variation]:
     """Those by which tasks differ: arguments of the constructor, or attributes where the arguments make few tasks."""
-    arguments = [each for each in variations if each.matters and not each.is_attribute][:MOST_DIFFERENCES]
+    arguments = [each for each in variations if not each.is_attribute and (each.matters or each.is_limited)]
+    arguments = arguments[:MOST_DIFFERENCES]
     attributes = [each for each in variations if each.is_attribute][:MOST_DIFFERENCES]
     few = all(each.values for each in arguments) and math.prod(len(each.values) for each in arguments) < 16
     return attributes if few and attributes else arguments

@@ -12,6 +12,7 @@ from ad_hf.recipe import load_recipe
 # Environment, options, algorithm, context length, time limit that is set, tasks, their arguments.
 DRAFTS = [
     ("drafted_rooms:DraftedRoom-v0", [], "TabularQ", 100, None, 22, {"goal"}),
+    ("worlds.walled_room:WalledRoom-v0", [], "TabularQ", 100, None, 69, {"goal"}),
     ("drafted_rooms:DraftedLock-v0", ["--env_kwargs", '{"code": [3, 0, 1]}'], "PPO", 800, 200, 64, {"code"}),
     ("FrozenLake-v1", [], "TabularQ", 160, None, 64, {"is_slippery", "success_rate", "reward_schedule"}),
     ("CartPole-v1", [], "PPO", 400, 100, 64, {"gravity", "masspole", "total_mass"}),

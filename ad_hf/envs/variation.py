@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from itertools import islice
@@ -48,6 +49,8 @@ class Variation:
             Its entry in a grid, if there are few values.
         matters (`bool`):
             Whether random play differs.
+        is_limited (`bool`):
+            Whether the values are all whole numbers that the constructor takes, such as a task's index.
         is_attribute (`bool`):
             Whether it is an attribute of `env.unwrapped`.
     """
@@ -58,6 +61,7 @@ class Variation:
     values: list[Any] = field(default_factory=list)
     listed: Any = None
     matters: bool = True
+    is_limited: bool = False
     is_attribute: bool = False
 
 
@@ -117,7 +121,8 @@ def _vary(
             return None
         return probed if probed.spaces == base.spaces else None
 
-    for random in _ranges(default, *base.spaces):
+    limited = _limited(default, lambda value: probe(value, 0) is not None)
+    for random in [*limited, *_ranges(default, *base.spaces)]:
         grid, values = _all_values(random)
         if values:
             working = [value for value in values if probe(value, 0)]
@@ -130,8 +135,16 @@ def _vary(
         if len(probes) > 1 and all(probes):
             matters = any(each is not None and each.steps != base.steps for each in probes)
             if matters or default is not None:
-                return Variation(name, default, random, values, grid, matters, is_attribute)
+                return Variation(name, default, random, values, grid, matters, random in limited, is_attribute)
     return None
+
+
+def _limited(default: Any, works: Callable[[int], bool]) -> list[dict[str, Any]]:
+    """All whole numbers from 0 that work, if there are a few of them: the index of a list, for one."""
+    if type(default) is not int or default < 0 or works(MOST_VALUES):
+        return []
+    count = bisect_left(range(MOST_VALUES), True, lo=default + 1, key=lambda number: not works(number))
+    return [{"low": 0, "high": count - 1, "integer": True}] if count > 1 else []
 
 
 def _all_values(random: Mapping[str, Any]) -> tuple[Any, list[Any]]:
@@ -144,7 +157,7 @@ def _all_values(random: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     count = high - low + 1
     if count ** math.prod(shape or [1]) > MOST_VALUES or (shape and low):
         return None, []
-    grid = {"shape": [count] * shape[0]} if shape else list(range(low, high + 1))
+    grid = {"shape": [count] * shape[0]} if shape else {"range": [low, high + 1]}
     return grid, [task["value"] for task in expand_grid({"value": grid})]
 
 
