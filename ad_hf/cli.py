@@ -85,8 +85,8 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-push_app = App(name="push", help="Put a dataset, a model or an evaluation on the Hub, with its card, in one commit.")
-convert_app = App(name="convert", help="Write histories in another format, or those of another format as a dataset.")
+push_app = App(name="push", help="Push a dataset, a model or an evaluation to the Hub.")
+convert_app = App(name="convert", help="Convert histories to another format, or from one.")
 app.command(push_app)
 app.command(convert_app)
 
@@ -104,7 +104,7 @@ def quickstart(
     common: Common = COMMON,
     overrides: Overrides = (),
 ) -> None:
-    """Collect, train and report on held-out tasks, in some minutes on a laptop.
+    """Collect, train and evaluate, in some minutes on a laptop.
 
     Args:
         recipe: Name or file of a recipe.
@@ -128,7 +128,7 @@ def quickstart(
 
 @app.command
 def recipes(name: Name | None = None, /, *, common: Common = COMMON) -> None:
-    """List the recipes of the package with their sizes and times, or print one to start from.
+    """List the recipes of the package, or print one.
 
     Args:
         name: A recipe to print with its comments, as in `ad-hf recipes dark_room > mine.yaml`.
@@ -141,7 +141,7 @@ def recipes(name: Name | None = None, /, *, common: Common = COMMON) -> None:
 
 @app.command
 def init(env_id: Name, file: Name | None = None, /, *, env_kwargs: Json = None, common: Common = COMMON) -> None:
-    """Write a first recipe for an environment, with comments, from its spaces and constructor.
+    """Write a first recipe for an environment, with comments.
 
     Args:
         env_id: Id of the environment, as CartPole-v1, or module:Id-v0 to import the module that registers it.
@@ -159,7 +159,7 @@ def init(env_id: Name, file: Name | None = None, /, *, env_kwargs: Json = None, 
 
 @app.command(name="accelerate-config")
 def accelerate_config(name: Name | None = None, /, *, common: Common = COMMON) -> None:
-    """List configurations of Accelerate for several processes, or print one for `accelerate launch -m ad_hf train`.
+    """List configurations for `accelerate launch`, or print one.
 
     Args:
         name: A configuration to print, as in `ad-hf accelerate-config fsdp > fsdp.yaml`.
@@ -186,7 +186,7 @@ def collect(
     common: Common = COMMON,
     overrides: Overrides = (),
 ) -> None:
-    """Let a source learn every task, and write its learning histories as a dataset.
+    """Let a source learn every task, and keep its histories.
 
     Args:
         recipe: Name or file of a recipe, which `ad-hf recipes` lists and `ad-hf init` writes.
@@ -221,7 +221,7 @@ def inspect(
     common: Common = COMMON,
     overrides: Overrides = (),
 ) -> None:
-    """Tell whether a model can learn in context from histories, before anything is trained.
+    """Check whether histories can teach in-context learning.
 
     Args:
         dataset: Learning histories: a folder or a Hub id.
@@ -299,7 +299,7 @@ def rollout(
     common: Common = COMMON,
     overrides: Overrides = (),
 ) -> None:
-    """Let a model learn held-out tasks in its context, and report how it did.
+    """Let a model learn held-out tasks in its context.
 
     Args:
         model: A model, or the folder of its run: a folder or a Hub id.
@@ -333,7 +333,7 @@ def evaluate(
     common: Common = COMMON,
     overrides: Overrides = (),
 ) -> None:
-    """Compare trainings, their source and random actions on held-out tasks.
+    """Compare trainings, their source and random actions.
 
     Args:
         model: Models, or folders of their runs.
@@ -409,7 +409,7 @@ def push_evaluation(folder: Name, repo_id: Name, /, *, config: Push = PUSH, comm
 
 @app.command
 def merge(*paths: Name, config_name: Name | None = None, common: Common = COMMON) -> None:
-    """Join histories of one family, with other seeds or of other tasks, as one dataset.
+    """Join datasets of one family, of other seeds or tasks.
 
     Args:
         paths: Two datasets of learning histories or more, and then the folder of the dataset to write.

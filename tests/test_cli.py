@@ -148,7 +148,8 @@ def commands(of=app, words=()):
             yield from commands(of[name], (*words, name))
 
 
-def test_every_help_fits_a_screen(capsys):
+def test_every_help_fits_a_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     for words in commands():
         assert main([*words, "--help"]) == 0
         lines = capsys.readouterr().out.splitlines()

@@ -26,7 +26,7 @@ from ad_hf.histories.schema import history_features
 from ad_hf.histories.writer import history_table
 from ad_hf.sources.config import SourceConfig
 from ad_hf.sources.convergence import StopWhenConverged
-from ad_hf.sources.learners import check_hyperparameters, check_source, find_algorithm, make_callbacks, make_learner
+from ad_hf.sources.learners import check_hyperparameters, find_algorithm, import_source, make_callbacks, make_learner
 from ad_hf.sources.recorder import HistoryRecorder, RecordedSteps
 from ad_hf.sources.vector_learner import RecordedLearner
 from ad_hf.storage.folders import Folder
@@ -205,7 +205,7 @@ def run_job(
         on_step(added)
 
     try:
-        check_source(source, trust_remote_code=True)  # as the main process has done, but for what it alone knows
+        import_source(source)  # which the main process has done
     except ValueError as error:
         raise ValueError(
             f"worker processes cannot import what the source names ({error}): put it into a module, or collect with "

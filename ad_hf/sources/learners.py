@@ -203,7 +203,7 @@ def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
 
     A saved model as an expert, which can run code when it is read, needs `trust_remote_code`.
     """
-    check_hyperparameters(source.algorithm, source.hyperparameters)
+    import_source(source)
     if isinstance(source.hyperparameters.get("expert"), dict) and not trust_remote_code:
         raise ValueError(
             "source.hyperparameters.expert is a model that Stable-Baselines3 has saved, which is unpickled and can "
@@ -217,6 +217,11 @@ def check_source(source: SourceConfig, trust_remote_code: bool = False) -> None:
         raise ValueError(
             f"source.callbacks are Stable-Baselines3's, and {source.algorithm} is no algorithm of it: leave them out"
         )
+
+
+def import_source(source: SourceConfig) -> None:
+    """Import all that a source names; a `ValueError` for what does not exist, and for settings it does not take."""
+    check_hyperparameters(source.algorithm, source.hyperparameters)
     for call in read_calls(source.callbacks, "source.callbacks"):
         _import_class(call["name"], "source.callbacks", BaseCallback)
 

@@ -228,7 +228,7 @@ def test_results_of_other_weights_never_stay_beside_new_ones(
     assert hub.files("model", "local/plain")["model.safetensors"] == weights
 
     options = ["--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--training.max_steps", "2"]
-    ad_hf_with_hub("train", *options, "--output_dir", run)  # anew
+    ad_hf_with_hub("train", *options, "--output_dir", run, "--overwrite")
     ad_hf_with_hub("push", "model", run, "local/anew")
     is_without_results("local/anew")
 
