@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ad_hf.envs.imports import import_callable
 
@@ -47,11 +47,28 @@ def find_spec(env_id: str) -> EnvSpec | None:
         return None
 
 
+def constructor_parameters(spec: EnvSpec) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the constructor of a registered environment, by name."""
+    creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    return inspect.signature(creator).parameters
+
+
+def _with_tuples(spec: EnvSpec | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Tuples for lists where the constructor's own default is one: recipes and metadata.json hold none."""
+    lists = {name: value for name, value in kwargs.items() if isinstance(value, list)}
+    if spec is None or not lists:
+        return kwargs
+    parameters = constructor_parameters(spec)
+    tuples = [name for name in lists if name in parameters and isinstance(parameters[name].default, tuple)]
+    return {**kwargs, **{name: tuple(kwargs[name]) for name in tuples}}
+
+
 def make_env(
     env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]] = (), attributes: Sequence[str] = ()
 ) -> gym.Env:
     """Make an environment of a family; keyword arguments in `attributes` become attributes, see `FamilyConfig`."""
-    env = gym.make(env_id, **{name: value for name, value in kwargs.items() if name not in attributes})
+    arguments = {name: value for name, value in kwargs.items() if name not in attributes}
+    env = gym.make(env_id, **_with_tuples(find_spec(env_id), arguments))
     for name in attributes:
         if name in kwargs:
             _set_attribute(env.unwrapped, name, kwargs[name])

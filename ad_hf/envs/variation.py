@@ -6,17 +6,16 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from inspect import Parameter, signature
+from inspect import Parameter
 from itertools import islice
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import load_env_creator
 
 from ad_hf.envs.foreign import FILES
-from ad_hf.envs.making import make_env
+from ad_hf.envs.making import constructor_parameters, make_env
 from ad_hf.envs.tasks import expand_grid
 
 PROBED_STEPS = 400  # of random play, in which a value shows its effect
@@ -68,10 +67,9 @@ class Variation:
 def arguments_of(env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that may make a task, with their defaults, of the constructor of a registered environment."""
     spec = gym.spec(env_id.rpartition(":")[2])
-    creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     arguments = {
         each.name: each.default
-        for each in signature(creator).parameters.values()
+        for each in constructor_parameters(spec).values()
         if each.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     }
     arguments |= {name: value for name, value in (spec.kwargs | dict(env_kwargs)).items() if name in arguments}

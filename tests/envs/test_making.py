@@ -32,6 +32,21 @@ def test_attributes_of_tasks_or_of_all_are_set_and_decide_what_happens():
         make("CartPole-v1", [{"forse_mag": 1.0}], attributes=["forse_mag"])
 
 
+class Cells(gym.Env):
+    """Keeps its arguments as they come."""
+
+    observation_space, action_space = spaces.Discrete(2), spaces.Discrete(2)
+
+    def __init__(self, goal=(0, 0), path=None, **others):
+        self.arguments = {"goal": goal, "path": path, **others}
+
+
+def test_a_list_of_a_recipe_is_a_tuple_where_the_constructors_default_is_one():
+    gym.register("test/Cells-v0", Cells)
+    (env,) = make("test/Cells-v0", [{"goal": [1, 2], "path": [3], "rest": [4]}]).envs
+    assert env.unwrapped.arguments == {"goal": (1, 2), "path": [3], "rest": [4]}
+
+
 def test_an_environment_does_not_share_its_attributes_values():
     tasks = [{"pay": [1.0]}]
     first, second = make("SpacesRoom-v0", tasks, num_envs=2, attributes=["pay"]).envs
