@@ -86,8 +86,8 @@ def check_unseen(name: str | Path, family: FamilyConfig, trust_remote_code: bool
     count = sum(comparable(task.kwargs) in seen for task in tested.tasks("test"))
     if count:
         raise ValueError(
-            f"{count} of {len(tested.tasks('test'))} test tasks are training or validation tasks of the run of {name}: "
-            "leave out --recipe and the settings of its split to take those that it has not seen"
+            f"{count} of {len(tested.tasks('test'))} test tasks are training or validation tasks of the run of {name}"
+            ": leave out --recipe and the settings of its split to take those that it has not seen"
         )
 
 

@@ -236,8 +236,8 @@ class EvaluatedModel:
                 Configuration of the dataset.
 
         Raises:
-            ValueError: for a recipe that comes along and names other code, with the setting, and for test tasks that the
-                model's run has trained or validated on.
+            ValueError: for a recipe that comes along and names other code, with the setting, and for test tasks that
+                the model's run has trained or validated on.
         """
         if recipe is not None:
             read = load_recipe(recipe, overrides)

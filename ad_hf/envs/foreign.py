@@ -44,8 +44,8 @@ FILES = re.compile(r"(^|_)(file|files|filename|path|paths|dir|folder|url|uri|rom
 
 def _refuse(origin: str, what: str) -> None:
     raise ValueError(
-        f"{origin} comes with {what}: name a recipe of your own (--recipe) or, if you trust where it is from, allow it "
-        "with trust_remote_code=True (--trust_remote_code)"
+        f"{origin} comes with {what}: name a recipe of your own (--recipe) or, if you trust where it is from, allow "
+        "it with trust_remote_code=True (--trust_remote_code)"
     )
 
 
