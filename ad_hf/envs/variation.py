@@ -128,7 +128,7 @@ def _vary(
         return probe(value, 0) is not None
 
     limited = _limited(default, works)
-    cells = [] if is_attribute else list(_cells(default, *base.spaces, works))
+    cells = list(_cells(default, *base.spaces, works))
     limited += [sides for sides, is_limited in cells if is_limited]
     rooms = [shape for shapes in _shapes(base.spaces[0]).values() for shape in shapes]
     lists = [sides for sides, is_limited in cells if not is_limited]
