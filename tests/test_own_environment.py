@@ -1,8 +1,10 @@
 """Environments that are not in the package, by the guide alone: on a command line, in a notebook and elsewhere."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +47,8 @@ def code_of_the_guide(language):
 def write_world(folder, world):
     """The files that a user of the guide writes, with a recipe that is done in seconds."""
     folder.mkdir(exist_ok=True)
-    (folder / "my_env.py").write_text((WORLDS / f"{world}.py").read_text())
-    recipe = folder / "my_recipe.yaml"
-    recipe.write_text((WORLDS / f"{world}.yaml").read_text().replace(f"{world}:", "my_env:"))
+    shutil.copy(WORLDS / f"{world}.py", folder)
+    recipe = Path(shutil.copy(WORLDS / f"{world}.yaml", folder))
     options = [f"--{section}.{name}={value}" for section, values in TINY.items() for name, value in values.items()]
     recipe.write_text(ad_hf.load_recipe(recipe, options).to_yaml())
 
@@ -57,14 +58,15 @@ def path(monkeypatch):
     """The places of modules, which a command adds to."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
-    sys.modules.pop("my_env", None)
+    for world in WORLDS.glob("*.py"):
+        sys.modules.pop(world.stem, None)
 
 
 def test_the_guide_shows_the_files_of_the_walled_room():
     environment, _ = code_of_the_guide("python")
     assert environment == (WORLDS / "walled_room.py").read_text()
     (recipe,) = code_of_the_guide("yaml")
-    assert recipe.replace("my_env:", "walled_room:") == (WORLDS / "walled_room.yaml").read_text()
+    assert recipe == (WORLDS / "walled_room.yaml").read_text()
 
 
 @pytest.mark.parametrize("world", ["walled_room", pytest.param("key_lock", marks=pytest.mark.slow)])
@@ -76,9 +78,9 @@ def test_the_commands_of_the_guide_lead_to_a_curve(world, path, tmp_path, monkey
     verbs = [shlex.split(command)[1] for command in commands]
     assert verbs == ["collect", "inspect", "train", "rollout"]
     for command in commands:
-        words = shlex.split(command.replace("my_recipe.yaml", "beside/my_recipe.yaml"))[1:]
+        words = shlex.split(command.replace("walled_room.yaml", f"beside/{world}.yaml"))[1:]
         assert main([*words, *(["--num_workers", "1"] if words[0] == "collect" else [])]) == 0
-    assert read_metadata("histories").env_id.startswith("my_env:")
+    assert read_metadata("histories").env_id.startswith(f"{world}:")
     rows = read_rows(Path("run") / ROWS_FILE)
     assert "AD" in rows["agent"].to_pylist()
     assert Path("run", "learning_curve.png").is_file()
@@ -107,7 +109,9 @@ def check(output, folder, reason):
     assert f"refused: worker processes {reason}" in output
     assert output.count("num_workers=0") == 1
     assert (folder / "run" / "model" / "config.json").is_file()
-    assert np.isfinite(list(map(float, output.rpartition("[")[2].rstrip("]\n").split()))).tolist() == [True] * 4
+    *_, returns, verdict = output.splitlines()
+    assert np.isfinite(list(map(float, returns.strip("[]").split()))).tolist() == [True] * 4
+    assert verdict == json.loads((folder / "run" / "verdict.json").read_text())["line"]
 
 
 def test_code_from_the_standard_input(cells, tmp_path):
