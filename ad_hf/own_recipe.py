@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.recipes import read_recipe, recipes_of
-from ad_hf.envs.task_family import TaskFamily
+from ad_hf.envs.task_family import FamilyConfig, TaskFamily, comparable
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata
 from ad_hf.hub.models import RECIPE_FILE, run_recipe
 from ad_hf.recipe import Recipe, load_foreign_recipe, load_recipe, make_recipe
+from ad_hf.settings import make_section
 from ad_hf.training.compatibility import check_tasks
 
+# Settings of a family that may hold import paths.
+MAY_NAME_CODE = ("env_id", "wrappers", "stratify_by", "optimal_return", "random_return", "random", "splits")
 # Of a family, what is true of the environment, whichever its tasks are, as long as it is wrapped alike.
 OF_ENVIRONMENT = ("native_vector", "optimal_return", "random_return", "source_observation")
 
@@ -54,6 +58,37 @@ def recipe_of_model(
     else:
         recipe = load_foreign_recipe(path, f"the model {name}", overrides)
     return recipe, f"recipe: the one of the model {name}, since --recipe names none"
+
+
+def check_unseen(name: str | Path, family: FamilyConfig, trust_remote_code: bool = False) -> None:
+    """
+    Refuse a family whose test tasks the run of a model has trained or validated on.
+
+    The run's recipe says which these are, unless it names code that is neither known nor named by `family`.
+
+    Raises:
+        ValueError: with the number of such tasks.
+    """
+    path = run_recipe(name)
+    section = {} if path is None else read_recipe(path).get("family", {})
+    if not section:
+        return
+    own = asdict(family)
+    if not trust_remote_code and any(section.get(each, own[each]) != own[each] for each in MAY_NAME_CODE):
+        try:
+            check_family_section(section, f"the model {name}")
+        except ValueError:
+            return
+    ran, tested = TaskFamily(make_section(FamilyConfig, section, "family")), TaskFamily(family)
+    if ran.env_settings != tested.env_settings:
+        return
+    seen = {comparable(task.kwargs) for task in ran.tasks() if task.split != "test" and task.kwargs}
+    count = sum(comparable(task.kwargs) in seen for task in tested.tasks("test"))
+    if count:
+        raise ValueError(
+            f"{count} of {len(tested.tasks('test'))} test tasks are training or validation tasks of the run of {name}"
+            ": leave out --recipe and the settings of its split to take those that it has not seen"
+        )
 
 
 def recipe_of_dataset(

@@ -31,7 +31,7 @@ from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.model_files import CONFIG_FILE, weights_digest
 from ad_hf.hub.models import load_model
 from ad_hf.model.modeling_ad import ADModel
-from ad_hf.own_recipe import recipe_of_dataset, recipe_of_model
+from ad_hf.own_recipe import check_unseen, recipe_of_dataset, recipe_of_model
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_text
@@ -236,13 +236,16 @@ class EvaluatedModel:
                 Configuration of the dataset.
 
         Raises:
-            ValueError: for a recipe that comes along and names other code, with the setting.
+            ValueError: for a recipe that comes along and names other code, with the setting, and for test tasks that
+                the model's run has trained or validated on.
         """
         if recipe is not None:
             read = load_recipe(recipe, overrides)
         else:
             read, whose = recipe_of_model(name, dataset, config_name, overrides, trust_remote_code)
             logger.info(whose)
+        if recipe is not None or overrides:  # with which the split may be another one
+            check_unseen(name, read.family, trust_remote_code)
         model, origin = load_model(name, trust_remote_code)
         folder = local_path(name)
         runs = [path for path in (folder, folder.parent) if (path / "model" / "config.json").is_file()]

@@ -104,3 +104,12 @@ def test_a_rollout_without_a_recipe_is_on_the_tasks_of_the_models_run(tiny_run, 
 def test_training_in_python_says_what_it_needs(tiny_histories):
     with pytest.raises(TypeError, match="needs a dataset and an output_dir"):
         ad_hf.train(dataset=tiny_histories)
+
+
+def test_test_tasks_that_a_run_has_trained_on_are_refused(tiny_run, tiny_recipe_file, tmp_path, capsys):
+    arguments = ["rollout", "--model", str(tiny_run), "--num_seeds", "1", "--no_video", "--output_dir", str(tmp_path)]
+    for options in (["--family.num_test_tasks", "4"], ["--recipe", str(tiny_recipe_file), "--family.split_seed", "1"]):
+        assert main([*arguments, *options]) == 2
+        assert "test tasks are training or validation tasks of the run of" in capsys.readouterr().err
+    other_room = ["--family.env_kwargs.max_episode_steps", "5", "--family.split_seed", "1"]
+    assert main([*arguments, *other_room]) == 0

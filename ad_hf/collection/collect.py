@@ -35,8 +35,8 @@ MakePool = Callable[..., Pool]  # from a function that runs a job, and one that 
 logger = logging.getLogger(__name__)
 
 STOPPED = (
-    "the first tasks all failed alike, and the collection stopped: see to it, and call again; if they fail so again, "
-    "the collection learns all others"
+    "the first tasks all failed alike, and the collection stopped: mend the cause and call again; the second call "
+    "goes on to all other tasks, even if these fail again"
 )
 
 

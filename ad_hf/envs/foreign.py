@@ -44,8 +44,8 @@ FILES = re.compile(r"(^|_)(file|files|filename|path|paths|dir|folder|url|uri|rom
 
 def _refuse(origin: str, what: str) -> None:
     raise ValueError(
-        f"{origin} comes with {what}: if you trust where it is from, allow it with trust_remote_code=True "
-        "(--trust_remote_code)"
+        f"{origin} comes with {what}: name a recipe of your own (--recipe) or, if you trust where it is from, allow "
+        "it with trust_remote_code=True (--trust_remote_code)"
     )
 
 
@@ -54,11 +54,7 @@ def check_env_id(env_id: Any, origin: str) -> None:
     if not isinstance(env_id, str):
         raise ValueError(f"{origin}: family.env_id must be text, got {excerpt(env_id)}")
     if ":" in env_id or env_id not in gym.registry:
-        _refuse(
-            origin,
-            f"the environment {excerpt(env_id)}, which is not registered: import the package that registers it first, "
-            "and",
-        )
+        _refuse(origin, f"the environment {excerpt(env_id)}, which is not registered before its package is imported")
     if COMPATIBILITY.match(env_id.rpartition("/")[2]):
         _refuse(origin, f"the environment {env_id}, which imports what its keyword arguments name")
 

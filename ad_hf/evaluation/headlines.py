@@ -322,7 +322,8 @@ def streams_words(source: Mapping[str, Any] | None) -> str:
     """The streams of a source whose steps are counted."""
     if source is None:
         return "of each environment"
-    independent = source.get("independent_streams")
-    if independent is None and source.get("n_envs", 1) > 1:
-        return "all streams counted: whether they learn together is not known"
-    return "each stream counted by itself" if independent else "all streams that learn together counted"
+    independent, count = source.get("independent_streams"), source.get("n_envs", 1)
+    streams = f"all {count} streams" if count > 1 else "all streams"
+    if independent is None and count > 1:
+        return f"{streams} counted: whether they learn together is not known"
+    return "each stream counted by itself" if independent else f"{streams} that learn together counted"

@@ -31,6 +31,7 @@ from ad_hf.evaluation.headlines import (
     share_of_optimum,
     shares_of,
     steps_to_shares,
+    streams_words,
     untested,
     verdict_words,
 )
@@ -326,6 +327,8 @@ def describe(evaluation: Mapping[str, Any], folder: str | Path) -> str:
         lines.append(_joined({"random actions": evaluation["random_return"], **gain}))
         lines.append(": ".join(filter(None, (verdict_words(learns), evidence_words(learns)))))
         lines += pace_lines(agent["steps_to"])
+        if any(entry["ratio"] is not None for entry in agent["steps_to"].values()):
+            lines.append(f"steps of the source: {streams_words(evaluation['source'])}")
     files = {label: Path(folder) / name for label, name in FILES_FOR_PEOPLE.items()}
     lines.append("   ".join(f"{label}: {file}" for label, file in files.items() if file.is_file()))
     return "\n".join(filter(None, lines))

@@ -246,7 +246,7 @@ def test_histories_of_arrays_are_compared_with(independent, tmp_path, tiny_run, 
     assert evaluation["agents"]["source"]["curve"]["env_steps"][0] == 6 * (1 if independent else 4)
     assert independent is not None or evaluation["agents"]["AD"]["steps_to"]["90%"]["ratio"] is None
     counted = {None: "whether they learn together is not known", True: "each stream counted by itself"}
-    assert counted.get(independent, "all streams that learn together counted") in card_of(evaluation)
+    assert counted.get(independent, "all 4 streams that learn together counted") in card_of(evaluation)
 
 
 def test_agents_of_negative_returns_have_shares_of_the_gain():
