@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import math
 import os
 import re
@@ -22,18 +24,21 @@ from ad_hf.envs.variation import Probe, Variation, arguments_of, find_variations
 from ad_hf.sources.vectorised import state_count
 from ad_hf.storage.files import local_path, write_text
 
+logger = logging.getLogger(__name__)
+
 LONGEST_EPISODE = 200  # of which four fit into a context that a laptop trains
 MOST_STATES = 10_000  # of a table that is learnt in minutes
 MOST_TASKS = 200  # that are listed rather than drawn
 MOST_DIFFERENCES = 3  # between tasks at first
 CONTEXTS = 100, 800
+FEWEST_TASKS = 10, 3  # for training and validation: of fewer, `inspect` warns and `train` cannot judge
 
 # Algorithm, its environments, steps of each environment, tasks that are drawn, hyper-parameters, why.
 Source = tuple[str, int, int, int, str, str]
 
 TEMPLATE = """\
 # A first recipe for {env_id}. It runs as it is; every setting is in `ad-hf train --help all`.
-# Observations: {observations}
+{warning}# Observations: {observations}
 # Actions: {actions}
 family:
   env_id: {env_id}
@@ -52,17 +57,18 @@ data:
   keep_every_episode: {keep_every_episode}  # of a history, so that the return rises within one window
 
 model:
-  context_length: {context_length}  # steps that the model sees: at least four episodes, {length_note}
+  context_length: {context_length}  # steps that the model sees: about {episodes} episodes, {length_note}
   hidden_size: 64  # small enough for a laptop; 128 learns better
   num_hidden_layers: 4
   num_attention_heads: 2
   intermediate_size: 256
 
 training:
-  max_steps: 500  # updates; more if the loss still falls at the end
+  max_steps: {max_steps}  # updates; more if the loss still falls at the end
   batch_size: {batch_size}  # windows of an update
   learning_rate: 3.0e-3
-  eval_steps: 250  # updates between rollouts on the validation tasks
+  eval_steps: 200  # updates between rollouts on the validation tasks
+  eval_repeats: 5  # environments of each, so that the returns are less random
   eval_episodes: {eval_episodes}
 
 rollout:
@@ -94,23 +100,30 @@ def draft_recipe(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> st
     limit, length, limit_note, length_note = _episodes(env_id, kwargs, base)
     if limit is not None:
         kwargs["max_episode_steps"] = limit
-    context = min(CONTEXTS[1], max(CONTEXTS[0], math.ceil(length / 5) * 20))
-    algorithm, n_envs, steps, most_tasks, hyperparameters, why = _source(*base.spaces, context)
+    episodes = 10 if _is_small(*base.spaces) else 4
+    context = min(CONTEXTS[1], max(CONTEXTS[0], math.ceil(length / 5) * 5 * episodes))
+    algorithm, n_envs, steps, most_tasks, hyperparameters, why = _source(*base.spaces, context, length)
     variations = find_variations(env_id, kwargs, base)
     active = _active(variations)
     count = math.prod(len(each.values) or MOST_TASKS + 1 for each in active)
     number = count if count <= MOST_TASKS else most_tasks
     num_test_tasks = min(16, max(1, number // 5)) if number > 1 else 0
+    num_validation_tasks = min(8, max(3, number // 8)) if number >= 16 else number // 8
+    warning = _warning(number, num_validation_tasks, num_test_tasks)
+    if warning:
+        logger.warning("%s: %s", env_id, warning)
     for each in active:
         kwargs.pop(each.name, None)
     observations, actions = (" ".join(str(space).split())[:100] for space in base.spaces)
     return TEMPLATE.format(
         **{"env_id": env_id, "observations": observations, "actions": actions, "env_kwargs": _flow(kwargs)},
         **{"limit_note": limit_note, "tasks": _tasks(variations, active, count, number)},
-        **{"num_validation_tasks": min(8, number // 8), "num_test_tasks": num_test_tasks},
+        **{"num_validation_tasks": num_validation_tasks, "num_test_tasks": num_test_tasks},
         **{"algorithm": algorithm, "n_envs": n_envs, "total_timesteps": n_envs * steps, "why": why},
         **{"hyperparameters": hyperparameters, "keep_every_episode": max(1, int(steps / (2.5 * context)))},
-        **{"context_length": context, "length_note": length_note, "batch_size": 32 if context <= 400 else 16},
+        **{"context_length": context, "length_note": length_note, "episodes": max(1, round(context / length))},
+        **{"batch_size": 32 if context <= 400 else 16, "max_steps": 800 if context <= 400 else 600},
+        **{"warning": f"# But {warning}\n" if warning else ""},
         **{"eval_episodes": max(10, min(50, 3000 // length)), "num_episodes": max(20, min(100, 6000 // length))},
     )
 
@@ -137,9 +150,13 @@ def write_draft(env_id: str, file: str | Path | None = None, env_kwargs: Mapping
 def _first_look(env_id: str, kwargs: Mapping[str, Any]) -> Probe:
     """Some random play, or an error that says why there is none."""
     try:
+        module, _, name = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
         return play(env_id, kwargs)
     except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"{env_id}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{env_id}: {' '.join(str(error).split()).rstrip('.')}{_other_ids(env_id, error)}") from error
     except TypeError as error:
         needed = [name for name, value in arguments_of(env_id, kwargs).items() if value is Parameter.empty]
         if not needed:
@@ -149,6 +166,20 @@ def _first_look(env_id: str, kwargs: Mapping[str, Any]) -> Probe:
             f"{env_id} cannot be made without {', '.join(needed)}: give an example of each, as in --env_kwargs "
             f"'{example}'; the tasks vary it"
         ) from error
+
+
+def _other_ids(env_id: str, error: Exception) -> str:
+    """What to write instead of an unknown id: one that its module registers, or the module before it."""
+    module, _, name = env_id.rpartition(":")
+    if name in gym.registry or "Did you mean" in str(error) or isinstance(error, ImportError):
+        return ""
+    points = {each.id: each.entry_point for each in gym.registry.values()}
+    modules = {key: str(getattr(point, "__module__", point)).partition(":")[0] for key, point in points.items()}
+    ids = [key for key, each in modules.items() if (each == module if module else key.startswith(f"{name}-v"))]
+    same = [key for key in ids if key.startswith(f"{name}-v")] or ids
+    if same:
+        return f"; registered are {', '.join(ids)}: write {module}{':' * bool(module)}{same[-1]}"
+    return "" if module else f"; where a module of yours registers it, write module:{name}"
 
 
 def _episodes(env_id: str, kwargs: Mapping[str, Any], base: Probe) -> tuple[int | None, int, str, str]:
@@ -165,14 +196,42 @@ def _episodes(env_id: str, kwargs: Mapping[str, Any], base: Probe) -> tuple[int 
     return limit, length, f"The id {why}: shorter episodes fit into a context", note
 
 
-def _source(observations: spaces.Space, actions: spaces.Space, context: int) -> Source:
-    """A source that suits the spaces."""
-    steps = max(1000, 3 * context)  # of a history: more than two windows
+def _warning(number: int, validation: int, test: int) -> str:
+    """Why no model can learn from these tasks, if there are too few."""
+    if number == 1:
+        return "a model cannot learn from one task: nothing was found that makes tasks differ"
+    train = number - validation - test
+    if train >= FEWEST_TASKS[0] and validation >= FEWEST_TASKS[1]:
+        return ""
+    return (
+        f"{number} tasks are too few: {train} for training and {validation} for validation, where a model needs "
+        f"{FEWEST_TASKS[0]} and {FEWEST_TASKS[1]} at the very least: let more values differ"
+    )
+
+
+def _is_small(observations: spaces.Space, actions: spaces.Space) -> bool:
+    """Whether a source learns in minutes without exploring far: discrete actions, few states."""
     discrete = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     is_small = isinstance(observations, discrete) and state_count(observations) <= MOST_STATES
-    if isinstance(actions, spaces.Discrete) and is_small:
-        settings = "{shared: true, gamma: 0.95}  # one table for all histories of a task, so that each is short"
-        return "TabularQ", 20, steps, 64, settings, "Q-learning with a table: the spaces are small and discrete"
+    return is_small and isinstance(actions, spaces.Discrete)
+
+
+def _source(observations: spaces.Space, actions: spaces.Space, context: int, length: int) -> Source:
+    """A source that suits the spaces."""
+    steps = max(1000, 3 * context)  # of a history: more than two windows
+    if _is_small(observations, actions):
+        settings = (
+            f"{{learning_rate: 3.0e-3, n_steps: {max(5, min(length, 40))}, gamma: 0.95, ent_coef: 0.01, "
+            "policy_kwargs: {net_arch: [64]}}"
+        )
+        return (
+            "A2C",
+            50,
+            steps,
+            64,
+            settings,
+            "is fast and improves steadily; TabularQ explores better where rewards are rare",
+        )
     if isinstance(observations, spaces.Box) and len(observations.shape) == 3:
         small = min(observations.shape[:2]) < 36
         network = ", policy_kwargs: {features_extractor_class: ad_hf.sources.extractors.SmallCNN}" if small else ""
@@ -194,7 +253,7 @@ def _source(observations: spaces.Space, actions: spaces.Space, context: int) -> 
 
 def _active(variations: Sequence[Variation]) -> list[Variation]:
     """Those by which tasks differ: arguments of the constructor, or attributes where the arguments make few tasks."""
-    arguments = [each for each in variations if not each.is_attribute and (each.matters or each.is_limited)]
+    arguments = [each for each in variations if not each.is_attribute and (each.matters or each.is_likely)]
     arguments = arguments[:MOST_DIFFERENCES]
     attributes = [each for each in variations if each.is_attribute][:MOST_DIFFERENCES]
     few = all(each.values for each in arguments) and math.prod(len(each.values) for each in arguments) < 16
@@ -214,6 +273,7 @@ def _tasks(variations: Sequence[Variation], active: Sequence[Variation], count: 
             continue
         note = "an attribute" if each.is_attribute else "an argument of the constructor"
         note += "" if each.default is Parameter.empty else f", by default {_flow(_rounded(each.default))}"
+        note += f"; {each.guess} were tried, a guess: widen or narrow this" if each.guess else ""
         note += "" if each.matters else "; random play does not show it"
         indent = "    " if listed else "      "
         lines.append(f"{indent}{'' if each in active else '# '}{each.name}: {_flow(entry)}  # {note}")

@@ -11,10 +11,13 @@ from ad_hf.recipe import load_recipe
 
 # Environment, options, algorithm, context length, time limit that is set, tasks, their arguments.
 DRAFTS = [
-    ("drafted_rooms:DraftedRoom-v0", [], "TabularQ", 100, None, 22, {"goal"}),
-    ("worlds.walled_room:WalledRoom-v0", [], "TabularQ", 100, None, 69, {"goal"}),
+    ("drafted_rooms:DraftedRoom-v0", [], "A2C", 200, None, 22, {"goal"}),
+    ("worlds.walled_room:WalledRoom-v0", [], "A2C", 200, None, 69, {"goal"}),
+    ("drafted_rooms:DraftedMaze-v0", [], "A2C", 400, None, 49, {"treasure"}),
+    ("drafted_rooms:DraftedMaze-v0", ["--env_kwargs", '{"treasure": null}'], "A2C", 400, None, 49, {"treasure"}),
+    ("drafted_rooms:DraftedField-v0", [], "A2C", 400, None, 77, {"treasure"}),
     ("drafted_rooms:DraftedLock-v0", ["--env_kwargs", '{"code": [3, 0, 1]}'], "PPO", 800, 200, 64, {"code"}),
-    ("FrozenLake-v1", [], "TabularQ", 160, None, 64, {"is_slippery", "success_rate", "reward_schedule"}),
+    ("FrozenLake-v1", [], "A2C", 400, None, 64, {"is_slippery", "success_rate", "reward_schedule"}),
     ("CartPole-v1", [], "PPO", 400, 100, 64, {"gravity", "masspole", "total_mass"}),
     ("Pendulum-v1", [], "SAC", 800, None, 24, {"g"}),
     ("MountainCar-v0", [], "PPO", 800, None, 64, {"min_position", "force", "gravity"}),
@@ -38,6 +41,7 @@ def test_a_drafted_recipe_is_collected_as_it_is(
     assert recipe.family.env_kwargs == ({} if limit is None else {"max_episode_steps": limit})
     assert (len(tasks), set(tasks[0].kwargs)) == (number, names)
     assert len(family.tasks("test")) == min(16, max(1, number // 5))
+    assert (len(family.tasks("validation")) >= 3) == (number >= 16)
     few = load_recipe(path.name, ["--source.n_envs=2", "--source.total_timesteps=440"])
     family.all_tasks = tasks[:1]
     few.source.hyperparameters |= {"batch_size": 32} if algorithm == "PPO" else {}
@@ -48,6 +52,8 @@ REFUSED = [
     ("drafted_rooms:DraftedMenu-v0", "has actions of Dict.*expected a Discrete.*family.wrappers"),
     ("drafted_rooms:DraftedLock-v0", "cannot be made without code: give an example of each, as in --env_kwargs"),
     ("no_such_rooms:Room-v0", "No module named 'no_such_rooms'"),
+    ("drafted_rooms:DraftedMaze", "error: drafted_rooms:DraftedMaze: No.*: write drafted_rooms:DraftedMaze-v0"),
+    ("Xyzzy-v0", "where a module of yours registers it, write module:Xyzzy-v0"),
     ("CartPoll-v1", "doesn't exist. Did you mean: `CartPole`"),
 ]
 
@@ -70,6 +76,16 @@ def test_a_file_is_never_written_over(tmp_path, capsys):
 
 def test_what_cannot_differ_is_said(tmp_path, capsys):
     assert main(["init", "ad_hf/DarkRoom-v0", str(tmp_path / "room.yaml")]) == 0
-    assert "ad-hf recipes dark_room" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "ad-hf recipes dark_room" in captured.out
+    assert "cannot learn from one task" in captured.err + (tmp_path / "room.yaml").read_text()
     assert "give the environment one, as a hidden goal" in (tmp_path / "room.yaml").read_text()
     assert len(TaskFamily(load_recipe(tmp_path / "room.yaml").family).tasks()) == 1
+
+
+@pytest.mark.parametrize(("name", "says"), [("Maze", ""), ("Field", "0 to 6 and 0 to 10 were tried, a guess: widen")])
+def test_a_range_that_is_a_guess_is_said(name, says, tmp_path):
+    assert main(["init", f"drafted_rooms:Drafted{name}-v0", str(tmp_path / "maze.yaml")]) == 0
+    text = (tmp_path / "maze.yaml").read_text()
+    assert says in text
+    assert ("a guess" in text) == bool(says)

@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter
-from itertools import islice
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +19,8 @@ from ad_hf.envs.tasks import expand_grid
 
 PROBED_STEPS = 400  # of random play, in which a value shows its effect
 MOST_VALUES = 200  # that are tried out one by one
+SAMPLED_VALUES = 100  # where there are more
+WIDEST_WALL = 16  # numbers in a row that are refused before others are taken
 NO_TASK = ("render_mode", "max_episode_steps", "seed", "dtype")  # arguments that make no other task
 
 
@@ -48,8 +49,11 @@ class Variation:
             Its entry in a grid, if there are few values.
         matters (`bool`):
             Whether random play differs.
-        is_limited (`bool`):
-            Whether the values are all whole numbers that the constructor takes, such as a task's index.
+        is_likely (`bool`):
+            Whether the values are all whole numbers that the constructor takes, such as a task's index, or cells of
+            the room that observations are about.
+        guess (`str`):
+            The numbers that were tried, as "0 to 3", where the constructor takes others, too.
         is_attribute (`bool`):
             Whether it is an attribute of `env.unwrapped`.
     """
@@ -60,7 +64,8 @@ class Variation:
     values: list[Any] = field(default_factory=list)
     listed: Any = None
     matters: bool = True
-    is_limited: bool = False
+    is_likely: bool = False
+    guess: str = ""
     is_attribute: bool = False
 
 
@@ -119,21 +124,30 @@ def _vary(
             return None
         return probed if probed.spaces == base.spaces else None
 
-    limited = _limited(default, lambda value: probe(value, 0) is not None)
-    for random in [*limited, *_ranges(default, *base.spaces)]:
+    def works(value: Any) -> bool:
+        return probe(value, 0) is not None
+
+    limited = _limited(default, works)
+    cells = list(_cells(default, *base.spaces, works))
+    limited += [sides for sides, is_limited in cells if is_limited]
+    rooms = [shape for shapes in _shapes(base.spaces[0]).values() for shape in shapes]
+    lists = [sides for sides, is_limited in cells if not is_limited]
+    for random in [*limited, *_ranges(default, base.spaces[0]), *lists, *_spread(default)]:
+        is_limited, guess = random in limited, "" if random in limited else _tried(random)
+        is_likely = is_limited or (default is not None and random.get("shape") in rooms)
         grid, values = _all_values(random)
         if values:
-            working = [value for value in values if probe(value, 0)]
-            grid = grid if len(working) == len(values) else working
-            random = random if len(working) == len(values) else {"choices": working}
-            values, ends = working, working[:: max(1, len(working) - 1)]
+            working = [value for value in values if works(value)]
+            grid = grid if grid and len(working) == len(values) else working
+            random, values = _drawn(random, values, working)
+            ends = working[:: max(1, len(working) - 1)]
         else:
             ends = [np.full(random.get("shape", ()), random[bound]).tolist() for bound in ("low", "high")]
         probes = [probe(value, PROBED_STEPS) for value in ends]
         if len(probes) > 1 and all(probes):
             matters = any(each is not None and each.steps != base.steps for each in probes)
-            if matters or default is not None:
-                return Variation(name, default, random, values, grid, matters, random in limited, is_attribute)
+            if matters or default is not None or is_limited:
+                return Variation(name, default, random, values, grid, matters, is_likely, guess, is_attribute)
     return None
 
 
@@ -145,40 +159,99 @@ def _limited(default: Any, works: Callable[[int], bool]) -> list[dict[str, Any]]
     return [{"low": 0, "high": count - 1, "integer": True}] if count > 1 else []
 
 
+def _cells(
+    default: Any, observation_space: spaces.Space, action_space: spaces.Space, works: Callable[[Any], bool]
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """
+    Shapes of arrays that a list of whole numbers may be an index of, and whether the constructor sets the limits.
+
+    Each number is tried by itself, from 0 until the constructor refuses it. Walls are refused, too, so that a shape
+    of the observations is preferred that is no smaller than the numbers which work.
+    """
+    options = {length: shapes for length, shapes in _shapes(observation_space).items() if length > 1}
+    if isinstance(default, list | tuple) and default and all(type(each) is int and each >= 0 for each in default):
+        sizes = [int(action_space.n)] if isinstance(action_space, spaces.Discrete) else []
+        options = {len(default): options.get(len(default), [])}
+        options[len(default)] += [[size] * len(default) for size in [*sizes, max(default) + 1]]
+    elif default is not None and default is not Parameter.empty:
+        return
+    for length, shapes in options.items():
+        own = [list(default)] if isinstance(default, list | tuple) else []
+        start = next((each for each in [*own, *([n] * length for n in range(4))] if works(each)), None)
+        if start is None:
+            continue
+        limits = [_limit(start, place, works) for place in range(length)]
+        if all(limits):
+            found = [limit or 1 for limit in limits]
+            covering = [each for each in shapes if all(np.greater_equal(each, found))]
+            yield {"shape": min(covering, key=math.prod, default=found)}, True
+        else:
+            for shape in shapes:
+                yield {"shape": [limit or side for limit, side in zip(limits, shape, strict=True)]}, False
+
+
+def _limit(start: list[int], place: int, works: Callable[[Any], bool]) -> int | None:
+    """One more than the last number that works at one place of a list, or nothing if any does."""
+
+    def fits(number: int) -> bool:
+        return works([*start[:place], number, *start[place + 1 :]])
+
+    if fits(MOST_VALUES):
+        return None
+    last = number = start[place]
+    while number < min(last + WIDEST_WALL, MOST_VALUES):
+        number += 1
+        last = number if fits(number) else last
+    return last + 1
+
+
+def _drawn(random: dict[str, Any], values: list[Any], working: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+    """An entry of random tasks of the values that work, and these, if all are known."""
+    shape = random.get("shape", [])
+    if "low" in random or "choices" in random:
+        return (random if len(working) == len(values) else {"choices": working}), working
+    if len(working) == len(values) and len(set(shape)) == 1:
+        is_sample = math.prod(shape) > len(values)
+        return {"low": 0, "high": shape[0] - 1, "integer": True, "shape": [len(shape)]}, [] if is_sample else working
+    return {"choices": working}, working
+
+
+def _tried(random: Mapping[str, Any]) -> str:
+    """The whole numbers of an entry in words, for a guess."""
+    if random.get("integer"):
+        return f"{random['low']} to {random['high']}"
+    if "low" in random or "choices" in random:
+        return ""
+    sides = random["shape"]
+    return " and ".join(f"0 to {side - 1}" for side in (sides[:1] if len(set(sides)) == 1 else sides))
+
+
 def _all_values(random: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     """The entry in a grid, and all values, of an entry of random tasks that has few; else nothing."""
     if "choices" in random:
         return random["choices"], list(random["choices"])
-    if not random.get("integer"):
+    if "low" not in random:
+        shape = random["shape"]
+        if math.prod(shape) > MOST_VALUES:
+            sample = np.random.default_rng(0).integers(shape, size=(SAMPLED_VALUES, len(shape)))
+            return None, np.unique(sample, axis=0).tolist()
+        grid = {"shape": shape}
+    elif random.get("integer") and random["high"] - random["low"] < MOST_VALUES:
+        grid = {"range": [random["low"], random["high"] + 1]}
+    else:
         return None, []
-    low, high, shape = random["low"], random["high"], random.get("shape")
-    count = high - low + 1
-    if count ** math.prod(shape or [1]) > MOST_VALUES or (shape and low):
-        return None, []
-    grid = {"shape": [count] * shape[0]} if shape else {"range": [low, high + 1]}
     return grid, [task["value"] for task in expand_grid({"value": grid})]
 
 
-def _ranges(default: Any, observation_space: spaces.Space, action_space: spaces.Space) -> Iterator[dict[str, Any]]:
-    """Entries of random tasks that might suit an argument with this default, the likeliest first."""
-    sizes = _sizes(observation_space)
+def _ranges(default: Any, observation_space: spaces.Space) -> Iterator[dict[str, Any]]:
+    """Entries of random tasks that might suit one number with this default, the likeliest first."""
+    sizes = [shape[0] for shape in _shapes(observation_space).get(1, [])]
     if isinstance(default, bool):
         yield {"choices": [False, True]}
-        return
-    if isinstance(default, list | tuple) and default and all(type(each) in (int, float) for each in default):
-        length, numbers = len(default), list(map(float, default))
-        if all(type(each) is int for each in default):
-            number_of_actions = [int(action_space.n)] if isinstance(action_space, spaces.Discrete) else []
-            options = [*sizes.get(length, []), *number_of_actions, max(default) + 1]
-            yield from ({"low": 0, "high": n - 1, "integer": True, "shape": [length]} for n in options)
-        spread = max(map(abs, numbers)) / 2 or 1.0
-        yield {"low": min(numbers) - spread, "high": max(numbers) + spread, "shape": [length]}
     elif default is None or default is Parameter.empty:
-        for length, options in sizes.items():
-            shape = {} if length == 1 else {"shape": [length]}
-            yield from ({"low": 0, "high": n - 1, "integer": True, **shape} for n in options)
+        yield from ({"low": 0, "high": n - 1, "integer": True} for n in sizes)
     elif type(default) is int:
-        yield from ({"low": 0, "high": n - 1, "integer": True} for n in sizes.get(1, []) if 0 <= default < n)
+        yield from ({"low": 0, "high": n - 1, "integer": True} for n in sizes if 0 <= default < n)
         low, high = sorted((math.floor(default / 2), 2 * default)) if default else (0, 1)
         yield {"low": low or int(default > 0), "high": high, "integer": True}
     elif type(default) is float and math.isfinite(default):
@@ -186,12 +259,24 @@ def _ranges(default: Any, observation_space: spaces.Space, action_space: spaces.
         yield {"low": float(f"{least:.3g}"), "high": float(f"{most:.3g}")}
 
 
-def _sizes(space: spaces.Space) -> dict[int, list[int]]:
-    """Cells along a side of the room that its observations may be about, by how many numbers make a cell."""
+def _spread(default: Any) -> list[dict[str, Any]]:
+    """An entry of random tasks for a list of numbers, around them."""
+    if not isinstance(default, list | tuple) or not default or any(type(each) not in (int, float) for each in default):
+        return []
+    numbers = list(map(float, default))
+    spread = max(map(abs, numbers)) / 2 or 1.0
+    return [{"low": min(numbers) - spread, "high": max(numbers) + spread, "shape": [len(default)]}]
+
+
+def _shapes(space: spaces.Space) -> dict[int, list[list[int]]]:
+    """Shapes of the room that observations may be about, by how many numbers make a cell: the likeliest first."""
     if isinstance(space, spaces.Discrete):
-        root = math.isqrt(int(space.n))
-        return {1: [int(space.n)], 2: [root] if root > 1 and root**2 == space.n else []}
+        size = int(space.n)
+        rows = [n for n in range(math.isqrt(size), 1, -1) if size % n == 0]
+        pairs = [pair for n in rows for pair in ([n, size // n], [size // n, n])]
+        return {2: pairs, 1: [[size]]}
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        lengths = dict.fromkeys((len(space.nvec), 2, 1))
-        return {length: [int(min(islice(space.nvec, length)))] for length in lengths}
+        return {
+            length: [space.nvec[:length].tolist()] for length in (len(space.nvec), 2, 1) if length <= len(space.nvec)
+        }
     return {}
