@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import select
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -245,6 +246,10 @@ def inspect(
         diagnosis.write_inspection(inspection, output_dir)
         print(f"picture: {output_dir}/inspection.png   numbers: {output_dir}/inspection.json\n")
     print(diagnosis.describe(inspection))
+    if not inspection.findings:
+        config = [] if config_name is None else ["--config_name", config_name]
+        options = ["--recipe", recipe or "RECIPE", "--dataset", dataset, *config, *overrides]
+        print(f"train on them with: ad-hf train {shlex.join(options)} --output_dir RUN")
 
 
 @app.command

@@ -230,7 +230,7 @@ def _source(observations: spaces.Space, actions: spaces.Space, context: int, len
             steps,
             64,
             settings,
-            "is fast and improves steadily; TabularQ explores better where rewards are rare",
+            "improves fast where rewards are easy to find; TabularQ explores better where they are rare",
         )
     if isinstance(observations, spaces.Box) and len(observations.shape) == 3:
         small = min(observations.shape[:2]) < 36

@@ -36,6 +36,11 @@ HARDLY = 0.01
 MOST_AT_BOUNDS = 0.95
 # Share of episodes without a reward, above which that is the reason why nothing improves.
 MOST_EMPTY = 0.9
+MOST_ALIKE = 0.5  # of histories: two of different tasks may be alike by chance, as short ones of a bandit
+CHECK_ARGUMENTS = (
+    "check that the environment uses the task's arguments, and that their types are those it expects (a list is not "
+    "equal to a tuple)"
+)
 SHOWN = 5  # of a list
 
 
@@ -60,8 +65,17 @@ def _shown(items: list[str]) -> str:
     return ", ".join(items[:SHOWN]) + ("" if len(items) <= SHOWN else f" and {len(items) - SHOWN} more")
 
 
-def of_tasks(tasks: TaskNumbers) -> Iterator[Finding]:
-    """Findings about tasks: with few tasks, or test tasks that are training tasks, memory is enough."""
+def of_tasks(tasks: TaskNumbers, alike: float) -> Iterator[Finding]:
+    """
+    Findings about tasks: with few tasks, or test tasks that are training tasks, memory is enough. `alike` is the share
+    of histories that are those of another task.
+    """
+    if alike > MOST_ALIKE:
+        yield Finding(
+            "tasks",
+            f"{alike:.0%} of histories are, step by step, those of another task: the tasks do not differ",
+            CHECK_ARGUMENTS,
+        )
     held_out = tasks.splits["validation"] + tasks.splits["test"]
     if tasks.distinct < FEWEST_TASKS:
         same = f" different ones among {tasks.splits['train']}" if tasks.distinct < tasks.splits["train"] else ""
@@ -88,8 +102,16 @@ def of_tasks(tasks: TaskNumbers) -> Iterator[Finding]:
         )
 
 
-def of_returns(returns: ReturnNumbers, rewards: RewardNumbers) -> Iterator[Finding]:
+def of_returns(returns: ReturnNumbers, rewards: RewardNumbers, of_steps: bool) -> Iterator[Finding]:
     """Findings about the source: what does not improve teaches no improvement."""
+    if returns.curves and returns.lowest == returns.highest:
+        what = "step has the reward" if of_steps else "episode returns"
+        yield Finding(
+            "returns",
+            f"every {what} {returns.lowest:.3g}: the source never finds a reward, or the tasks do not differ",
+            f"{CHECK_ARGUMENTS}; if they do, let the source explore more or longer, or make the task easier to find",
+        )
+        return
     improving = returns.improving / returns.tasks if returns.tasks else float(returns.rises)
     if returns.rises and improving >= LEAST_IMPROVING:
         return
@@ -116,7 +138,7 @@ def of_windows(
     windows: WindowNumbers, histories: HistoryNumbers, context_length: int, data: DataConfig, improves: bool
 ) -> Iterator[Finding]:
     """Findings about windows: what they do not show, a model cannot learn."""
-    length, kept = histories.episode_length, histories.kept_steps
+    length, kept = windows.episode_length, histories.kept_steps
     if data.last_episodes is not None:
         yield Finding(
             "windows",
@@ -125,11 +147,12 @@ def of_windows(
             "leave data.last_episodes out",
         )
         return
+    while_it_learns = " while the source learns" if windows.share is not None else ""
     if not histories.of_steps and windows.episodes < FEWEST_EPISODES and length is not None:
         yield Finding(
             "windows",
-            f"{windows.episodes:.1f} episodes end in a window of {context_length} steps: it has to hold two whole "
-            "ones to show that the later one is better",
+            f"{windows.episodes:.1f} episodes end in a window of {context_length} steps{while_it_learns}: it has to "
+            "hold two whole ones to show that the later one is better",
             _longer_windows(length, windows, data, histories),
         )
     elif context_length < kept < 2 * context_length:
@@ -137,7 +160,7 @@ def of_windows(
             "windows",
             f"histories of {kept:.0f} steps are shorter than two windows of {context_length}: most windows begin with "
             "a source that has not learnt yet, unlike a rollout's later contexts",
-            _shorter_windows(context_length, data, histories),
+            _shorter_windows(length, context_length, data, histories),
         )
     elif improves and windows.share is not None and windows.share < LEAST_SHARE:
         yield Finding(
@@ -167,10 +190,10 @@ def _longer_windows(length: float, windows: WindowNumbers, data: DataConfig, his
     return f"--model.context_length {longer}{every}, for {GOOD_EPISODES} episodes of {length:.0f} steps; or {shorter}"
 
 
-def _shorter_windows(context_length: int, data: DataConfig, histories: HistoryNumbers) -> str:
+def _shorter_windows(length: float | None, context_length: int, data: DataConfig, histories: HistoryNumbers) -> str:
     """Advice for histories that are shorter than two windows."""
     shorter = int(histories.kept_steps / 2.5) // 10 * 10
-    holds = histories.episode_length is None or shorter >= FEWEST_EPISODES * histories.episode_length
+    holds = length is None or shorter >= FEWEST_EPISODES * length
     options = [f"--model.context_length {shorter}"] if shorter and holds else []
     if data.keep_every_episode > 1:
         every = int(data.keep_every_episode * histories.kept_steps / (2.5 * context_length))

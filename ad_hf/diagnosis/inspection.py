@@ -107,7 +107,7 @@ def inspect_dataset(
     returns, rewards = measure_returns(sample, of_steps), measure_rewards(sample)
     windows = measure_windows(windows_of(kept, opened, context_length, of_steps), kept, returns, of_steps)
     actions = measure_actions(sample.actions, metadata.spaces[1])
-    flat = list(find.of_returns(returns, rewards))
+    flat = list(find.of_returns(returns, rewards, of_steps))
     shared = {"env_id": metadata.env_id, "independent_streams": metadata.source.get("independent_streams")}
     return Inspection(
         dataset={**opened.to_json(), **shared},
@@ -120,7 +120,7 @@ def inspect_dataset(
         rewards=rewards,
         actions=actions,
         findings=[
-            *find.of_tasks(tasks),
+            *find.of_tasks(tasks, histories.alike),
             *flat,
             *find.of_windows(windows, histories, context_length, data, not flat),
             *find.of_actions(actions),

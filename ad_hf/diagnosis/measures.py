@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,10 @@ from gymnasium import spaces
 from scipy.spatial import KDTree
 from scipy.stats import mannwhitneyu
 
-from ad_hf.diagnosis.sample import Sample, Windows, curves_of
+from ad_hf.diagnosis.sample import Sample, Windows, curves_of, returns_of, values_of
 from ad_hf.envs.spaces import LARGEST, categories
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.evaluation.curves import bootstrap_means, interval
-from ad_hf.histories.steps import Episodes, find_episodes
 
 SIGNIFICANT = 0.025  # of a test on one side, as 95% on both
 FEWEST_VALUES = 4  # on either side of a test: of three, none is significant
@@ -115,8 +116,8 @@ class HistoryNumbers:
             Histories of a task that was read, which are its streams.
         steps, kept_steps, episodes, kept_episodes (`float`):
             Of a history: medians.
-        episode_length (`float`, *optional*):
-            Steps of an episode that is trained on: the mean.
+        alike (`float`):
+            Share of histories whose actions and rewards are, step by step, those of a history of another task.
         of_steps (`bool`):
             Whether a history is one episode, as of a bandit, so that "returns" below are rewards of steps.
     """
@@ -129,19 +130,24 @@ class HistoryNumbers:
     kept_steps: float
     episodes: float
     kept_episodes: float
-    episode_length: float | None
+    alike: float
     of_steps: bool
 
 
-def _episodes_of(sample: Sample) -> tuple[Episodes, np.ndarray]:
-    """The episodes of a sample, and the number of each history's (num_histories,)."""
-    episodes = find_episodes(sample.rewards, sample.ends, sample.offsets)
-    return episodes, np.bincount(episodes.owners, minlength=len(sample.lengths))
+def _alike(sample: Sample) -> float:
+    steps = [
+        blake2b(sample.actions[start:stop].tobytes() + sample.rewards[start:stop].tobytes()).digest()
+        for start, stop in pairwise(sample.offsets.tolist())
+    ]
+    owners: dict[bytes, set[int]] = {}
+    for key, task in zip(steps, sample.tasks.tolist()):
+        owners.setdefault(key, set()).add(task)
+    return float(np.mean([len(owners[key]) > 1 for key in steps]))
 
 
 def measure_histories(sample: Sample, kept: Sample, is_all: bool) -> HistoryNumbers:
     """The numbers of a sample and of its selected steps."""
-    counts, (episodes, kept_counts) = _episodes_of(sample)[1], _episodes_of(kept)
+    counts, kept_counts = returns_of(sample)[1], returns_of(kept)[1]
     return HistoryNumbers(
         read=len(sample.lengths),
         kept=len(kept.lengths),
@@ -151,7 +157,7 @@ def measure_histories(sample: Sample, kept: Sample, is_all: bool) -> HistoryNumb
         kept_steps=float(np.median(kept.lengths)),
         episodes=float(np.median(counts)),
         kept_episodes=float(np.median(kept_counts)),
-        episode_length=float((episodes.stops - episodes.starts).mean()) if len(episodes.stops) else None,
+        alike=_alike(sample),
         of_steps=bool(np.median(counts) < 2),
     )
 
@@ -164,6 +170,8 @@ class ReturnNumbers:
     Attributes:
         first, last (`float`):
             Mean over tasks of the return of the first tenth of a history's episodes, and of the last.
+        lowest, highest (`float`):
+            Return of an episode.
         interval (`list[float]`, *optional*):
             Of the rise between them: 95%, over tasks. `None` for a single task.
         tasks (`int`):
@@ -178,6 +186,8 @@ class ReturnNumbers:
 
     first: float
     last: float
+    lowest: float
+    highest: float
     interval: list[float] | None
     tasks: int
     improving: int
@@ -201,7 +211,7 @@ def measure_returns(sample: Sample, of_steps: bool) -> ReturnNumbers:
     has_curve = np.isfinite(curves).all(axis=1)
     curves, tasks = curves[has_curve], sample.tasks[has_curve]
     if not len(curves):
-        return ReturnNumbers(0.0, 0.0, None, 0, 0, 0.0, [])
+        return ReturnNumbers(0.0, 0.0, 0.0, 0.0, None, 0, 0, 0.0, [])
     rises = curves[:, -2:].mean(axis=1) - curves[:, :2].mean(axis=1)
     ids, numbers = np.unique(tasks, return_inverse=True)
     sums = np.zeros((len(ids), curves.shape[1]))
@@ -210,9 +220,12 @@ def measure_returns(sample: Sample, of_steps: bool) -> ReturnNumbers:
     first, last = of_tasks[:, :2].mean(axis=1), of_tasks[:, -2:].mean(axis=1)
     bounds = interval(bootstrap_means([(last - first)[None, None]])) if len(ids) > 1 else None
     tests = _tests_of_tasks(sample, of_steps)
+    values, _ = values_of(sample, of_steps)
     return ReturnNumbers(
         first=float(first.mean()),
         last=float(last.mean()),
+        lowest=float(values.min()),
+        highest=float(values.max()),
         interval=None if bounds is None else [float(bound) for bound in bounds],
         tasks=len(tests),
         improving=sum(probability < SIGNIFICANT for probability in tests),
@@ -223,8 +236,7 @@ def measure_returns(sample: Sample, of_steps: bool) -> ReturnNumbers:
 
 def _tests_of_tasks(sample: Sample, of_steps: bool) -> list[float]:
     """How likely each task's last values would be so much above its first ones by chance, where there are enough."""
-    episodes, counts = _episodes_of(sample)
-    values, counts = (sample.rewards, sample.lengths) if of_steps else (episodes.returns, counts)
+    values, counts = values_of(sample, of_steps)
     stops = np.cumsum(counts)
     tests = []
     for task in np.unique(sample.tasks):
@@ -247,21 +259,29 @@ class WindowNumbers:
     What a window of the recipe's context_length shows.
 
     Attributes:
-        episodes (`float`):
-            Episodes that end in one: the mean.
         learning (`list[float]`):
-            The part of a history, from 0 to 1, in which the source makes the middle 80% of its rise.
+            The part of a history, from 0 to 1 and in episodes, in which the source makes the middle 80% of its rise;
+            all of it if the source does not rise.
+        learning_windows (`float`):
+            Share of windows whose middle is in that part. It is larger where episodes become shorter.
+        episodes (`float`):
+            Episodes that end in such a window: the mean.
+        episode_length (`float`, *optional*):
+            Steps of an episode in that part: the mean.
         rise (`float`, *optional*):
-            Return of the last whole episode of a window less the first, in windows whose middle is in that part: the
-            mean. `None` where none holds two episodes.
+            Return of the last whole episode of such a window less the first: the mean. `None` where none holds two
+            episodes.
         share (`float`, *optional*):
-            `rise` as a part of the source's rise; `None` if it does not rise.
+            `rise` as a part of the source's rise, 1 at most: the first episode of a window may be worse than the
+            first tenth of a history, in which the source has learnt already. `None` if the source does not rise.
         places, rises (`list[float]`):
             The rise by the place of windows in their histories, for the picture.
     """
 
-    episodes: float
     learning: list[float]
+    learning_windows: float
+    episodes: float
+    episode_length: float | None
     rise: float | None
     share: float | None
     places: list[float]
@@ -280,18 +300,31 @@ def measure_windows(windows: Windows, kept: Sample, returns: ReturnNumbers, of_s
     low = min(low, float(np.quantile(windows.places, 0.9)))
     high = max(high + 1 / len(curve), float(np.quantile(windows.places, 0.1)))
     has_rise = np.isfinite(windows.rises)
-    chosen = windows.rises[has_rise & (windows.places >= low) & (windows.places <= high)]
+    learning = (windows.places >= low) & (windows.places <= high)
+    chosen = windows.rises[has_rise & learning]
     rise = float(chosen.mean()) if len(chosen) else None
     bins = np.minimum((windows.places * len(curve)).astype(int), len(curve) - 1)
     shown = [place for place in range(len(curve)) if (has_rise & (bins == place)).any()]
     return WindowNumbers(
-        episodes=float(windows.episodes.mean()),
         learning=[low, min(1.0, high)],
+        learning_windows=float(learning.mean()),
+        episodes=float(windows.episodes[learning].mean()),
+        episode_length=_episode_length(kept, low, high),
         rise=rise,
-        share=rise / returns.rise if rise is not None and returns.rises else None,
+        share=min(1.0, rise / returns.rise) if rise is not None and returns.rises else None,
         places=[(place + 0.5) / len(curve) for place in shown],
         rises=[float(windows.rises[has_rise & (bins == place)].mean()) for place in shown],
     )
+
+
+def _episode_length(kept: Sample, low: float, high: float) -> float | None:
+    """Mean length of the episodes in a part of their histories, if any ends there."""
+    episodes, counts = returns_of(kept)
+    places = (np.arange(len(episodes.owners)) - (np.cumsum(counts) - counts)[episodes.owners]) / counts[
+        episodes.owners
+    ]
+    lengths = (episodes.stops - episodes.starts)[(places >= low) & (places <= high)]
+    return float(lengths.mean()) if len(lengths) else None
 
 
 @dataclass
@@ -304,7 +337,7 @@ class RewardNumbers:
 
 def measure_rewards(sample: Sample) -> RewardNumbers:
     """The numbers of the rewards of a sample."""
-    episodes, _ = _episodes_of(sample)
+    episodes, _ = returns_of(sample)
     counts = np.append(0, np.cumsum(sample.rewards != 0))
     empty = counts[episodes.stops] == counts[episodes.starts]
     return RewardNumbers(float((sample.rewards != 0).mean()), float(empty.mean()) if len(empty) else None)

@@ -20,6 +20,7 @@ from ad_hf.storage.files import atomic_path, writable_folder, write_text
 
 INSPECTION_FILE, PICTURE_FILE = "inspection.json", "inspection.png"
 WIDTH = 118  # letters of a line
+FEW_LEARNING = 0.2  # of windows: models learn from a tenth too, but more slowly, so that this is no finding
 MOST_SHARES = 8  # of actions in a line
 
 
@@ -107,6 +108,8 @@ def _returns(inspection: Inspection) -> str:
     if not returns.curves:
         return "no episode ends"
     what = "reward of a step" if inspection.histories.of_steps else "return"
+    if returns.lowest == returns.highest:
+        return f"every {what} is {returns.lowest:.3g}; the source improves on no task"
     bounds = "" if returns.interval is None else " (95%: {:+.3g} to {:+.3g})".format(*returns.interval)
     text = f"{what} {returns.first:.3g} -> {returns.last:.3g} from the first tenth of a history to the last{bounds}; "
     tested = (
@@ -128,6 +131,10 @@ def _settings(inspection: Inspection) -> str:
 def _windows(inspection: Inspection) -> str:
     windows = inspection.windows
     text = f"{_settings(inspection)}: "
+    if windows.share is not None:
+        low, high = windows.learning
+        part = f"{low:.0%} to {high:.0%} of a history, {windows.learning_windows:.0%} of windows"
+        text += f"while the source learns ({part}), "
     if not inspection.histories.of_steps:
         text += f"{windows.episodes:.1f} episodes end in a window; "
     if windows.rise is None:
@@ -135,9 +142,20 @@ def _windows(inspection: Inspection) -> str:
     text += f"within one the return rises by {windows.rise:.3g}"
     if windows.share is None:
         return text
-    low, high = windows.learning
-    where = f"while the source learns ({low:.0%} to {high:.0%} of a history)"
-    return f"{text}, {windows.share:.0%} of the source's rise, {where}"
+    part = "as much as the source's whole rise" if windows.share == 1 else f"{windows.share:.0%} of the source's rise"
+    return f"{text}, {part}{_flat_windows(inspection)}"
+
+
+def _flat_windows(inspection: Inspection) -> str:
+    """A remark on histories that go on for long after the source has learnt."""
+    windows, histories = inspection.windows, inspection.histories
+    if windows.learning_windows >= FEW_LEARNING:
+        return ""
+    cut = ""
+    if not histories.of_steps:
+        episodes = inspection.data["max_episodes"] or histories.episodes
+        cut = f"--data.max_episodes {max(2, round(2 * windows.learning[1] * episodes))} or "
+    return f"; more windows show that in shorter histories ({cut}fewer source.total_timesteps)"
 
 
 def _actions(actions: ActionNumbers) -> str:

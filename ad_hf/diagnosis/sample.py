@@ -11,6 +11,7 @@ from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.selection import DataConfig, Selection
 from ad_hf.histories.steps import (
     COLUMNS,
+    Episodes,
     Histories,
     Steps,
     checked_rows,
@@ -26,6 +27,7 @@ from ad_hf.progress import ProgressBar
 READ_COLUMNS = [name for name in COLUMNS if name != "observations"]
 MOST_STEPS = 1 << 23  # to read: all of a small dataset, and some seconds' work of a large one
 MOST_BLOCKS = 256  # to read them from: on the Hub, some requests each
+ROUNDING = 1e-6  # part of the size of returns, up to which they differ by the rounding of float32 rewards alone
 CURVE_POINTS = 20  # of a history's curve; two of them are a tenth
 WINDOW_EPOCHS = 4  # whose windows are measured: each has windows at other places
 MOST_WINDOWS = 100_000
@@ -79,23 +81,41 @@ def read_sample(dataset: HistoryDataset) -> tuple[Sample, bool]:
     return Sample(*(np.concatenate(values) for values in zip(*parts))), len(picks) == len(blocks)
 
 
+def returns_of(sample: Sample) -> tuple[Episodes, np.ndarray]:
+    """The episodes of a sample, their returns without rounding noise, and each history's number (num_histories,)."""
+    episodes = find_episodes(sample.rewards, sample.ends, sample.offsets)
+    returns = _rounded(episodes.returns, sample, len(episodes.returns))
+    return episodes._replace(returns=returns), np.bincount(episodes.owners, minlength=len(sample.lengths))
+
+
+def values_of(sample: Sample, of_steps: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The returns of episodes, or with `of_steps` the rewards of steps, and each history's number of them."""
+    if of_steps:
+        return _rounded(sample.rewards, sample, len(sample.rewards)), sample.lengths
+    episodes, counts = returns_of(sample)
+    return episodes.returns, counts
+
+
+def _rounded(values: np.ndarray, sample: Sample, count: int) -> np.ndarray:
+    """Values whose usual size is that of the sample's rewards, of which each of `count` has a part, without noise."""
+    unit = ROUNDING * float(np.abs(sample.rewards).sum(dtype=np.float64)) / max(1, count)
+    return np.round(values / unit) * unit + 0.0 if unit else values  # + 0.0: no -0
+
+
 def curves_of(sample: Sample, of_steps: bool) -> np.ndarray:
     """
     The mean return of a history's episodes, or with `of_steps` the mean reward of its steps, by how much of the
     history has passed: (num_histories, 20), NaN where no episode has ended.
     """
-    if of_steps:
-        values, counts = sample.rewards, sample.lengths
-    else:
-        episodes = find_episodes(sample.rewards, sample.ends, sample.offsets)
-        values, counts = episodes.returns, np.bincount(episodes.owners, minlength=len(sample.lengths))
+    values, counts = values_of(sample, of_steps)
     totals, firsts = np.append(0.0, np.cumsum(values, dtype=np.float64)), np.cumsum(counts) - counts
     borders = np.arange(CURVE_POINTS + 1) * counts[:, None] // CURVE_POINTS
     # Of fewer values than points, one stands for several.
     starts, stops = borders[:, :-1], np.maximum(borders[:, 1:], borders[:, :-1] + 1)
     stops = np.minimum(stops, counts[:, None])
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (totals[firsts[:, None] + stops] - totals[firsts[:, None] + starts]) / (stops - starts)
+        means = (totals[firsts[:, None] + stops] - totals[firsts[:, None] + starts]) / (stops - starts)
+    return _rounded(means, sample, len(values))
 
 
 class Windows(NamedTuple):
@@ -118,7 +138,7 @@ def windows_of(sample: Sample, dataset: HistoryDataset, context_length: int, of_
     owners = np.searchsorted(sample.offsets, starts, side="right") - 1
     middles = starts + lengths // 2
     places = (middles - sample.offsets[owners]) / sample.lengths[owners]
-    episodes = find_episodes(sample.rewards, sample.ends, sample.offsets)
+    episodes, numbers = returns_of(sample)
     firsts, after = (
         np.searchsorted(episodes.starts, starts),
         np.searchsorted(episodes.stops, starts + lengths, "right"),
@@ -128,10 +148,9 @@ def windows_of(sample: Sample, dataset: HistoryDataset, context_length: int, of_
         totals, tenths = np.append(0.0, np.cumsum(sample.rewards, dtype=np.float64)), np.maximum(1, lengths // 10)
         stops = starts + lengths
         rises = (totals[stops] - totals[stops - tenths] - totals[starts + tenths] + totals[starts]) / tenths
-        return Windows(places, counts, rises)
-    of_histories = np.searchsorted(episodes.stops, sample.offsets, side="right")  # episodes before each
-    before = np.searchsorted(episodes.stops, middles, side="right") - of_histories[owners]
-    places = before / np.maximum(1, np.diff(of_histories)[owners])  # in episodes, as in curves: they may grow longer
+        return Windows(places, counts, _rounded(rises, sample, len(sample.rewards)))
+    before = np.searchsorted(episodes.stops, middles, side="right") - (np.cumsum(numbers) - numbers)[owners]
+    places = before / np.maximum(1, numbers[owners])  # in episodes, as in curves: they may grow longer
     rises, several = np.full(len(starts), np.nan), after - firsts >= 2
     rises[several] = episodes.returns[after[several] - 1] - episodes.returns[firsts[several]]
     return Windows(places, counts, rises)

@@ -79,8 +79,8 @@ def test_a_good_dataset_has_no_finding(settings, tmp_path):
         (
             {"skill": lambda episodes: np.zeros(episodes)},
             "returns",
-            "does not improve",
-            "100% of episodes have no reward",
+            "every episode returns 0",
+            "check that the environment uses the task's arguments",
         ),
         ({"episodes": 1500, "streams": 2}, "windows", "too little to see", "--data.keep_every_episode"),
         ({"steps_of_episode": 80}, "windows", "1.2 episodes end in a window of 100", "--model.context_length 320"),
@@ -116,6 +116,28 @@ def test_windows_that_follow_the_advice_are_good(settings, tmp_path):
         assert kinds(inspect(folder, **{name: int(value) for name, value in options})) == [], options
 
 
+def test_the_learning_part_of_a_history(tmp_path):
+    """Episodes, and windows, are counted while the source learns; advice says where to cut the rest off."""
+    folder = make_dataset(
+        tmp_path / "histories", episodes=600, skill=lambda episodes: climb(60)[np.minimum(np.arange(episodes), 59)]
+    )
+    long = inspect(folder)
+    assert long.windows.learning_windows < 0.2
+    (count,) = re.findall(r"--data.max_episodes (\d+)", describe(long).replace("\n            ", " "))
+    short = inspect(folder, max_episodes=int(count))
+    assert short.windows.learning_windows > 0.2
+    assert "max_episodes " + count + " or" not in describe(short)
+    assert kinds(long) == kinds(short) == []
+
+
+def test_a_rise_within_a_window_is_at_most_the_whole_one(tmp_path):
+    folder = make_dataset(tmp_path / "histories", skill=lambda _: np.arange(100) >= 8, episodes=100)
+    inspection = inspect(folder, context_length=200)
+    assert inspection.windows.rise > inspection.returns.rise
+    assert inspection.windows.share == 1
+    assert "as much as the source's whole rise" in describe(inspection).replace("\n            ", " ")
+
+
 def test_expert_distillation_is_named(good):
     assert kinds(inspect(good, last_episodes=5)) == ["windows"]
     with pytest.raises(ValueError, match=r"data\.min_improvement"):
@@ -127,6 +149,28 @@ def test_selection_does_not_make_a_flat_source_rise(tmp_path):
     chosen = inspect(folder, min_improvement=0.5)  # by chance, about a third of the histories
     assert 0 < chosen.histories.kept < chosen.histories.read / 2
     assert kinds(chosen) == ["returns"]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_rounding_is_not_a_difference(ended, tmp_path):
+    """A step costs 0.02 whatever the source does, a little more or less in float32."""
+    noise = np.random.default_rng(0)
+    cost = lambda right: -0.02 * (1 + 1e-7 * noise.normal(size=right.shape))  # noqa: E731
+    settings = {"steps_of_episode": 10} if ended else {"steps_of_episode": 1, "episodes": 400, "ended": False}
+    inspection = inspect(make_dataset(tmp_path / "histories", reward=cost, **settings))
+    returns, windows = inspection.returns, inspection.windows
+    assert (returns.rise, returns.interval, returns.histories, returns.improving) == (0, [0, 0], 0, 0)
+    assert (returns.lowest, windows.rise, set(windows.rises)) == (returns.highest, 0, {0})
+    assert kinds(inspection) == ["returns"]
+    assert ("every step has the reward -0.02" if not ended else "every episode returns -0.2") in describe(inspection)
+
+
+def test_tasks_that_do_not_differ(tmp_path):
+    """A source without chance does the same in all of them."""
+    inspection = inspect(make_dataset(tmp_path / "histories", skill=lambda _: np.arange(60) > 30, actions=(1,)))
+    assert inspection.histories.alike == 1
+    assert kinds(inspection) == ["tasks", "actions"]
+    assert inspection.findings[0].fault.startswith("100% of histories are, step by step, those of another task")
 
 
 def test_actions_by_dimension():
@@ -208,10 +252,12 @@ def test_the_command_line(tiny_histories, tmp_path, capsys):
 
 
 def test_an_unknown_environment_has_the_default_settings(good, capsys):
-    assert main(["inspect", str(good), "--data.keep_every_episode", "2"]) == 0
+    assert main(["inspect", str(good), "--data.max_episodes", "50"]) == 0
     done = capsys.readouterr()
     assert "windows by the defaults" in done.err
-    assert f"context_length {ADConfig().context_length}, data.keep_every_episode 2:" in done.out
+    assert f"context_length {ADConfig().context_length}, data.max_episodes 50:" in done.out
+    options = f"--recipe RECIPE --dataset {good} --data.max_episodes 50"
+    assert done.out.splitlines()[-1] == f"train on them with: ad-hf train {options} --output_dir RUN"
 
 
 def test_the_report_and_its_files(good, tmp_path):
