@@ -186,7 +186,10 @@ def state_count(space: spaces.Space) -> int:
     """Number of elements of a discrete space; a `ValueError` for another."""
     sizes = categories(space)
     if sizes is None:
-        raise ValueError(f"a table needs observations of a Discrete, MultiDiscrete or MultiBinary space, got {space}")
+        raise ValueError(
+            f"a table needs observations of a Discrete, MultiDiscrete or MultiBinary space, got {space}, which is "
+            "also what Dict and Tuple observations are flattened to: give the environment a MultiDiscrete, or take A2C"
+        )
     return int(np.prod(sizes))
 
 
