@@ -13,7 +13,7 @@ from gymnasium import spaces
 from scipy.spatial import KDTree
 from scipy.stats import mannwhitneyu
 
-from ad_hf.diagnosis.sample import Sample, Windows, curves_of, returns_of, values_of
+from ad_hf.diagnosis.sample import Sample, Windows, curves_of, values_of
 from ad_hf.envs.spaces import LARGEST, categories
 from ad_hf.envs.task_family import SPLITS
 from ad_hf.evaluation.curves import bootstrap_means, interval
@@ -147,7 +147,6 @@ def _alike(sample: Sample) -> float:
 
 def measure_histories(sample: Sample, kept: Sample, is_all: bool) -> HistoryNumbers:
     """The numbers of a sample and of its selected steps."""
-    counts, kept_counts = returns_of(sample)[1], returns_of(kept)[1]
     return HistoryNumbers(
         read=len(sample.lengths),
         kept=len(kept.lengths),
@@ -155,10 +154,10 @@ def measure_histories(sample: Sample, kept: Sample, is_all: bool) -> HistoryNumb
         per_task=len(sample.lengths) / len(np.unique(sample.tasks)),
         steps=float(np.median(sample.lengths)),
         kept_steps=float(np.median(kept.lengths)),
-        episodes=float(np.median(counts)),
-        kept_episodes=float(np.median(kept_counts)),
+        episodes=float(np.median(sample.counts)),
+        kept_episodes=float(np.median(kept.counts)),
         alike=_alike(sample),
-        of_steps=bool(np.median(counts) < 2),
+        of_steps=bool(np.median(sample.counts) < 2),
     )
 
 
@@ -319,10 +318,9 @@ def measure_windows(windows: Windows, kept: Sample, returns: ReturnNumbers, of_s
 
 def _episode_length(kept: Sample, low: float, high: float) -> float | None:
     """Mean length of the episodes in a part of their histories, if any ends there."""
-    episodes, counts = returns_of(kept)
-    places = (np.arange(len(episodes.owners)) - (np.cumsum(counts) - counts)[episodes.owners]) / counts[
-        episodes.owners
-    ]
+    episodes, counts = kept.episodes, kept.counts
+    firsts = np.cumsum(counts) - counts
+    places = (np.arange(len(episodes.owners)) - firsts[episodes.owners]) / counts[episodes.owners]
     lengths = (episodes.stops - episodes.starts)[(places >= low) & (places <= high)]
     return float(lengths.mean()) if len(lengths) else None
 
@@ -337,7 +335,7 @@ class RewardNumbers:
 
 def measure_rewards(sample: Sample) -> RewardNumbers:
     """The numbers of the rewards of a sample."""
-    episodes, _ = returns_of(sample)
+    episodes = sample.episodes
     counts = np.append(0, np.cumsum(sample.rewards != 0))
     empty = counts[episodes.stops] == counts[episodes.starts]
     return RewardNumbers(float((sample.rewards != 0).mean()), float(empty.mean()) if len(empty) else None)

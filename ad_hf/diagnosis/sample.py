@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +35,9 @@ WINDOW_EPOCHS = 4  # whose windows are measured: each has windows at other place
 MOST_WINDOWS = 100_000
 
 
-class Sample(NamedTuple):
-    """Steps of whole histories, one history after another."""
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Steps of whole histories, one history after another; what follows from them is computed once."""
 
     actions: np.ndarray  # (num_steps, ...)
     rewards: np.ndarray  # (num_steps,)
@@ -43,17 +46,28 @@ class Sample(NamedTuple):
     tasks: np.ndarray  # (num_histories,) ids
     hashes: np.ndarray  # (num_histories,)
 
-    @property
+    @cached_property
     def offsets(self) -> np.ndarray:
         """The borders of histories (num_histories + 1,)."""
         return np.append(0, np.cumsum(self.lengths))
+
+    @cached_property
+    def episodes(self) -> Episodes:
+        """The episodes that ended, and their returns without rounding noise."""
+        episodes = find_episodes(self.rewards, self.ends, self.offsets)
+        return episodes._replace(returns=_rounded(episodes.returns, self, len(episodes.returns)))
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """The number of each history's episodes (num_histories,)."""
+        return np.bincount(self.episodes.owners, minlength=len(self.lengths))
 
     def select(self, selection: Selection) -> Sample:
         """The steps that are trained on; the histories that have none are left out."""
         mask = selected_steps(selection, self.rewards, self.ends, self.offsets)
         lengths = np.add.reduceat(mask, self.offsets[:-1], dtype=np.int64)
         kept = lengths > 0
-        steps = (values[mask] for values in self[:3])
+        steps = (values[mask] for values in (self.actions, self.rewards, self.ends))
         return Sample(*steps, *(values[kept] for values in (lengths, self.tasks, self.hashes)))
 
 
@@ -78,22 +92,16 @@ def read_sample(dataset: HistoryDataset) -> tuple[Sample, bool]:
         for part in executor.map(read, picks):
             parts.append(part)
             bar.update()
-    return Sample(*(np.concatenate(values) for values in zip(*parts))), len(picks) == len(blocks)
-
-
-def returns_of(sample: Sample) -> tuple[Episodes, np.ndarray]:
-    """The episodes of a sample, their returns without rounding noise, and each history's number (num_histories,)."""
-    episodes = find_episodes(sample.rewards, sample.ends, sample.offsets)
-    returns = _rounded(episodes.returns, sample, len(episodes.returns))
-    return episodes._replace(returns=returns), np.bincount(episodes.owners, minlength=len(sample.lengths))
+    names = [each.name for each in fields(Sample)]
+    joined = Sample(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return joined, len(picks) == len(blocks)
 
 
 def values_of(sample: Sample, of_steps: bool) -> tuple[np.ndarray, np.ndarray]:
     """The returns of episodes, or with `of_steps` the rewards of steps, and each history's number of them."""
     if of_steps:
         return _rounded(sample.rewards, sample, len(sample.rewards)), sample.lengths
-    episodes, counts = returns_of(sample)
-    return episodes.returns, counts
+    return sample.episodes.returns, sample.counts
 
 
 def _rounded(values: np.ndarray, sample: Sample, count: int) -> np.ndarray:
@@ -138,7 +146,7 @@ def windows_of(sample: Sample, dataset: HistoryDataset, context_length: int, of_
     owners = np.searchsorted(sample.offsets, starts, side="right") - 1
     middles = starts + lengths // 2
     places = (middles - sample.offsets[owners]) / sample.lengths[owners]
-    episodes, numbers = returns_of(sample)
+    episodes, numbers = sample.episodes, sample.counts
     firsts, after = (
         np.searchsorted(episodes.starts, starts),
         np.searchsorted(episodes.stops, starts + lengths, "right"),
