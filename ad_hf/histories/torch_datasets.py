@@ -267,13 +267,13 @@ def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, tor
     batch = {}
     for name in windows[0]:
         values = [window[name] for window in windows]
-        if padded:  # many times slower
-            values = (
-                [each.long() for each in values] if name == "labels" and not values[0].is_floating_point() else values
-            )
-            batch[name] = pad_sequence(values, batch_first=True, padding_value=IGNORED if name == "labels" else 0)
-        else:
+        if not padded:  # many times faster
             batch[name] = torch.stack(values)
+            continue
+        is_label = name == "labels"
+        if is_label and not values[0].is_floating_point():
+            values = [each.long() for each in values]  # -100 fits no unsigned type
+        batch[name] = pad_sequence(values, batch_first=True, padding_value=IGNORED if is_label else 0)
     if padded:
         batch["attention_mask"] = (torch.arange(time) < lengths.unsqueeze(1)).long()
     return batch
