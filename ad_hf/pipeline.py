@@ -149,8 +149,6 @@ def train(
         if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
             refuse_run(output_dir, checkpoint)
     sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
-    # It outlives the loading of the model: gloo's thread may still need Python to free the last barrier, and waits for
-    # ever if the process group is freed first.
     trainer = Trainer(output_dir, opened, *sections, streaming)
     if overwrite and processes.is_main_process:
         remove_checkpoints(output_dir)
