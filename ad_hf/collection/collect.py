@@ -90,9 +90,8 @@ def collect(
 
     Jobs (a task and a seed) run on worker processes, started by `spawn`: call this under
     `if __name__ == "__main__":` in a script. Or they run in this process, or on a Ray cluster, which leaves the same
-    files. Finished jobs
-    stay, so an interrupted collection goes on where it was when it is called again with the same arguments, and
-    ends with the same files, byte for byte.
+    files. Finished jobs stay, so an interrupted collection goes on where it was when it is called again with the same
+    arguments, and ends with the same files, byte for byte.
 
     A task whose environment raises an error, has other spaces than the family, gives observations outside of them or
     numbers that are not finite, never ends an episode, or ends its process, does not keep the others from being
