@@ -25,6 +25,7 @@ HOMONYMS = {
     "labels": "the import path of a function, its result, and the targets of the loss",
     "learning_rate": "of the model, and of tabular learning",
     "max_steps": "updates of a training, steps of a rollout, and of random play",
+    "mixed_precision": "of a training, and of a rollout",
     "normalize_observations": "of the model section, and as a keyword of config_from_dataset",
     "num_episodes": "of a rollout, and of the evaluation that asks for another number",
     "num_test_tasks": "of imported histories",
@@ -98,6 +99,6 @@ def test_a_step_of_a_rollout_crosses_few_files():
         model.rollout(family.make_vec(family.tasks("test")), num_episodes=6, seed=0, callback=look)
     finally:
         sys.setprofile(None)
-    assert "model/modeling_ad.py" in files
+    assert "model/step_ad.py" in files
     assert len({name for name in files if name.startswith("model/")}) <= 7, files
     assert {name for name in files if not name.startswith("model/")} <= {"envs/vector.py", "envs/dark_room.py"}

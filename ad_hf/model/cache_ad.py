@@ -8,6 +8,7 @@ begin anew or forget. [`make_cache`] chooses the cache that suits a model's deco
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -80,17 +81,22 @@ class ADCache(ContextCache, Cache):
             Number of rows.
         slots (`int`):
             Steps that a row can hold.
-        dtype (`torch.dtype`):
-            Of keys and values.
+        dtypes (`Sequence[torch.dtype]`):
+            Of keys and of values.
         slides (`bool`, *optional*, defaults to `False`):
             Whether a full row goes on, over its oldest steps.
     """
 
-    def __init__(self, states: States, batch: int, slots: int, dtype: torch.dtype, slides: bool = False) -> None:
+    def __init__(
+        self, states: States, batch: int, slots: int, dtypes: Sequence[torch.dtype], slides: bool = False
+    ) -> None:
         Cache.__init__(self, layers=[])
         self.slots, self.slides, self.lengths = slots, slides, torch.zeros(batch, dtype=torch.long)
         self.states = [
-            tuple(part.new_zeros((batch, part.shape[1], slots, part.shape[3]), dtype=dtype) for part in layer)
+            tuple(
+                part.new_zeros((batch, part.shape[1], slots, part.shape[3]), dtype=dtype)
+                for part, dtype in zip(layer, dtypes)
+            )
             for layer in states
         ]
         self._rows: Any = slice(None)  # to which the step is written
@@ -205,7 +211,9 @@ def takes_rows_of_own_length(backbone: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def make_cache(model: Any, batch: int, slots: int | None = None) -> ContextCache:
+def make_cache(
+    model: Any, batch: int, slots: int | None = None, value_dtype: torch.dtype | None = None
+) -> ContextCache:
     """
     The cache for a model's decoder.
 
@@ -216,13 +224,16 @@ def make_cache(model: Any, batch: int, slots: int | None = None) -> ContextCache
             Number of rows.
         slots (`int`, *optional*):
             Steps that a row can hold, by default as many as the model sees.
+        value_dtype (`torch.dtype`, *optional*):
+            Of values, by default that of the model's weights.
     """
     config, weight = model.config, model.embedding.episode_start.weight
     slots = config.sliding_window or slots or config.context_length
     states = model.encode(weight.new_zeros(1, 1, config.hidden_size))
     if len(states[0]) == 1:  # the steps themselves
         return StepCache(states[0][0], batch, slots, weight.dtype)
-    return ADCache(states, batch, slots, weight.dtype, slides=config.sliding_window is not None)
+    dtypes = (weight.dtype, value_dtype or weight.dtype)
+    return ADCache(states, batch, slots, dtypes, slides=config.sliding_window is not None)
 
 
 __all__ = ["ADCache", "ContextCache", "StepCache", "make_cache"]

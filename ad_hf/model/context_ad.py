@@ -101,7 +101,8 @@ class ADContext:
             width * num_envs * self.length * self._dtype.itemsize,
             f"a context of num_envs={num_envs} and context_length={self.length}",
         )
-        self._cache = make_cache(model, num_envs, self.length)
+        self._decode, dtype = model.step_decoder(self.config, num_envs)
+        self._cache = make_cache(model, num_envs, self.length, dtype)
         self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
         if model.config.sliding_window is None:
             shape = (num_envs, self.length, model.config.hidden_size)
@@ -273,8 +274,7 @@ class ADContext:
             self._make_room(rows)
             index = torch.nonzero(rows).squeeze(1)
             self._tokens[index, self.lengths[index]] = tokens[index, 0]
-        hidden_states = self.model.decode(tokens, self._cache)
-        self.logits = head(hidden_states[:, 0]).float().cpu()
+        self.logits = head(self._decode(tokens, self._cache)[:, 0]).float().cpu()
         wrong = ~np.isfinite(self.logits.numpy()).all(axis=1) & active
         if wrong.any():
             raise ValueError(
@@ -301,7 +301,7 @@ class ADContext:
 
     def copy(self) -> ADContext:
         """A context of its own that goes on from here, with the same random streams."""
-        shared = {id(part): part for part in (self.model, self.model.backbone, self.config)}
+        shared = {id(part): part for part in (self.model, self.model.backbone, self.config, self._decode)}
         return copy.deepcopy(self, shared)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

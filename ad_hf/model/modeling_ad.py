@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .heads_ad import make_head
 from .loading_ad import check_files, check_loaded, check_memory, check_trusted
 from .rollout_ad import RolloutMixin
 from .rollout_config_ad import RolloutConfig
+from .step_ad import StepDecoder, choose_products, is_plain
 
 # On CPUs, explicit attention (two batched matmuls and a softmax) trains twice as fast as the fused kernel at windows
 # of some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
@@ -339,6 +341,14 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         if self.backbone is None:  # a step of a rollout, with nothing beside it
             return self._decode_blocks(tokens, past_key_values)
         return self._decode(tokens, past_key_values=past_key_values)[0]
+
+    def step_decoder(self, config: Any, rows: int) -> tuple[Callable[[torch.Tensor, Any], torch.Tensor], torch.dtype]:
+        """What decodes steps of so many rows, `decode` or a faster equivalent, and the type of its products."""
+        weight = self.embedding.episode_start.weight
+        if self.backbone is not None or not is_plain(self.blocks, {ADBlock, ADAttention, ResidualLinear}):
+            return self.decode, weight.dtype
+        decoder = StepDecoder(self, choose_products(config.mixed_precision, weight, rows))
+        return decoder, decoder.dtype
 
     def encode(self, tokens: torch.Tensor) -> States:
         """

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from transformers.utils import cached_file
@@ -39,6 +39,9 @@ class RolloutConfig:
         context_length: Steps that the context holds at most (default: the model's).
         context_drop: Oldest steps that a full context forgets at once, the others being encoded anew (default: a
             quarter); 1 is the paper's queue, which encodes the context at every step.
+        mixed_precision: `"bf16"` for products with the blocks' weights in bfloat16 and everything else in the model's
+            own type, `"no"` for that type alone; `"auto"` (default) takes bf16 for float32 models on CPUs that have
+            instructions for it, from 8 environments on.
         seed: Seed of the environments' resets and of the sampled actions; environment i takes seed + i (default: 0).
         output_steps: Return observations, actions, rewards and ends of episodes, too.
         output_log_probs: Return the log-probabilities with which the actions were chosen, too.
@@ -55,6 +58,7 @@ class RolloutConfig:
     epsilon: float | None = unset(0.0, least=0, most=1)
     context_length: int | None = unset(None, least=1)
     context_drop: int | None = unset(None, least=1)
+    mixed_precision: Literal["auto", "no", "bf16"] | None = unset("auto")
     seed: int | None = unset(0, least=0, below=SEEDS)
     output_steps: bool | None = unset(False)
     output_log_probs: bool | None = unset(False)

@@ -58,12 +58,17 @@ def test_an_environments_actions_depend_on_its_seed_and_past_alone(make_model, s
         assert_same_lives(alone, together[first:last])
 
 
-@pytest.mark.parametrize("settings", [{}, {"backbone_config": LLAMA}], ids=["own blocks", "llama"])
-def test_environments_of_which_not_all_are_encoded_at_a_time_are_each_their_own(make_model, settings):
+@pytest.mark.parametrize(
+    ("settings", "mixed_precision"),
+    [({}, "no"), ({}, "bf16"), ({"backbone_config": LLAMA}, "no")],
+    ids=["own blocks", "own blocks in bfloat16", "llama"],
+)
+def test_environments_of_which_not_all_are_encoded_at_a_time_are_each_their_own(make_model, settings, mixed_precision):
     model, num_envs = make_model(**settings), 500  # which hold 12 steps each when they are full
-    together = play(model, range(num_envs), num_steps=25, seed=0)
+    same = {"num_steps": 25, "mixed_precision": mixed_precision}
+    together = play(model, range(num_envs), seed=0, **same)
     for world in (0, 250, 340, 341, 342, 499):
-        assert_same_lives(play(model, [world], num_steps=25, seed=world), [together[world]])
+        assert_same_lives(play(model, [world], seed=world, **same), [together[world]])
 
 
 def lived(model, num_envs=3, num_steps=20, seed=0, **settings):

@@ -1,0 +1,101 @@
+"""The model's blocks as a rollout runs them: a step of every row at a time, after the steps in a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .cache_ad import ADCache
+
+# Rows from which products in bfloat16 are faster than in float32, on CPUs that have instructions for them.
+FEWEST_BFLOAT16_ROWS = 8
+
+
+def choose_products(mixed_precision: str, weight: torch.Tensor, rows: int) -> torch.dtype:
+    """Type of the products with the blocks' weights, in a rollout of so many rows."""
+    if mixed_precision == "auto":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        pays = fast and weight.device.type == "cpu" and weight.dtype == torch.float32
+        return torch.bfloat16 if pays and rows >= FEWEST_BFLOAT16_ROWS else weight.dtype
+    return torch.bfloat16 if mixed_precision == "bf16" else weight.dtype
+
+
+def is_plain(blocks: nn.Module, own: set[type]) -> bool:
+    """Whether blocks of our own classes compute nothing else: no adapters, quantised layers or hooks."""
+    return all(
+        type(module) in own | {nn.Linear, nn.LayerNorm, nn.ModuleList}
+        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+        for module in blocks.modules()
+    )
+
+
+class StepDecoder:
+    """
+    What [`ADModel.decode`] computes of a step, in fewer kernels, with weights that are cast once.
+
+    Hidden states, norms, keys and scores have the type of the model's weights. The products with the blocks' weights,
+    and with values, have another one if `dtype` says so: on CPUs, each row of a product in bfloat16 is the same to the
+    bit however many rows stand beside it.
+
+    Args:
+        model ([`ADModel`]):
+            A model of this package's own blocks. Its weights must not change meanwhile.
+        dtype (`torch.dtype`):
+            Of the products.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        config, weight = model.config, model.norm.weight
+        self.norm, self.epsilon, self.dtype = model.norm, config.layer_norm_eps, dtype
+        self.heads, self.head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        angle_dtype = torch.float32 if config.sliding_window is None else torch.float64
+        exponents = torch.arange(0, self.head_dim, 2, dtype=angle_dtype) / self.head_dim
+        self.frequencies = (config.rope_theta**-exponents).repeat(2)
+        self.signs = weight.new_tensor([-1.0, 1.0]).repeat_interleave(self.head_dim // 2)
+        self.layers = [self._layer(block) for block in model.blocks]
+
+    def _layer(self, block: Any) -> tuple[Any, ...]:
+        attention, before, after = block.attention, block.attention_norm, block.feed_forward_norm
+        products = (attention.qkv.weight, attention.output.weight, block.up.weight, block.up.bias, block.down.weight)
+        norms = (before.weight, before.bias, after.weight, after.bias, attention.query_key_norm.weight)
+        others = (*norms, block.down.bias)
+        return (
+            attention.scaling,
+            *(part.detach().to(self.dtype) for part in products),
+            *(part.detach() for part in others),
+        )
+
+    def __call__(self, tokens: torch.Tensor, cache: ADCache) -> torch.Tensor:
+        """Hidden states (batch, 1, width) of an embedded step of that shape, after those in a cache."""
+        positions, seen = cache.append()
+        angles = positions * self.frequencies  # (batch or 1, head_dim)
+        cosines = angles.cos().to(tokens).unsqueeze(1)
+        sines = angles.sin().to(tokens).unsqueeze(1) * self.signs
+        hidden, size, dtype = tokens[:, 0], (tokens.shape[-1],), tokens.dtype
+        for index, layer in enumerate(self.layers):
+            scaling, qkv, output, up, up_bias, down, *norms, query_key, down_bias = layer
+            inner = F.layer_norm(hidden, size, *norms[:2], self.epsilon).to(self.dtype)
+            parts = F.linear(inner, qkv).view(len(hidden), -1, self.head_dim)
+            rotated = parts[:, : 2 * self.heads].to(dtype)
+            rotated = F.layer_norm(rotated, (self.head_dim,), query_key, None, self.epsilon)
+            rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, -1), sines)
+            query, key, value = rotated[:, : self.heads], rotated[:, self.heads :], parts[:, 2 * self.heads :]
+            keys, values = cache.update(key.unsqueeze(2), value.unsqueeze(2), index)
+            # CPUs are faster at keys times queries than the other way round, if it shows that these are columns.
+            columns = (query * scaling).unsqueeze(2).transpose(2, 3)
+            scores = torch.matmul(keys, columns).squeeze(-1)  # (batch, heads, slots in use)
+            if seen is not None:
+                scores = scores.masked_fill_(~seen.unsqueeze(1), torch.finfo(dtype).min)
+            attended = torch.matmul(scores.softmax(-1).to(self.dtype).unsqueeze(2), values)
+            hidden = hidden + F.linear(attended.flatten(1), output)
+            inner = F.layer_norm(hidden, size, *norms[2:], self.epsilon).to(self.dtype)
+            # A bias in the product would be copied to each row first.
+            inner = F.linear(inner, up).add_(up_bias).relu_()
+            hidden = hidden.add_(F.linear(inner, down)).add_(down_bias)
+        return self.norm(hidden).unsqueeze(1)
+
+
+__all__ = ["StepDecoder", "choose_products", "is_plain"]
