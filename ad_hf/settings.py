@@ -155,7 +155,7 @@ def check_settings(config: Any, section: str) -> None:
         name, value, kind = f"{section}.{each.name}", _plain(getattr(config, each.name)), kinds[each.name]
         if fault := find_fault([value], kind):
             raise ValueError(f"{name}{fault[1]} {fault[2]}")
-        limits = {} if value is None else each.metadata
+        limits = {} if value is None or isinstance(value, str) else each.metadata
         if not all(LIMITS[limit][1](value, bound) for limit, bound in limits.items()):
             words = " and ".join(f"{LIMITS[limit][0]} {bound}" for limit, bound in limits.items())
             raise ValueError(f"{name} must be {words}, got {excerpt(value)}")

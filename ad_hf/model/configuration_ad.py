@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import Field, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def check_settings(config: Any) -> None:
     """Check truth values, and numbers with bounds, of a dataclass: a `ValueError` that names the setting."""
     for each in fields(config):
         value, bounds = getattr(config, each.name), [name for name in BOUNDS if name in each.metadata]
-        if value is None or not (bounds or each.type == bool | None):
+        if value is None or not (bounds or each.type == bool | None) or (value == "auto" and "auto" in str(each.type)):
             continue
         kind, expected = next(pair for pair in KINDS.items() if pair[0].__name__ in str(each.type))
         fits = isinstance(value, (int, kind)) and isinstance(value, bool) == (kind is bool) and math.isfinite(value)
@@ -207,9 +207,10 @@ class ADConfig(PreTrainedConfig):
         num_attention_heads: Attention heads of each block. Few wide heads are faster on CPUs.
         intermediate_size: Width of the blocks' feed-forward layers.
         context_length: Steps that the model sees, in training and at rollout.
-        sliding_window: Steps that each block attends to, the current one included; all of the context by default. With
-            it a rollout forgets step by step and never encodes a step twice, at a cost that does not depend on the
-            context.
+        sliding_window: Steps that each block attends to, the current one included, `"auto"` for the context divided by
+            the number of blocks, which together reach back as far as the context. A rollout forgets step by step and
+            never encodes a step twice. With `None` each block attends to all of the context, and a rollout encodes
+            what is left of a full context anew.
         rope_theta: Base of the rotary position embedding.
         layer_norm_eps: Epsilon of the layer normalisations.
         initializer_range: Standard deviation of the initial weights.
@@ -248,7 +249,7 @@ class ADConfig(PreTrainedConfig):
     num_attention_heads: int = setting(2, least=1)
     intermediate_size: int = setting(512, least=1)
     context_length: int = setting(200, least=1)
-    sliding_window: int | None = setting(None, least=1)
+    sliding_window: int | Literal["auto"] | None = setting("auto", least=1)
     rope_theta: float | int = setting(10000.0, above=0)
     layer_norm_eps: float | int = setting(1e-5, above=0)
     initializer_range: float | int = setting(0.02, above=0)
@@ -283,6 +284,10 @@ class ADConfig(PreTrainedConfig):
         if isinstance(self.backbone_config, PreTrainedConfig):
             _check_backbone(self.backbone_config)
             self.hidden_size = self.backbone_config.hidden_size
+        if self.sliding_window == "auto":
+            context, layers = self.context_length, self.num_hidden_layers
+            sizes_are_right = _is_size(context) and _is_size(layers)  # as the validation looks at them only afterwards
+            self.sliding_window = -(-context // layers) if self.backbone_config is None and sizes_are_right else None
         super().__post_init__(**kwargs)
 
     @property
@@ -305,6 +310,10 @@ class ADConfig(PreTrainedConfig):
         """
         _check_names(cls, config_dict)
         untrusted = entries_to_trust(config_dict)  # without what the caller sets
+        if (
+            "transformers_version" in config_dict
+        ):  # files of the first models, whose blocks attend to all of the context
+            config_dict = {"sliding_window": None, **config_dict}
         loaded = super().from_dict(config_dict, **kwargs)
         if untrusted:
             (loaded[0] if isinstance(loaded, tuple) else loaded).untrusted = untrusted
@@ -352,7 +361,7 @@ class ADConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Part of the strict validation: numbers are within their bounds, and sizes fit together."""
         check_settings(self)
-        width, heads, window = self.hidden_size, self.num_attention_heads, self.sliding_window
+        width, heads, window = self.hidden_size, self.num_attention_heads, cast(int | None, self.sliding_window)
         if width % heads or (width // heads) % 2:
             raise ValueError(f"hidden_size ({width}) must be an even multiple of num_attention_heads ({heads})")
         if not _are_sizes(self.image_channels):

@@ -420,7 +420,7 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         """Arguments of all blocks beside hidden states (batch, time, width): positions, mask, implementation."""
         time, dtype, device = tokens.shape[1], tokens.dtype, tokens.device
         implementation = self.attention_implementation(time, device, output_attentions)
-        window = self.config.sliding_window
+        window: Any = self.config.sliding_window
         # Positions grow without bounds where a window slides, beyond float32's resolution of angles.
         angle_dtype = torch.float32 if window is None else torch.float64
         mask: Any = None  # sdpa is causal by itself

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +32,18 @@ def is_plain(blocks: nn.Module, own: set[type]) -> bool:
     )
 
 
+class Layer(NamedTuple):
+    """The weights of a block, those of products in their type."""
+
+    norm: tuple[torch.Tensor, torch.Tensor]
+    qkv: torch.Tensor
+    query_key_norm: torch.Tensor
+    output: torch.Tensor
+    feed_forward_norm: tuple[torch.Tensor, torch.Tensor]
+    up: tuple[torch.Tensor, torch.Tensor]
+    down: tuple[torch.Tensor, torch.Tensor]
+
+
 class StepDecoder:
     """
     What [`ADModel.decode`] computes of a step, in fewer kernels, with weights that are cast once.
@@ -55,17 +67,20 @@ class StepDecoder:
         exponents = torch.arange(0, self.head_dim, 2, dtype=angle_dtype) / self.head_dim
         self.frequencies = (config.rope_theta**-exponents).repeat(2)
         self.signs = weight.new_tensor([-1.0, 1.0]).repeat_interleave(self.head_dim // 2)
-        self.layers = [self._layer(block) for block in model.blocks]
+        self.scaling = self.head_dim**-0.5
+        with torch.no_grad():
+            self.layers = [self._layer(block) for block in model.blocks]
 
-    def _layer(self, block: Any) -> tuple[Any, ...]:
-        attention, before, after = block.attention, block.attention_norm, block.feed_forward_norm
-        products = (attention.qkv.weight, attention.output.weight, block.up.weight, block.up.bias, block.down.weight)
-        norms = (before.weight, before.bias, after.weight, after.bias, attention.query_key_norm.weight)
-        others = (*norms, block.down.bias)
-        return (
-            attention.scaling,
-            *(part.detach().to(self.dtype) for part in products),
-            *(part.detach() for part in others),
+    def _layer(self, block: Any) -> Layer:
+        attention, norm, feed_forward_norm = block.attention, block.attention_norm, block.feed_forward_norm
+        return Layer(
+            (norm.weight, norm.bias),
+            attention.qkv.weight.to(self.dtype),
+            attention.query_key_norm.weight,
+            attention.output.weight.to(self.dtype),
+            (feed_forward_norm.weight, feed_forward_norm.bias),
+            (block.up.weight.to(self.dtype), block.up.bias.to(self.dtype)),
+            (block.down.weight.to(self.dtype), block.down.bias),
         )
 
     def __call__(self, tokens: torch.Tensor, cache: ADCache) -> torch.Tensor:
@@ -76,25 +91,24 @@ class StepDecoder:
         sines = angles.sin().to(tokens).unsqueeze(1) * self.signs
         hidden, size, dtype = tokens[:, 0], (tokens.shape[-1],), tokens.dtype
         for index, layer in enumerate(self.layers):
-            scaling, qkv, output, up, up_bias, down, *norms, query_key, down_bias = layer
-            inner = F.layer_norm(hidden, size, *norms[:2], self.epsilon).to(self.dtype)
-            parts = F.linear(inner, qkv).view(len(hidden), -1, self.head_dim)
+            inner = F.layer_norm(hidden, size, *layer.norm, self.epsilon).to(self.dtype)
+            parts = F.linear(inner, layer.qkv).view(len(hidden), -1, self.head_dim)
             rotated = parts[:, : 2 * self.heads].to(dtype)
-            rotated = F.layer_norm(rotated, (self.head_dim,), query_key, None, self.epsilon)
+            rotated = F.layer_norm(rotated, (self.head_dim,), layer.query_key_norm, None, self.epsilon)
             rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, -1), sines)
             query, key, value = rotated[:, : self.heads], rotated[:, self.heads :], parts[:, 2 * self.heads :]
             keys, values = cache.update(key.unsqueeze(2), value.unsqueeze(2), index)
             # CPUs are faster at keys times queries than the other way round, if it shows that these are columns.
-            columns = (query * scaling).unsqueeze(2).transpose(2, 3)
+            columns = (query * self.scaling).unsqueeze(2).transpose(2, 3)
             scores = torch.matmul(keys, columns).squeeze(-1)  # (batch, heads, slots in use)
             if seen is not None:
                 scores = scores.masked_fill_(~seen.unsqueeze(1), torch.finfo(dtype).min)
             attended = torch.matmul(scores.softmax(-1).to(self.dtype).unsqueeze(2), values)
-            hidden = hidden + F.linear(attended.flatten(1), output)
-            inner = F.layer_norm(hidden, size, *norms[2:], self.epsilon).to(self.dtype)
+            hidden = hidden + F.linear(attended.flatten(1), layer.output)
+            inner = F.layer_norm(hidden, size, *layer.feed_forward_norm, self.epsilon).to(self.dtype)
             # A bias in the product would be copied to each row first.
-            inner = F.linear(inner, up).add_(up_bias).relu_()
-            hidden = hidden.add_(F.linear(inner, down)).add_(down_bias)
+            inner = F.linear(inner, layer.up[0]).add_(layer.up[1]).relu_()
+            hidden = hidden.add_(F.linear(inner, layer.down[0])).add_(layer.down[1])
         return self.norm(hidden).unsqueeze(1)
 
 

@@ -19,6 +19,7 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
     "context_length": 16,
+    "sliding_window": None,
     "initializer_range": 0.3,
 }
 
