@@ -50,7 +50,8 @@ SPLITS = {
 REHEARSAL: dict[str, Any] = {
     **{"device": "cpu", "is_rehearsal": True, "workers": 0, "contexts": (3, 60), "updates": 12},
     **{"attention": ("default",), "signals": (signal.SIGTERM,), "signal_after": 12},
-    **{"interrupted": ("--training.max_steps=40",), "environments": (2, 4), "rollout_steps": 30},
+    "changes": {"source": {"total_timesteps": 2000, "seeds": [0]}, "training": {"max_steps": 40, "eval_episodes": 2}},
+    **{"environments": (2, 4), "rollout_steps": 30},
     **{"frame_updates": 2, "source_steps": 64},
     "settings": {
         "dark_room": (*TINY, *(f"--family.num_{split}_tasks=2" for split in ("train", "validation", "test"))),
