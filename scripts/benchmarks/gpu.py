@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ import torch
 from gpu_parts import PARTS, Plan, passed
 from speed import print_line
 
-import ad_hf
 from ad_hf.storage.files import writable_folder, write_text
 
 # Frames of full size, but fewer of them: an update of all windows takes a CPU many seconds.
@@ -100,7 +100,8 @@ def run(part: str, plan: Plan) -> list[dict[str, Any]]:
             printed = process.communicate()[0]
     texts = [text for text in printed.splitlines() if text.startswith('{"part": ')]
     lines = [json.loads(text) for text in texts]
-    print(*texts, sep="\n", flush=True)
+    for text in texts:
+        print(text, flush=True)
     if error is None and process.returncode and all(line["passed"] for line in lines):
         error = f"its process ended with {process.returncode}"
     if error is not None:
@@ -141,7 +142,7 @@ def main() -> int:
             "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
             "rehearsal": arguments.rehearse,
             "torch": torch.__version__,
-            "ad_hf": ad_hf.__version__,
+            "ad_hf": version("ad_hf"),
         }
         write_text(output_dir / "gpu.json", json.dumps({**about, "parts": lines}, indent=2) + "\n")
     return 0 if all(line["passed"] for line in lines) else 1
