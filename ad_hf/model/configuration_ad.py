@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import Field, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args, get_origin
 
 import numpy as np
 import torch
@@ -52,11 +52,14 @@ def setting(default: Any, **bounds: float) -> Any:
 
 
 def check_settings(config: Any) -> None:
-    """Check truth values, and numbers with bounds, of a dataclass: a `ValueError` that names the setting."""
+    """Check words, truth values, and numbers with bounds, of a dataclass: a `ValueError` that names the setting."""
     for each in fields(config):
         value, bounds = getattr(config, each.name), [name for name in BOUNDS if name in each.metadata]
-        if value is None or not (bounds or each.type == bool | None) or (value == "auto" and "auto" in str(each.type)):
+        words = [word for kind in get_args(each.type) if get_origin(kind) is Literal for word in get_args(kind)]
+        if value is None or value in words or not (bounds or words or each.type == bool | None):
             continue
+        if not bounds and words:
+            raise ValueError(f"{each.name} must be one of {', '.join(words)}, got {value!r}")
         kind, expected = next(pair for pair in KINDS.items() if pair[0].__name__ in str(each.type))
         fits = isinstance(value, (int, kind)) and isinstance(value, bool) == (kind is bool) and math.isfinite(value)
         if not fits or not all(BOUNDS[name][1](value, each.metadata[name]) for name in bounds):

@@ -240,7 +240,7 @@ def test_the_command_line(tiny_histories, tmp_path, capsys):
     """By the settings of the packaged recipe of its environment, by others, and by a recipe of one's own."""
     assert main(["inspect", str(tiny_histories), "--model.context_length", "24"]) == 0
     own = capsys.readouterr()
-    assert "context_length 24, data.keep_every_episode 2" in own.out
+    assert "context_length 24, data.keep_every_episode 4" in own.out
     assert "the packaged recipe dark_room" in own.err
     assert own.out.splitlines()[-1] == "1 finding: tasks"  # it has six
     out = tmp_path / "out"

@@ -24,6 +24,7 @@ VALUES = {
     "epsilon": st.floats(0, 1),
     "context_length": st.integers(4, 16),
     "context_drop": st.integers(1, 4),
+    "mixed_precision": st.sampled_from(["auto", "no", "bf16"]),
     "seed": st.integers(0, 99),
     **{f"output_{name}": st.booleans() for name in ("steps", "log_probs", "logits", "frames")},
 }

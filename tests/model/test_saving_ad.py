@@ -21,7 +21,7 @@ VECTORS = {
 }
 MODULES = [
     *("cache_ad.py", "configuration_ad.py", "context_ad.py", "embeddings_ad.py", "environments_ad.py", "heads_ad.py"),
-    *("loading_ad.py", "modeling_ad.py", "prompt_ad.py", "rollout_ad.py", "rollout_config_ad.py"),
+    *("loading_ad.py", "modeling_ad.py", "prompt_ad.py", "rollout_ad.py", "rollout_config_ad.py", "step_ad.py"),
 ]
 
 # Run where `ad_hf` cannot be imported, as on the machine of someone who found the model on the Hub.
