@@ -1,7 +1,7 @@
 """The house itself: a setting has one declaration, and a reader of a rollout's step meets few files."""
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
@@ -48,6 +48,8 @@ def declarations():
     for module in pkgutil.walk_packages(ad_hf.__path__, "ad_hf."):
         if module.name == "ad_hf.cli":
             continue  # whose options stand beside a recipe's settings
+        if module.name == "ad_hf.envs.silent_fetch" and importlib.util.find_spec("minigrid") is None:
+            continue  # which needs an extra
         for thing in vars(importlib.import_module(module.name)).values():
             if getattr(thing, "__module__", None) != module.name or thing.__name__ == "HistoryMetadata":
                 continue  # the record of a collection that was made

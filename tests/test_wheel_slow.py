@@ -54,7 +54,6 @@ def test_a_wheel_alone_collects_trains_in_two_processes_and_rolls_out_in_an_empt
     (folder / "where.py").write_text("import ad_hf; print(ad_hf.__file__)")
     assert str(packages) in run("where")
     assert "env_id: CartPole-v1" in run("ad_hf", "recipes", "cartpole")
-    assert 'env_id: "minigrid:MiniGrid' in run("ad_hf", "recipes", "examples/minigrid")
     (folder / "single.yaml").write_text(run("ad_hf", "accelerate-config", "single"))
     run("ad_hf", "init", "CartPole-v1", "pole.yaml")
     recipe = ["--recipe", "pole.yaml", *FEW]

@@ -14,4 +14,5 @@ for name, module, max_episode_steps in (
         vector_entry_point=f"ad_hf.envs.{module}:{name}VectorEnv",
         max_episode_steps=max_episode_steps,
     )
+gym.register(id="ad_hf/SilentFetch-v0", entry_point="ad_hf.envs.silent_fetch:SilentFetchEnv")
 del name, module, max_episode_steps

@@ -101,13 +101,13 @@ def outcome(folder: Path) -> dict[str, Any]:
 class Soak:
     """Runs of a command that are killed."""
 
-    def __init__(self, verb: str, folder: Path, seed: int) -> None:
+    def __init__(self, verb: str, folder: Path, seed: int, recipe: dict[str, Any] = RECIPE) -> None:
         self.verb, self.folder, self.random = verb, folder, random.Random(seed)
         self.check: Callable[[Path], None] = check_training if verb == "train" else check_collection
-        recipe = folder / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump(RECIPE))
+        file = folder / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe))
         self._command = [sys.executable, "-m", "ad_hf.cli"]
-        self._options = ["--recipe", str(recipe)]
+        self._options = ["--recipe", str(file)]
         if verb == "train":
             histories = folder / "histories"
             subprocess.run(
@@ -119,20 +119,20 @@ class Soak:
         else:
             self._options += ["--num_workers", "2"]
 
-    def start(self, output_dir: Path) -> subprocess.Popen:
-        """Start, or let go on, a run in a folder."""
+    def start(self, output_dir: Path, *settings: str) -> subprocess.Popen:
+        """Start, or let go on, a run in a folder, with settings that take the place of the recipe's."""
         return subprocess.Popen(
-            [*self._command, self.verb, *self._options, "--output_dir", str(output_dir)],
+            [*self._command, self.verb, *self._options, *settings, "--output_dir", str(output_dir)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def finish(self, output_dir: Path) -> float:
+    def finish(self, output_dir: Path, *settings: str) -> float:
         """Let a run come to its end; returns the seconds that it took."""
         start = time.monotonic()
-        with self.start(output_dir) as process:
+        with self.start(output_dir, *settings) as process:
             said = process.communicate()[1]
         if process.returncode:
             raise SystemExit(f"{self.verb} ended with {process.returncode}: {said.decode()[-2000:]}")

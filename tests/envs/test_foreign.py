@@ -12,7 +12,7 @@ LIMIT = {"name": "gymnasium.wrappers.TimeLimit"}
 RANDOM = {"values": {"goal": {"function": "os.system"}}}
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", sorted({*recipe_names()} - {"metaworld_reach"}))  # whose id imports a package
 def test_families_of_the_package_are_known(name):
     check_family_section(yaml.safe_load(recipe_path(name).read_text())["family"], "the model m")
 

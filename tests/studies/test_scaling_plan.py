@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ad_hf.recipe import load_recipe
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmarks" / "scaling_plan.py"
 
 
@@ -46,3 +48,24 @@ def test_the_measured_files_are_read(script, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "1.50 bytes each" in printed
     assert "| collect, core hours | " in printed
+
+
+def test_the_cost_of_an_update_is_that_of_its_products(script):
+    settings = ["--training.batch_size=8", "--model.intermediate_size=256", "--model.hidden_size=128"]
+    recipe = load_recipe("dark_room", settings)
+    model, tokens = recipe.model, 8 * recipe.model.context_length
+    blocks = model.num_hidden_layers * (4 * 128**2 + 2 * 128 * 256)
+    attention = 2 * model.num_hidden_layers * 128 * model.context_length  # each step's two products with all others
+    found = script.cost_of_update(recipe)
+    assert found["flops"] == pytest.approx(6 * tokens * (blocks + attention), rel=0.02)  # the head and rewards besides
+    assert found["saved_bytes"] > 2 * tokens * 128 * model.num_hidden_layers
+    assert found["observation_bytes"] == 2 * tokens
+
+
+def test_a_recipe_is_described(script, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scaling_plan.py", "--recipe", "watermaze", "--peak", "1e15", "--share", "0.5"])
+    script.main()
+    printed = capsys.readouterr().out
+    assert "64 windows of 200 steps" in printed
+    assert "at 50% of 1,000 TFLOP/s" in printed
+    assert "1,600,000 transitions of 100 tasks" in printed
