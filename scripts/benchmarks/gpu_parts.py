@@ -149,8 +149,10 @@ def check_exactness(plan: Plan) -> Iterator[dict[str, Any]]:
                 )
 
 
-def _run(soak: Soak, plan: Plan, settings: list[str], folder: Path, number: int | None) -> dict[str, Any]:
+def _run(soak: Soak, plan: Plan, attention: str, number: int | None, name: str) -> dict[str, Any]:
     """What comes out of a training, which may get a signal after some updates and then goes on."""
+    folder = plan.work / "resume" / f"{attention}-{name}"
+    settings = [] if attention == "default" else [f"--model.attn_implementation={attention}"]
     if number is not None:
         metrics = folder / "metrics.jsonl"
         with soak.start(folder, *settings) as process:
@@ -161,7 +163,7 @@ def _run(soak: Soak, plan: Plan, settings: list[str], folder: Path, number: int 
             process.send_signal(number)
             said = process.communicate()[1]
         if process.returncode not in (-number, 128 + number):
-            raise RuntimeError(f"a training ended with {process.returncode}, not by signal {number}: {said[-500:]!r}")
+            raise RuntimeError(f"a training ended with {process.returncode}, not by {name}: {said[-500:]!r}")
         soak.check(folder)
     soak.finish(folder, *settings)
     return outcome(folder)
@@ -174,18 +176,22 @@ def check_resume(plan: Plan) -> Iterator[dict[str, Any]]:
     The backward pass of fused attention may add up in another order each time. So if bits differ, a second training
     without a signal tells whether two of them are alike at all; with explicit attention they must be.
     """
-    folder = plan.work / "resume"
-    folder.mkdir()
+    (plan.work / "resume").mkdir()
     recipe = {section: {**settings, **plan.changes.get(section, {})} for section, settings in RECIPE.items()}
-    soak, names = Soak("train", folder, 0, recipe), [signal.Signals(number).name for number in plan.signals]
-    for attention in plan.attention:
-        settings = [] if attention == "default" else [f"--model.attn_implementation={attention}"]
-        with ThreadPoolExecutor() as threads:
-            runs = [folder / f"{attention}-{name}" for name in ("whole", *names)]
-            whole, *others = threads.map(partial(_run, soak, plan, settings), runs, [None, *plan.signals])
-        same, repeatable = all(each == whole for each in others), None
+    soak, names = Soak("train", plan.work / "resume", 0, recipe), [signal.Signals(each).name for each in plan.signals]
+    with ThreadPoolExecutor(len(plan.attention) * (1 + len(names))) as threads:  # all side by side
+        runs = [
+            [
+                threads.submit(_run, soak, plan, attention, *each)
+                for each in zip((None, *plan.signals), ("whole", *names))
+            ]
+            for attention in plan.attention
+        ]
+    for attention, (first, *others) in zip(plan.attention, runs):
+        whole = first.result()
+        same, repeatable = all(each.result() == whole for each in others), None
         if not same:
-            repeatable = _run(soak, plan, settings, folder / f"{attention}-again", None) == whole
+            repeatable = _run(soak, plan, attention, None, "again") == whole
         yield {
             "attention": attention,
             "signals": names,
@@ -277,7 +283,7 @@ def _is_over(end: float, _: Any) -> bool:
 def _speeds(plan: Plan) -> dict[str, float]:
     """Tokens and environment steps per second in training and rollouts of Dark Room's model."""
     recipe, histories = dark_rooms(plan)
-    training = train(plan, recipe, histories, min(plan.updates, 100))
+    training = train(plan, recipe, histories, min(plan.updates, 50))
     tokens = recipe.training.batch_size * training.trainer.context_length
     speeds = {"tokens_per_second": tokens / training.seconds}
     family, model = TaskFamily(recipe.family), training.trainer.plain_model
@@ -377,13 +383,14 @@ def check_recipe(name: str, plan: Plan) -> Iterator[dict[str, Any]]:
     } | passed(agent["learns"]["verdict"] == "learns" or plan.is_rehearsal)
 
 
-PARTS: dict[str, tuple[Callable[[Plan], Iterator[dict[str, Any]]], int]] = {  # and the seconds of each
+# Of each the seconds that it may take, 600 in all; what a part leaves is added to the next one's.
+PARTS: dict[str, tuple[Callable[[Plan], Iterator[dict[str, Any]]], float]] = {
     "exactness": (check_exactness, 40),
-    "resume": (check_resume, 110),
+    "resume": (check_resume, 105),
     "precision": (check_precision, 50),
-    "compile": (check_compile, 100),
-    "speed": (check_speed, 80),
-    "watermaze": (check_watermaze, 90),
-    "dark_room": (partial(check_recipe, "dark_room"), 70),
-    "bandit": (partial(check_recipe, "bandit"), 60),
+    "compile": (check_compile, 90),
+    "speed": (check_speed, 75),
+    "watermaze": (check_watermaze, 80),
+    "dark_room": (partial(check_recipe, "dark_room"), 90),
+    "bandit": (partial(check_recipe, "bandit"), 70),
 }
