@@ -41,8 +41,9 @@ ON_CPU: dict[str, Any] = {
 }
 TINY = (
     *("--model.hidden_size=16", "--model.num_hidden_layers=1", "--model.intermediate_size=16"),
-    *("--model.context_length=40", "--training.max_steps=4", "--training.batch_size=4", "--rollout.num_episodes=2"),
-    *("--training.eval_episodes=1", "--training.eval_repeats=1", "--source.total_timesteps=2000"),
+    *("--model.context_length=40", "--model.sliding_window=20", "--training.max_steps=4", "--training.batch_size=4"),
+    *("--training.eval_episodes=1", "--training.eval_repeats=1", "--rollout.num_episodes=2"),
+    "--source.total_timesteps=2000",
 )
 SPLITS = {
     "train": {"grid": {"rewarding": ["odd"], "task_seed": {"range": [0, 4]}}},
@@ -58,8 +59,8 @@ REHEARSAL: dict[str, Any] = {
         "dark_room": (*TINY, *(f"--family.num_{split}_tasks=2" for split in ("train", "validation", "test"))),
         "bandit": (*TINY, f"--family.splits={json.dumps(SPLITS)}"),
         "watermaze": (
-            *("--source.total_timesteps=800", "--model.context_length=10", "--training.batch_size=2"),
-            "--family.num_test_tasks=91",
+            *("--source.total_timesteps=800", "--model.context_length=10", "--model.sliding_window=5"),
+            *("--training.batch_size=2", "--family.num_test_tasks=91"),
         ),
     },
 }
