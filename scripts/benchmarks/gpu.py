@@ -21,7 +21,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,6 @@ import torch
 from gpu_parts import PARTS, Plan, passed
 from speed import print_line
 
-import ad_hf
 from ad_hf.storage.files import writable_folder, write_text
 
 # Frames of full size, but fewer of them: an update of all windows takes a CPU many seconds.
@@ -40,8 +41,9 @@ ON_CPU: dict[str, Any] = {
 }
 TINY = (
     *("--model.hidden_size=16", "--model.num_hidden_layers=1", "--model.intermediate_size=16"),
-    *("--model.context_length=40", "--training.max_steps=4", "--training.batch_size=4", "--rollout.num_episodes=2"),
-    *("--training.eval_episodes=1", "--training.eval_repeats=1", "--source.total_timesteps=2000"),
+    *("--model.context_length=40", "--model.sliding_window=20", "--training.max_steps=4", "--training.batch_size=4"),
+    *("--training.eval_episodes=1", "--training.eval_repeats=1", "--rollout.num_episodes=2"),
+    "--source.total_timesteps=2000",
 )
 SPLITS = {
     "train": {"grid": {"rewarding": ["odd"], "task_seed": {"range": [0, 4]}}},
@@ -50,14 +52,15 @@ SPLITS = {
 REHEARSAL: dict[str, Any] = {
     **{"device": "cpu", "is_rehearsal": True, "workers": 0, "contexts": (3, 60), "updates": 12},
     **{"attention": ("default",), "signals": (signal.SIGTERM,), "signal_after": 12},
-    **{"interrupted": ("--training.max_steps=40",), "environments": (2, 4), "rollout_steps": 30},
+    "changes": {"source": {"total_timesteps": 2000, "seeds": [0]}, "training": {"max_steps": 40, "eval_episodes": 2}},
+    **{"environments": (2, 4), "rollout_steps": 30},
     **{"frame_updates": 2, "source_steps": 64},
     "settings": {
         "dark_room": (*TINY, *(f"--family.num_{split}_tasks=2" for split in ("train", "validation", "test"))),
         "bandit": (*TINY, f"--family.splits={json.dumps(SPLITS)}"),
         "watermaze": (
-            *("--source.total_timesteps=800", "--model.context_length=10", "--training.batch_size=2"),
-            "--family.num_test_tasks=91",
+            *("--source.total_timesteps=800", "--model.context_length=10", "--model.sliding_window=5"),
+            *("--training.batch_size=2", "--family.num_test_tasks=91"),
         ),
     },
 }
@@ -84,22 +87,23 @@ def play(part: str, plan: Plan) -> int:
     return 0 if all(verdicts) else 1
 
 
-def run(part: str, plan: Plan) -> list[dict[str, Any]]:
-    """Run a part in a process of its own, until its time is over; prints and returns its lines."""
+def run(part: str, plan: Plan, limit: float) -> list[dict[str, Any]]:
+    """Run a part in a process of its own, for so many seconds at most; prints and returns its lines."""
     command = [sys.executable, *sys.argv, "--only", part, "--work", str(plan.work)]
     environment = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if plan.device == "cpu" else {})}
-    limit, error = PARTS[part][1] * (CPU_PATIENCE if plan.device == "cpu" else 1), None
+    error = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             printed = process.communicate(timeout=limit)[0]
         except subprocess.TimeoutExpired:
-            error = f"not done after {limit} seconds"
+            error = f"not done after {limit:.0f} seconds"
             for each in [*psutil.Process(process.pid).children(recursive=True), process]:
                 each.kill()
             printed = process.communicate()[0]
     texts = [text for text in printed.splitlines() if text.startswith('{"part": ')]
     lines = [json.loads(text) for text in texts]
-    print(*texts, sep="\n", flush=True)
+    for text in texts:
+        print(text, flush=True)
     if error is None and process.returncode and all(line["passed"] for line in lines):
         error = f"its process ended with {process.returncode}"
     if error is not None:
@@ -134,13 +138,18 @@ def main() -> int:
     output_dir = None if arguments.output_dir is None else writable_folder(arguments.output_dir)
     with tempfile.TemporaryDirectory() as work:
         plan = make_plan(arguments, Path(work))
-        lines = [line for part in arguments.parts or PARTS for line in run(part, plan)]
+        lines, spare = [], 0.0
+        for part in arguments.parts or PARTS:
+            limit = spare + PARTS[part][1] * (CPU_PATIENCE if plan.device == "cpu" else 1)
+            start = time.monotonic()
+            lines += run(part, plan, limit)
+            spare = max(0.0, limit - (time.monotonic() - start))
     if output_dir is not None:
         about = {
             "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
             "rehearsal": arguments.rehearse,
             "torch": torch.__version__,
-            "ad_hf": ad_hf.__version__,
+            "ad_hf": version("ad_hf"),
         }
         write_text(output_dir / "gpu.json", json.dumps({**about, "parts": lines}, indent=2) + "\n")
     return 0 if all(line["passed"] for line in lines) else 1

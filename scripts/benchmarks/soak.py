@@ -101,13 +101,13 @@ def outcome(folder: Path) -> dict[str, Any]:
 class Soak:
     """Runs of a command that are killed."""
 
-    def __init__(self, verb: str, folder: Path, seed: int) -> None:
+    def __init__(self, verb: str, folder: Path, seed: int, recipe: dict[str, Any] = RECIPE) -> None:
         self.verb, self.folder, self.random = verb, folder, random.Random(seed)
         self.check: Callable[[Path], None] = check_training if verb == "train" else check_collection
-        recipe = folder / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump(RECIPE))
+        file = folder / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe))
         self._command = [sys.executable, "-m", "ad_hf.cli"]
-        self._options = ["--recipe", str(recipe)]
+        self._options = ["--recipe", str(file)]
         if verb == "train":
             histories = folder / "histories"
             subprocess.run(
