@@ -288,7 +288,9 @@ def _speeds(plan: Plan) -> dict[str, float]:
     speeds = {"tokens_per_second": tokens / training.seconds}
     family, model = TaskFamily(recipe.family), training.trainer.plain_model
     for number in plan.environments:
-        envs, start = family.make_vec((family.tasks() * number)[:number]), time.perf_counter()
+        envs = family.make_vec((family.tasks() * number)[:number])
+        model.rollout(envs, max_steps=5)  # which warms up
+        start = time.perf_counter()
         output = model.rollout(envs, max_steps=plan.rollout_steps, callback=partial(_is_over, start + MOST_SECONDS))
         steps = int(output["num_steps"].sum())
         speeds[f"env_steps_per_second_of_{number}"] = steps / (time.perf_counter() - start)
