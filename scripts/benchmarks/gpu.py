@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from importlib.metadata import version
 from pathlib import Path
@@ -40,8 +41,9 @@ ON_CPU: dict[str, Any] = {
 }
 TINY = (
     *("--model.hidden_size=16", "--model.num_hidden_layers=1", "--model.intermediate_size=16"),
-    *("--model.context_length=40", "--training.max_steps=4", "--training.batch_size=4", "--rollout.num_episodes=2"),
-    *("--training.eval_episodes=1", "--training.eval_repeats=1", "--source.total_timesteps=2000"),
+    *("--model.context_length=40", "--model.sliding_window=20", "--training.max_steps=4", "--training.batch_size=4"),
+    *("--training.eval_episodes=1", "--training.eval_repeats=1", "--rollout.num_episodes=2"),
+    "--source.total_timesteps=2000",
 )
 SPLITS = {
     "train": {"grid": {"rewarding": ["odd"], "task_seed": {"range": [0, 4]}}},
@@ -57,8 +59,8 @@ REHEARSAL: dict[str, Any] = {
         "dark_room": (*TINY, *(f"--family.num_{split}_tasks=2" for split in ("train", "validation", "test"))),
         "bandit": (*TINY, f"--family.splits={json.dumps(SPLITS)}"),
         "watermaze": (
-            *("--source.total_timesteps=800", "--model.context_length=10", "--training.batch_size=2"),
-            "--family.num_test_tasks=91",
+            *("--source.total_timesteps=800", "--model.context_length=10", "--model.sliding_window=5"),
+            *("--training.batch_size=2", "--family.num_test_tasks=91"),
         ),
     },
 }
@@ -85,16 +87,16 @@ def play(part: str, plan: Plan) -> int:
     return 0 if all(verdicts) else 1
 
 
-def run(part: str, plan: Plan) -> list[dict[str, Any]]:
-    """Run a part in a process of its own, until its time is over; prints and returns its lines."""
+def run(part: str, plan: Plan, limit: float) -> list[dict[str, Any]]:
+    """Run a part in a process of its own, for so many seconds at most; prints and returns its lines."""
     command = [sys.executable, *sys.argv, "--only", part, "--work", str(plan.work)]
     environment = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if plan.device == "cpu" else {})}
-    limit, error = PARTS[part][1] * (CPU_PATIENCE if plan.device == "cpu" else 1), None
+    error = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             printed = process.communicate(timeout=limit)[0]
         except subprocess.TimeoutExpired:
-            error = f"not done after {limit} seconds"
+            error = f"not done after {limit:.0f} seconds"
             for each in [*psutil.Process(process.pid).children(recursive=True), process]:
                 each.kill()
             printed = process.communicate()[0]
@@ -136,7 +138,12 @@ def main() -> int:
     output_dir = None if arguments.output_dir is None else writable_folder(arguments.output_dir)
     with tempfile.TemporaryDirectory() as work:
         plan = make_plan(arguments, Path(work))
-        lines = [line for part in arguments.parts or PARTS for line in run(part, plan)]
+        lines, spare = [], 0.0
+        for part in arguments.parts or PARTS:
+            limit = spare + PARTS[part][1] * (CPU_PATIENCE if plan.device == "cpu" else 1)
+            start = time.monotonic()
+            lines += run(part, plan, limit)
+            spare = max(0.0, limit - (time.monotonic() - start))
     if output_dir is not None:
         about = {
             "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),

@@ -14,7 +14,7 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat
+from itertools import product, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,64 +93,66 @@ class Inputs:
         return model(observations, actions, rewards.float(), starts).logits[:, -1].float().cpu()
 
 
+def _logits_of_lives(plan: Plan, model: ADModel) -> Iterator[torch.Tensor]:
+    """
+    Of every eighth step of a context (steps, num_envs, ...): its logits, those of a forward pass over all steps that
+    it holds, the same in float32, the same without one of the steps, and its actions.
+    """
+    num_envs, steps = plan.contexts
+    exact, context = deepcopy(model).float(), model.init_context(num_envs, do_sample=False)
+    inputs, rows = Inputs(num_envs, plan.device), []
+    for step in range(1, steps + 1):
+        actions = torch.from_numpy(inputs.act(context))
+        if step % 8 == 0:
+            first = 0 if model.config.sliding_window else step - int(context.lengths.max())
+            whole, reference = inputs.logits(model, first), inputs.logits(exact, first)
+            rows.append((context.logits, whole, reference, inputs.logits(exact, first, loses_one=True), actions))
+    return map(torch.stack, zip(*rows))
+
+
 def check_exactness(plan: Plan) -> Iterator[dict[str, Any]]:
     """
     Logits of contexts, which cache keys and values, against those of whole forward passes over the same steps.
 
-    In float32 both are the same but for the order of sums. A weight or hidden state of bfloat16 has 8 bits, so that
-    either way of computing is some per cent away from float32 after some blocks, by other roundings: the cached way
-    must not be further away, with a margin of a half, than the one without a cache.
+    In float32 both are the same but for the order of sums. Numbers of bfloat16 have 8 bits: after four blocks either
+    way is about a hundredth away from float32, by roundings of its own. So the cached way may be at most one and a
+    half times as far away as the other.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    num_envs, steps = plan.contexts
-    for window in (None, steps // 6):
-        for dtype in (torch.float32, torch.bfloat16):
-            torch.manual_seed(0)
-            config = ADConfig(
-                observation_space={"type": "MultiDiscrete", "nvec": [9, 9]},
-                action_space={"type": "Discrete", "n": 5},
-                context_length=steps * 5 // 8,
-                sliding_window=window,
-                initializer_range=0.1,
-            )
-            model = ADModel(config).eval().to(plan.device, dtype)
-            exact, context = deepcopy(model).float(), model.init_context(num_envs, do_sample=False)
-            inputs, errors, rounding, scale, agree = Inputs(num_envs, plan.device), [], [], [], []
-            for step in range(1, steps + 1):
-                actions = torch.from_numpy(inputs.act(context))
-                if step % 8:
-                    continue
-                first = 0 if window else step - int(context.lengths.max())
-                cached, whole = context.logits, inputs.logits(model, first)
-                reference = inputs.logits(exact, first)
-                errors.append(cached - (whole if dtype == torch.float32 else reference))
-                rounding.append(whole - reference)
-                scale.append(reference)
-                chosen = whole.gather(1, actions.unsqueeze(1)).squeeze(1)
-                agree.append(chosen >= whole.max(dim=1).values - 2 * EXACT)  # equal but for rounding
-            error, same = torch.cat(errors), float(torch.cat(agree).float().mean())
-            figures = {
-                "cache": "whole context" if window is None else f"sliding window of {window}",
-                "dtype": str(dtype).removeprefix("torch."),
-                "standard_deviation_of_logits": float(torch.cat(scale).std()),
-                "greedy_actions_equal": same,
-            }
-            if dtype == torch.float32:
-                largest = float(error.abs().max())
-                one_less = float((inputs.logits(model, first, loses_one=True) - whole).abs().max())
-                yield {
-                    **figures,
-                    **{"largest_difference": largest, "of_a_cache_that_loses_a_step": one_less, "tolerance": EXACT},
-                } | passed(largest <= EXACT < one_less / 100 and same == 1)
-            else:
-                own, without = (float(each.square().mean().sqrt()) for each in (error, torch.cat(rounding)))
-                yield {**figures, "error_to_float32": own, "error_without_cache": without} | passed(
-                    own <= 1.5 * without
-                )
+    steps = plan.contexts[1]
+    for window, dtype in product((None, steps // 6), (torch.float32, torch.bfloat16)):
+        torch.manual_seed(0)
+        config = ADConfig(
+            observation_space={"type": "MultiDiscrete", "nvec": [9, 9]},
+            action_space={"type": "Discrete", "n": 5},
+            context_length=steps * 5 // 8,
+            sliding_window=window,
+            initializer_range=0.1,
+        )
+        model = ADModel(config).eval().to(plan.device, dtype)
+        cached, whole, exact, one_less, actions = _logits_of_lives(plan, model)
+        chosen = whole.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        same = float((chosen >= whole.amax(-1) - 2 * EXACT).float().mean())  # equal but for rounding
+        figures = {
+            "cache": "whole context" if window is None else f"sliding window of {window}",
+            "dtype": str(dtype).removeprefix("torch."),
+            "standard_deviation_of_logits": float(exact.std()),
+            "greedy_actions_equal": same,
+        }
+        if dtype == torch.float32:
+            largest, lost = (float((each - whole).abs().max()) for each in (cached, one_less))
+            figures |= {"largest_difference": largest, "of_a_cache_that_loses_a_step": lost, "tolerance": EXACT}
+            yield figures | passed(largest <= EXACT < lost / 100 and same == 1)
+        else:
+            error, without = (float((each - exact).square().mean().sqrt()) for each in (cached, whole))
+            figures |= {"error_to_float32": error, "error_without_cache": without}
+            yield figures | passed(error <= 1.5 * without)
 
 
-def _run(soak: Soak, plan: Plan, settings: list[str], folder: Path, number: int | None) -> dict[str, Any]:
+def _run(soak: Soak, plan: Plan, attention: str, number: int | None, name: str) -> dict[str, Any]:
     """What comes out of a training, which may get a signal after some updates and then goes on."""
+    folder = plan.work / "resume" / f"{attention}-{name}"
+    settings = [] if attention == "default" else [f"--model.attn_implementation={attention}"]
     if number is not None:
         metrics = folder / "metrics.jsonl"
         with soak.start(folder, *settings) as process:
@@ -161,7 +163,7 @@ def _run(soak: Soak, plan: Plan, settings: list[str], folder: Path, number: int 
             process.send_signal(number)
             said = process.communicate()[1]
         if process.returncode not in (-number, 128 + number):
-            raise RuntimeError(f"a training ended with {process.returncode}, not by signal {number}: {said[-500:]!r}")
+            raise RuntimeError(f"a training ended with {process.returncode}, not by {name}: {said[-500:]!r}")
         soak.check(folder)
     soak.finish(folder, *settings)
     return outcome(folder)
@@ -174,18 +176,22 @@ def check_resume(plan: Plan) -> Iterator[dict[str, Any]]:
     The backward pass of fused attention may add up in another order each time. So if bits differ, a second training
     without a signal tells whether two of them are alike at all; with explicit attention they must be.
     """
-    folder = plan.work / "resume"
-    folder.mkdir()
+    (plan.work / "resume").mkdir()
     recipe = {section: {**settings, **plan.changes.get(section, {})} for section, settings in RECIPE.items()}
-    soak, names = Soak("train", folder, 0, recipe), [signal.Signals(number).name for number in plan.signals]
-    for attention in plan.attention:
-        settings = [] if attention == "default" else [f"--model.attn_implementation={attention}"]
-        with ThreadPoolExecutor() as threads:
-            runs = [folder / f"{attention}-{name}" for name in ("whole", *names)]
-            whole, *others = threads.map(partial(_run, soak, plan, settings), runs, [None, *plan.signals])
-        same, repeatable = all(each == whole for each in others), None
+    soak, names = Soak("train", plan.work / "resume", 0, recipe), [signal.Signals(each).name for each in plan.signals]
+    with ThreadPoolExecutor(len(plan.attention) * (1 + len(names))) as threads:  # all side by side
+        runs = [
+            [
+                threads.submit(_run, soak, plan, attention, *each)
+                for each in zip((None, *plan.signals), ("whole", *names))
+            ]
+            for attention in plan.attention
+        ]
+    for attention, (first, *others) in zip(plan.attention, runs):
+        whole = first.result()
+        same, repeatable = all(each.result() == whole for each in others), None
         if not same:
-            repeatable = _run(soak, plan, settings, folder / f"{attention}-again", None) == whole
+            repeatable = _run(soak, plan, attention, None, "again") == whole
         yield {
             "attention": attention,
             "signals": names,
@@ -277,12 +283,14 @@ def _is_over(end: float, _: Any) -> bool:
 def _speeds(plan: Plan) -> dict[str, float]:
     """Tokens and environment steps per second in training and rollouts of Dark Room's model."""
     recipe, histories = dark_rooms(plan)
-    training = train(plan, recipe, histories, min(plan.updates, 100))
+    training = train(plan, recipe, histories, min(plan.updates, 50))
     tokens = recipe.training.batch_size * training.trainer.context_length
     speeds = {"tokens_per_second": tokens / training.seconds}
     family, model = TaskFamily(recipe.family), training.trainer.plain_model
     for number in plan.environments:
-        envs, start = family.make_vec((family.tasks() * number)[:number]), time.perf_counter()
+        envs = family.make_vec((family.tasks() * number)[:number])
+        model.rollout(envs, max_steps=5)  # which warms up
+        start = time.perf_counter()
         output = model.rollout(envs, max_steps=plan.rollout_steps, callback=partial(_is_over, start + MOST_SECONDS))
         steps = int(output["num_steps"].sum())
         speeds[f"env_steps_per_second_of_{number}"] = steps / (time.perf_counter() - start)
@@ -377,13 +385,14 @@ def check_recipe(name: str, plan: Plan) -> Iterator[dict[str, Any]]:
     } | passed(agent["learns"]["verdict"] == "learns" or plan.is_rehearsal)
 
 
-PARTS: dict[str, tuple[Callable[[Plan], Iterator[dict[str, Any]]], int]] = {  # and the seconds of each
+# Of each the seconds that it may take, 600 in all; what a part leaves is added to the next one's.
+PARTS: dict[str, tuple[Callable[[Plan], Iterator[dict[str, Any]]], float]] = {
     "exactness": (check_exactness, 40),
-    "resume": (check_resume, 110),
+    "resume": (check_resume, 105),
     "precision": (check_precision, 50),
-    "compile": (check_compile, 100),
-    "speed": (check_speed, 80),
-    "watermaze": (check_watermaze, 90),
-    "dark_room": (partial(check_recipe, "dark_room"), 70),
-    "bandit": (partial(check_recipe, "bandit"), 60),
+    "compile": (check_compile, 90),
+    "speed": (check_speed, 75),
+    "watermaze": (check_watermaze, 80),
+    "dark_room": (partial(check_recipe, "dark_room"), 90),
+    "bandit": (partial(check_recipe, "bandit"), 70),
 }

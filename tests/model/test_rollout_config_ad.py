@@ -84,6 +84,7 @@ REFUSED = {
     "temperature must be a finite number, above 0, got": [
         {"temperature": value} for value in (0.0, -1.0, math.nan, math.inf, "1", True)
     ],
+    "mixed_precision must be one of auto, no, bf16, got": [{"mixed_precision": value} for value in ("fp16", 1, True)],
     "top_p must be a finite number, above 0, at most 1, got": [{"top_p": value} for value in (0.0, 1.1, math.nan)],
     "epsilon must be a finite number, at least 0, at most 1, got": [{"epsilon": each} for each in (1.1, -0.1, [0.1])],
     "must be True or False, got": [{"do_sample": 1}, {"output_steps": "yes"}],

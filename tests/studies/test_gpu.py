@@ -62,10 +62,10 @@ def test_a_part_that_fails_says_why(gpu, plan, capsys):
 def test_a_part_ends_when_its_time_is_over_and_failures_are_written(gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "bandit", "dark_room", "--rehearse", "--output_dir", str(tmp_path)])
     for part in ("bandit", "dark_room"):
-        monkeypatch.setitem(gpu.PARTS, part, (gpu.PARTS[part][0], 0.1))
+        monkeypatch.setitem(gpu.PARTS, part, (gpu.PARTS[part][0], 0.2))
     assert gpu.main() == 1
     failures = [
-        {"part": part, "error": "not done after 0.5 seconds", "passed": False} for part in ("bandit", "dark_room")
+        {"part": part, "error": "not done after 1 seconds", "passed": False} for part in ("bandit", "dark_room")
     ]
     assert lines(capsys.readouterr().out) == failures
     written = json.loads((tmp_path / "gpu.json").read_text())
