@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ad_hf.envs.foreign import check_family_section
 from ad_hf.envs.recipes import read_recipe
@@ -154,7 +154,8 @@ def _override(sections: dict[str, dict[str, Any]], path: Sequence[str], text: st
     """Put the value of an option in its place: text as it is where the setting is text, else what it is as YAML."""
     section, name, *inner = path
     kind = get_type_hints(SECTIONS[section])[name]
-    is_name = kind is str or get_origin(kind) is Literal
+    words = [word for arm in get_args(kind) if get_origin(arm) is Literal for word in get_args(arm)]
+    is_name = kind is str or get_origin(kind) is Literal or text in words
     is_text = not inner and (is_name or (kind == str | None and text not in ("null", "")))
     value = text if is_text else parse_yaml(text, f"--{'.'.join(path)}", object)
     place = sections.setdefault(section, {})

@@ -63,14 +63,15 @@ def test_a_file_is_read_with_its_types_and_the_rest_has_its_defaults(load):
 def test_overrides_take_the_place_of_the_files_settings(load):
     overrides = """--training.learning_rate 3e-4 --data.max_episodes=null --source.seeds [7] --data.labels 7
         --source.hyperparameters.n_steps 32 --family.env_kwargs.size=7 --source.algorithm A2C
-        --rollout.do_sample false"""
+        --rollout.do_sample false --rollout.mixed_precision no --model.sliding_window null"""
     recipe, expected = load(RECIPE, overrides.split()), load(RECIPE)
     expected.training.learning_rate = 0.0003
     expected.data.max_episodes, expected.data.labels = None, "7"
     expected.source.seeds, expected.source.algorithm = [7], "A2C"
     expected.source.hyperparameters["n_steps"] = 32
     expected.family.env_kwargs["size"] = 7
-    expected.rollout.do_sample = False
+    expected.rollout.do_sample, expected.rollout.mixed_precision = False, "no"
+    expected.model.sliding_window = None
     assert recipe == expected
 
 
