@@ -92,7 +92,7 @@ class Study:
         title (`str`):
             What it shows.
         recipe (`str`):
-            Name or file of the recipe.
+            Name of the recipe, or its file. Those in `recipes/` beside the study stay when packaged ones change.
         variants (`dict[str, Variant]`):
             What is compared.
         settings (`dict`):
@@ -194,7 +194,8 @@ class Cell:
         settings = {**self.study.settings, **self.study.variants[self.variant].settings}
         settings |= {"family.split_seed": self.split, "training.seed": self.seed}
         overrides = [text for name, value in settings.items() for text in (f"--{name}", _option(value))]
-        return load_recipe(self.study.recipe, overrides)
+        beside = Path(__file__).parent / self.study.recipe
+        return load_recipe(beside if beside.is_file() else self.study.recipe, overrides)
 
     @property
     def digest(self) -> str:
