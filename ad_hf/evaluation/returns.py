@@ -118,9 +118,9 @@ def source_returns(dataset: str | Path | HistoryDataset, split: str = "test") ->
     A source's own returns, from its histories of a split's tasks.
 
     Returns:
-        [`Evaluation`]: with a rollout for each stream, cut to the episodes that every stream finished; the mean of its
-        last ten continues a source that stopped when it had converged. `streams` is 1 if each learns for itself,
-        otherwise the number of all.
+        [`Evaluation`]: with a rollout for each stream. Where episodes became longer or a source stopped when it had
+        converged, the mean of a stream's last ten episodes stands for those that others finished beyond them.
+        `streams` is 1 if each learns for itself, otherwise the number of all.
 
     Raises:
         ValueError: for a history without a finished episode.
@@ -143,8 +143,8 @@ def source_returns(dataset: str | Path | HistoryDataset, split: str = "test") ->
             raise ValueError(
                 f"{dataset}, split {split}: a history of task {task} has no finished episode, and so no curve"
             )
-    # A source that stopped because it had converged would have gone on as it was.
-    episodes = (max if metadata.source.get("until_converged") else min)(map(len, stops))
+    # Cut to the fewest, streams would end where those had got whose episodes are longest.
+    episodes = max(map(len, stops))
     shape = (runs, len(histories), episodes)
     returns = [_episodes(np.diff(total[stop], prepend=0.0), episodes) for total, stop in zip(totals, stops)]
     lengths = [_episodes(np.diff(stop, prepend=0), episodes) for stop in stops]

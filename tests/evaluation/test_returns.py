@@ -91,15 +91,23 @@ def finished_episodes(dataset):
     return [episodes[task] for task in sorted(episodes)]
 
 
+def continued(finished, number):
+    """So many episodes, of which those that were not finished are the mean of the last ten."""
+    rest = number - len(finished)
+    return np.concatenate([finished, np.tile(np.mean(finished[-10:], axis=0), (rest, 1))])
+
+
 def assert_is_recomputed(dataset):
     source, tasks = source_returns(dataset), finished_episodes(dataset)
 
-    shortest = min(len(finished) for histories in tasks for finished in histories)
-    episodes = np.array([[finished[:shortest] for finished in histories] for histories in tasks])
-    assert source.returns.shape == (len(tasks[0]), len(tasks), shortest)
+    most = max(len(finished) for histories in tasks for finished in histories)
+    episodes = np.array([[continued(finished, most) for finished in histories] for histories in tasks])
+    assert source.returns.shape == (len(tasks[0]), len(tasks), most)
     assert source.streams == N_ENVS
     for index in range(len(tasks)):
-        assert sorted(source.returns[:, index].tolist()) == sorted(episodes[index, :, :, 0].tolist())
+        np.testing.assert_allclose(
+            sorted(source.returns[:, index].tolist()), sorted(episodes[index, :, :, 0].tolist())
+        )
     np.testing.assert_allclose(source.lengths.mean(axis=(0, 1)), episodes[..., 1].mean(axis=(0, 1)))
     return episodes
 
