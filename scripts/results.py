@@ -3,10 +3,11 @@ Keep the results of runs beside the documentation, and print them as a table.
 
     ad-hf quickstart --recipe bandit --output_dir runs/bandit
     python scripts/results.py bandit=runs/bandit dark_key_to_door=runs/dark_key_to_door
+    python scripts/results.py dark_room=evaluation       # of several trainings, by `ad-hf evaluate`
     python scripts/results.py bandit watermaze_small     # those that are there, once more
 
-Writes docs/results/NAME.json and NAME.png, the evaluation and the learning curve of a run, and prints a line of
-markdown for each. Results of earlier versions are written as they are now.
+Writes docs/results/NAME.json and NAME.png, the evaluation and the learning curve, and prints a line of markdown for
+each. Results of earlier versions are written as they are now.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from ad_hf.evaluation.headlines import SHARES, learns_cell, number, steps_cell
 from ad_hf.evaluation.pictures import plot_curves
-from ad_hf.evaluation.returns import SOURCE
+from ad_hf.evaluation.returns import RANDOM, SOURCE
 from ad_hf.evaluation.summary import SUMMARY_FILE, last_of
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.settings import read_json
@@ -37,7 +38,12 @@ HEAD = (
 def row(name: str, evaluation: dict[str, Any]) -> str:
     """The evaluation of a run as a line of a markdown table."""
     agents = evaluation["agents"]
-    own, source = agents[evaluation["agent"]], agents.get(SOURCE)
+    compared = [agent for agent in agents if agent not in (SOURCE, RANDOM)]
+    if len(compared) != 1:
+        raise SystemExit(
+            f"{name} compares {', '.join(compared)}: a line is of one agent, whose trainings differ in seed"
+        )
+    own, source = agents[compared[0]], agents.get(SOURCE)
     last = last_of(own)
     low, high = last["return_interval"]
     cells = [

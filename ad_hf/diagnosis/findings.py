@@ -15,6 +15,7 @@ from ad_hf.diagnosis.measures import (
     WindowNumbers,
 )
 from ad_hf.histories.selection import DataConfig
+from ad_hf.histories.windows import FEWEST_WINDOWS
 
 # The smallest recipe of the package that learns in its context has 12 tasks, of one number.
 FEWEST_TASKS = 10
@@ -155,11 +156,11 @@ def of_windows(
             "hold two whole ones to show that the later one is better",
             _longer_windows(length, windows, data, histories),
         )
-    elif context_length < kept < 2 * context_length:
+    elif context_length < kept < FEWEST_WINDOWS * context_length:
         yield Finding(
             "windows",
-            f"histories of {kept:.0f} steps are shorter than two windows of {context_length}: most windows begin with "
-            "a source that has not learnt yet, unlike a rollout's later contexts",
+            f"histories of {kept:.0f} steps are shorter than {FEWEST_WINDOWS} windows of {context_length}: most windows "
+            "begin with a source that has not learnt yet, unlike a rollout's later contexts",
             _shorter_windows(length, context_length, data, histories),
         )
     elif improves and windows.share is not None and windows.share < LEAST_SHARE:
@@ -191,7 +192,7 @@ def _longer_windows(length: float, windows: WindowNumbers, data: DataConfig, his
 
 
 def _shorter_windows(length: float | None, context_length: int, data: DataConfig, histories: HistoryNumbers) -> str:
-    """Advice for histories that are shorter than two windows."""
+    """Advice for histories that are hardly longer than a window."""
     shorter = int(histories.kept_steps / 2.5) // 10 * 10
     holds = length is None or shorter >= FEWEST_EPISODES * length
     options = [f"--model.context_length {shorter}"] if shorter and holds else []

@@ -85,10 +85,10 @@ def test_a_good_dataset_has_no_finding(settings, tmp_path):
         ({"episodes": 1500, "streams": 2}, "windows", "too little to see", "--data.keep_every_episode"),
         ({"steps_of_episode": 80}, "windows", "1.2 episodes end in a window of 100", "--model.context_length 320"),
         (
-            {"episodes": 15},
+            {"episodes": 12},
             "windows",
-            "histories of 150 steps are shorter than two windows",
-            "--model.context_length 60",
+            "histories of 120 steps are shorter than 1.25 windows",
+            "--model.context_length 40",
         ),
         ({"tasks": {"train": TRAIN, "test": [*NEARLY, *OTHERS[:3]]}}, "tasks", "3 of 6 held-out tasks", "leave these"),
         ({"tasks": {"train": TRAIN[:3], "test": OTHERS}}, "tasks", "3 training tasks", "of more tasks"),

@@ -167,12 +167,12 @@ def test_histories_shorter_than_a_window_are_padded_and_masked():
     assert (short["observations"][..., 1] < 5).all()
 
 
-def test_warning_for_histories_shorter_than_two_windows():
-    with pytest.warns(UserWarning, match=r"histories of 30 steps.*two windows of 16"):
-        make_windows([30, 30, 90], 16).warn_of_short_histories()
+def test_warning_for_histories_that_are_hardly_longer_than_a_window():
+    with pytest.warns(UserWarning, match=r"histories of 19 steps.*1.25 windows of 16"):
+        make_windows([19, 19, 90], 16).warn_of_short_histories()
     history = make_histories([64])[0] | {"terminations": [False] * 64, "truncations": [False, True] * 32}
-    with pytest.warns(UserWarning, match="histories of 22 steps"):  # after subsampling
-        windows_of_rows([history], 16, max_episodes=11).warn_of_short_histories()
+    with pytest.warns(UserWarning, match="histories of 18 steps"):  # after subsampling
+        windows_of_rows([history], 16, max_episodes=9).warn_of_short_histories()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         windows_of_rows([history], 16).warn_of_short_histories()
