@@ -40,9 +40,7 @@ def row(name: str, evaluation: dict[str, Any]) -> str:
     agents = evaluation["agents"]
     compared = [agent for agent in agents if agent not in (SOURCE, RANDOM)]
     if len(compared) != 1:
-        raise SystemExit(
-            f"{name} compares {', '.join(compared)}: a line is of one agent, whose trainings differ in seed"
-        )
+        raise SystemExit(f"{name} compares {', '.join(compared)}, and a line is of one agent")
     own, source = agents[compared[0]], agents.get(SOURCE)
     last = last_of(own)
     low, high = last["return_interval"]

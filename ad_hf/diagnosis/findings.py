@@ -159,8 +159,8 @@ def of_windows(
     elif context_length < kept < FEWEST_WINDOWS * context_length:
         yield Finding(
             "windows",
-            f"histories of {kept:.0f} steps are shorter than {FEWEST_WINDOWS} windows of {context_length}: most windows "
-            "begin with a source that has not learnt yet, unlike a rollout's later contexts",
+            f"histories of {kept:.0f} steps are shorter than {FEWEST_WINDOWS} windows of {context_length}: most of "
+            "these begin with a source that has not learnt yet, unlike a rollout's later contexts",
             _shorter_windows(length, context_length, data, histories),
         )
     elif improves and windows.share is not None and windows.share < LEAST_SHARE:

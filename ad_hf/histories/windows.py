@@ -89,8 +89,9 @@ class HistoryWindows:
         if self.context_length < median < FEWEST_WINDOWS * self.context_length:
             warnings.warn(
                 f"histories of {median} steps (median) are shorter than {FEWEST_WINDOWS} windows of "
-                f"{self.context_length}: most windows start with a source that has not learnt yet, and once the context slides at rollout the "
-                "model sees what it was not trained on; shorten context_length, keep more episodes, or collect longer",
+                f"{self.context_length}: most windows start with a source that has not learnt yet, and once the "
+                "context slides at rollout the model sees what it was not trained on; shorten context_length, keep "
+                "more episodes, or collect longer",
                 stacklevel=2,
             )
 

@@ -87,7 +87,7 @@ def test_a_good_dataset_has_no_finding(settings, tmp_path):
         (
             {"episodes": 12},
             "windows",
-            "histories of 120 steps are shorter than 1.25 windows",
+            "histories of 120 steps are shorter than 1.25 windows of 100",
             "--model.context_length 40",
         ),
         ({"tasks": {"train": TRAIN, "test": [*NEARLY, *OTHERS[:3]]}}, "tasks", "3 of 6 held-out tasks", "leave these"),
@@ -106,7 +106,7 @@ def test_a_fault_is_found_and_nothing_else(settings, of, fault, advice, tmp_path
     assert inspection.verdict == f"1 finding: {of}"
 
 
-@pytest.mark.parametrize("settings", [{"episodes": 1500, "streams": 2}, {"steps_of_episode": 80}, {"episodes": 15}])
+@pytest.mark.parametrize("settings", [{"episodes": 1500, "streams": 2}, {"steps_of_episode": 80}, {"episodes": 12}])
 def test_windows_that_follow_the_advice_are_good(settings, tmp_path):
     folder = make_dataset(tmp_path / "histories", **settings)
     (finding,) = inspect(folder).findings
