@@ -16,7 +16,7 @@ from ad_hf.histories.frames import FramePieces
 from ad_hf.histories.steps import Histories
 
 # Least length of a history in windows, for them to begin anywhere in it: Dark Room's model of 1.4 windows ends higher
-# than those of 1.7 and 2.5, and one of a single window at half.
+# than those of 1.7 and 2.5.
 FEWEST_WINDOWS = 1.25
 BATCHES_AHEAD = 2  # that a thread makes while the model trains on one
 
