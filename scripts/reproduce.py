@@ -24,22 +24,25 @@ from typing import Any
 
 import pyarrow as pa
 from scipy import stats
-from studies.attention import attention_of, plot_attention, plot_paths, record_episodes
+from studies.attention import attention_of, plot_attention, record_episodes
 from studies.pictures import agents_table, plot_study
 from studies.study import FULL, Cell, NotFinishedError, Study, StudyRunner, cells, load_study, source_settings
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.card import evaluation_card, write_evaluation
+from ad_hf.evaluation.episodes import episodes_to_show, see_again, some_of
 from ad_hf.evaluation.headlines import number
+from ad_hf.evaluation.paths import PATHS_FILE, room_size, write_paths
 from ad_hf.evaluation.returns import RANDOM, ROWS_FILE, random_rows, read_rows
+from ad_hf.evaluation.rollouts import evaluate
 from ad_hf.evaluation.summary import PICTURES, SUMMARY_ENTRIES, SUMMARY_FILE, last_of
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, write_text
 
 STUDIES = Path(__file__).resolve().parent / "studies"
-LOOKS = ("paths.png", "attention.png")
+LOOKS = (PATHS_FILE, "attention.png")
 RESULTS_HEAD = """
 # Results
 
@@ -90,10 +93,11 @@ def look_inside(cell: Cell, runner: StudyRunner, folder: Path) -> None:
     model = ADModel.from_pretrained(runner.folder / cell.folder / "model")
     tasks = family.tasks("test")
     output = record_episodes(model, family, tasks, 10, recipe.rollout)
-    shown = tasks[:: max(1, len(tasks) // 6)][:6]
-    with atomic_path(folder / LOOKS[0]) as path:
-        chosen = record_episodes(model, family, shown, 10, recipe.rollout)
-        plot_paths(path, chosen, shown, recipe.family.env_kwargs["size"], (1, 3, 10))
+    shown = some_of(len(tasks))
+    walked = evaluate(model, family, num_episodes=10, num_seeds=1, rollout_config=recipe.rollout, shown=shown)
+    episodes, cells = episodes_to_show((1, 2, 5), 10), room_size(family)
+    if cells and (seen := see_again(family, walked, episodes)):
+        write_paths(folder, seen, cells)
     with atomic_path(folder / LOOKS[1]) as path:
         plot_attention(path, attention_of(model, output))
 
@@ -105,6 +109,7 @@ def results_of_runs(study: Study, runner: StudyRunner) -> tuple[pa.Table, dict[s
     details = {
         "study": study.name,
         "title": study.title,
+        "varied": study.varied or "",
         "env_id": finished[0].recipe.family.env_id,
         "recipe": study.recipe,
         "settings": study.settings,
@@ -134,7 +139,8 @@ def results_written(study: Study, folder: Path) -> tuple[pa.Table, dict[str, Any
         rows = pa.concat_tables(
             [rows, *(random_rows(each, num_seeds=seeds, split_seed=split) for split, each in families.items())]
         )
-    return rows, {name: details[name] for name in details if name not in SUMMARY_ENTRIES}
+    told = {name: details[name] for name in details if name not in SUMMARY_ENTRIES}
+    return rows, {**told, "title": study.title, "varied": study.varied or ""}
 
 
 def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
