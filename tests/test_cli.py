@@ -304,8 +304,8 @@ def test_wrong_arguments_are_named(capsys, tiny_recipe_file, tiny_run, tiny_hist
 
 def documented_commands():
     """Every whole `ad-hf` command of the README, the documentation and the card templates, as words."""
-    for folder in (".", "docs", "dataset_cards", "model_cards"):
-        for path in sorted((REPOSITORY / folder).glob("*.md")):
+    for pattern in ("*.md", "docs/**/*.md", "dataset_cards/*.md", "model_cards/*.md"):
+        for path in sorted(REPOSITORY.glob(pattern)):
             text = path.read_text().replace("\\\n", " ")
             lines = re.findall(r"^(ad-hf [a-z].*)$", text, re.MULTILINE)
             lines += [line for line in re.findall(r"`(ad-hf [a-z][^`]*)`", text) if len(line.split()) > 4]
