@@ -346,7 +346,8 @@ def _play(
     Rollouts of each model, of the first with the actions in some tasks, and their rows; for each split, rows of random
     actions and the source, too.
     """
-    rollouts, tables, splits = [], [], set()
+    rollouts: list[Evaluation] = []
+    tables, splits = [], set()
     for each, family in zip(models, families):
         config, split = each.recipe.rollout, each.recipe.family.split_seed
         kept = () if rollouts else shown

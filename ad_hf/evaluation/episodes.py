@@ -148,7 +148,8 @@ def see_again(
                 if numbers[index] in rendered:
                     own.add_frame(fitted(frames[index]))
 
-        look(envs.reset(seed=[evaluation.seed + position for position in positions])[0], everywhere)
+        seeds: Any = [evaluation.seed + position for position in positions]
+        look(envs.reset(seed=seeds)[0], everywhere)
         for actions in () if evaluation.actions is None else evaluation.actions[:, chosen]:
             if numbers.min() > max(seen.episodes):
                 break
