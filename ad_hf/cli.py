@@ -317,7 +317,7 @@ def rollout(
         dataset: Histories, to show the source's own curves beside the model's.
         config_name: Configuration of the dataset.
         num_seeds: Rollouts per test task.
-        video: Replay of the first and last episodes: replay.gif; with mp4 replay.mp4, too.
+        video: Replay of first and later episodes: replay.gif; with mp4 replay.mp4, too.
         no_video: Write no replay.
     """
     from ad_hf import pipeline

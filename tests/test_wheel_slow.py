@@ -1,18 +1,53 @@
-"""What a user has who installs the wheel and has no clone."""
+"""What a user has who installs the wheel without any extra and has no clone."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import venv
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from ad_hf.storage.files import link_or_copy
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--source.n_envs", "4", "--source.total_timesteps", "800", "--source.hyperparameters.batch_size", "64"]
 SHORT = ["--model.context_length", "40", "--training.max_steps", "4", "--training.eval_steps", "4"]
 SHORT += ["--training.eval_episodes", "2"]
 FEW = ["--family.random.num_tasks", "3", "--family.num_validation_tasks", "1", "--family.num_test_tasks", "1"]
+
+
+def required(names, found):
+    """The distributions that some need, without extras, by name; all are installed here."""
+    for name in names:
+        if name not in found:
+            found[name] = distribution(name)
+            needs = [Requirement(each) for each in found[name].requires or ()]
+            required(
+                [each.name for each in needs if each.marker is None or each.marker.evaluate({"extra": ""})], found
+            )
+    return found
+
+
+def install(environment, wheel):
+    """Put a wheel and what it requires, without extras, into an environment; returns the folder."""
+    (packages,) = environment.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages, wheel]
+    subprocess.run(list(map(str, pip)), check=True, timeout=300)
+    (metadata,) = packages.glob("ad_hf-*.dist-info/METADATA")
+    needs = [Requirement(each) for each in re.findall(r"^Requires-Dist: (.*)$", metadata.read_text(), re.MULTILINE)]
+    for each in required([need.name for need in needs if need.marker is None], {}).values():
+        for file in each.files:
+            if file.parts[0] != ".." and "__pycache__" not in file.parts:
+                target = packages / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists():
+                    link_or_copy(file.locate(), target)
+    return packages
 
 
 @pytest.mark.slow
@@ -34,11 +69,7 @@ def test_a_wheel_alone_collects_trains_in_two_processes_and_rolls_out_in_an_empt
     subprocess.run(list(map(str, wheel)), check=True, timeout=300)
     (wheel,) = wheels.glob("*.whl")
     venv.create(environment, with_pip=False, symlinks=True)
-    (packages,) = environment.glob("lib/python*/site-packages")
-    target = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages, wheel]
-    subprocess.run(list(map(str, target)), check=True, timeout=300)
-    # The dependencies are those of this interpreter, in which the clone may be installed as well, further back.
-    (packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
+    packages = install(environment, wheel)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))}
 
     def run(*words):
@@ -54,6 +85,20 @@ def test_a_wheel_alone_collects_trains_in_two_processes_and_rolls_out_in_an_empt
     (folder / "where.py").write_text("import ad_hf; print(ad_hf.__file__)")
     assert str(packages) in run("where")
     assert "env_id: CartPole-v1" in run("ad_hf", "recipes", "cartpole")
+    listed = run("ad_hf", "recipes")
+    assert all(path.stem in listed for path in (ROOT / "ad_hf" / "recipes").glob("*.yaml"))
+    told = run("ad_hf", "quickstart", *SMALL[:4], *SHORT, "--rollout.num_episodes", "3")
+    quick = folder / "runs" / "quickstart"
+    evaluation = json.loads((quick / "evaluation.json").read_text())
+    assert f"return on {evaluation['agents']['AD']['num_tasks']} held-out tasks" in told
+    assert {"learning_curve.png", "replay.gif", "returns.parquet"} < {path.name for path in quick.iterdir()}
+    for written, place in (
+        ("model", folder),
+        ("histories", quick),
+    ):  # where their examples run
+        example, *_ = re.findall(r"```python\n(.*?)```", (quick / written / "README.md").read_text(), re.DOTALL)
+        (folder / "example.py").write_text(f"import os; os.chdir({str(place)!r})\n{example}")
+        assert run("example")
     (folder / "single.yaml").write_text(run("ad_hf", "accelerate-config", "single"))
     run("ad_hf", "init", "CartPole-v1", "pole.yaml")
     recipe = ["--recipe", "pole.yaml", *FEW]
