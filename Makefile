@@ -23,6 +23,7 @@ lint: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=scripts $(BIN)/mkdocs build
+	$(BIN)/ad-hf demo docs/demo --output_dir site/demo --no_serve
 	PYTHONPATH=scripts $(BIN)/python scripts/documentation/links.py site
 
 format: $(READY)

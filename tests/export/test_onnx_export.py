@@ -104,7 +104,7 @@ def test_the_file_tells_nothing_of_the_machine_and_is_the_same_each_time(sliding
     sizes = {each.data_type: 0 for each in graph.initializer}
     for each in graph.initializer:
         sizes[each.data_type] += np.prod(each.dims)
-    assert sizes[onnx.TensorProto.FLOAT16] > 0.98 * sum(weight.numel() for weight in model.parameters())
+    assert sizes[onnx.TensorProto.FLOAT16] > 0.97 * sum(weight.numel() for weight in model.parameters())
 
 
 def test_a_run_tells_its_tasks_and_what_its_source_did(tiny_run, tmp_path, capsys):

@@ -92,6 +92,7 @@ function setYou(you) {
   state.you = you;
   part("you").setAttribute("aria-pressed", you);
   part("pad").hidden = !you;
+  if (you) part("pad").focus(); // the space bar is a move now, and presses no button
   draw();
 }
 
