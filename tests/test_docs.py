@@ -61,6 +61,37 @@ def test_a_number_in_a_sentence_is_that_of_its_file(page, sentence, file, keys):
         assert float(text.replace(",", "")) == round(value, digits), key
 
 
+TABLE = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Results\n")[2].partition("\n## ")[0]
+WORLDS = re.findall(r"^\| `(\w+)`[^|]* \|(.*) \|$", TABLE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "cells"), WORLDS, ids=[name for name, _ in WORLDS])
+def test_the_readmes_table_is_that_of_the_evaluations(name, cells):
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    random, first, last, _, source, best, steps = map(str.strip, cells.split("|"))
+    own = found["agents"]["AD"]
+    shown = re.findall(r"-?[\d,]*\.?\d+", " | ".join((random, first, last, source, best, steps)))
+    end, halfway = last_of(own), own["steps_to"]["50%"]
+    ends = last_of(found["agents"]["source"])["return"]
+    if name == "bandit":  # shares of what UCB gains over random play, in one episode
+        even = found["groups"]["even"]
+        gains = [even["optimal"] - even["returns"]["random"], even["returns"]["source"] - even["returns"]["random"]]
+        expected = [0, even["normalized"]["AD"], 1, gains[0] / gains[1], halfway["env_steps"], halfway["source"]]
+        assert shown == [
+            f"{value:.{len(text.partition('.')[2])}f}" for text, value in zip(shown, expected, strict=True)
+        ]
+        return
+    expected = [found["random_return"], own["at"]["1"]["return"], end["return"], *end["return_interval"]]
+    expected += [end["episodes"][1], ends, *([] if found["optimal_return"] is None else [found["optimal_return"]])]
+    expected += [] if halfway["at_start"] else [halfway["env_steps"], halfway["source"]]
+    assert own["learns"]["verdict"] == "learns"
+    assert (found["agents"]["AD"]["num_models"], end["episodes"][1] - end["episodes"][0]) == (3, 9)
+    if name == "cartpole":
+        expected.insert(7, 100)  # the length of an episode, which the evaluation does not know
+    for text, value in zip(shown, expected, strict=True):
+        assert float(text.replace(",", "")) == round(value, len(text.partition(".")[2]))
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_page_of_a_study_is_made_of_its_evaluation(name):
     study = reproduce.load_study(reproduce.STUDIES / f"{name}.yaml")

@@ -59,7 +59,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_readmes_section_on_rollouts_runs_as_written(folder, capsys):
-    blocks = python_blocks("README.md", "Rollout")
+    blocks = python_blocks("README.md", "Rollout") + python_blocks("docs/guides/rollout.md", "By example")
     assert len(blocks) == 3
     names: dict = {}
 
