@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lint format benchmark clean
+.PHONY: quickstart test test-slow lint docs format benchmark clean
 
 quickstart: $(READY)
 	$(BIN)/ad-hf quickstart --output_dir runs/quickstart
@@ -21,6 +21,11 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=scripts $(BIN)/mkdocs build
+	$(BIN)/ad-hf demo docs/demo --output_dir site/demo --no_serve
+	PYTHONPATH=scripts $(BIN)/python scripts/documentation/links.py site
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -29,7 +34,7 @@ benchmark: $(READY)
 	$(BIN)/python scripts/benchmarks/speed.py all
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("ad_hf needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

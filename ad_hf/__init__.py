@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ad_hf.collection.failures import CollectionError
     from ad_hf.envs.task_family import Task, TaskFamily
     from ad_hf.evaluation.rollouts import Evaluation, evaluate
+    from ad_hf.export.onnx_files import export_onnx
+    from ad_hf.export.page import build_demo
+    from ad_hf.export.space import push_space
     from ad_hf.formats.merge import merge_datasets
     from ad_hf.histories.dataset import load_histories
     from ad_hf.histories.model_config import config_from_dataset
@@ -36,6 +39,9 @@ _NAMES = {
     "ad_hf.collection.failures": ("CollectionError",),
     "ad_hf.envs.task_family": ("Task", "TaskFamily"),
     "ad_hf.evaluation.rollouts": ("Evaluation", "evaluate"),
+    "ad_hf.export.onnx_files": ("export_onnx",),
+    "ad_hf.export.page": ("build_demo",),
+    "ad_hf.export.space": ("push_space",),
     "ad_hf.formats.merge": ("merge_datasets",),
     "ad_hf.histories.dataset": ("load_histories",),
     "ad_hf.histories.model_config": ("config_from_dataset",),
@@ -68,16 +74,19 @@ __all__ = [
     "Task",
     "TaskFamily",
     "TrainingInterrupted",
+    "build_demo",
     "collate_windows",
     "collect",
     "config_from_dataset",
     "evaluate",
+    "export_onnx",
     "histories",
     "load_histories",
     "load_recipe",
     "merge_datasets",
     "push_dataset",
     "push_model",
+    "push_space",
     "quickstart",
     "train",
 ]

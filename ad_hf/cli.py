@@ -9,10 +9,12 @@ import select
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
@@ -86,9 +88,11 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-push_app = App(name="push", help="Push a dataset, a model or an evaluation to the Hub.")
+push_app = App(name="push", help="Push a dataset, a model, an evaluation or a page to the Hub.")
+export_app = App(name="export", help="Write a model for other programs.")
 convert_app = App(name="convert", help="Convert histories to another format, or from one.")
 app.command(push_app)
+app.command(export_app)
 app.command(convert_app)
 
 
@@ -313,7 +317,7 @@ def rollout(
         dataset: Histories, to show the source's own curves beside the model's.
         config_name: Configuration of the dataset.
         num_seeds: Rollouts per test task.
-        video: Replay of the first and last episodes: replay.gif; with mp4 replay.mp4, too.
+        video: Replay of first and later episodes: replay.gif; with mp4 replay.mp4, too.
         no_video: Write no replay.
     """
     from ad_hf import pipeline
@@ -410,6 +414,72 @@ def push_evaluation(folder: Name, repo_id: Name, /, *, config: Push = PUSH, comm
     from ad_hf.hub import push
 
     print(push.push_evaluation(folder, repo_id, config))
+
+
+@push_app.command(name="space")
+def push_space(model: Name, repo_id: Name, /, *, config: Push = PUSH, common: Common = COMMON) -> None:
+    """Push the page on which a model learns, as a static Space.
+
+    Args:
+        model: A model, or the folder of its run or of its export: a folder or a Hub id.
+        repo_id: Space, as user/name; it is made if need be.
+    """
+    from ad_hf.export.space import push_space as push
+
+    print(push(model, repo_id, config, trust_remote_code=common.trust_remote_code))
+
+
+@export_app.command(name="onnx")
+def export_onnx(
+    model: Name,
+    /,
+    *,
+    output_dir: Name,
+    precision: Literal["fp16", "fp32"] = "fp16",
+    common: Common = COMMON,
+) -> None:
+    """Write one step of a model as ONNX, and what a program needs to roll it out.
+
+    Args:
+        model: A model, or the folder of its run: a folder or a Hub id.
+        output_dir: Folder of model.onnx and model.json.
+        precision: How weights are stored; fp16 rounds them.
+    """
+    from ad_hf.export.onnx_files import export_onnx as export
+
+    folder = export(model, output_dir, precision=precision, trust_remote_code=common.trust_remote_code)
+    print(f"step: {folder}/model.onnx   description: {folder}/model.json")
+
+
+@app.command
+def demo(
+    model: Name,
+    /,
+    *,
+    output_dir: Name | None = None,
+    port: Annotated[int, _whole(least=0, most=65535)] = 0,
+    no_serve: Annotated[bool, Parameter(name=("--no_serve", "--no-serve"), show_default=False)] = False,
+    common: Common = COMMON,
+) -> None:
+    """Let a model learn in a browser: build its page and serve it on this machine.
+
+    Args:
+        model: A model, or the folder of its run or of its export: a folder or a Hub id.
+        output_dir: Folder of the page, which any web server serves; by default a temporary one.
+        port: Port of the server; 0 takes a free one.
+        no_serve: Build the page only.
+    """
+    from ad_hf.export.page import build_demo, serve
+
+    if no_serve and output_dir is None:
+        raise ValueError("--no_serve builds the page only: give its folder by --output_dir")
+    with TemporaryDirectory() as temporary:
+        folder = build_demo(model, output_dir or f"{temporary}/page", trust_remote_code=common.trust_remote_code)
+        if output_dir is not None:
+            print(f"page: {folder}/index.html")
+        if not no_serve:
+            with suppress(KeyboardInterrupt):
+                serve(folder, port, lambda address: print(f"open {address}   Ctrl-C ends it", flush=True))
 
 
 @app.command

@@ -20,8 +20,9 @@ from accelerate.logging import get_logger
 from ad_hf.collection.collect import collect
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.card import evaluation_card, write_evaluation
+from ad_hf.evaluation.episodes import can_be_seen, some_of
 from ad_hf.evaluation.headlines import is_comparable
-from ad_hf.evaluation.replay import REPLAY_FILES, can_be_seen, write_replay
+from ad_hf.evaluation.replay import REPLAY_FILES, write_replays
 from ad_hf.evaluation.returns import ROWS_FILE, evaluation_rows, join_rows, random_rows, source_rows
 from ad_hf.evaluation.rollouts import Evaluation, evaluate
 from ad_hf.evaluation.summary import CURVES_FILE, SUMMARY_FILE
@@ -301,8 +302,9 @@ def evaluate_models(
     output_dir, start = writable_folder(output_dir), time.perf_counter()
     families = [TaskFamily(each.recipe.family) for each in models]
     sources = _sources_of(models, families)  # histories that cannot be read are refused before a rollout
-    first, is_seen = models[0], bool(replay_formats) and can_be_seen(families[0])
-    rollouts, rows = _play(models, families, sources, num_seeds)
+    is_seen = bool(replay_formats) and can_be_seen(families[0])
+    shown = some_of(len(families[0].tasks("test"))) if is_seen else []
+    rollouts, rows = _play(models, families, sources, num_seeds, shown)
     entries = [each.to_json(evaluation.seed) for each, evaluation in zip(models, rollouts)]
     own = [{name: entry[name] for name in ("agent", "split_seed", "weights_digest")} for entry in entries]
     datasets = [dataset for dataset, _ in sources.values()]
@@ -323,8 +325,7 @@ def evaluate_models(
             for folder in (output_dir, output_dir / "model") if is_run else (output_dir,):
                 (folder / name).unlink(missing_ok=True)
     if is_seen:
-        episodes = rollouts[0].returns.shape[2]
-        write_replay(output_dir, first.model, families[0], episodes, first.recipe.rollout, replay_formats or ())
+        write_replays(output_dir, families[0], rollouts[0], replay_formats or ())
     for each, whose in zip(models, own):
         run = output_dir if is_run and len(models) == 1 else each.run
         if run is not None:
@@ -339,12 +340,20 @@ def _play(
     families: Sequence[TaskFamily],
     sources: Mapping[int, tuple[HistoryDataset, pa.Table]],
     num_seeds: int,
+    shown: Sequence[int],
 ) -> tuple[list[Evaluation], pa.Table]:
-    """Rollouts of each model, and their rows; for each split, rows of random actions and the source, too."""
-    rollouts, tables, splits = [], [], set()
+    """
+    Rollouts of each model, of the first with the actions in some tasks, and their rows; for each split, rows of random
+    actions and the source, too.
+    """
+    rollouts: list[Evaluation] = []
+    tables, splits = [], set()
     for each, family in zip(models, families):
         config, split = each.recipe.rollout, each.recipe.family.split_seed
-        evaluation = evaluate(each.model, family, num_seeds=num_seeds, rollout_config=config, progress=True)
+        kept = () if rollouts else shown
+        evaluation = evaluate(
+            each.model, family, num_seeds=num_seeds, rollout_config=config, progress=True, shown=kept
+        )
         rollouts.append(evaluation)
         tables.append(evaluation_rows(evaluation, family, each.agent, split, each.recipe.training.seed))
         if split not in splits:

@@ -1,11 +1,11 @@
 """
-Run a study of the paper, and write its figure, table and numbers.
+Run a study of the paper, and write its page, pictures and numbers.
 
     python scripts/reproduce.py main
     python scripts/reproduce.py context --cells 2            # two more cells of it, and what is known by then
     python scripts/reproduce.py main --report                # nothing but figure, table and numbers of finished cells
                                                              # or, without runs, of the returns reported before
-    python scripts/reproduce.py all --report --results RESULTS.md
+    python scripts/reproduce.py all --report
 
 Studies are files in scripts/studies, of which `minutes` says how long they take on two CPU cores; `--full` runs the
 larger setting that some have for a GPU. A study can be interrupted at any time, even by SIGKILL: the same command goes
@@ -24,31 +24,33 @@ from typing import Any
 
 import pyarrow as pa
 from scipy import stats
-from studies.attention import attention_of, plot_attention, plot_paths, record_episodes
+from studies.attention import attention_of, plot_attention, record_episodes
 from studies.pictures import agents_table, plot_study
 from studies.study import FULL, Cell, NotFinishedError, Study, StudyRunner, cells, load_study, source_settings
 from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.card import evaluation_card, write_evaluation
+from ad_hf.evaluation.episodes import episodes_to_show, see_again, some_of
 from ad_hf.evaluation.headlines import number
+from ad_hf.evaluation.paths import PATHS_FILE, room_size, write_paths
 from ad_hf.evaluation.returns import RANDOM, ROWS_FILE, random_rows, read_rows
+from ad_hf.evaluation.rollouts import evaluate
 from ad_hf.evaluation.summary import PICTURES, SUMMARY_ENTRIES, SUMMARY_FILE, last_of
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, write_text
 
 STUDIES = Path(__file__).resolve().parent / "studies"
-LOOKS = ("paths.png", "attention.png")
-RESULTS_HEAD = """
-# Results
-
-What [Laskin et al., 2022](https://huggingface.co/papers/2210.14215) report, and what this package does, on two CPU
-cores without a GPU unless it is said otherwise. `python scripts/reproduce.py all --report --results RESULTS.md` writes
-this file from the returns of runs, which lie in `docs/results/studies` with everything that is computed of them;
-[docs/evaluation.md](docs/evaluation.md) says how. Checkpoints are chosen on validation tasks; all numbers are of test
-tasks.
-"""
+LOOKS = (PATHS_FILE, "paths.png", "attention.png")  # paths.png: of earlier versions
+ALT = {
+    "study.png": "Return at the end of each variant, beside the paper's",
+    "learning_curve.png": "Return by environment steps of the context",
+    "rooms.png": "Share of the optimum by the goal's place in the room",
+    PATHS_FILE: "Paths through the room in the first and in later episodes of a context",
+    "paths.png": "Paths through the room in the first, third and tenth episode of a context",
+    "attention.png": "Attention by the age of a step in the context",
+}
 ORDER = (
     *("main", "prompts", "label_smoothing", "label_smoothing_actor_critic"),
     *("context", "tasks", "streams", "mask", "size", "backbone"),
@@ -90,10 +92,11 @@ def look_inside(cell: Cell, runner: StudyRunner, folder: Path) -> None:
     model = ADModel.from_pretrained(runner.folder / cell.folder / "model")
     tasks = family.tasks("test")
     output = record_episodes(model, family, tasks, 10, recipe.rollout)
-    shown = tasks[:: max(1, len(tasks) // 6)][:6]
-    with atomic_path(folder / LOOKS[0]) as path:
-        chosen = record_episodes(model, family, shown, 10, recipe.rollout)
-        plot_paths(path, chosen, shown, recipe.family.env_kwargs["size"], (1, 3, 10))
+    shown = some_of(len(tasks))
+    walked = evaluate(model, family, num_episodes=10, num_seeds=1, rollout_config=recipe.rollout, shown=shown)
+    episodes, cells = episodes_to_show((1, 2, 5), 10), room_size(family)
+    if cells and (seen := see_again(family, walked, episodes)):
+        write_paths(folder, seen, cells)
     with atomic_path(folder / LOOKS[1]) as path:
         plot_attention(path, attention_of(model, output))
 
@@ -105,6 +108,7 @@ def results_of_runs(study: Study, runner: StudyRunner) -> tuple[pa.Table, dict[s
     details = {
         "study": study.name,
         "title": study.title,
+        "varied": study.varied or "",
         "env_id": finished[0].recipe.family.env_id,
         "recipe": study.recipe,
         "settings": study.settings,
@@ -134,7 +138,8 @@ def results_written(study: Study, folder: Path) -> tuple[pa.Table, dict[str, Any
         rows = pa.concat_tables(
             [rows, *(random_rows(each, num_seeds=seeds, split_seed=split) for split, each in families.items())]
         )
-    return rows, {name: details[name] for name in details if name not in SUMMARY_ENTRIES}
+    told = {name: details[name] for name in details if name not in SUMMARY_ENTRIES}
+    return rows, {**told, "title": study.title, "varied": study.varied or ""}
 
 
 def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
@@ -160,32 +165,27 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
         seen = Cell(study, study.look_inside, details["splits"][0], details["training_seeds"][0])
         if runner.is_finished(seen):
             look_inside(seen, runner, folder)
+    page = study_page(study, found, output_dir)
+    write_text(output_dir / f"{study.name}.md", page)
+    print(page)
+
+
+def study_page(study: Study, found: dict[str, Any], output_dir: Path) -> str:
+    """The page of a study in the documentation: its command, tables and notes, and the pictures that there are."""
     name = study.name.removesuffix(FULL)
     command = f"python scripts/reproduce.py {name}" + " --full" * (name != study.name)
+    pictures = [f"{study.name}/{picture}" for picture in ("study.png", *PICTURES, *LOOKS)]
     parts = [
         f"# {study.title}",
-        f"`{command}`: {details['cells']} cells finished; splits of the tasks: {len(details['splits'])}, "
-        f"training seeds: {len(details['training_seeds'])}, rollouts on every test task: {study.num_rollouts}; "
-        f"{details['seconds'] / 60:.0f} minutes on {' and '.join(details['devices'])}.",
+        f"`{command}`: {found['cells']} cells finished; splits of the tasks: {len(found['splits'])}, "
+        f"training seeds: {len(found['training_seeds'])}, rollouts on every test task: {study.num_rollouts}; "
+        f"{found['seconds'] / 60:.0f} minutes on {' and '.join(found['devices'])}.",
         paper_table(study, found),
         agents_table(found),
         study.notes,
+        *(f"![{ALT[Path(each).name]}]({each})" for each in pictures if (output_dir / each).is_file()),
     ]
-    write_text(folder / "table.md", "\n\n".join(part.strip() for part in parts if part.strip()) + "\n")
-    print((folder / "table.md").read_text(encoding="utf-8"))
-
-
-def write_results(path: Path, output_dir: Path) -> None:
-    """Write RESULTS.md: the tables and pictures of all studies that have been reported."""
-    parts = [RESULTS_HEAD]
-    for name in [each + suffix for each in study_names() for suffix in ("", FULL)]:
-        table = output_dir / name / "table.md"
-        if not table.is_file():
-            continue
-        parts.append(table.read_text(encoding="utf-8").replace("# ", "## ", 1))
-        pictures = [output_dir / name / picture for picture in ("study.png", *PICTURES, *LOOKS)]
-        parts += [f"![{picture.stem} of {name}]({picture.as_posix()})" for picture in pictures if picture.is_file()]
-    write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
 def run_with_model(cell: Cell, runner: StudyRunner) -> None:
@@ -213,7 +213,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", type=Path, default=Path("docs/results/studies"), help="of results (default: %(default)s)"
     )
-    parser.add_argument("--results", type=Path, metavar="FILE", help="write the tables of all studies there as well")
     return parser
 
 
@@ -245,8 +244,6 @@ def main() -> int:
             report(study, runner, arguments.output_dir)
         except ValueError as error:
             print(error, file=sys.stderr)
-    if arguments.results is not None:
-        write_results(arguments.results, arguments.output_dir)
     return 0
 
 

@@ -138,3 +138,15 @@ def dark_room_model():
             initializer_range=0.2,
         )
     )
+
+
+@pytest.fixture(scope="session")
+def page_runtime():
+    """The archive of what the demo's page runs on, which npm downloads unless it is in the cache."""
+    from ad_hf.export.runtime import archive_path, runtime_files
+
+    try:
+        runtime_files()
+    except OSError as error:
+        pytest.skip(str(error))
+    return archive_path()

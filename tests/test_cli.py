@@ -46,7 +46,7 @@ def test_quickstart_goes_from_nothing_to_a_report_and_a_picture(tiny_recipe_file
     assert len(own["curve"]["mean"]) == 12
     card = ModelCard.load(run / "model" / "README.md")
     assert card.data.eval_results[0].metric_value.startswith(f"{own['at']['12']['return']:.2f} +/- ")
-    names = {"evaluation.json", "learning_curve.png", "replay.gif", "returns.parquet", "rooms.png"}
+    names = {"evaluation.json", "learning_curve.png", "paths.gif", "replay.gif", "returns.parquet", "rooms.png"}
     assert names < {path.name for path in run.iterdir()}
     assert "keep_every_episode" in card.text
     with Image.open(run / "learning_curve.png") as picture:
@@ -85,7 +85,8 @@ def test_rollout_without_histories_reports_on_the_model_alone(tiny_recipe_file, 
     evaluation = rollout(tiny_recipe_file, tiny_run, tmp_path)
     printed = capsys.readouterr().out
     assert (evaluation["source"], evaluation["datasets"], list(evaluation["agents"])) == (None, [], ["AD", "random"])
-    names = ["README.md", "evaluation.json", "learning_curve.png", "replay.gif", "returns.parquet", "rooms.png"]
+    pictures = ["learning_curve.png", "paths.gif", "replay.gif"]
+    names = ["README.md", "evaluation.json", *pictures, "returns.parquet", "rooms.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert "in the first episode: " in printed
     assert "source" not in printed
@@ -304,8 +305,8 @@ def test_wrong_arguments_are_named(capsys, tiny_recipe_file, tiny_run, tiny_hist
 
 def documented_commands():
     """Every whole `ad-hf` command of the README, the documentation and the card templates, as words."""
-    for folder in (".", "docs", "dataset_cards", "model_cards"):
-        for path in sorted((REPOSITORY / folder).glob("*.md")):
+    for pattern in ("*.md", "docs/**/*.md", "dataset_cards/*.md", "model_cards/*.md"):
+        for path in sorted(REPOSITORY.glob(pattern)):
             text = path.read_text().replace("\\\n", " ")
             lines = re.findall(r"^(ad-hf [a-z].*)$", text, re.MULTILINE)
             lines += [line for line in re.findall(r"`(ad-hf [a-z][^`]*)`", text) if len(line.split()) > 4]

@@ -112,7 +112,7 @@ def test_meta_world_goes_all_the_way_and_success_is_counted_as_documented(reach,
     assert metadata.observation_space["dtype"] == "float32"
     assert all(np.isfinite(last_of(agent)["return"]) for agent in evaluation["agents"].values())
 
-    (block,) = python_blocks("docs/families.md", "MiniGrid and Meta-World")
+    (block,) = python_blocks("docs/guides/families.md", "MiniGrid and Meta-World")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tmp_path / "run" / "model", "runs/metaworld_reach/model")
     names: dict = {}

@@ -21,7 +21,7 @@ from ad_hf.histories.schema import read_metadata
 
 ROOT = Path(__file__).parent.parent
 WORLDS = ROOT / "tests" / "worlds"
-GUIDE = (ROOT / "docs" / "your_own_environment.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "guides" / "your_own_environment.md").read_text(encoding="utf-8")
 TINY = {
     "source": {"n_envs": 2, "total_timesteps": 200},
     "family": {"num_train_tasks": 2, "num_validation_tasks": 1, "num_test_tasks": 2},

@@ -14,7 +14,7 @@ from transformers import AutoModel, Trainer, TrainerCallback, TrainingArguments
 
 import ad_hf
 
-PAGE = "docs/your_own_loop.md"
+PAGE = "docs/guides/your_own_loop.md"
 FEWER = {"max_steps=1200": "max_steps=4", "eval_steps=400": "eval_steps=2", "save_steps=400": "save_steps=2"}
 FEWER |= {"max_steps=300": "max_steps=6", "range(10)": "range(2)", "num_episodes=20": "num_episodes=2"}
 

@@ -59,7 +59,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_readmes_section_on_rollouts_runs_as_written(folder, capsys):
-    blocks = python_blocks("README.md", "Rollout")
+    blocks = python_blocks("README.md", "Rollout") + python_blocks("docs/guides/rollout.md", "By example")
     assert len(blocks) == 3
     names: dict = {}
 
@@ -78,7 +78,7 @@ def test_the_readmes_section_on_rollouts_runs_as_written(folder, capsys):
 
 
 def test_the_example_of_evaluate_policy_runs_as_written():
-    (block,) = python_blocks("docs/rollout.md", "Stable-Baselines3")
+    (block,) = python_blocks("docs/guides/rollout.md", "Stable-Baselines3")
     box = {"type": "Box", "shape": [4], "low": [None] * 4, "high": [None] * 4, "dtype": "float32"}
     names: dict = {"model": small_model(box, {"type": "Discrete", "n": 2})}
 
@@ -89,7 +89,7 @@ def test_the_example_of_evaluate_policy_runs_as_written():
 
 def test_the_step_api_is_as_the_documentation_shows_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (block,) = python_blocks("docs/rollout.md", "The step API")
+    (block,) = python_blocks("docs/guides/rollout.md", "The step API")
     model = small_model({"type": "Discrete", "n": 4}, {"type": "Discrete", "n": 2})
     names: dict = {"model": model, "num_envs": 2, "observations": np.array([1, 2]), "rewards": np.zeros(2)}
     names |= {"episode_starts": np.ones(2, dtype=bool), "mask": np.array([True, False])}
@@ -105,7 +105,7 @@ def test_the_step_api_is_as_the_documentation_shows_it(tmp_path, monkeypatch):
 
 
 def test_the_learners_of_ones_own_learn_as_their_page_shows(tmp_path, monkeypatch):
-    page = "docs/your_own_learner.md"
+    page = "docs/guides/your_own_learner.md"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
     for name in ("my_learners.py", "my_recipe.yaml", "try_ppo.py"):
@@ -127,7 +127,7 @@ def test_the_learners_of_ones_own_learn_as_their_page_shows(tmp_path, monkeypatc
 
 def test_histories_of_ones_own_lead_to_a_rollout_as_their_page_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "your_own_histories.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    text = (ROOT / "docs" / "guides" / "your_own_histories.md").read_text(encoding="utf-8").replace("\\\n", " ")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code.replace("STREAMS, STEPS, SIZE = 8, 1000, 7", "STREAMS, STEPS, SIZE = 2, 200, 7"), {})
     convert, inspect, train, rollout = re.findall(r"^ad-hf (.*)$", text, re.MULTILINE)

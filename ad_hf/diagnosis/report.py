@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill, wrap
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from ad_hf.diagnosis.inspection import Inspection
 from ad_hf.diagnosis.measures import ActionNumbers, HistoryNumbers, TaskNumbers
-from ad_hf.evaluation.pictures import AD_COLOUR, GREY, INK, SOURCE_COLOUR, clean, new_figure
+from ad_hf.evaluation.style import (
+    AD_COLOUR,
+    GREY,
+    INK,
+    SOURCE_COLOUR,
+    TITLE,
+    clean,
+    new_figure,
+    save,
+    world_name,
+    write_numbers,
+)
 from ad_hf.histories.schema import source_label
 from ad_hf.histories.selection import Selection
 from ad_hf.storage.files import atomic_path, writable_folder, write_text
@@ -173,29 +183,30 @@ def _actions(actions: ActionNumbers) -> str:
 def plot_inspection(path: str | Path, inspection: Inspection) -> None:
     """Draw returns over histories, the rise within windows, and how far each task's source rises, as a PNG."""
     returns, windows = inspection.returns, inspection.windows
-    figure = new_figure(12.5, 4.0)
-    curves, rises, histogram = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1.4, 1, 1]})
+    figure = new_figure(12.5, 4.4)
+    curves, rises, histogram = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1.2, 1, 1]})
     what = "reward of a step" if inspection.histories.of_steps else "return of an episode"
     lines = np.array(returns.curves).reshape(-1, len(returns.curves[0]) if returns.curves else 1)
     progress = (np.arange(lines.shape[1]) + 0.5) / lines.shape[1]
-    for line in lines:
-        curves.plot(progress, line, color=GREY, alpha=min(0.5, 8 / len(lines) + 0.08), linewidth=0.8)
+    for index, line in enumerate(lines):
+        label = None if index else "each task"
+        curves.plot(progress, line, color=GREY, alpha=min(0.5, 8 / len(lines) + 0.08), linewidth=0.8, label=label)
     if len(lines):
-        curves.plot(progress, lines.mean(axis=0), color=SOURCE_COLOUR, linewidth=2.5)
+        curves.plot(progress, lines.mean(axis=0), color=SOURCE_COLOUR, linewidth=2.5, label="their mean")
     if returns.rises:
-        curves.axvspan(*windows.learning, color=SOURCE_COLOUR, alpha=0.08, linewidth=0)
-    tested = f": it improves on {returns.improving} of {returns.tasks}" if returns.tasks else ""
-    _label(curves, f"The source, by task{tested}", "part of a history that has passed", what, 52)
-    rises.plot(windows.places, windows.rises, color=AD_COLOUR, linewidth=2, marker="o", markersize=3.5)
+        curves.axvspan(*windows.learning, color=SOURCE_COLOUR, alpha=0.08, linewidth=0, label="while it learns")
+    tested = f": it improves on {returns.improving} of {returns.tasks} tasks" if returns.tasks else ""
+    curves.set(xlabel="part of a history that has passed", ylabel=what)
+    rises.plot(windows.places, windows.rises, "o", color=AD_COLOUR, markersize=5, label="windows")
     rises.axhline(0, color=INK, linewidth=0.8)
     if returns.rises:
-        rises.axhline(returns.rise, color=SOURCE_COLOUR, linewidth=1.2, linestyle="--")
-        place = {"ha": "right", "va": "bottom", "color": SOURCE_COLOUR, "fontsize": 8}
-        rises.text(1, returns.rise, "the source's whole rise", **place)
-    share = "" if windows.share is None else f": {windows.share:.0%} of the source's, while it learns"
-    _label(rises, f"Rise within a window{share}", "middle of the window in its history", f"rise of the {what}", 38)
+        label = "the source's whole rise"
+        rises.axhline(returns.rise, color=SOURCE_COLOUR, linewidth=1.2, linestyle="--", label=label)
+    rises.set(xlabel="middle of the window in its history", ylabel=f"rise of the {what}")
+    share = "" if windows.share is None else f": {windows.share:.0%} of the source's"
     for axes in (curves, rises):
         axes.set_xlim(0, 1)
+        write_numbers(axes.yaxis)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     if len(lines):
         edges = np.histogram_bin_edges(lines[:, [0, 1, -2, -1]], bins=20)
@@ -204,16 +215,12 @@ def plot_inspection(path: str | Path, inspection: Inspection) -> None:
             (lines[:, -2:], SOURCE_COLOUR, "last tenth"),
         ):
             histogram.hist(points.mean(axis=1), bins=edges, color=colour, alpha=0.7, label=label)
-        histogram.legend(frameon=False, fontsize=8)
-    _label(histogram, "Where tasks begin and end", what, "tasks", 38)
-    figure.suptitle(
-        f"{inspection.dataset['env_id']}, {_settings(inspection)}: {inspection.verdict}", fontsize=10, color=INK
-    )
-    figure.savefig(path, dpi=100, format="png")
-
-
-def _label(axes: Axes, title: str, across: str, up: str, width: int) -> None:
-    clean(axes, title, width)
-    axes.set_xlabel(across, fontsize=9)
-    axes.set_ylabel(up, fontsize=9)
-    axes.tick_params(labelsize=8)
+    write_numbers(histogram.xaxis)
+    write_numbers(histogram.yaxis)
+    histogram.set(xlabel=what, ylabel="tasks")
+    clean(curves, f"The source{tested}", columns=3, width=42)
+    clean(rises, f"Rise within a window{share}", columns=2, width=36)
+    clean(histogram, "Where tasks begin and end", columns=2 * bool(len(lines)), width=36)
+    title = f"{world_name(inspection.dataset['env_id'])}: {inspection.verdict} ({_settings(inspection)})"
+    figure.suptitle(fill(title, 120), x=0.01, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
+    save(figure, path)

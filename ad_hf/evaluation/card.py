@@ -35,8 +35,6 @@ def write_evaluation(output_dir: str | Path, rows: pa.Table, details: Mapping[st
     Returns:
         `dict`: the content of `evaluation.json`.
     """
-    from ad_hf.evaluation.pictures import plot_curves, plot_rooms, rooms_of  # only here is matplotlib needed
-
     output_dir = local_path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_rows(output_dir / ROWS_FILE, rows)
@@ -46,14 +44,21 @@ def write_evaluation(output_dir: str | Path, rows: pa.Table, details: Mapping[st
         **summarize(rows, source is None or is_comparable(source)),
         "versions": package_versions((*VERSIONED_PACKAGES, "accelerate", "huggingface_hub", "transformers")),
     }
-    with atomic_path(output_dir / CURVES_FILE) as path:
-        plot_curves(path, evaluation)
-    (output_dir / ROOMS_FILE).unlink(missing_ok=True)  # an earlier evaluation's
-    if rooms_of(evaluation):
-        with atomic_path(output_dir / ROOMS_FILE) as path:
-            plot_rooms(path, evaluation)
+    draw_evaluation(output_dir, evaluation)
     write_text(output_dir / SUMMARY_FILE, json.dumps(evaluation, indent=2) + "\n")
     return evaluation
+
+
+def draw_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Draw the `learning_curve.png` and, where tasks are cells of a room, the `rooms.png` of an `evaluation.json`."""
+    from ad_hf.evaluation.pictures import plot_curves, plot_rooms, rooms_of  # only here is matplotlib needed
+
+    with atomic_path(folder / CURVES_FILE) as path:
+        plot_curves(path, evaluation)
+    (folder / ROOMS_FILE).unlink(missing_ok=True)  # an earlier evaluation's
+    if rooms_of(evaluation):
+        with atomic_path(folder / ROOMS_FILE) as path:
+            plot_rooms(path, evaluation)
 
 
 def evaluation_card(

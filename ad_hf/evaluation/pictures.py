@@ -2,62 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine, LayoutEngine
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import PercentFormatter
 
 from ad_hf.evaluation.curves import Curve
-from ad_hf.evaluation.headlines import LEARNS, OF_GAIN, headline, streams_words
+from ad_hf.evaluation.headlines import OF_GAIN, headline, streams_words
 from ad_hf.evaluation.returns import RANDOM, SOURCE
+from ad_hf.evaluation.style import (
+    GREY,
+    INK,
+    PAPER,
+    SOURCE_COLOUR,
+    SUBTITLE,
+    TEXT,
+    TITLE,
+    clean,
+    colours,
+    new_figure,
+    save,
+    tasks_words,
+    world_name,
+    write_numbers,
+)
 from ad_hf.evaluation.summary import EPISODES, models_of
 from ad_hf.histories.schema import source_label
 
-INK, AD_COLOUR, SOURCE_COLOUR, GREY = "#22252b", "#d1495b", "#30638e", "#8d96a0"
-COLOURS = {"AD": AD_COLOUR, SOURCE: SOURCE_COLOUR, "ED": "#edae49", "RL2": "#3d8b5f", RANDOM: GREY}
-OTHER_COLOURS = ("#7b4b94", "#00798c", "#8c5e3c", "#c0578e")
 MOST_BANDS = 6  # agents whose bands can be told apart
-TITLE_WIDTH = 88  # letters of a title's line
+HALO = withStroke(linewidth=3, foreground=PAPER)
 
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name: agents that most pictures show have the same in all of them, many others a scale."""
-    others = [name for name in names if name not in COLOURS]
-    shades: Sequence[str] = OTHER_COLOURS
-    if len(others) > len(OTHER_COLOURS):
-        scale = colormaps["inferno"]  # without the source's blue
-        shades = [to_hex(colour) for colour in scale(np.linspace(0.15, 0.85, len(others)))]
-    return {**COLOURS, **dict(zip(others, shades))}
-
-
-def new_figure(width: float, height: float, layout: LayoutEngine | str = "constrained") -> Figure:
-    """A figure without a display, and without pyplot's global state."""
-    figure = Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def clean(axes: Axes, title: str, width: int = TITLE_WIDTH) -> None:
-    """Give axes a title, and their lines less weight."""
-    axes.set_title("\n".join(fill(line, width) for line in title.split("\n")), loc="left", fontsize=11, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def title_of(evaluation: Mapping[str, Any]) -> str:
-    """The title of learning curves: the tasks, and whether and how fast a single model learns them."""
+def title_of(evaluation: Mapping[str, Any]) -> tuple[str, str]:
+    """
+    The title of learning curves, and the line below it: the tasks, and whether and how fast a single model learns
+    them, or the title of the study.
+    """
     models, agent = list(models_of(evaluation).values()), next(iter(evaluation["agents"].values()))
-    title = f"{evaluation['env_id']}: {agent['num_tasks']} tasks never seen in training"
-    return f"{title}\n{headline(models[0]['learns'], models[0]['steps_to'])}" if len(models) == 1 else title
+    tasks = tasks_words(agent["num_tasks"], [task["kwargs"] for task in evaluation["tasks"]])
+    title = f"{world_name(evaluation['env_id'])}: {tasks} never seen in training"
+    if len(models) == 1:
+        words = headline(models[0]["learns"], models[0]["steps_to"])
+        return title, words[0].upper() + words[1:]
+    return title, evaluation.get("title", "").partition(": ")[2]
 
 
 def plot_curves(path: str | Path, evaluation: Mapping[str, Any]) -> None:
@@ -73,11 +65,18 @@ def plot_curves(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     }
     shades, crowded, single = colours(list(curves)), len(curves) > MOST_BANDS, len(models) == 1
     labels = {SOURCE: f"{source_label(source['algorithm'])}, the source" if source else SOURCE}
+    note = f"{'mean' if crowded else 'mean and 95% bootstrap interval'} over trainings, tasks and rollouts"
     if single:
         (own, model), *_ = models.items()
-        verdict = ", learning in its context" if model["learns"]["verdict"] == LEARNS else ""
-        labels |= {own: f"frozen transformer{verdict}", SOURCE: f"{labels[SOURCE]} it was distilled from"}
-    figure = new_figure(8.4, 4.8, ConstrainedLayoutEngine(rect=(0, 0.035, 1, 0.965)))
+        labels |= {
+            own: "frozen transformer in its context",
+            SOURCE: labels[SOURCE].replace("the source", "its source"),
+        }
+        timed = [steps for steps in model["steps_to"].values() if steps["level"] is not None]
+        if timed:
+            shares, unit = " and ".join(model["steps_to"]), model["learns"]["of"]
+            note += f"\ndots: the mean of 5 {unit} is at {shares} of the {timed[0]['gain_of']}'s gain over random play"
+    figure = new_figure(8.4, 4.8, note)
     axes = figure.add_subplot()
     for name, curve in curves.items():
         if not crowded:
@@ -85,7 +84,7 @@ def plot_curves(path: str | Path, evaluation: Mapping[str, Any]) -> None:
         axes.plot(curve.env_steps, curve.mean, color=shades[name], linewidth=2, label=labels.get(name, name))
     if evaluation["of"] == EPISODES:
         for value, line, label in (
-            (evaluation["optimal_return"], "--", "optimum"),
+            (evaluation["optimal_return"], "--", "best possible"),
             (evaluation["random_return"], ":", "random actions"),
         ):
             if value is not None:
@@ -93,47 +92,45 @@ def plot_curves(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     axes.set_xscale("log")
     if min((curve.mean if crowded else curve.low).min() for curve in curves.values()) >= 0:
         axes.set_ylim(bottom=0)
-    if single:
-        _mark_levels(axes, model["steps_to"], shades[own])
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(bottom, top + 0.25 * (top - bottom))  # room for the legend above the curves
-        axes.legend(loc="upper left", frameon=False, fontsize=9)
-    else:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     axes.set_xlabel(f"environment steps on the task, {streams_words(source if SOURCE in curves else None)}")
     axes.set_ylabel(evaluation["of"])
-    clean(axes, title_of(evaluation))
-    note = f"{'mean' if crowded else 'mean and 95% bootstrap interval'} over trainings, tasks and rollouts"
-    timed = [steps for steps in model["steps_to"].values() if steps["level"] is not None] if single else []
-    if timed:
-        shares, unit = " and ".join(model["steps_to"]), model["learns"]["of"]
-        note += f"; dots: mean of 5 {unit} at {shares} of the {timed[0]['gain_of']}'s gain over random play"
-    figure.text(0.99, 0.005, note, ha="right", va="bottom", fontsize=7.5, color="#6b7280")
-    figure.savefig(path, dpi=130, format="png")
+    if single:
+        _mark_steps(axes, model["steps_to"], {own: shades[own], SOURCE: SOURCE_COLOUR}, curves)
+    write_numbers(axes.xaxis, log=True)
+    write_numbers(axes.yaxis)
+    clean(axes, *title_of(evaluation), columns=4, beside=None if single else evaluation.get("varied", ""))
+    save(figure, path)
 
 
-def _mark_levels(axes: Axes, steps_to: Mapping[str, Mapping[str, Any]], colour: str) -> None:
-    """A dot and its steps where a model and its source reach a level: hollow at the lower level."""
+def _mark_steps(
+    axes: Axes, steps_to: Mapping[str, Mapping[str, Any]], shades: Mapping[str, str], curves: Mapping[str, Curve]
+) -> None:
+    """A dot on the curves of a model and its source where they reach a level, hollow at the lower one."""
+    own_name, _ = shades
     for share, steps in steps_to.items():
         own, source = steps["env_steps"], steps.get("source")
         slower = own is not None and source is not None and own > source
-        for count, shade, to_the_left in (
-            (None if steps["at_start"] else own, colour, not slower),
-            (source, SOURCE_COLOUR, slower),
+        for name, count, to_the_left in (
+            (own_name, None if steps["at_start"] else own, not slower),
+            (SOURCE, source, slower),
         ):
-            if count is None:
+            if count is None or name not in curves:
                 continue
-            inside, edge = (shade, "white") if share == "90%" else ("white", shade)
-            axes.plot(count, steps["level"], "o", color=inside, markersize=7, markeredgecolor=edge, zorder=4)
+            place = count, float(np.interp(count, curves[name].env_steps, curves[name].mean))
+            shade = shades[name]
+            inside, edge = (shade, PAPER) if share == "90%" else (PAPER, shade)
+            axes.plot(*place, "o", color=inside, markersize=7, markeredgecolor=edge, zorder=4)
             axes.annotate(
-                f"{count:,} steps",
-                (count, steps["level"]),
-                xytext=(-8, 3) if to_the_left else (8, -3),
+                f"{share}: {count:,} steps",
+                place,
+                xytext=(-9, 4) if to_the_left else (9, -4),
                 ha="right" if to_the_left else "left",
                 va="bottom" if to_the_left else "top",
                 textcoords="offset points",
                 color=shade,
-                fontsize=9,
+                fontsize=TEXT,
+                path_effects=[HALO],
+                zorder=5,
             )
 
 
@@ -166,7 +163,10 @@ def plot_rooms(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     size = 1 + max(max(cell) for tasks in rooms.values() for cell, _ in tasks)
     columns = min(len(rooms), 4)
     rows = -(-len(rooms) // columns)
-    figure = new_figure(1.2 + 2.9 * columns, 0.3 + 3.1 * rows)
+    of = "best possible gain over random play" if _has_shares_of_gain(evaluation) else "best possible return"
+    figure = new_figure(
+        1.2 + 2.7 * columns, 0.8 + 2.9 * rows, "white: no such goal among these; +: where each episode starts"
+    )
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(rooms) :]:
         axes.set_axis_off()
@@ -176,10 +176,15 @@ def plot_rooms(path: str | Path, evaluation: Mapping[str, Any]) -> None:
             sums[tuple(cell)] += share
             counts[tuple(cell)] += 1
         room = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-        image = axes.imshow(room.T, vmin=0, vmax=1, cmap="viridis", origin="upper")
-        axes.set_title(f"{name}: {np.nanmean(room):.2f}", loc="left", fontsize=10, color=INK)
-        axes.set(xticks=[0, size - 1], yticks=[0, size - 1])
-        axes.plot(size // 2, size // 2, marker="+", color=AD_COLOUR, markersize=8)
-    of = "optimum's gain over random play" if _has_shares_of_gain(evaluation) else "optimum"
-    figure.colorbar(image, ax=grid.tolist(), label=f"share of the {of}, last ten episodes", shrink=0.8)
-    figure.savefig(path, dpi=120, format="png")
+        image = axes.imshow(room.T, vmin=0, vmax=1, cmap="viridis", origin="lower")
+        axes.set_title(f"{name}: {np.nanmean(room):.0%}", loc="left", fontsize=SUBTITLE, color=INK)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color(GREY)
+        axes.plot(size // 2, size // 2, marker="+", color=INK, markersize=8, path_effects=[HALO])
+    bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.8, format=PercentFormatter(1))
+    bar.set_label(f"share of the {of}", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=TEXT)
+    world = world_name(evaluation["env_id"])
+    title = fill(f"{world}: the last ten episodes, by where the goal is", 20 + 24 * columns)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
+    save(figure, path)

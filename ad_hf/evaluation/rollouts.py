@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.evaluation.curves import FINAL_EPISODES
@@ -38,6 +39,8 @@ class Evaluation:
             rollouts are of a single episode and all learning happens within it.
         streams (`int`, *optional*, defaults to 1):
             Number of environments whose steps count together, such as those that a source learns from together.
+        shown (`list[int]`), actions (`np.ndarray` of shape `(num_steps, len(shown), ...)`, *optional*):
+            Positions of tasks, and all actions of the first rollout in each, by which it is seen again.
     """
 
     tasks: list[Task]
@@ -46,11 +49,27 @@ class Evaluation:
     seed: int
     step_rewards: np.ndarray | None = None
     streams: int = 1
+    shown: list[int] = field(default_factory=list)
+    actions: np.ndarray | None = None
 
     @property
     def final_returns(self) -> np.ndarray:
         """Returns of the last ten episodes (num_seeds, num_tasks, 10)."""
         return self.returns[..., -FINAL_EPISODES:]
+
+
+class ActionRecorder(VectorWrapper):
+    """Keeps the actions in some environments."""
+
+    def __init__(self, envs: VectorEnv, indices: Sequence[int]) -> None:
+        super().__init__(envs)
+        self.actions: list[np.ndarray] = []
+        self._indices = list(indices)
+
+    def step(self, actions: np.ndarray):
+        """Keep actions, and step."""
+        self.actions.append(np.asarray(actions)[self._indices])
+        return self.env.step(actions)
 
 
 class EpisodeProgress(ProgressBar):
@@ -94,6 +113,7 @@ def evaluate(
     progress: bool = False,
     prompt: Prompt | None = None,
     callback: Callable[[RolloutOutput], None] | None = None,
+    shown: Sequence[int] = (),
 ) -> Evaluation:
     r"""
     Roll a model out on every task of a split, or on some tasks, each time from an empty context or from a prompt.
@@ -121,6 +141,8 @@ def evaluate(
             all tasks of the first seed first.
         callback (`Callable[[RolloutOutput], None]`, *optional*):
             Called after each step with the rollout so far; an error that it raises ends the evaluation.
+        shown (`Sequence[int]`, *optional*):
+            Positions of tasks whose actions are kept, so that a replay can show their first rollout.
 
     Raises:
         ValueError: if the family has no task in the split, or an environment finishes no episode in `max_steps`.
@@ -134,7 +156,7 @@ def evaluate(
         raise ValueError(f"the family has no {split} tasks to evaluate on")
     if not isinstance(num_seeds, (int, np.integer)) or num_seeds < 1:
         raise ValueError(f"num_seeds must be a whole number, at least 1, got {num_seeds!r}")
-    envs = family.make_vec(tasks, num_envs=len(tasks) * num_seeds)
+    envs = ActionRecorder(family.make_vec(tasks, num_envs=len(tasks) * num_seeds), shown)
     named = f"{split} " if isinstance(split, str) else ""
     total = None if config.num_episodes is None else envs.num_envs * config.num_episodes
     with closing(envs), EpisodeProgress(f"rollout on {named}tasks", total, progress) as bar:
@@ -154,7 +176,9 @@ def evaluate(
     steps = None
     if config.num_episodes == 1 and (lengths == lengths[0, 0, 0]).all():
         steps = output["rewards"].reshape(*shape[:2], -1)
-    return Evaluation(tasks, returns[..., :finished], lengths[..., :finished], config.seed, steps)
+    actions = np.stack(envs.actions) if shown else None
+    values = returns[..., :finished], lengths[..., :finished]
+    return Evaluation(tasks, *values, config.seed, steps, shown=list(shown), actions=actions)
 
 
 def play_at_random(

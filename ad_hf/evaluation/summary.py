@@ -40,7 +40,8 @@ from ad_hf.evaluation.returns import RANDOM, ROWS_FILE, SOURCE
 SUMMARY_FILE = "evaluation.json"
 PICTURES = CURVES_FILE, ROOMS_FILE = "learning_curve.png", "rooms.png"
 EVALUATION_FILES = (ROWS_FILE, SUMMARY_FILE, *PICTURES)
-FILES_FOR_PEOPLE = {"picture": CURVES_FILE, "rooms": ROOMS_FILE, "replay": "replay.gif", "video": "replay.mp4"}
+FILES_FOR_PEOPLE = {"picture": CURVES_FILE, "rooms": ROOMS_FILE, "paths": "paths.gif"}
+FILES_FOR_PEOPLE |= {"replay": "replay.gif", "video": "replay.mp4"}
 FILES_FOR_PEOPLE |= {"returns": ROWS_FILE, "summary": SUMMARY_FILE}
 SUMMARY_ENTRIES = ("of", "optimal_return", "random_return", "agents", "groups", "tasks", "versions")
 REPORTED_EPISODES = (1, 10, 25, 50, 100, 250, 500, 1000)

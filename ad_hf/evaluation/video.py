@@ -33,12 +33,15 @@ def write_video(path: str | Path, pictures: Sequence[Image.Image], milliseconds:
     Write RGB pictures of one size, even in width and height (H.264 halves the resolution of colours), as a GIF or an
     MP4, by the path's suffix, whole or not at all. Each is shown for some milliseconds, the last one for a second.
     """
-    write = _write_mp4 if Path(path).suffix == ".mp4" else _write_gif
     with atomic_path(path) as temporary:
-        write(temporary, pictures, milliseconds)
+        if Path(path).suffix == ".mp4":
+            _write_mp4(temporary, pictures, milliseconds)
+        else:
+            write_gif(temporary, pictures, [*[milliseconds] * (len(pictures) - 1), LAST_PICTURE_MILLISECONDS])
 
 
-def _write_gif(path: Path, pictures: Sequence[Image.Image], milliseconds: int) -> None:
+def write_gif(path: Path, pictures: Sequence[Image.Image], milliseconds: Sequence[int]) -> None:
+    """Write RGB pictures of one size as a GIF, each of which is shown for some milliseconds."""
     # With one palette for all, and without dithering, pixels at rest are the same in every picture, and a GIF stores
     # only those that change.
     width, height = pictures[0].size
@@ -54,8 +57,7 @@ def _write_gif(path: Path, pictures: Sequence[Image.Image], milliseconds: int) -
     colours[3 * paper : 3 * paper + 3] = pictures[0].getpixel((0, 0))
     for picture in (first, *others):
         picture.putpalette(colours)
-    durations = [milliseconds] * len(others) + [LAST_PICTURE_MILLISECONDS]
-    first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=list(milliseconds), loop=0)
 
 
 def _write_mp4(path: Path, pictures: Sequence[Image.Image], milliseconds: int) -> None:

@@ -95,7 +95,7 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
             is_on_hub=is_on_hub,
             is_synthetic=is_synthetic(algorithm),
             source_label=source_label(algorithm),
-            pictures=[picture for picture in ("learning_curve.png", "replay.gif") if picture in files],
+            pictures=[picture for picture in ("learning_curve.png", "paths.gif", "replay.gif") if picture in files],
         )
         return merge_card(old, data.to_dict(), text, license)
 

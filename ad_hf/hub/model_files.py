@@ -25,7 +25,7 @@ WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
 # A model's repository shows its newest evaluation, or a report of earlier versions.
 REPORT_FILE = "report.json"
-RESULT_FILES = (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, "replay.gif", "replay.mp4")
+RESULT_FILES = (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, "replay.gif", "replay.mp4", "paths.gif")
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
 CHECKPOINT_FOLDER = "checkpoint"  # in a model's repository: the newest checkpoint of its run
 CHECKPOINT_FILES = TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"

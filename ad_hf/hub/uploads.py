@@ -38,7 +38,7 @@ class Upload:
 
     Attributes:
         kind (`str`):
-            `"dataset"` or `"model"`.
+            `"dataset"`, `"model"` or `"space"`.
         files (`Mapping[str, Path | bytes]`):
             Local file, or content, of each path in the repository.
         replaces (`Callable[[str], bool]`):
@@ -88,7 +88,9 @@ def make_repository(repo_id: str, kind: str, config: PushConfig) -> str:
     api = HfApi(token=config.token)
 
     def make() -> str:
-        full_id = api.create_repo(repo_id, repo_type=kind, private=config.private, exist_ok=True).repo_id
+        sdk = "static" if kind == "space" else None
+        settings: Any = {"private": config.private, "exist_ok": True, "space_sdk": sdk}
+        full_id = api.create_repo(repo_id, repo_type=kind, **settings).repo_id
         if config.revision not in (None, "main"):
             api.create_branch(full_id, branch=str(config.revision), repo_type=kind, exist_ok=True)
         return full_id
@@ -107,6 +109,6 @@ def push_upload(upload: Upload, repo_id: str, config: PushConfig) -> str:
             if error.status not in (409, 412):  # others have pushed meanwhile: once more, on top of that
                 raise
         else:
-            prefix = "datasets/" if upload.kind == "dataset" else ""
+            prefix = "" if upload.kind == "model" else f"{upload.kind}s/"
             return f"{api.endpoint}/{prefix}{full_id}/tree/{commit}"
     raise HubError(f"{action}: {ATTEMPTS} times in a row, others pushed to it first; try again")

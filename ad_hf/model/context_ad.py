@@ -93,7 +93,7 @@ class ADContext:
         if self.config.seed + num_envs > SEEDS:
             raise ValueError(f"seed + num_envs must be at most 2**63, got {self.config.seed} + {num_envs}")
         model.head.check_rollout(self.config)
-        self.length, self.dropped = _context_sizes(model.config, self.config)
+        self.length, self.dropped = context_sizes(model.config, self.config)
         self._device, self._dtype = self._placement()
         blocks: Any = model.config.backbone_config or model.config
         width = model.config.hidden_size * (1 + 2 * (getattr(blocks, "num_hidden_layers", None) or 1))  # keys, values
@@ -353,7 +353,7 @@ class ADContext:
             part.copy_(state[name])
 
 
-def _context_sizes(model: ADConfig, config: RolloutConfig) -> tuple[int, int]:
+def context_sizes(model: ADConfig, config: RolloutConfig) -> tuple[int, int]:
     """Steps that a context holds, and how many it drops at once."""
     most, window = model.context_length, model.sliding_window
     length = config.context_length or most

@@ -35,9 +35,10 @@ class RolloutOutput(ModelOutput):
             Steps of each episode; 0 for episodes not finished.
         num_steps (`np.ndarray` of shape `(num_envs,)`):
             Steps of each environment that count, those of an unfinished last episode included.
-        observations (`np.ndarray` of shape `(num_envs, time, ...)`), actions (`(num_envs, time, ...)`), rewards
-        (`(num_envs, time)`), terminations, truncations (`(num_envs, time)`), *optional*, with `output_steps`:
+        observations, actions (`np.ndarray` of shape `(num_envs, time, ...)`, *optional*, with `output_steps`):
             The steps. `observations[:, t]` led to `actions[:, t]`, which brought `rewards[:, t]`.
+        rewards, terminations, truncations (`np.ndarray` of shape `(num_envs, time)`, *optional*, with `output_steps`):
+            The reward of each step, and whether its episode ended there.
         final_observations (`np.ndarray` of shape `(num_envs, num_episodes, ...)`, *optional*, with `output_steps`):
             The last observation of each episode, that of an unfinished last episode included.
         log_probs (`np.ndarray` of shape `(num_envs, time)`, *optional*, with `output_log_probs`):

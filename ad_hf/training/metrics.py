@@ -12,14 +12,14 @@ import numpy as np
 from accelerate import Accelerator
 from matplotlib import colormaps
 
-from ad_hf.evaluation.pictures import AD_COLOUR, SOURCE_COLOUR, clean, new_figure
+from ad_hf.evaluation.style import AD_COLOUR, SOURCE_COLOUR, clean, new_figure, save, write_numbers
 from ad_hf.settings import parse_json, read_utf8
 from ad_hf.storage.files import atomic_path, write_text
 from ad_hf.structure import check_structure
 
 METRICS_FILE, PICTURE = "metrics.jsonl", "training.png"
 CURVE = "validation_curve"  # mean return of each episode: all other metrics are numbers
-MOST_LABELS = 6  # of validations in the picture
+MOST_LABELS = 3  # of validations in the picture
 
 
 class Line(TypedDict):
@@ -98,11 +98,11 @@ def plot_training(path: str | Path, lines: Sequence[dict[str, Any]]) -> None:
     for name, (label, colour) in kinds.items():
         if points := [(line["step"], line[name]) for line in lines if name in line]:
             losses.plot(*zip(*points), color=colour, label=label, marker="" if name == "loss" else ".")
-    losses.set_xlabel("updates")
-    clean(losses, "loss (nats per action)")
-    losses.legend(frameon=False, fontsize=8)
+    losses.set(xlabel="updates", ylabel="nats per action")
     validations = [line for line in lines if CURVE in line]
     best = max(validations, key=lambda line: line["validation_return"])
+    few = len(validations) <= MOST_LABELS
+    labelled = {line["step"] for line in (validations if few else (validations[0], best, validations[-1]))}
     shades = colormaps["Blues"](np.linspace(0.35, 0.9, len(validations)))
     for line, shade in zip(validations, shades):
         is_best = line is best
@@ -112,12 +112,11 @@ def plot_training(path: str | Path, lines: Sequence[dict[str, Any]]) -> None:
             color=AD_COLOUR if is_best else shade,
             linewidth=2 if is_best else 1.2,
             zorder=3 if is_best else 2,
-            label=f"after {line['step']} updates" + (", the best" if is_best else ""),
+            label=f"after {line['step']:,}" + ", the best" * is_best if line["step"] in labelled else None,
         )
-    returns.set_xlabel("episode in the context")
-    clean(returns, "return on validation tasks")
-    handles = returns.get_legend_handles_labels()[0]
-    if len(handles) > MOST_LABELS:  # the first, the best and the last
-        handles = [handles[0], handles[validations.index(best)], handles[-1]]
-    returns.legend(handles=list(dict.fromkeys(handles)), frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110, format="png")
+    returns.set(xlabel="episode in the context", ylabel="return on validation tasks")
+    for axes, title, columns in ((losses, "Loss", 2), (returns, "Learning in context, by updates", 3)):
+        write_numbers(axes.xaxis)
+        write_numbers(axes.yaxis)
+        clean(axes, title, columns=columns, width=36)
+    save(figure, path)

@@ -27,7 +27,7 @@ from ad_hf.training.validation import mean_loss
 
 MEMORISES, NO_IMITATION = "memorises tasks", "does not imitate"
 NO_IMPROVEMENT, UNKNOWN = "imitates and does not improve", "cannot tell"
-GUIDE = "docs/troubleshooting.md"
+GUIDE = "docs/guides/troubleshooting.md"
 FEWEST_TASKS = 3  # of one or two, a bootstrap says next to nothing of other tasks
 # Nats per action by which a model has to be better than the best constant guess. Untrained models are worse, one that
 # was trained on random actions is 0.003 better, and models that learn in their context are 0.4 to 1 better.

@@ -19,14 +19,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from ad_hf.envs.sb3 import SB3VecEnv
 from ad_hf.envs.source_observation import SourceObservation
 from ad_hf.envs.task_family import Task, TaskFamily
 from ad_hf.evaluation.headlines import SHARES, Gain
 from ad_hf.evaluation.rollouts import play_at_random
+from ad_hf.evaluation.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    TEXT,
+    VERMILLION,
+    clean,
+    new_figure,
+    save,
+    write_numbers,
+)
 from ad_hf.sources.learners import learns_side_by_side, make_learner
 from ad_hf.sources.recorder import HistoryRecorder, RecordedSteps
 from ad_hf.storage.files import atomic_path, write_text
@@ -66,7 +77,7 @@ SOURCES: dict[str, tuple[int, dict[str, int], dict[str, Any]]] = {
         {"learning_rate": 1.0, "gamma": 0.95, "shared": True},
     ),
 }
-COLOURS = {"A2C": "#30638e", "PPO": "#e08e2b", "DQN": "#7a5195", "TabularQ": "#d1495b", "TabularQ, shared": "#5f9e6e"}
+COLOURS = {"A2C": BLUE, "PPO": ORANGE, "DQN": PURPLE, "TabularQ": VERMILLION, "TabularQ, shared": GREEN}
 CONVERGED = 0.9  # of the best possible return
 POINTS = 100  # of a curve
 
@@ -161,27 +172,25 @@ def compare(family: TaskFamily, source: str, world: str, tasks: list[Task]) -> d
 
 def plot(path: Path, results: list[dict[str, Any]]) -> None:
     """Return against the seconds that a task costs, one panel for each world."""
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, world in zip(figure.subplots(1, len(WORLDS)), WORLDS):
+    figure = new_figure(9.6, 4.4)
+    panels = figure.subplots(1, len(WORLDS))
+    for axes, world in zip(panels, WORLDS):
         found = [result for result in results if result["world"] == world]
         for result in found:
             source, curve = result["source"], result["curve"]
             label = f"{source}, {result['streams']} histories"
             axes.plot(curve["seconds"], curve["return"], color=COLOURS[source], linewidth=2, label=label)
         if found:
-            axes.axhline(found[0]["optimal_return"], color="#8d96a0", linestyle="--", linewidth=1.2, label="optimum")
-        axes.set_xscale("log")
+            axes.axhline(found[0]["optimal_return"], color=GREY, linestyle="--", linewidth=1.2, label="best possible")
+        axes.set(xscale="log", xlabel="seconds of one core for a task", ylabel="return of an episode")
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("seconds of one core for a task")
-        axes.set_ylabel("return of an episode")
-        axes.set_title(world, loc="left", fontsize=11)
-        axes.legend(facecolor="white", edgecolor="none", framealpha=0.8, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-        axes.set_axisbelow(True)
+        write_numbers(axes.xaxis, log=True)
+        write_numbers(axes.yaxis)
+        clean(axes, world, width=36)
+    handles = panels[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=TEXT, frameon=False)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        save(figure, temporary)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a model does, and what it looks at: paths of its first and later episodes, and attention over past episodes."""
+"""What a model attends to: past episodes, and past rewards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.ticker import PercentFormatter
 
 from ad_hf.envs.spaces import space_from_json
 from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.evaluation.pictures import AD_COLOUR, INK, new_figure
+from ad_hf.evaluation.style import AD_COLOUR, INK, SUBTITLE, clean, new_figure, save
 from ad_hf.histories.windows import none_action
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig, RolloutOutput
@@ -111,46 +112,6 @@ def _inputs(model: ADModel, output: RolloutOutput) -> dict[str, torch.Tensor]:
     return {name: values.to(model.device) for name, values in inputs.items()}
 
 
-def plot_paths(
-    path: str | Path, output: RolloutOutput, tasks: Sequence[Task], size: int, episodes: Sequence[int]
-) -> None:
-    """
-    Paths through rooms, as a PNG: a row for each episode, a column for each task.
-
-    Args:
-        path (`str` or `Path`):
-            The file to write, whatever its suffix.
-        output (`RolloutOutput`):
-            A rollout with steps, whose observations are cells (num_envs, time, 2).
-        tasks (`Sequence[Task]`):
-            Its tasks, whose keyword argument `goal` is a cell.
-        size (`int`):
-            Cells of a side of the room.
-        episodes (`Sequence[int]`):
-            Which episodes to show, from 1.
-    """
-    ends = np.asarray(output.terminations) | np.asarray(output.truncations)
-    numbers = np.cumsum(ends, axis=1) - ends + 1
-    figure = new_figure(1.9 * len(tasks) + 0.6, 2.0 * len(episodes) + 0.2)
-    grid = figure.subplots(len(episodes), len(tasks), squeeze=False)
-    rng = np.random.default_rng(0)
-    for row, episode in enumerate(episodes):
-        for column, task in enumerate(tasks):
-            axes = grid[row, column]
-            of_episode = numbers[column] == episode
-            cells = np.asarray(output.observations)[column][of_episode].astype(float)
-            total = float(np.asarray(output.rewards)[column][of_episode].sum())
-            cells += rng.uniform(-0.18, 0.18, size=cells.shape)  # so that steps on one cell can be told apart
-            axes.plot(*cells.T, color=AD_COLOUR, linewidth=1.3, alpha=0.8)
-            axes.plot(*cells[0], "o", color=INK, markersize=4)
-            axes.plot(*task.kwargs["goal"], "*", color="#edae49", markersize=13, markeredgecolor=INK, zorder=1)
-            axes.set(xlim=(-0.6, size - 0.4), ylim=(size - 0.4, -0.6), xticks=[], yticks=[], aspect="equal")
-            axes.set_title(f"return {total:.0f}", fontsize=9, color=INK)
-            if column == 0:
-                axes.set_ylabel(f"episode {episode}", color=INK)
-    figure.savefig(path, dpi=120, format="png")
-
-
 def plot_attention(path: str | Path, attention: Attention) -> None:
     """
     Attention over past episodes, as a PNG: of the last episode's steps to each episode by layer, and to rewards.
@@ -161,21 +122,22 @@ def plot_attention(path: str | Path, attention: Attention) -> None:
         attention ([`Attention`]):
             What a model attended to.
     """
-    figure = new_figure(8.4, 3.2)
-    left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    figure = new_figure(8.4, 3.4)
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
     masses = attention.by_episode()
-    image = left.imshow(masses, aspect="auto", cmap="Reds", vmin=0)
+    image = left.imshow(masses, aspect="auto", cmap="cividis", vmin=0)
     left.set_yticks(range(len(masses)), [f"layer {layer + 1}" for layer in range(len(masses))])
     left.set_xticks(range(masses.shape[1]), [str(episode + 1) for episode in range(masses.shape[1])])
     left.set_xlabel("episode in the context that is attended to")
-    left.set_title(f"attention of the steps of episode {masses.shape[1]}", loc="left", fontsize=10, color=INK)
-    figure.colorbar(image, ax=left, label="share")
+    clean(left, f"Attention of the steps of episode {masses.shape[1]}", width=44)
+    left.grid(visible=False)
+    figure.colorbar(image, ax=left, format=PercentFormatter(1)).set_label("share of the attention", fontsize=SUBTITLE)
     given, even = attention.to_rewarded()
-    right.barh(range(len(given)), given, color=AD_COLOUR)
-    right.axvline(even, color=INK, linestyle="--", linewidth=1.2)
-    right.set_yticks([])
+    right.plot(given, range(len(given)), "o", color=AD_COLOUR, markersize=8, label="the model's")
+    right.axvline(even, color=INK, linestyle="--", linewidth=1.2, label="even attention's")
+    right.set_yticks(range(len(given)), [])
     right.invert_yaxis()
-    right.set_xlim(0, 1)
-    right.set_title("of it, to past steps that\nsaw a reward (dashed: even)", loc="left", fontsize=10, color=INK)
-    right.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, format="png")
+    right.set(xlim=(0, 1), xlabel="share to steps that saw a reward")
+    right.xaxis.set_major_formatter(PercentFormatter(1))
+    clean(right, "To past rewards", columns=2, width=24)
+    save(figure, path)

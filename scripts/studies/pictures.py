@@ -11,9 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ad_hf.evaluation.headlines import OF_GAIN, SHARES, learns_cell, number, steps_cell
-from ad_hf.evaluation.pictures import AD_COLOUR, GREY, INK, clean, new_figure
+from ad_hf.evaluation.style import AD_COLOUR, GREY, INK, clean, new_figure, save, write_numbers
 from ad_hf.evaluation.summary import last_of
 from studies.study import Study
+
+PAPERS = "the paper's"
+NOTE_OF_DOTS = "ours: mean and 95% bootstrap interval over trainings, tasks and rollouts"
 
 
 def agents_table(evaluation: Mapping[str, Any]) -> str:
@@ -69,39 +72,38 @@ def plot_study(path: str | Path, study: Study, evaluation: Mapping[str, Any]) ->
     series: dict[str | None, list[str]] = {}
     for name, variant in study.variants.items():
         series.setdefault(variant.series, []).append(name)
-    figure = new_figure(max(6.4, 1.2 + 0.62 * (len(study.variants) + len(series))), 3.8)
+    figure = new_figure(max(6.4, 1.2 + 0.62 * (len(study.variants) + len(series))), 4.0, NOTE_OF_DOTS)
     axes = figure.add_subplot()
     ticks: dict[float, str] = {}
     lowest = 0.0
     for index, (title, names) in enumerate(series.items()):
         places = len(ticks) + 0.8 * index + np.arange(len(names))
-        lowest = min(lowest, _plot_series(axes, places, [ends[name] for name in names]))
+        lowest = min(lowest, _plot_series(axes, places, [ends[name] for name in names], "ours" if not index else None))
         papers = [(place, study.variants[name].paper) for place, name in zip(places, names)]
-        reported = [(place, value) for place, value in papers if value is not None]
-        if reported:
-            axes.plot(*zip(*reported), color=GREY, marker="s", linestyle="--", label="the paper's")
+        if reported := [(place, value) for place, value in papers if value is not None]:
+            known = axes.get_legend_handles_labels()[1]
+            label = None if PAPERS in known else PAPERS
+            axes.plot(*zip(*reported), "s", color=INK, fillstyle="none", markersize=7, label=label)
         ticks |= dict(zip(places.tolist(), [_tick(study.variants[name].label or name, title) for name in names]))
         if title is not None:
-            axes.annotate(title, (places.mean(), 0), (0, -24), ("data", "axes fraction"), "offset points", ha="center")
+            axes.annotate(title, (places.mean(), 0), (0, -26), ("data", "axes fraction"), "offset points", ha="center")
     if evaluation["optimal_return"] is not None:
-        axes.axhline(evaluation["optimal_return"], color=INK, linestyle=":", linewidth=1.2, label="optimum")
-    axes.set_xticks(list(ticks), list(ticks.values()), fontsize=9)
+        axes.axhline(evaluation["optimal_return"], color=GREY, linestyle="--", linewidth=1.2, label="best possible")
     axes.set_ylim(bottom=lowest)
     axes.set_xlabel(study.varied or "variant", labelpad=4 if None in series else 18)
     axes.set_ylabel("return, last ten episodes")
-    handles, labels = axes.get_legend_handles_labels()
-    legend = dict(zip(labels, handles))  # once for all series
-    axes.legend(legend.values(), legend.keys(), frameon=False, fontsize=9)
-    clean(axes, study.title, 62)
-    figure.savefig(path, dpi=120, format="png")
+    write_numbers(axes.yaxis)
+    clean(axes, study.title, columns=3, width=round(8.5 * figure.get_figwidth()))
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    save(figure, path)
 
 
-def _plot_series(axes: Axes, places: np.ndarray, ends: Sequence[Mapping[str, Any]]) -> float:
+def _plot_series(axes: Axes, places: np.ndarray, ends: Sequence[Mapping[str, Any]], label: str | None) -> float:
     """Draw what variants end at, and tell how low their intervals reach."""
     values = np.array([end["return"] for end in ends])
     bounds = np.array([end["return_interval"] for end in ends])
     errors = np.maximum(0, np.abs(bounds - values[:, None]).T)
-    axes.errorbar(places, values, errors, color=AD_COLOUR, marker="o", linewidth=2, capsize=3, label="ours")
+    axes.errorbar(places, values, errors, color=AD_COLOUR, fmt="o", markersize=7, linewidth=2, capsize=3, label=label)
     return float(bounds.min())
 
 

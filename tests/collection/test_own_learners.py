@@ -283,7 +283,7 @@ FAMILY["tasks"] = [{"goal": [x, y]} for x in range(3) for y in range(2)]
 
 
 def test_killed_collections_of_both_kinds_resume_to_the_same_bytes(tmp_path, monkeypatch):
-    (tmp_path / "my_learners.py").write_text(file_of("docs/your_own_learner.md", "my_learners.py"))
+    (tmp_path / "my_learners.py").write_text(file_of("docs/guides/your_own_learner.md", "my_learners.py"))
     monkeypatch.syspath_prepend(tmp_path)
     import my_learners
 

@@ -277,7 +277,7 @@ def test_the_report_and_its_files(good, tmp_path):
 def test_the_documented_python_runs_as_written(tiny_histories, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "histories").symlink_to(tiny_histories)
-    (block,) = python_blocks("docs/troubleshooting.md", "Look at the data first")
+    (block,) = python_blocks("docs/guides/troubleshooting.md", "Look at the data first")
     exec(block, {})
     assert "tasks 6 training tasks" in capsys.readouterr().out
     assert (tmp_path / "inspection" / "inspection.png").is_file()

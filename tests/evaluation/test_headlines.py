@@ -114,7 +114,9 @@ def test_all_that_is_said_follows_from_a_test_and_from_the_sources_levels(case, 
     assert last_of(agent)["of_optimal"] == pytest.approx(share, abs=0.01)
     negative = returns[2] < 0
     assert agent["shares_of"] == ("gain over random play" if negative else "return")
-    texts = {"console": describe(evaluation, tmp_path), "title": title_of(evaluation), "card": card_of(evaluation)}
+    below = title_of(evaluation)[1]
+    title = below[0].lower() + below[1:]
+    texts = {"console": describe(evaluation, tmp_path), "title": title, "card": card_of(evaluation)}
     assert (" possible" in texts["console"].splitlines()[0]) != negative
     assert words in texts["title"]
     ratios = [entry["ratio"] for entry in steps.values() if entry["ratio"] is not None]

@@ -11,18 +11,10 @@ from studies.pictures import plot_study
 from studies.study import Study, Variant
 
 from ad_hf.evaluation.curves import Curve
-from ad_hf.evaluation.pictures import (
-    AD_COLOUR,
-    COLOURS,
-    GREY,
-    SOURCE_COLOUR,
-    colours,
-    plot_curves,
-    plot_rooms,
-    rooms_of,
-)
+from ad_hf.evaluation.pictures import plot_curves, plot_rooms, rooms_of
 from ad_hf.evaluation.returns import evaluation_rows
 from ad_hf.evaluation.rollouts import Evaluation
+from ad_hf.evaluation.style import AD_COLOUR, COLOURS, GREY, SOURCE_COLOUR, colours, tasks_words, world_name
 from ad_hf.evaluation.summary import summarize
 
 
@@ -45,6 +37,7 @@ def make_evaluation(steps_to=None, floor=0.0, **entries):
         "optimal_return": 4.0,
         "random_return": 0.1,
         "source": {"algorithm": "A2C"},
+        "tasks": 3 * [{"kwargs": {"goal": [0, 1]}}],
         "agents": {"AD": own, "source": {"curve": make_curve(50, 400, 3.5, floor)}, "random": {"curve": None}},
         **entries,
     }
@@ -74,9 +67,43 @@ def test_both_curves_are_drawn_whatever_is_known_of_them(tmp_path, entries):
     with Image.open(tmp_path / ".curve.png.1.tmp") as image:
         assert image.format == "PNG"
         assert min(image.size) > 400
-        plot = image.crop((0, image.height // 3, image.width, image.height))  # below the legend
+        plot = image.crop((0, image.height // 4, image.width, image.height))  # below the legend
         assert pixels_of(plot, AD_COLOUR) > 300
         assert pixels_of(plot, SOURCE_COLOUR) > 300
+
+
+def test_nothing_is_drawn_over_the_curves_and_nothing_is_cut_off(tmp_path, saved_figures, make_summary):
+    plot_curves(tmp_path / "one.png", make_evaluation())
+    plot_curves(tmp_path / "two.png", {**make_summary({"AD": 3.0, "ED": 1.0}), "varied": "what is learnt from"})
+
+    for figure in saved_figures:
+        (axes,) = figure.axes
+        legend = axes.get_legend().get_window_extent()
+        assert not legend.overlaps(axes.get_window_extent())
+        assert not legend.overlaps(axes.title.get_window_extent())
+        for box in (legend, *(text.get_window_extent() for text in (*axes.texts, *figure.texts, axes.title))):
+            assert figure.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1 + 1
+            assert box.y1 <= figure.bbox.y1 + 1
+    one, two = (figure.axes[0] for figure in saved_figures)
+    assert one.get_title(loc="left") == "Dark Room: 3 goals never seen in training"
+    assert two.get_legend().get_title().get_text() == "what is learnt from"
+    assert "4,000" in " ".join(text.get_text() for text in one.texts)
+    curves = {line.get_color(): line for line in one.lines if len(line.get_xdata()) > 2}
+    dots = [line for line in one.lines if line.get_marker() == "o"]
+    assert len(dots) == 4
+    for dot, colour in zip(dots, 2 * [AD_COLOUR, SOURCE_COLOUR]):
+        (x,), (y,) = dot.get_data()
+        assert y == pytest.approx(np.interp(x, *curves[colour].get_data()))
+
+
+def test_titles_are_words():
+    ids = ("ad_hf/DarkKeyToDoor-v0", "FrozenLake-v1", "walled_room:WalledRoom-v0", "MiniGrid-Fetch-5x5-N2-v0")
+    words = ["Dark Key-to-Door", "Frozen Lake", "Walled Room", "Mini Grid-Fetch-5x5-N2"]
+    assert list(map(world_name, ids)) == words
+    assert tasks_words(1, [{"goal": [0, 1]}]) == "1 goal"
+    assert tasks_words(1200, [{"key": [0, 1], "door": [1, 1]}]) == "1,200 tasks"
+    assert tasks_words(2, [{"desc": ["SG"]}]) == "2 maps"
 
 
 def test_a_model_is_drawn_alone_where_nothing_is_known_of_its_source(tmp_path):
@@ -145,7 +172,7 @@ def test_rooms_of_many_agents_stand_in_rows(make_summary, tmp_path, saved_figure
 
     with Image.open(tmp_path / "two.png") as small, Image.open(tmp_path / "six.png") as large:
         assert large.width < 2.2 * small.width
-        assert large.height > 1.8 * small.height
+        assert large.height > 1.7 * small.height
     (x, y), share = rooms_of(two)["variant 1"][0]
     assert saved_figures[0].axes[1].images[0].get_array()[y, x] == pytest.approx(share)
     two["tasks"][0]["kwargs"] = {"seed": 3}
@@ -163,6 +190,7 @@ def test_each_thing_that_a_study_varies_is_a_line_of_its_own(make_summary, tmp_p
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["16", "32", "2", "6"]
     assert [text.get_text() for text in axes.texts] == ["width", "layers"]
+    assert all(container.lines[0].get_linestyle() == "None" for container in axes.containers)  # variants are no scale
     ours = [container.lines[0].get_ydata().tolist() for container in axes.containers]
     assert ours == [[pytest.approx(end * 13 / 22) for end in pair] for pair in ((1.0, 2.0), (1.5, 2.5))]
     assert axes.title.get_window_extent().x1 <= figure.bbox.x1

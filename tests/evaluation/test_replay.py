@@ -1,33 +1,33 @@
-"""Replays: the first and the last episode of a few test tasks, as they were acted, in moving pictures."""
+"""Replays: episodes of a few test tasks side by side, as they were acted, in moving pictures."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.vector import AutoresetMode
 from PIL import Image
 
 from ad_hf.envs.dark_room import AGENT, GOAL
 from ad_hf.envs.task_family import TaskFamily
-from ad_hf.evaluation.replay import (
-    LINE,
-    MARGIN,
+from ad_hf.evaluation.episodes import (
     MAX_PICTURES,
-    MAX_SIDE,
-    MIN_SIDE,
-    EpisodeFrames,
-    FrameRecorder,
+    SIDE,
+    SeenEpisode,
+    SeenTasks,
     can_be_seen,
-    draw_pictures,
-    write_replay,
+    episodes_to_show,
+    see_again,
+    some_of,
 )
+from ad_hf.evaluation.paths import LINE as PATHS_LINE
+from ad_hf.evaluation.paths import MARGIN as PATHS_MARGIN
+from ad_hf.evaluation.paths import ROOM, WHOLE_MILLISECONDS, room_size, write_paths
+from ad_hf.evaluation.replay import LINE, MARGIN, draw_replay, write_replays
+from ad_hf.evaluation.rollouts import evaluate
 from ad_hf.evaluation.video import LAST_PICTURE_MILLISECONDS
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.model.modeling_ad import ADModel
-from ad_hf.model.rollout_ad import RolloutConfig
 
 STEPS = 4  # of an episode
-PIXELS = MIN_SIDE  # of a room of 3 cells, as it is shown
 
 
 def pictures_of(path):
@@ -41,15 +41,16 @@ def pictures_of(path):
     return pictures, durations
 
 
-def shown(picture, row, column, width=PIXELS, height=PIXELS):
-    """The part of a picture that shows an episode of a task."""
-    top, left = MARGIN + 2 * LINE + row * (height + LINE + MARGIN), MARGIN + column * (width + MARGIN)
+def shown(picture, row, column, width=SIDE, height=SIDE):
+    """The part of a replay's picture that shows an episode of a task."""
+    top, left = MARGIN + LINE + MARGIN + 2 * LINE + row * (height + 2 * LINE + MARGIN), MARGIN
+    left += column * (width + MARGIN)
     return picture[top : top + height, left : left + width]
 
 
 def cell_of(frame, colour):
     """The cell (x, y) that has a colour, or `None`: y grows upwards."""
-    near = (np.abs(frame - np.array(colour)).sum(axis=-1) < 30).reshape(3, PIXELS // 3, 3, PIXELS // 3)
+    near = (np.abs(frame - np.array(colour)).sum(axis=-1) < 30).reshape(3, SIDE // 3, 3, SIDE // 3)
     counts = near.sum(axis=(1, 3))
     if not counts.any():
         return None
@@ -57,18 +58,9 @@ def cell_of(frame, colour):
     return int(column), int(2 - row)
 
 
-def all_frames(frames):
-    """Every frame of an episode, as arrays."""
-    return [np.asarray(frames.at(time)).astype(int) for time in range(frames.length)]
-
-
-def record(model, family, config, episodes):
-    """The frames of some episodes, rolled out as a replay is, and all returns."""
-    envs = family.make_vec(family.tasks("test"), autoreset_mode=AutoresetMode.NEXT_STEP, render_mode="rgb_array")
-    recorder = FrameRecorder(envs, episodes)
-    returns = model.rollout(recorder, config).episode_returns
-    recorder.close()
-    return {episode: [all_frames(part) for part in row] for episode, row in recorder.frames.items()}, returns
+def play(model, family, num_episodes, **settings):
+    """A rollout whose tasks can be seen again."""
+    return evaluate(model, family, num_episodes=num_episodes, shown=some_of(len(family.tasks("test"))), **settings)
 
 
 def single_family(family):
@@ -77,71 +69,58 @@ def single_family(family):
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "one by one"])
-def test_a_replay_shows_the_first_and_the_last_episode_of_every_task(
-    tmp_path, dark_room_model, dark_room_family, native
-):
+def test_episodes_are_seen_as_they_were_acted(tmp_path, dark_room_model, dark_room_family, native):
     family = dark_room_family if native else single_family(dark_room_family)
-    config = RolloutConfig(num_episodes=6, seed=3)
-    assert write_replay(tmp_path, dark_room_model, family, 6, config) == [tmp_path / "replay.gif"]
-    pictures, durations = pictures_of(tmp_path / "replay.gif")
-    tasks = family.tasks("test")
-    frames, _ = record(dark_room_model, family, config, (0, 5))
+    rollout = play(dark_room_model, family, 6, num_seeds=2, seed=3)
+
+    files = write_replays(tmp_path, family, rollout, ("gif",))
+
+    assert [file.name for file in files] == ["replay.gif", "paths.gif"]
+    seen = see_again(family, rollout, [0, 4, 5], [0, 4, 5])
+    assert seen.title == "Dark Room: 3 goals never seen in training"
+    assert seen.part([0], 2).title == "Dark Room: 2 of 3 goals never seen in training"
+    means = [rollout.returns[0, rollout.tasks.index(task)].mean() for task in seen.tasks]
+    assert means == sorted(means, reverse=True)
+    pictures, durations = pictures_of(files[0])
     assert sum(durations) == 100 * STEPS + LAST_PICTURE_MILLISECONDS
-    shape = (MARGIN + LINE + 2 * (PIXELS + LINE + MARGIN), MARGIN + len(tasks) * (PIXELS + MARGIN), 3)
+    # A picture like the one before is not stored: that one is shown for longer.
     moments = np.repeat(np.arange(len(pictures)), [max(1, round(duration / 100)) for duration in durations])
-    for time in range(STEPS + 1):  # a picture like the one before is not stored: that one is shown for longer
-        picture = pictures[moments[time]]
-        assert picture.shape == shape
-        for row, episode in enumerate((0, 5)):
-            for column, task in enumerate(tasks):
-                expected = frames[episode][column][time]
-                assert np.abs(shown(picture, row, column) - expected).max() < 30  # of a palette
-                agent = cell_of(shown(picture, row, column), AGENT)
-                assert agent == cell_of(expected, AGENT)
-                if time == 0:
-                    assert agent == (1, 1)
-                if task.kwargs["goal"] != list(agent):
-                    assert cell_of(shown(picture, row, column), GOAL) == tuple(task.kwargs["goal"])
+    for column, (episode, parts) in enumerate(seen.episodes.items()):
+        for row, (task, part) in enumerate(zip(seen.tasks, parts)):
+            assert part.length == STEPS + 1
+            goal = tuple(task.kwargs["goal"])
+            assert part.total == rollout.returns[0, rollout.tasks.index(task), episode]
+            assert sum(tuple(cell) == goal for cell in part.observations[1:]) == part.total
+            for time, cell in enumerate(part.observations if row < 2 else ()):
+                frame = shown(pictures[moments[time]], row, column)
+                assert cell_of(frame, AGENT) == tuple(cell)
+                assert goal in (cell_of(frame, GOAL), tuple(cell))
 
 
-def test_episodes_are_kept_from_their_first_frame_to_their_last(dark_room_model, dark_room_family):
-    config = RolloutConfig(num_episodes=5, seed=1)
-    frames, returns = record(dark_room_model, dark_room_family, config, (0, 4))
-    envs = dark_room_family.make_vec(dark_room_family.tasks("test"))
-    np.testing.assert_array_equal(dark_room_model.rollout(envs, config).episode_returns, returns)
-    assert sorted(frames) == [0, 4]
-    for episode, of_tasks in frames.items():
-        for index, (task, seen) in enumerate(zip(dark_room_family.tasks("test"), of_tasks, strict=True)):
-            assert len(seen) == STEPS + 1
-            assert cell_of(seen[0], AGENT) == (1, 1)
-            on_goal = sum(cell_of(frame, AGENT) == tuple(task.kwargs["goal"]) for frame in seen[1:])
-            assert on_goal == returns[index, episode]  # the frames are those of this very episode
+def test_a_picture_of_paths_begins_with_whole_ones(tmp_path, dark_room_model, dark_room_family):
+    rollout = play(dark_room_model, dark_room_family, 6)
+    assert room_size(dark_room_family) == 3
+    seen = see_again(dark_room_family, rollout, episodes_to_show((1, 2, 5), 6))
+    assert list(seen.episodes) == [0, 1, 4, 5]
+
+    pictures, durations = pictures_of(write_paths(tmp_path, seen, 3))
+
+    height, width, _ = pictures[0].shape
+    assert width == 2 * PATHS_MARGIN + 4 * ROOM + 3 * PATHS_MARGIN
+    assert height == 2 * PATHS_MARGIN + 3 * PATHS_LINE + 3 * (ROOM + PATHS_LINE + PATHS_MARGIN)
+    assert len(pictures) == STEPS + 1
+    assert durations[0] == WHOLE_MILLISECONDS
+    orange = [(np.abs(picture - (213, 94, 0)).sum(axis=-1) < 20).sum() for picture in pictures]
+    assert orange[0] == max(orange) > 1.5 * orange[1]
+    assert (tmp_path / "paths.gif").stat().st_size < 100_000
 
 
-def test_a_replay_acts_as_it_is_told_and_takes_the_place_of_another(
-    tmp_path, dark_room_model, dark_room_family, capsys
-):
-    def replay(config):
-        (path,) = write_replay(tmp_path, dark_room_model, dark_room_family, 3, config)
-        return path.read_bytes()
-
-    (tmp_path / "replay.gif").write_bytes(b"an older one")
-    seeded = replay(RolloutConfig(max_steps=2, seed=1))
-    printed = capsys.readouterr().err
-    assert "replay of 3 tasks: 100%" in printed
-    assert "9.00/9.00" in printed
-    assert replay(RolloutConfig(num_episodes=3, seed=1)) == seeded
-    assert replay(RolloutConfig(seed=2)) != seeded
-    assert [file.name for file in tmp_path.iterdir()] == ["replay.gif"]
-
-
-def test_four_of_many_tasks_are_shown_and_a_single_episode_once(tmp_path, dark_room_model, dark_room_family):
+def test_a_single_episode_is_shown_once(tmp_path, dark_room_model, dark_room_family):
     goals = [task.kwargs for task in dark_room_family.all_tasks]
     family = TaskFamily(dark_room_family.env_id, goals, dark_room_family.env_kwargs, num_test_tasks=8)
-    write_replay(tmp_path, dark_room_model, family, num_episodes=1)
-    pictures, durations = pictures_of(tmp_path / "replay.gif")
-    assert pictures[0].shape[:2] == (MARGIN + LINE + PIXELS + LINE + MARGIN, MARGIN + 4 * (PIXELS + MARGIN))
-    assert sum(durations) == 100 * STEPS + LAST_PICTURE_MILLISECONDS
+    (replay, _) = write_replays(tmp_path, family, play(dark_room_model, family, 1))
+    pictures, _ = pictures_of(replay)
+    assert pictures[0].shape[:2] == (2 * MARGIN + LINE + 2 * (SIDE + 2 * LINE + MARGIN), 2 * SIDE + MARGIN)
 
 
 class Countdown(gym.Env):
@@ -164,7 +143,7 @@ class Countdown(gym.Env):
         return self.left, 1.0, self.left == 0, False, {}
 
     def render(self):
-        return np.full((MIN_SIDE // 2, MIN_SIDE, 3), 20 * self.left, dtype=np.uint8)
+        return np.full((SIDE // 2, SIDE, 3), 20 * self.left, dtype=np.uint8)
 
 
 class LongRun(Countdown):
@@ -200,7 +179,17 @@ class Unmakeable(Countdown):
         super().__init__(steps)
 
 
-REGISTERED = [Countdown, LongRun, Unseen, Unrenderable, Unmakeable]
+class Unrepeatable(Countdown):
+    """Has random numbers that no seed sets."""
+
+    numbers = np.random.default_rng(0)
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, self.numbers.random(), *rest
+
+
+REGISTERED = [Countdown, LongRun, Unseen, Unrenderable, Unmakeable, Unrepeatable]
 
 
 @pytest.fixture
@@ -224,62 +213,73 @@ def discrete_model(n):
 @pytest.mark.usefixtures("countdown")
 def test_shorter_episodes_stand_still_until_the_longest_has_ended(tmp_path):
     tasks = [{"steps": steps} for steps in (5, 3, 9, 4)]
-    family = TaskFamily("Countdown-v0", tasks, num_test_tasks=3)
-    steps_of_tasks = [task.kwargs["steps"] for task in family.tasks("test")]
-    assert len(set(steps_of_tasks)) == 3
-    write_replay(tmp_path, discrete_model(12), family, num_episodes=4)
-    pictures, durations = pictures_of(tmp_path / "replay.gif")
+    family = TaskFamily("Countdown-v0", tasks, num_test_tasks=2)
+    steps_of_tasks = sorted((task.kwargs["steps"] for task in family.tasks("test")), reverse=True)
+    (replay,) = write_replays(tmp_path, family, play(discrete_model(12), family, 4))
+    pictures, durations = pictures_of(replay)
     assert len(pictures) == max(steps_of_tasks) + 1
     assert durations == [200] * max(steps_of_tasks) + [LAST_PICTURE_MILLISECONDS]
     for time, picture in enumerate(pictures):
-        for row in range(2):
-            for column, steps in enumerate(steps_of_tasks):
-                seen = shown(picture, row, column, MIN_SIDE, MIN_SIDE // 2)
+        for row, steps in enumerate(steps_of_tasks):
+            for column in range(2):
+                seen = shown(picture, row, column, SIDE, SIDE // 2)
                 assert np.abs(seen - 20 * max(0, steps - time)).max() < 10
 
 
 @pytest.mark.usefixtures("countdown")
 def test_of_long_episodes_frames_are_dropped_evenly_and_never_the_first_or_the_last(tmp_path):
     family = TaskFamily("LongRun-v0", [{"steps": 450}, {"steps": 500}, {"steps": 20}], num_test_tasks=2)
-    write_replay(tmp_path, discrete_model(1000), family, num_episodes=2)
-    pictures, durations = pictures_of(tmp_path / "replay.gif")
-    longest = max(task.kwargs["steps"] for task in family.tasks("test"))
+    steps = sorted((task.kwargs["steps"] for task in family.tasks("test")), reverse=True)
+    (replay,) = write_replays(tmp_path, family, play(discrete_model(1000), family, 2))
+    pictures, durations = pictures_of(replay)
     assert len(pictures) == MAX_PICTURES
-    assert set(durations[:-1]) == {100}  # as long as in life, where five frames last 100 milliseconds
-    scale = MAX_SIDE / 600
-    lefts = []
-    for picture in pictures:
-        frame = shown(picture, 0, 0, MAX_SIDE, round(120 * scale))
-        red = np.abs(frame[round(60 * scale)] - (200, 0, 0)).sum(axis=-1) < 60
-        lefts.append(np.flatnonzero(red)[0])
-    first_task = family.tasks("test")[0].kwargs["steps"]
-    expected = np.minimum(np.linspace(0, longest, MAX_PICTURES), first_task) * scale
-    np.testing.assert_allclose(lefts, expected, atol=2)
-    assert (tmp_path / "replay.gif").stat().st_size < 500_000
+    assert set(durations[:-1]) == {100}  # shorter than in life, where eight frames last 160 milliseconds
+    scale = SIDE / 600
+    for row in range(2):
+        lefts = []
+        for picture in pictures:
+            frame = shown(picture, row, 0, SIDE, round(120 * scale))
+            red = np.abs(frame[round(60 * scale)] - (200, 0, 0)).sum(axis=-1) < 60
+            lefts.append(np.flatnonzero(red)[0])
+        expected = np.minimum(np.linspace(0, steps[0], MAX_PICTURES), steps[row]) * scale
+        np.testing.assert_allclose(lefts, expected, atol=3)
+    assert replay.stat().st_size < 300_000
+
+
+@pytest.mark.usefixtures("countdown")
+def test_what_does_not_come_to_the_same_again_is_not_shown(tmp_path):
+    family = TaskFamily("Unrepeatable-v0", [{"steps": 3}, {"steps": 5}], num_test_tasks=1)
+    rollout = play(discrete_model(12), family, 2)
+    with pytest.warns(UserWarning, match="no replay of Unrepeatable-v0: its episodes do not come to the same"):
+        assert write_replays(tmp_path, family, rollout) == []
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("length", [1, 2 * MAX_PICTURES, 2 * MAX_PICTURES + 1, 1234])
 def test_an_episode_of_any_length_is_kept_in_bounded_memory(length):
-    frames = EpisodeFrames()
+    episode = SeenEpisode()
     for time in range(length):
-        frames.append(Image.new("F", (1, 1), time))
-    assert len(frames._frames) <= 2 * MAX_PICTURES
+        episode.add_frame(Image.new("F", (1, 1), time))
+    assert len(episode._frames) <= 2 * MAX_PICTURES
     times = np.linspace(0, length - 1, min(length, MAX_PICTURES)).round().astype(int)
-    seen = np.array([frames.at(time).getpixel((0, 0)) for time in times])
-    assert seen[-1] == frames.at(length + 5).getpixel((0, 0)) == length - 1
+    seen = np.array([episode.frame_at(time).getpixel((0, 0)) for time in times])
+    assert seen[-1] == episode.frame_at(length + 5).getpixel((0, 0)) == length - 1
     late = times - seen  # by less than the time until the next picture, and by nothing where all frames are kept
     assert (late >= 0).all()
     assert late.max() < (1 if length <= 2 * MAX_PICTURES else length / MAX_PICTURES)
 
 
-def test_frames_of_different_sizes_have_columns_of_one_width():
-    frames = {0: [EpisodeFrames(), EpisodeFrames()]}
-    frames[0][0].append(Image.new("RGB", (40, 20), "red"))
-    frames[0][1].append(Image.new("RGB", (20, 31), "blue"))
-    titles, captions = ["goal [0, 1]", "a title that is much too long"], {0: ["a", "b"]}
-    (picture,) = draw_pictures(titles, captions, frames, [0])
+def test_frames_of_different_sizes_have_columns_of_one_width(dark_room_family):
+    episodes = {number: [SeenEpisode()] for number in range(2)}
+    for (part,), frame in zip(
+        episodes.values(), (Image.new("RGB", (40, 20), "red"), Image.new("RGB", (20, 31), "blue"))
+    ):
+        part.observations.append(np.zeros(2))
+        part.add_frame(frame)
+    seen = SeenTasks(dark_room_family.tasks("test")[:1], episodes, "A world with a name that is much too long", 1)
+    (picture,), _ = draw_replay(seen)
     pixels = np.asarray(picture)
-    assert picture.size == (3 * MARGIN + 2 * 40, 2 * MARGIN + 2 * LINE + 31 + 1)  # made even
+    assert picture.size == (2 * SIDE + MARGIN, 3 * MARGIN + 3 * LINE + 31 + 1)  # made even
     assert (shown(pixels, 0, 0, 40, 31)[:20] == (255, 0, 0)).all()
     assert (shown(pixels, 0, 1, 40, 31)[:, :20] == (0, 0, 255)).all()
     assert (shown(pixels, 0, 1, 40, 31)[:, 22:] == 255).all()

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 from local_hub_storage import Commit, File, HubError, Repo, Storage, is_lfs, lfs_pointer
 
 USER, TOKEN = "local", "hf_local"
-REPO_API = r"/api/(?P<kind>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
-REPO_PAGE = r"/((?P<kind>datasets)/)?(?P<repo_id>[^/]+/[^/]+)"
+REPO_API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
+REPO_PAGE = r"/((?P<kind>datasets|spaces)/)?(?P<repo_id>[^/]+/[^/]+)"
 # What huggingface_hub asks once, before anything else, in each new HF_HOME: which coding agents there are.
 CLIENTS_OWN = "/api/agent-harnesses"
 CHUNK = 2**20

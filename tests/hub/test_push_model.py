@@ -18,7 +18,7 @@ from ad_hf.evaluation.summary import last_of
 PACKAGE = Path(ad_hf.__file__).parent
 CODE = {path.name: path.read_bytes() for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
 MODEL = {"config.json", "model.safetensors", "rollout_config.json", *CODE}
-RESULTS = {"evaluation.json", "learning_curve.png", "replay.gif"}
+RESULTS = {"evaluation.json", "learning_curve.png", "replay.gif", "paths.gif"}
 RUN = {"recipe.yaml", "run.json", *RESULTS}
 ALWAYS = {".gitattributes", "README.md"}
 
@@ -75,7 +75,7 @@ def test_a_pushed_run_is_complete_and_its_card_says_what_it_reached_on_what(hub,
     assert (card.data.datasets, card.data.library_name) == (["local/histories"], "ad-hf")
     assert f"at revision `{revision}`" in card.text
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", card.text)
-    assert sorted(pictures) == ["learning_curve.png", "replay.gif"]
+    assert sorted(pictures) == ["learning_curve.png", "paths.gif", "replay.gif"]
 
 
 def test_a_repository_is_copied_and_the_quick_start_of_its_card_runs(hub, ad_hf_with_hub, run_with_hub, evaluated_run):

@@ -1,10 +1,10 @@
-"""Attention and paths: against what they are made of."""
+"""Attention, against what it is made of."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from studies.attention import Attention, attention_of, plot_attention, plot_paths, record_episodes
+from studies.attention import Attention, attention_of, plot_attention, record_episodes
 
 
 def test_the_recorded_steps_are_what_the_model_saw(dark_room_family, dark_room_model):
@@ -49,14 +49,12 @@ def test_rollouts_that_do_not_fit_are_refused(dark_room_family, dark_room_model)
         attention_of(dark_room_model, output)
 
 
-def test_pictures_are_drawn(dark_room_family, dark_room_model, tmp_path):
+def test_a_picture_is_drawn(dark_room_family, dark_room_model, tmp_path):
     torch.manual_seed(0)
     tasks = dark_room_family.tasks("test")
     output = record_episodes(dark_room_model, dark_room_family, tasks, 3)
-    plot_paths(tmp_path / "paths.png", output, tasks, 3, (1, 3))
     plot_attention(tmp_path / "attention.png", attention_of(dark_room_model, output))
 
-    for name in ("paths.png", "attention.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.width > 400
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+    with Image.open(tmp_path / "attention.png") as picture:
+        assert picture.width > 400
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20

@@ -225,7 +225,7 @@ def test_a_study_that_is_killed_goes_on_without_losing_a_finished_cell(tiny_reci
     assert found["cells"] == "2 of 2"
     assert set(found["agents"]) == {"AD", "wide", "source", "random"}
     assert (results / "study.png").is_file()
-    assert "| AD | " in (results / "table.md").read_text()
+    assert "| AD | " in (tmp_path / "results" / "tiny.md").read_text()
     # As if nobody had killed it.
     whole = StudyRunner(shutil.copytree(collected, tmp_path / "other"))
     loaded = load_study(scripts / "studies" / "tiny.yaml")
@@ -270,15 +270,15 @@ def test_a_study_whose_runs_are_gone_is_reported_of_its_returns(tiny_recipe_file
         script.report(study, gone, tmp_path / "results")
     runner.run(cells(study)[0])
     script.report(study, runner, tmp_path / "results")
-    folder = tmp_path / "results" / "base"
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert {"study.png", "table.md", "evaluation.json", "returns.parquet"} <= set(before)
-    for name in ("study.png", "table.md"):
-        (folder / name).unlink()
+    page, folder = tmp_path / "results" / "base.md", tmp_path / "results" / "base"
+    before = {file.name: file.read_bytes() for file in [page, *folder.iterdir()]}
+    assert {"study.png", "base.md", "evaluation.json", "returns.parquet"} <= set(before)
+    for file in (folder / "study.png", page):
+        file.unlink()
 
     script.report(study, gone, tmp_path / "results")
 
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in [page, *folder.iterdir()]} == before
     study.settings["rollout.num_episodes"] = 12
     with pytest.raises(ValueError, match="was written with other settings than the study now says: run it again"):
         script.report(study, gone, tmp_path / "results")

@@ -99,7 +99,7 @@ def test_a_training_says_what_it_came_to(train, caplog, expected, settings, reas
     played = r"on 6 validation tasks, a return of \S+ at first and of \S+ at last, episodes 7 to 16 minus the first: "
     assert re.match(f"{expected}: {played}", kept["line"])
     assert reason in kept["line"]
-    assert ("docs/troubleshooting.md" in kept["line"]) == (expected != LEARNS)
+    assert ("docs/guides/troubleshooting.md" in kept["line"]) == (expected != LEARNS)
     assert caplog.text.count(kept["line"]) == 1
 
 

@@ -1,0 +1,1 @@
+"""The documentation site: what is generated for its pages, and what is checked of them."""

@@ -1,0 +1,146 @@
+"""What pages of results say, from the files in docs/results: no number of these is typed."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import results as kept
+import yaml
+from reproduce import STUDIES, study_names
+
+from ad_hf.evaluation.headlines import learns_cell, number, steps_cell
+from ad_hf.evaluation.returns import RANDOM, SOURCE
+from ad_hf.evaluation.summary import last_of
+from documentation.reference import table
+
+FOLDER = Path("docs/results")
+# Of Laskin et al., 2022, by recipe: the return of AD at its end, and after how many episodes.
+PAPER = {
+    "dark_room": "14.1 after 1000",
+    "dark_room_hard": "0.68 after 1000",
+    "dark_key_to_door": "1.81 after 1000",
+    "watermaze_small": "0.83 after 160",
+}
+
+
+@cache
+def evaluation(name: str) -> dict[str, Any]:
+    """The evaluation of a recipe."""
+    return kept.evaluation_of(FOLDER / f"{name}.json", name)
+
+
+def agent(name: str, agent: str | None = None) -> dict[str, Any]:
+    """An agent of an evaluation; without its name, the one that is compared with source and random actions."""
+    agents = evaluation(name)["agents"]
+    return agents[agent or next(each for each in agents if each not in (SOURCE, RANDOM))]
+
+
+def value(name: str, *keys: str, digits: int = 3) -> str:
+    """A number in a file of docs/results, by its keys."""
+    found: Any = evaluation(name) if "/" not in name else json.loads((FOLDER / name).read_text(encoding="utf-8"))
+    for key in keys:
+        found = found[key]
+    return number(found, digits)
+
+
+def first(name: str, who: str | None = None, digits: int = 3) -> str:
+    """Return of the first episode."""
+    return number(next(iter(agent(name, who)["at"].values()))["return"], digits)
+
+
+def last(name: str, who: str | None = None, digits: int = 3) -> str:
+    """Return of the last episodes."""
+    return number(last_of(agent(name, who))["return"], digits)
+
+
+def interval(name: str, who: str | None = None, digits: int = 3) -> str:
+    """The 95% interval of [`last`]."""
+    low, high = last_of(agent(name, who))["return_interval"]
+    return f"{number(low, digits)} to {number(high, digits)}"
+
+
+def steps(name: str, share: str, source: bool = False) -> str:
+    """Environment steps to a share of the source's gain, of the model or of its source."""
+    count = agent(name)["steps_to"][share]["source" if source else "env_steps"]
+    return "not reached" if count is None else f"{count:,}"
+
+
+def tasks(name: str) -> str:
+    """Number of held-out tasks."""
+    return str(agent(name)["num_tasks"])
+
+
+def episodes(name: str) -> str:
+    """Number of episodes of a rollout."""
+    return f"{last_of(agent(name))['episodes'][1]}"
+
+
+def worlds(names: list[str]) -> str:
+    """The results of recipes as a table."""
+    head = [
+        *("recipe", "random", "first episode", "last ten (95% interval)", "source at its end", "best possible"),
+        *("steps to 50% of the source's gain: in context / source", "to 90%", "trainings x rollouts x tasks"),
+    ]
+    rows = []
+    for name in names:
+        own, whole = agent(name), evaluation(name)
+        rows.append(
+            (
+                f"`{name}`",
+                number(whole["random_return"]),
+                first(name),
+                f"**{last(name)}** ({interval(name)})",
+                last(name, SOURCE),
+                number(whole["optimal_return"]),
+                *(steps_cell(steps) for steps in own["steps_to"].values()),
+                f"{own['num_models']} x {own['num_rollouts']} x {own['num_tasks']}",
+            )
+        )
+    return table(head, rows)
+
+
+def paper(names: list[str]) -> str:
+    """Recipes beside the paper's AD."""
+    rows = [
+        (f"`{name}`", f"**{last(name)}** after {episodes(name)}", PAPER[name], learns_cell(agent(name)["learns"]))
+        for name in names
+    ]
+    return table(("recipe", "here", "the paper's AD", "learns: last ten less the first (95% interval)"), rows)
+
+
+def bandit() -> str:
+    """The bandit's returns by kind of arms, with random play as 0 and UCB as 1."""
+    groups = evaluation("bandit")["groups"]
+    return table(
+        ("arms that pay", "tasks", "random", "AD", "UCB", "(AD - random) / (UCB - random)"),
+        [
+            (
+                kind,
+                str(group["num_tasks"]),
+                *(number(group["returns"][who]) for who in (RANDOM, "AD", SOURCE)),
+                f"**{group['normalized']['AD']:.2f}**",
+            )
+            for kind, group in groups.items()
+            if kind != "all"
+        ],
+    )
+
+
+def studies() -> str:
+    """A list of the studies that have been reported, by their titles."""
+    lines = []
+    for name in study_names():
+        study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
+        if (FOLDER / "studies" / f"{name}.md").is_file():
+            title = f"[{study['title']}](studies/{name}.md)"
+            lines.append((title, f"`python scripts/reproduce.py {name}`", str(study["minutes"])))
+    return table(("study", "command", "minutes on two cores"), lines)
+
+
+FUNCTIONS = {
+    each.__name__: each
+    for each in (value, first, last, interval, steps, tasks, episodes, worlds, paper, bandit, studies)
+}
