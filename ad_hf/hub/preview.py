@@ -1,37 +1,40 @@
-"""A preview of a dataset for people: pictures of a few histories, which the Hub's viewer shows."""
+"""A preview of histories for people: pictures of some of them, which the Hub's viewer of datasets shows."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import closing
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from gymnasium.vector import AutoresetMode, VectorEnv
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ad_hf.envs.foreign import check_family_section
-from ad_hf.envs.task_family import Task, TaskFamily
-from ad_hf.evaluation.replay import task_title
+from ad_hf.envs.task_family import TaskFamily
+from ad_hf.evaluation.episodes import can_be_seen, fitted
+from ad_hf.evaluation.style import PAPER, SOURCE_COLOUR, clean, new_figure, write_numbers
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.frames import FramePieces, has_frames
-from ad_hf.histories.steps import Episodes, Steps, find_episodes, row_lengths
+from ad_hf.histories.schema import HistoryMetadata
+from ad_hf.histories.steps import Steps, find_episodes, row_lengths
 
 SPLIT = "preview"
-NUM_TASKS = 8
-NUM_FRAMES = 6  # of an episode, side by side
-FRAME_HEIGHT, CURVE_SIZE, GAP = 112, (224, 112), 4  # pixels
-PAPER, INK, FADED = "#ffffff", "#30638e", "#6b7280"
+NUM_TASKS = 3  # of each split
+NUM_FRAMES, GAP = 6, 6  # of an episode, side by side, and pixels between them
+LEAST_PIXELS = 12  # of an observation that is a picture, and not some codes of what is near
+MOST_POINTS = 50  # of a curve
 COLUMNS = {
-    **{name: Value("string") for name in ("task", "task_split", "history_id")},
+    **dict.fromkeys(("history_id", "task", "task_split"), Value("string")),
     **{"episodes": Value("int64"), "first_return": Value("float64"), "last_return": Value("float64")},
-    **{name: ImageFeature() for name in ("learning_curve", "first_episode", "last_episode")},
+    **dict.fromkeys(("learning_curve", "first_episode", "last_episode"), ImageFeature()),
 }
 
 logger = logging.getLogger(__name__)
@@ -41,132 +44,123 @@ def preview_config(config_name: str) -> dict[str, Any]:
     """The YAML of a dataset card about the preview of a configuration."""
     name = SPLIT if config_name == "default" else f"{config_name}_{SPLIT}"
     files = [{"split": SPLIT, "path": f"{name}/{SPLIT}-*.parquet"}]
-    return {"config_name": name, "data_files": files, "description": "Pictures of some histories, not to train on"}
+    return {"config_name": name, "data_files": files, "description": "Pictures of some histories, not for training"}
 
 
-def write_preview(path: Path, dataset: HistoryDataset, trust_remote_code: bool = False) -> None:
+def preview_table(dataset: HistoryDataset, trust_remote_code: bool = False) -> bytes:
     """
-    Write a row for the first history of some tasks: its returns, and pictures of its first and last episode.
+    A parquet file of the first history of some tasks: its returns, and pictures of its first and last episode.
 
     Episodes are acted again in their environment, and shown if it repeats their observations and rewards. An
     environment that the dataset may not name ([`~ad_hf.envs.foreign`]) is not made without `trust_remote_code`.
     """
-    metadata = dataset.metadata
-    family = {name: getattr(metadata, name) for name in ("env_id", "env_kwargs", "wrappers", "attributes")}
-    some = np.random.default_rng(0).permutation(len(metadata.tasks))[:NUM_TASKS]
-    rows = []
-    for task, table in _first_histories(dataset, [metadata.tasks[index] for index in some]):
+    shape, shown = dataset.metadata.spaces[0].shape or (), True
+    is_seen = has_frames(dataset.metadata.spaces[0]) and shape[-1] in (1, 3) and min(shape[:2]) >= LEAST_PIXELS
+    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for task, table in _first_histories(dataset):
         steps, lengths = Steps.of_table(table), row_lengths(table)
         episodes = find_episodes(steps.rewards, steps.ends, np.array([0, lengths.sum()]))
-        if not len(episodes.returns):
+        returns = episodes.returns
+        if not len(returns):
             continue
-        ends: list[Image.Image | None] = [None, None]
-        if has_frames(metadata.spaces[0]):
-            shape, names = metadata.spaces[0].shape or (), table["history_id"].to_pylist()
-            ends = _seen(FramePieces(table["observations"], lengths, shape, names), episodes)
-        elif family is not None:
+        films: list[Image.Image | None] = [None, None]
+        both = [range(episodes.starts[number], episodes.stops[number]) for number in (0, -1)]
+        if is_seen:
+            frames = FramePieces(table["observations"], lengths, shape, table["history_id"].to_pylist())
+            films = [_film(frames.take(_spread(episode))) for episode in both]
+        elif shown:
             try:
-                if not trust_remote_code:
-                    check_family_section({**family, "tasks": [task["kwargs"]]}, str(dataset))
-                ends = _acted_again(TaskFamily(**family, tasks=[task["kwargs"]]), steps, episodes)
+                family = _family(dataset.metadata, task, None if trust_remote_code else f"the dataset {dataset}")
+                films = _acted_again(family, steps, both)
             except Exception as error:  # an environment may raise anything
-                logger.info("the preview shows no episodes of %s: %s", dataset, error)
-                family = None
-        rows.append(
-            {
-                "task": task_title(Task(**task)),
-                "task_split": task["split"],
-                "history_id": table["history_id"][0].as_py(),
-                "episodes": len(episodes.returns),
-                "first_return": episodes.returns[0],
-                "last_return": episodes.returns[-1],
-                "learning_curve": _curve(episodes.returns if len(episodes.returns) > 1 else steps.rewards),
-                **dict(zip(("first_episode", "last_episode"), ends)),
-            }
-        )
-    columns = {name: [row[name] for row in rows] for name in COLUMNS}
-    Dataset.from_dict(columns, Features(COLUMNS)).to_parquet(path)
+                logger.info("the preview shows no episodes of %s: %s", dataset.metadata.env_id, error)
+            shown = films[0] is not None  # else no other task can be seen, either
+        curve = _curve(steps.rewards, "step", "reward") if len(returns) == 1 else _curve(returns, "episode", "return")
+        names = [table["history_id"][0].as_py(), json.dumps(task["kwargs"]), task["split"]]
+        for column, value in zip(rows.values(), [*names, len(returns), returns[0], returns[-1], curve, *films]):
+            column.append(value)
+    buffer = BytesIO()
+    pq.write_table(Dataset.from_dict(rows, Features(COLUMNS)).data.table, buffer)
+    return buffer.getvalue()
 
 
-def _first_histories(
-    dataset: HistoryDataset, tasks: Sequence[dict[str, Any]]
-) -> Iterator[tuple[dict[str, Any], pa.Table]]:
-    """The rows of the first history of each task, as far as there is one."""
-    left = {task["task_id"]: task for task in tasks}
+def _first_histories(dataset: HistoryDataset) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+    """The rows of the first history of some tasks of each split."""
     for split in dataset.splits:
+        tasks = [task for task in dataset.metadata.tasks if task["split"] == split]
+        left = {tasks[index]["task_id"]: tasks[index] for index in _spread(range(len(tasks)), NUM_TASKS)}
         for file in dataset.files(split):
-            with pq.ParquetFile(file) as shard:
-                for group in range(shard.num_row_groups):
-                    keys = shard.read_row_group(group, columns=["history_id", "task_id"])
-                    ids, owners = keys["history_id"], np.asarray(keys["task_id"])
-                    here = [task_id for task_id in dict.fromkeys(owners.tolist()) if task_id in left]
-                    table = shard.read_row_group(group) if here else None
-                    for task_id in here:
-                        name = ids[int(np.argmax(owners == task_id))]
-                        yield left.pop(task_id), table.filter(pc.equal(ids, name))
+            keys = pq.read_table(file, columns=["task_id", "history_id"], partitioning=None)
+            for row, task_id in enumerate(keys["task_id"].to_pylist()):
+                if task_id in left:
+                    name = keys["history_id"][row]
+                    yield (
+                        left.pop(task_id),
+                        pq.read_table(file, filters=[("history_id", "=", name)], partitioning=None),
+                    )
 
 
-def _seen(frames: FramePieces, episodes: Episodes) -> list[Image.Image | None]:
-    """The first and the last episode by their observations, where these are pictures."""
-    if frames.shape[-1] not in (1, 3):
-        return [None, None]
-    return [
-        _film(frames.take(np.linspace(episodes.starts[number], episodes.stops[number] - 1, NUM_FRAMES).astype(int)))
-        for number in (0, -1)
-    ]
+def _spread(numbers: range, count: int = NUM_FRAMES) -> np.ndarray:
+    """So many of some numbers, if there are, from the first to the last."""
+    return np.unique(np.linspace(numbers[0], numbers[-1], count).astype(int))
 
 
-def _acted_again(family: TaskFamily, steps: Steps, episodes: Episodes) -> list[Image.Image | None]:
-    """The first and the last episode, rendered; none of an environment that cannot be seen."""
-    envs = family.make_vec(family.tasks(), autoreset_mode=AutoresetMode.NEXT_STEP)
-    modes = envs.metadata.get("render_modes", [])
-    envs.close()
-    if "rgb_array" not in modes:
-        return [None, None]
-    envs = family.make_vec(family.tasks(), autoreset_mode=AutoresetMode.NEXT_STEP, render_mode="rgb_array")
-    try:
-        return [_repeated(envs, steps, episodes.starts[number], episodes.stops[number]) for number in (0, -1)]
-    finally:
-        envs.close()
+def _family(metadata: HistoryMetadata, task: dict[str, Any], origin: str | None) -> TaskFamily:
+    """The family of a single task, which must be one that somebody else may name if there is an `origin`."""
+    family = {name: getattr(metadata, name) for name in ("env_id", "env_kwargs", "wrappers", "attributes")}
+    family["splits"] = {"train": [task["kwargs"]]}
+    if origin is not None:
+        check_family_section(family, origin)
+    return TaskFamily(**family)
 
 
-def _repeated(envs: VectorEnv, steps: Steps, start: int, stop: int) -> Image.Image | None:
-    """An episode in pictures, if the environment does again what it did."""
-    observations, _ = envs.reset(seed=0)
-    times, frames = set(np.linspace(start, stop, NUM_FRAMES).astype(int).tolist()), []
-    for time in range(start, stop):
+def _acted_again(family: TaskFamily, steps: Steps, episodes: Sequence[range]) -> list[Image.Image | None]:
+    """Episodes in pictures, as far as the environment does again what it did."""
+    with closing(family.make_vec(family.tasks())) as envs:
+        first = envs.reset(seed=0)[0][0]
+    starts = [steps.observations[episode.start] for episode in episodes]
+    if not all(np.allclose(first, start) for start in starts) or not can_be_seen(family):
+        return [None] * len(episodes)
+    mode = AutoresetMode.DISABLED
+    with closing(family.make_vec(family.tasks(), autoreset_mode=mode, render_mode="rgb_array")) as envs:
+        return [_repeated(envs, steps, episode) for episode in episodes]
+
+
+def _repeated(envs: VectorEnv, steps: Steps, episode: range) -> Image.Image | None:
+    """An episode in pictures; `None` if it takes another course."""
+    times = set(_spread(range(episode.start, episode.stop + 1)).tolist())
+    observations, frames = envs.reset(seed=0)[0], []
+    render: Any = envs.render
+    for time in episode:
         if not np.allclose(observations[0], steps.observations[time]):
             return None
         if time in times:
-            frames.append(envs.render()[0])  # type: ignore[index]
+            frames.append(render()[0])
         observations, rewards, *_ = envs.step(steps.actions[time : time + 1])
         if not np.isclose(rewards[0], steps.rewards[time]):
             return None
-    return _film([*frames, envs.render()[0]])  # type: ignore[index]
+    return _film([*frames, render()[0]])
 
 
-def _film(frames: Sequence[np.ndarray]) -> Image.Image:
+def _film(frames: Sequence[np.ndarray] | np.ndarray) -> Image.Image:
     """Frames (height, width, channels) side by side."""
-    pictures = [Image.fromarray(np.repeat(frame, 3 // frame.shape[-1], axis=-1)) for frame in frames]
-    way = Image.Resampling.NEAREST if pictures[0].height <= FRAME_HEIGHT else Image.Resampling.BOX
-    width = round(pictures[0].width * FRAME_HEIGHT / pictures[0].height)
-    film = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, FRAME_HEIGHT), PAPER)
+    pictures = [fitted(np.repeat(frame, 3 // frame.shape[-1], axis=-1)) for frame in frames]
+    width, height = pictures[0].size
+    film = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), PAPER)
     for number, picture in enumerate(pictures):
-        film.paste(picture.resize((width, FRAME_HEIGHT), way), (number * (width + GAP), 0))
+        film.paste(picture, (number * (width + GAP), 0))
     return film
 
 
-def _curve(returns: np.ndarray) -> Image.Image:
-    """Returns by episode, or rewards by step, as a line: means over as many stretches as there is room for."""
-    width, height = CURVE_SIZE
-    parts = np.array_split(returns, min(len(returns), width // 4))
-    means = np.array([part.mean() for part in parts])
-    low, high = float(means.min()), float(means.max())
-    across = np.linspace(GAP, width - GAP, len(means))
-    up = height - GAP - (means - low) / ((high - low) or 1.0) * (height - 2 * GAP)
-    picture = Image.new("RGB", CURVE_SIZE, PAPER)
-    draw = ImageDraw.Draw(picture)
-    draw.line(list(zip(across.tolist(), up.tolist())), fill=INK, width=2, joint="curve")
-    draw.text((GAP, 0), f"{high:.4g}", fill=FADED)
-    draw.text((width - GAP, height), f"{low:.4g}", fill=FADED, anchor="rd")
-    return picture
+def _curve(values: np.ndarray, unit: str, name: str) -> dict[str, Any]:
+    """Values of a history by episode or step, as a picture: means of as many stretches as can be told apart."""
+    parts = np.array_split(np.arange(len(values)), min(len(values), MOST_POINTS if unit == "episode" else 10))
+    figure, picture = new_figure(4, 1.9), BytesIO()
+    axes = figure.add_subplot()
+    axes.plot([part.mean() + 1 for part in parts], [values[part].mean() for part in parts], color=SOURCE_COLOUR)
+    axes.set_xlabel(unit)
+    axes.set_ylabel(name)
+    clean(axes, "")
+    write_numbers(axes.xaxis)
+    figure.savefig(picture, format="png")
+    return {"bytes": picture.getvalue(), "path": None}
