@@ -216,6 +216,13 @@ class Api:
         repo.branches[branch] = repo.find(json.loads(call.body() or b"{}").get("startingPoint") or "main").oid
         return as_json({})
 
+    @route("DELETE", REPO_API + "/branch/(?P<branch>[^/]+)", login=True)
+    def delete_branch(self, call: Call, repo: Repo, branch: str) -> Answer:
+        if branch == "main" or branch not in repo.branches:
+            raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+        del repo.branches[branch]
+        return as_json({})
+
     @route("POST", REPO_API + "/tag/(?P<revision>[^/]+)", login=True)
     def create_tag(self, call: Call, repo: Repo, revision: str) -> Answer:
         repo.tags[json.loads(call.body())["tag"]] = repo.find(revision).oid
