@@ -387,7 +387,8 @@ def push_dataset(
     """
     from ad_hf.hub import push
 
-    print(push.push_dataset(folder, repo_id, config, config_name=config_name))
+    options = {"config_name": config_name, "trust_remote_code": common.trust_remote_code}
+    print(push.push_dataset(folder, repo_id, config, **options))
 
 
 @push_app.command(name="model")

@@ -30,6 +30,7 @@ from ad_hf.hub.model_files import (
     weights_digest,
 )
 from ad_hf.hub.models import load_model
+from ad_hf.hub.preview import preview_config, preview_table
 from ad_hf.hub.uploads import Head, Upload, push_upload
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.settings import read_json, read_utf8, with_settings
@@ -46,9 +47,18 @@ def _card_in(folder: Path) -> str | None:
 
 
 @with_settings(PushConfig, "push")
-def push_dataset(dataset: str | Path, repo_id: str, config: PushConfig, *, config_name: str | None = None) -> str:
+def push_dataset(
+    dataset: str | Path,
+    repo_id: str,
+    config: PushConfig,
+    *,
+    config_name: str | None = None,
+    trust_remote_code: bool = False,
+) -> str:
     """
-    Push a learning-history dataset to the Hub: shards, metadata and card, in one commit.
+    Push a learning-history dataset to the Hub: shards, metadata, card and a preview, in one commit.
+
+    The preview is a configuration of its own, for people: pictures of some histories, which the Hub's viewer shows.
 
     A second push sends only the changes, and one after an interruption only the rest. Other configurations of the
     repository, pushes of others meanwhile, and text that people wrote into its README.md stay.
@@ -62,6 +72,9 @@ def push_dataset(dataset: str | Path, repo_id: str, config: PushConfig, *, confi
             Its settings are keywords, too: `private`, `revision`, `token`, `commit_message`, `license`.
         config_name (`str`, *optional*):
             Push this configuration alone; or, if the folder holds a single one of another name, push it under this.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether the preview may import and run the environment that the dataset names; without it, only known
+            environments are rendered.
 
     Returns:
         `str`: URL of the commit that holds the dataset.
@@ -82,13 +95,16 @@ def push_dataset(dataset: str | Path, repo_id: str, config: PushConfig, *, confi
     else:
         raise ValueError(f"{folder} has no configuration {config_name!r}: expected one of {', '.join(names)}")
     metadata: dict[str, HistoryMetadata] = {}
-    files: dict[str, Path] = {}
+    files: dict[str, Content] = {}
+    previews = {target: preview_config(target) for target in sources}
     for target, name in sources.items():
         opened = HistoryDataset.open(folder, name)
         check_dataset(opened)
         metadata[target] = opened.metadata
         shards = [Path(path).name for split in opened.splits for path in opened.shards(split)]
         files |= {f"{target}/{each}": path for each, path in files_in(folder / name, [*shards, METADATA_FILE]).items()}
+        pattern = previews[target]["data_files"][0]["path"]
+        files[pattern.replace("*", "00000-of-00001")] = preview_table(opened, trust_remote_code)
     configs = [dataset_config(folder / name, metadata[target], target) for target, name in sources.items()]
     # The folder's own card may list configurations that are not pushed.
     local_card = _card_in(folder)
@@ -100,7 +116,11 @@ def push_dataset(dataset: str | Path, repo_id: str, config: PushConfig, *, confi
             name = path.partition("/")[0]
             if re.fullmatch(rf"[^/.][^/]*/{METADATA_FILE}", path) and name not in metadata:
                 everything[name] = HistoryMetadata.from_json(head.read(path) or "", f"{head.repo_id}, {path}")
-        return dataset_card(everything, configs, head.repo_id, head.card(first_card), config.license)
+        shown = [each for each in previews.values() if each["config_name"] not in everything]
+        # Beside a preview, `load_dataset` finds the only histories under `default` alone, or with this mark.
+        mark = {"default": True} if len(everything) == 1 and "default" not in everything else {}
+        listed = [*({**each, **mark} for each in configs), *shown]
+        return dataset_card(everything, listed, head.repo_id, head.card(first_card), config.license)
 
     def replaces(path: str) -> bool:
         return path.partition("/")[0] in sources and path.endswith(".parquet")

@@ -5,6 +5,7 @@ from huggingface_hub import RepoCard
 from ad_hf.histories.schema import read_metadata
 from ad_hf.histories.statistics import describe_shards
 
+PREVIEW = "/preview-00000-of-00001.parquet"
 BEGIN, END = "<!-- ad_hf writes", "<!-- Here ends what ad_hf writes. -->"
 
 
@@ -22,9 +23,9 @@ def describe(folder):
 
 
 def shards_in(hub, repo, revision="main"):
-    """The shards of a dataset on the Hub, by their paths."""
+    """The shards of a dataset on the Hub, by their paths, without previews."""
     files = hub.files("dataset", repo, revision)
-    return {path: content for path, content in files.items() if path.endswith(".parquet")}
+    return {path: content for path, content in files.items() if path.endswith(".parquet") and PREVIEW not in path}
 
 
 def card_in(hub, kind, repo, revision="main"):

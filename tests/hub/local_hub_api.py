@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import yaml
 from local_hub_storage import Commit, File, HubError, Repo, Storage, is_lfs, lfs_pointer
 
 USER, TOKEN = "local", "hf_local"
@@ -167,7 +168,14 @@ class Api:
         author = repo.repo_id.split("/")[0]
         names = {"_id": repo.repo_id, "id": repo.repo_id, "author": author, "sha": commit.oid}
         dates = {"createdAt": repo.created, "lastModified": commit.date}
-        return as_json({**names, **dates, **common, "siblings": siblings})
+        return as_json({**names, **dates, **common, "siblings": siblings, "cardData": self._card_data(commit)})
+
+    def _card_data(self, commit: Commit) -> dict[str, Any] | None:
+        """What the YAML of a README.md says, if there is any."""
+        file = commit.files.get("README.md")
+        text = "" if file is None else (self.storage.objects / file.sha256).read_text(encoding="utf-8")
+        match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        return None if match is None else yaml.safe_load(match[1])
 
     @route("GET", REPO_API + "/tree/(?P<revision>[^/]+)(/(?P<path>.*))?")
     def tree(self, call: Call, repo: Repo, revision: str, path: str) -> Answer:
@@ -214,6 +222,13 @@ class Api:
         if branch in repo.branches:
             raise HubError(409, f"Reference already exists: refs/heads/{branch}")
         repo.branches[branch] = repo.find(json.loads(call.body() or b"{}").get("startingPoint") or "main").oid
+        return as_json({})
+
+    @route("DELETE", REPO_API + "/branch/(?P<branch>[^/]+)", login=True)
+    def delete_branch(self, call: Call, repo: Repo, branch: str) -> Answer:
+        if branch == "main" or branch not in repo.branches:
+            raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+        del repo.branches[branch]
         return as_json({})
 
     @route("POST", REPO_API + "/tag/(?P<revision>[^/]+)", login=True)

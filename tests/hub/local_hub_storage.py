@@ -66,6 +66,7 @@ class Repo:
 
     def find(self, revision: str) -> Commit:
         """The commit that a branch, a tag or a commit hash (at least 7 digits of it) stands for."""
+        revision = "main" if revision == "HEAD" else revision
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         if oid not in self.commits and re.fullmatch("[0-9a-f]{7,40}", oid):
             oid = next((known for known in self.commits if known.startswith(oid)), oid)

@@ -11,7 +11,22 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from hub_files import BEGIN, END, ask_private, card_in, describe, is_untouched, refusal, shards_in, shards_of, uploads
+from hub_files import (
+    BEGIN,
+    END,
+    PREVIEW,
+    ask_private,
+    card_in,
+    describe,
+    is_untouched,
+    refusal,
+    shards_in,
+    shards_of,
+    uploads,
+)
+
+from ad_hf.histories.dataset import HistoryDataset
+from ad_hf.hub.preview import preview_table
 
 SHARD = "default/train-00000-of-00001.parquet"
 
@@ -41,13 +56,15 @@ from huggingface_hub import hf_hub_download
 from pathlib import Path
 
 repo, folder = sys.argv[1], Path(sys.argv[2])
-assert get_dataset_config_names(repo) == ["default"]
+assert get_dataset_config_names(repo) == ["default", "preview"]
 assert get_dataset_split_names(repo) == ["train", "validation", "test"]
 for split in ("train", "validation", "test"):
     local = [row for path in sorted(folder.glob(f"default/{split}-*")) for row in pq.read_table(path).to_pylist()]
     assert local
     assert list(load_dataset(repo, split=split, streaming=True)) == local
     assert list(load_dataset(repo, "default", split=split)) == local
+for row in load_dataset(repo, "preview", split="preview"):
+    assert row["last_episode"].width > row["first_episode"].height
 card = Path(hf_hub_download(repo, "README.md", repo_type="dataset")).read_text()
 (quick_start,) = re.findall("```python\\n(.*?)```", card, re.DOTALL)
 exec(quick_start)
@@ -67,8 +84,8 @@ def test_a_pushed_dataset_is_whole_loads_without_the_package_and_can_be_copied(
     files = hub.files("dataset", "local/histories")
     assert shards_in(hub, "local/histories") == shards_of(tiny_histories) != {}
     assert files["default/metadata.json"] == (tiny_histories / "default" / "metadata.json").read_bytes()
-    others = {path for path in files if not path.endswith(".parquet")}
-    assert others == {".gitattributes", "README.md", "default/metadata.json"}
+    others = files.keys() - shards_of(tiny_histories).keys()
+    assert others == {".gitattributes", "README.md", "default/metadata.json", f"preview{PREVIEW}"}
     printed = run_with_hub(LOAD, "local/histories", tiny_histories).stdout
     assert re.fullmatch(r"\d+-0-0 \d+ \d+\.\d+\n", printed)  # history, steps, return
 
@@ -111,7 +128,7 @@ LOAD_BOTH = """
 from datasets import get_dataset_config_names, load_dataset
 from ad_hf.histories.dataset import HistoryDataset
 
-assert get_dataset_config_names("local/families") == ["large", "small"]
+assert get_dataset_config_names("local/families") == ["large", "large_preview", "small", "small_preview"]
 for name, size in (("large", 4), ("small", 3)):
     rows = list(load_dataset("local/families", name, split="test", streaming=True))
     opened = HistoryDataset.open("local/families", name)
@@ -127,11 +144,12 @@ def test_families_pushed_one_after_another_are_configurations_of_one_repository(
     ad_hf_with_hub("push", "dataset", histories, "local/families", "--config_name", "small")
     ad_hf_with_hub("push", "dataset", another_family, "local/families", "--config_name", "large")
     files = hub.files("dataset", "local/families")
-    assert {path.partition("/")[0] for path in files} == {".gitattributes", "README.md", "large", "small"}
+    folders = {"large", "large_preview", "small", "small_preview"}
+    assert {path.partition("/")[0] for path in files} == {".gitattributes", "README.md", *folders}
     names = {path.rpartition("/")[2] for path in shards_of(histories)}
     assert {path.rpartition("/")[2] for path in shards_in(hub, "local/families")} == names
     card = card_in(hub, "dataset", "local/families")
-    assert [config["config_name"] for config in card.data.configs] == ["large", "small"]
+    assert {config["config_name"] for config in card.data.configs} == folders
     assert card.text.count("## Configuration `small`") == card.text.count("## Configuration `large`") == 1
     ad_hf_with_hub(script=LOAD_BOTH)
 
@@ -145,7 +163,10 @@ def test_families_pushed_one_after_another_are_configurations_of_one_repository(
     ad_hf_with_hub(*arguments, "large")
     assert {path.partition("/")[0] for path in shards_in(hub, "local/histories")} == {"large"}
     configs = card_in(hub, "dataset", "local/histories").data.configs
-    assert [config["config_name"] for config in configs] == ["large"]
+    assert [(config["config_name"], config.get("default")) for config in configs] == [
+        ("large", True),  # for `load_dataset` without a name
+        ("large_preview", None),
+    ]
 
 
 def test_text_of_people_in_a_card_survives(hub, ad_hf_with_hub, histories, another_family):
@@ -211,7 +232,7 @@ def test_a_push_that_the_hub_fails_is_made_up_for_by_the_next(hub, ad_hf_with_hu
     assert "local/broken" in last
     assert "503" in last
     assert hub.files("dataset", "local/broken").keys() == {".gitattributes"}
-    assert len(uploads(hub)) == 3
+    assert len(uploads(hub)) == 4  # shards, and the preview
 
     hub.clear_log()
     hub.fail("drop", path="/commit/")
@@ -234,13 +255,14 @@ def test_a_killed_push_leaves_the_branch_as_it_was_and_the_next_sends_only_the_r
     hub, ad_hf_with_hub, tiny_histories, tmp_path
 ):
     before = hub.commit("dataset", "local/killed", {"notes.txt": b"mine"})
-    names = [hashlib.sha256(content).hexdigest() for content in shards_of(tiny_histories).values()]
+    contents = [*shards_of(tiny_histories).values(), preview_table(HistoryDataset.open(tiny_histories))]
+    names = [hashlib.sha256(content).hexdigest() for content in contents]
     for name in names[1:]:
         hub.fail("503", times=2, method="PUT", path=name)  # after which the client waits for a second, and for two
     command = [sys.executable, "-m", "ad_hf.cli", "push", "dataset", str(tiny_histories), "local/killed"]
     with subprocess.Popen(command, env=hub.environment(tmp_path / "hf_home"), cwd=tmp_path) as process:
         deadline = time.monotonic() + 120
-        while len(uploads(hub, 503) | uploads(hub)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        while len(uploads(hub, 503) | uploads(hub)) < 4 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, "the push ended before it could be interrupted"
@@ -284,7 +306,14 @@ def test_configurations_pushed_at_the_same_time_are_all_kept(hub, ad_hf_with_hub
         wanted = {path.replace("default/", f"{name}/"): data for path, data in shards_of(tiny_histories).items()}
         assert wanted.items() <= shards_in(hub, "local/crowd").items()
     card = card_in(hub, "dataset", "local/crowd")
-    assert [config["config_name"] for config in card.data.configs] == ["a", "b", "c"]
+    assert [config["config_name"] for config in card.data.configs] == [
+        "a",
+        "a_preview",
+        "b",
+        "b_preview",
+        "c",
+        "c_preview",
+    ]
     assert all(f"## Configuration `{name}`" in card.text for name in ("a", "b", "c"))
 
 
