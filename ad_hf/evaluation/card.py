@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from huggingface_hub import DatasetCardData, EvalResult
+from huggingface_hub import DatasetCardData, EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
 
 from ad_hf.evaluation.headlines import is_comparable, learns_cell, pace_lines
 from ad_hf.evaluation.returns import ROWS_FILE, write_rows
@@ -17,6 +18,7 @@ from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.histories.schema import VERSIONED_PACKAGES, package_versions
 from ad_hf.storage.cards import LICENSE, card_of, merge_card, render_card
 from ad_hf.storage.files import atomic_path, local_path, write_text
+from ad_hf.storage.repositories import HUB_ID
 
 
 def write_evaluation(output_dir: str | Path, rows: pa.Table, details: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,3 +129,24 @@ def model_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
             metric_value=f"{last['return']:.2f} +/- {(high - low) / 2:.2f}",
         )
     ]
+
+
+def eval_results(evaluation: Mapping[str, Any]) -> str | None:
+    """
+    The results of [`model_results`] as the text of a file in `.eval_results/`, from which the Hub's model pages and
+    leaderboards take them; `None` unless the tasks are those of one dataset on the Hub, at a commit of it.
+    """
+    datasets = evaluation["datasets"]
+    if len(datasets) != 1 or not datasets[0]["revision"] or not HUB_ID.fullmatch(datasets[0]["name"]):
+        return None
+    agent, random = evaluation["agents"][evaluation["agent"]], evaluation["random_return"]
+    (result,), first = model_results(evaluation), next(iter(agent["at"].values()))["return"]
+    entry = EvalResultEntry(
+        dataset_id=datasets[0]["name"],
+        dataset_revision=datasets[0]["revision"],
+        task_id=datasets[0].get("config_name", "default"),
+        value=round(last_of(agent)["return"], 2),
+        notes=f"{result.metric_name} in {agent['num_tasks']} test tasks: {result.metric_value}, after {first:.2f} in "
+        f"the first episode{'' if random is None else f' ({random:.2f} by random play)'}",
+    )
+    return yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)

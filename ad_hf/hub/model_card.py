@@ -9,13 +9,14 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ad_hf.evaluation.card import model_results
+from ad_hf.evaluation.card import eval_results, model_results
 from ad_hf.evaluation.headlines import evidence_words, learns_cell, pace_lines, streams_words, verdict_words
 from ad_hf.evaluation.summary import SUMMARY_FILE
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.histories.schema import is_synthetic, source_label
 from ad_hf.hub.model_files import (
     CONFIG_FILE,
+    EVAL_RESULTS_FILE,
     REPORT_FILE,
     Content,
     own_results,
@@ -50,9 +51,7 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
     """
     with card_of(*(str(files[each]) for each in (*JSON_FILES, "recipe.yaml") if isinstance(files.get(each), Path))):
         config = _json_of(files, CONFIG_FILE) or {}
-        run, evaluation, report = (_json_of(files, each) for each in JSON_FILES[1:])
-        results = report if evaluation is None else evaluation
-        evaluation = None if results is None else upgrade(results)
+        run, evaluation = _json_of(files, "run.json"), _evaluation_of(files)
         trained_on, recipe = (run or {}).get("dataset"), files.get("recipe.yaml")
         is_on_hub = bool(trained_on and trained_on["revision"] and HUB_ID.fullmatch(trained_on["name"]))
         tasks = [] if evaluation is None else _some_tasks(evaluation)
@@ -98,6 +97,19 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
             pictures=[picture for picture in ("learning_curve.png", "paths.gif", "replay.gif") if picture in files],
         )
         return merge_card(old, data.to_dict(), text, license)
+
+
+def eval_results_file(files: Mapping[str, Content]) -> dict[str, Content]:
+    """The file of results that the Hub reads, by its path in the repository of a model with these files, if any."""
+    with card_of(SUMMARY_FILE, REPORT_FILE):
+        evaluation = _evaluation_of(files)
+        text = None if evaluation is None else eval_results(evaluation)
+    return {} if text is None else {EVAL_RESULTS_FILE: text.encode()}
+
+
+def _evaluation_of(files: Mapping[str, Content]) -> dict[str, Any] | None:
+    results = _json_of(files, SUMMARY_FILE) or _json_of(files, REPORT_FILE)
+    return None if results is None else upgrade(results)
 
 
 def _json_of(files: Mapping[str, Content], name: str) -> dict[str, Any] | None:

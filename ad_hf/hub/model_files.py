@@ -27,6 +27,7 @@ PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt",
 REPORT_FILE = "report.json"
 RESULT_FILES = (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, "replay.gif", "replay.mp4", "paths.gif")
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
+EVAL_RESULTS_FILE = ".eval_results/ad_hf.yaml"  # follows from these: the Hub's model pages and leaderboards read it
 CHECKPOINT_FOLDER = "checkpoint"  # in a model's repository: the newest checkpoint of its run
 CHECKPOINT_FILES = TENSORS_FILE, STATE_FILE = "training.safetensors", "training_state.json"
 BEST_FOLDER = "best"  # in a checkpoint: the model that did best so far

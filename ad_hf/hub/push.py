@@ -14,9 +14,10 @@ from ad_hf.histories.card import dataset_card, dataset_config
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
 from ad_hf.hub.config import PushConfig
-from ad_hf.hub.model_card import model_card
+from ad_hf.hub.model_card import eval_results_file, model_card
 from ad_hf.hub.model_files import (
     CHECKPOINT_FOLDER,
+    EVAL_RESULTS_FILE,
     PUSHED_AGAIN,
     RESULT_FILES,
     RUN_FILES,
@@ -194,6 +195,7 @@ def push_files(
         local_card (`str`, *optional*):
             The card to begin with if the repository has none.
     """
+    files = {**files, **eval_results_file(files)}
 
     def card(head: Head) -> str:
         return model_card(files, head.repo_id, head.card(local_card), config.license)
@@ -201,7 +203,8 @@ def push_files(
     def replaces(path: str) -> bool:
         if path.startswith(f"{CHECKPOINT_FOLDER}/"):
             return any(name.startswith(f"{CHECKPOINT_FOLDER}/") for name in files)
-        return "/" not in path and (path in RUN_FILES or ".safetensors" in path or is_pickle(path))
+        own = path in RUN_FILES or ".safetensors" in path or is_pickle(path)
+        return path == EVAL_RESULTS_FILE or ("/" not in path and own)
 
     return push_upload(Upload("model", files, replaces, card, "Push a model"), repo_id, config)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hub_files import BEGIN, END, ask_private, card_in, is_untouched, refusal
+from huggingface_hub import parse_eval_result_entries
 from local_hub import LocalHub
 from transformers import PreTrainedModel
 
@@ -20,6 +21,7 @@ CODE = {path.name: path.read_bytes() for path in Path(ad_hf.model.__file__).pare
 MODEL = {"config.json", "model.safetensors", "rollout_config.json", *CODE}
 RESULTS = {"evaluation.json", "learning_curve.png", "replay.gif", "paths.gif"}
 RUN = {"recipe.yaml", "run.json", *RESULTS}
+PUSHED_RESULTS = {*RESULTS, ".eval_results/ad_hf.yaml"}
 ALWAYS = {".gitattributes", "README.md"}
 
 
@@ -57,7 +59,7 @@ def test_a_pushed_run_is_complete_and_its_card_says_what_it_reached_on_what(hub,
     commits, files = hub.commits("model", "local/model"), hub.files("model", "local/model")
     assert done.stdout == f"{hub.url}/local/model/tree/{commits[0]}\n"
     assert len(commits) == 2  # the first is the Hub's own
-    assert names("local/model") == MODEL | RUN
+    assert names("local/model") == MODEL | RUN | PUSHED_RESULTS
     assert all(files[name] == (run / name).read_bytes() for name in RUN)
     config = json.loads(files["config.json"])
     assert config["auto_map"] == {"AutoConfig": "configuration_ad.ADConfig", "AutoModel": "modeling_ad.ADModel"}
@@ -72,6 +74,10 @@ def test_a_pushed_run_is_complete_and_its_card_says_what_it_reached_on_what(hub,
     assert entry["dataset"]["revision"] == evaluation["datasets"][0]["revision"] == revision
     assert (entry["dataset"]["type"], entry["dataset"]["split"]) == ("ad_hf/DarkRoom-v0", "test")
     assert entry["dataset"]["args"].items() >= {"tasks": 2, "rollouts_per_training_and_task": 3}.items()
+    (result,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/ad_hf.yaml"]))
+    assert (result.dataset_id, result.dataset_revision, result.task_id) == ("local/histories", revision, "default")
+    assert result.value == pytest.approx(last["return"], abs=0.005)
+    assert f"{evaluation['random_return']:.2f} by random play" in result.notes
     assert (card.data.datasets, card.data.library_name) == (["local/histories"], "ad-hf")
     assert f"at revision `{revision}`" in card.text
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", card.text)
@@ -133,7 +139,7 @@ def test_from_python_a_model_is_pushed_with_all_that_belongs_to_it(hub, ad_hf_wi
     )
     done = ad_hf_with_hub(evaluated_run[0] / "model", script=FROM_PYTHON)
     files, copied = hub.files("model", "local/python"), hub.files("model", "local/copy", "side")
-    assert names("local/python") == names("local/copy", "side") == MODEL | RUN
+    assert names("local/python") == names("local/copy", "side") == MODEL | RUN | PUSHED_RESULTS
     assert all(copied[name] == files[name] for name in RUN)
     assert "model-index" in card_in(hub, "model", "local/python").data.to_dict()
     assert b'from_pretrained("local/copy"' in copied["README.md"]
@@ -210,7 +216,7 @@ def test_results_of_other_weights_never_stay_beside_new_ones(
 
     for repo in ("local/other", "local/ours", "local/plain"):
         ad_hf_with_hub("push", "model", run, repo)
-        assert names(repo) > RESULTS
+        assert names(repo) > PUSHED_RESULTS
     hub.commit("model", "local/other", {"notes.txt": b"mine"})
     ad_hf_with_hub("push", "model", tiny_run, "local/other")  # another run
     card = is_without_results("local/other", {"recipe.yaml", "run.json", "notes.txt"})
@@ -220,7 +226,7 @@ def test_results_of_other_weights_never_stay_beside_new_ones(
 
     ad_hf_with_hub(run / "model", "push_to_hub", "local/plain", script=CHANGED)  # leaves card and results as they are
     weights = hub.files("model", "local/plain")["model.safetensors"]
-    assert names("local/plain") > RESULTS
+    assert names("local/plain") > PUSHED_RESULTS
     assert "mine" in card_in(hub, "model", "local/plain").data.tags
     done = ad_hf_with_hub("push", "model", "local/plain", "local/plain")
     assert "evaluation.json is of other weights" in done.stderr
