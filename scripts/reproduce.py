@@ -42,13 +42,12 @@ from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, write_text
 
 STUDIES = Path(__file__).resolve().parent / "studies"
-LOOKS = (PATHS_FILE, "paths.png", "attention.png")  # paths.png: of earlier versions
+LOOKS = (PATHS_FILE, "attention.png")
 ALT = {
     "study.png": "Return at the end of each variant, beside the paper's",
     "learning_curve.png": "Return by environment steps of the context",
     "rooms.png": "Share of the optimum by the goal's place in the room",
     PATHS_FILE: "Paths through the room in the first and in later episodes of a context",
-    "paths.png": "Paths through the room in the first, third and tenth episode of a context",
     "attention.png": "Attention by the age of a step in the context",
 }
 ORDER = (

@@ -28,6 +28,10 @@ def linked(text: str) -> str:
         shown = f"`{name.rpartition('.')[2] if '~' in match[1] else name}`"
         return f"[{shown}][{target(name)}]" if target(name) else shown
 
+    def plain(match: re.Match) -> str:
+        return re.sub(r"\[?`~?([^`]+)`\]?|\*(\w+)\*", lambda part: part[1] or part[2], match[0])
+
+    text = re.sub(r"^ *[*\w, ]+ \(.+\):$", plain, text, flags=re.MULTILINE)  # a type, which takes no marks
     return re.sub(r"\[`(~?[\w.]+)`\](?![\[(])", link, text)
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import results as kept
 import yaml
 from reproduce import STUDIES, study_names
@@ -38,12 +39,36 @@ def agent(name: str, agent: str | None = None) -> dict[str, Any]:
     return agents[agent or next(each for each in agents if each not in (SOURCE, RANDOM))]
 
 
-def value(name: str, *keys: str, digits: int = 3) -> str:
+def value(name: str, *keys: str | int, digits: int = 3) -> str:
     """A number in a file of docs/results, by its keys."""
-    found: Any = evaluation(name) if "/" not in name else json.loads((FOLDER / name).read_text(encoding="utf-8"))
+    found: Any = json.loads((FOLDER / name).read_text(encoding="utf-8")) if name.endswith("json") else evaluation(name)
     for key in keys:
         found = found[key]
     return number(found, digits)
+
+
+def study(name: str, *who: str, at: int | None = None, of: str = "return", digits: int = 3) -> str:
+    """What agents of a study reach in episodes up to `at`, or in the last ones; one after the other."""
+    agents = json.loads((FOLDER / "studies" / name / "evaluation.json").read_text(encoding="utf-8"))["agents"]
+    ends = [agents[each]["at"][str(at)] if at else last_of(agents[each]) for each in who]
+    return _listed([" to ".join(number(each, digits) for each in np.ravel(end[of])) for end in ends])
+
+
+def study_steps(name: str, share: str, source: bool = False, who: str = "AD") -> str:
+    """Environment steps of a study's agent, or of its source, to a share of the source's gain."""
+    return value(
+        f"studies/{name}/evaluation.json", "agents", who, "steps_to", share, "source" if source else "env_steps"
+    )
+
+
+def papers(name: str, *who: str) -> str:
+    """What the paper reports for variants of a study."""
+    said = json.loads((FOLDER / "studies" / name / "evaluation.json").read_text(encoding="utf-8"))["paper"]
+    return _listed([number(said[each]) for each in who])
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def first(name: str, who: str | None = None, digits: int = 3) -> str:
@@ -142,5 +167,8 @@ def studies() -> str:
 
 FUNCTIONS = {
     each.__name__: each
-    for each in (value, first, last, interval, steps, tasks, episodes, worlds, paper, bandit, studies)
+    for each in (
+        *(value, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
+        *(worlds, paper, bandit, studies),
+    )
 }
