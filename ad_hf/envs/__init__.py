@@ -6,6 +6,7 @@ for name, module, max_episode_steps in (
     ("AdversarialBandit", "adversarial_bandit", 100),
     ("DarkRoom", "dark_room", 20),
     ("DarkKeyToDoor", "dark_key_to_door", 50),
+    ("TabularMDP", "tabular_mdp", 20),
     ("Watermaze", "watermaze", 50),
 ):
     gym.register(

@@ -19,6 +19,7 @@ _WORLDS = {
     "adversarial_bandit": ("optimal_return", "random_return"),
     "dark_key_to_door": ("optimal_return", "path_length"),
     "dark_room": ("goal_distance", "optimal_return"),
+    "tabular_mdp": ("optimal_return", "random_return"),
     "watermaze": ("optimal_return", "platform_distance"),
 }
 TASK_FUNCTIONS = frozenset(

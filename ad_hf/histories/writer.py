@@ -31,6 +31,9 @@ from ad_hf.storage.files import atomic_folder, local_path, write_text
 
 RECIPE_FILE = "recipe.yaml"
 ROW_GROUP_BYTES = 16 << 20
+DICTIONARY_BYTES = (
+    64 << 10
+)  # of values of a column that come again; those of many different ones are written as they are
 SHARD_TRANSITIONS = 1_000_000
 KEYS = ("history_id", "task_id", "stream", "piece", "start_step")  # columns that say which steps a row has
 
@@ -166,10 +169,17 @@ def row_groups(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def open_shard(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A shard to write to."""
+    """
+    A shard to write to.
+
+    It has an index of pages, by which the Hub's viewer reads some rows alone, and pages that end where their content
+    says so: of a changed shard, the Hub's storage takes only what is new.
+    """
+    options: dict[str, Any] = {"write_page_checksum": True, "write_page_index": True}
+    options |= {"use_content_defined_chunking": True, "dictionary_pagesize_limit": DICTIONARY_BYTES}
     # Frames are compressed already, and none is like another: no dictionary for them.
     framed = pa.types.is_binary(schema.field("observations").type)
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=not framed, write_page_checksum=True)
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=not framed, **options)
 
 
 class _SplitWriter:

@@ -50,7 +50,8 @@ def run(
         publisher = None if push_to is None else Publisher(push_to, output_dir)
     if config.log_with is not None:
         settings = {name: value for name, value in vars(config).items() if value is not None}
-        accelerator.init_trackers("ad_hf", config=settings)
+        trackio = {"name": output_dir.name, "resume": "allow" if done else "never"}
+        accelerator.init_trackers("ad_hf", config=settings, init_kwargs={"trackio": trackio})
     start = f"; going on after {done} updates, from {resume}" if done else ""
     processes = f"{accelerator.num_processes}"
     if accelerator.num_processes > 1:

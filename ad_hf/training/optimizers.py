@@ -15,7 +15,8 @@ from ad_hf.training.config import TrainingConfig
 
 def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """
-    The optimizers of a model's weights that are trained: Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all.
+    The optimizers of a model's weights, but for those that are frozen: Muon for the matrices of the blocks and AdamW
+    for the rest, or AdamW for all.
 
     Weight decay is for the matrices of linear maps alone: embeddings, norms and biases have none. Muon's step is
     scaled to the size of AdamW's, so that one learning rate serves both (https://huggingface.co/papers/2502.16982).

@@ -34,8 +34,8 @@ logger = get_logger(__name__)
 
 class Trainer:
     """
-    All that a run trains with; [`~ad_hf.training.loop.run`] trains it. Settings are sections of a recipe; `base` is the
-    model of `training.init_from`, with its name and revision.
+    All that a run trains with; [`~ad_hf.training.loop.run`] trains it. Settings are sections of a recipe;
+    `base` is the model of `training.init_from`, with its name and revision.
 
     Raises:
         ValueError: if the dataset is of other tasks than the family, or malformed; if model or batches do not fit in

@@ -61,6 +61,7 @@ NATIVE_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "DarkRoom": ("ad_hf/DarkRoom-v0", {}),
     "DarkRoom, hard": ("ad_hf/DarkRoom-v0", {"size": 17, "sparse_reward": True}),
     "DarkKeyToDoor": ("ad_hf/DarkKeyToDoor-v0", {}),
+    "TabularMDP": ("ad_hf/TabularMDP-v0", {}),
     "Watermaze": ("ad_hf/Watermaze-v0", {}),
     "Watermaze, small": ("ad_hf/Watermaze-v0", {"height": 18, "width": 24}),
 }

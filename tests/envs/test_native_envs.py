@@ -33,6 +33,10 @@ def bandit(rng):
     return {"num_arms": int(rng.integers(1, 12))}, tasks
 
 
+def tabular_mdp(rng):
+    return {"num_states": int(rng.integers(8, 20)), "num_actions": 4}, {"task_seed": rng.integers(9, size=5)}
+
+
 def watermaze(rng):
     kwargs = {name: bool(rng.integers(2)) for name in ("random_heading", "terminate_on_reach")}
     height, width = rng.integers(1, 20, size=2).tolist()
@@ -44,6 +48,7 @@ WORLDS = {
     "AdversarialBandit": bandit,
     "DarkRoom": dark_room,
     "DarkKeyToDoor": key_to_door,
+    "TabularMDP": tabular_mdp,
     "Watermaze": watermaze,
 }
 
@@ -168,6 +173,10 @@ def test_pictures_of_a_vector_are_those_of_its_environments(world):
         ("Watermaze", {"height": 0, "width": 12}, "height and width must be at least 1, got 0 and 12"),
         ("AdversarialBandit", {"rewarding": "both"}, "rewarding must be one of odd, even, uniform, got 'both'"),
         ("AdversarialBandit", {"task_seed": -1}, "task_seed at least 0"),
+        ("TabularMDP", {"num_states": 1}, "num_states and num_actions of at least 2.* got 1, 4, 0"),
+        ("TabularMDP", {"moves": ["knight"]}, r"moves must hold some of grid, chain, graph, got \('knight',\)"),
+        ("TabularMDP", {"pays": []}, "pays must hold some of goal, pairs, cost"),
+        ("TabularMDP", {"num_actions": 2, "pays": ["cost"], "horizon": 1}, "1000 draws of the world 0 .* in 1 steps"),
     ],
 )
 def test_impossible_worlds_are_refused_by_name(world, kwargs, message):
