@@ -1,6 +1,7 @@
 """Configuration of Algorithm Distillation models, and the checks that its settings and those of rollouts share."""
 
 # Annotations are not postponed here: `strict` checks values against types, not against their names.
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -25,7 +26,10 @@ KINDS: dict[Any, str] = {float: "a finite number", int: "an integer", bool: "Tru
 SPACE_FIELDS = {"Discrete": {"n"}, "MultiDiscrete": {"nvec"}, "MultiBinary": {"n"}}
 SPACE_FIELDS["Box"] = {"shape", "low", "high", "dtype"}
 # Settings that the data decides.
-OF_THE_DATA = {"observation_space", "action_space", "observation_mean", "observation_scale"}
+OF_THE_DATA = {"observation_space", "action_space", "observation_mean", "observation_scale", "groups"}
+# What a group of a model of several says, and what it has to.
+GROUP = {"observation_space": True, "action_space": True}
+GROUP |= dict.fromkeys(("observation_mean", "observation_std", "reward_scale"), False)
 # Attention implementations that a model's own configuration may ask for without trust. Other names may make
 # transformers download and run code, as those of repositories on the Hub do.
 ATTENTION = {"eager", "sdpa", "flex_attention"}
@@ -205,6 +209,10 @@ class ADConfig(PreTrainedConfig):
             "nvec"}`, `{"type": "MultiBinary", "n"}` or `{"type": "Box", "shape", "low", "high", "dtype"}`.
         action_space (`dict`):
             Action space of one environment: Discrete, MultiDiscrete or a bounded Box of one dimension.
+        groups (`dict[str, dict]`, *optional*):
+            In place of these two, the spaces of several kinds of environments by name, each a dict of
+            `observation_space`, `action_space` and, *optional*, `observation_mean`, `observation_std` and
+            `reward_scale`. Groups with equal spaces share their embedding and head; all share the decoder.
         hidden_size: Width of the tokens.
         num_hidden_layers: Transformer blocks.
         num_attention_heads: Attention heads of each block. Few wide heads are faster on CPUs.
@@ -247,6 +255,7 @@ class ADConfig(PreTrainedConfig):
 
     observation_space: dict | None = None
     action_space: dict | None = None
+    groups: dict | None = None
     hidden_size: int = setting(128, least=1)
     num_hidden_layers: int = setting(4, least=1)
     num_attention_heads: int = setting(2, least=1)
@@ -335,8 +344,31 @@ class ADConfig(PreTrainedConfig):
         """The settings as JSON."""
         return {k: v for k, v in super().to_dict().items() if k not in ("automatic_attention", "untrusted")}
 
+    def of_group(self, name: str) -> Any:
+        """The configuration of a model of one of the groups."""
+        groups: dict[str, Any] = self.groups or {}
+        if name not in groups:
+            raise ValueError(f"group must be one of {', '.join(groups) or 'none'}, got {name!r}")
+        config = copy.deepcopy(self)
+        config.groups = None
+        for each, value in groups[name].items():
+            setattr(config, each, copy.deepcopy(value))
+        return config
+
+    def owners(self) -> dict[str, str]:
+        """For each group, the first one, by name, with the same spaces, whose embedding and head it has."""
+        firsts: dict[str, str] = {}
+        groups: dict[str, Any] = self.groups or {}
+        needed = [each for each in GROUP if GROUP[each]]
+        spaces = {name: json.dumps([groups[name][each] for each in needed], sort_keys=True) for name in sorted(groups)}
+        return {name: firsts.setdefault(both, name) for name, both in spaces.items()}
+
     def weights(self) -> dict[str, int]:
         """Roughly how many weights there are, by the settings that they grow with."""
+        if self.groups is not None:
+            each = [self.of_group(name).weights() for name in dict.fromkeys(self.owners().values())]
+            names = list(each[0])
+            return {name: (sum if "space" in name else max)(part[name] for part in each) for name in names}
         width, observation, action = self.hidden_size, self.observation_space or {}, self.action_space or {}
         inputs, outputs = (sum(categories(space)) or math.prod(space["shape"]) for space in (observation, action))
         if len(observation.get("shape", ())) == 3:
@@ -354,12 +386,31 @@ class ADConfig(PreTrainedConfig):
 
     def validate_spaces(self):
         """Part of the strict validation: there are an embedding and a head for the spaces."""
+        if self.groups is not None:
+            return self._validate_groups()
         if self.observation_space is None and self.action_space is None:
             return  # transformers compares every configuration with one made without arguments
         for name, more in (("observation_space", _fault_of_observations), ("action_space", _fault_of_actions)):
             space = getattr(self, name)
             if fault := _fault_of_space(space) or more(space):
                 raise ValueError(f"{name}: {fault}; got {space!r}")
+
+    def _validate_groups(self) -> None:
+        groups: Any = self.groups
+        alone = [name for name in (*GROUP,) if getattr(self, name) not in (None, 1.0)]
+        if not groups or alone:
+            raise ValueError(f"groups must hold a group and stand alone, got {groups!r} beside {', '.join(alone)}")
+        for name, group in groups.items():
+            if not (isinstance(name, str) and name.isidentifier()) or hasattr(torch.nn.ModuleDict, name):
+                raise ValueError(f"groups need names such as 'dark_room', got {name!r}")
+            needed = {each for each in GROUP if GROUP[each]}
+            if not isinstance(group, dict) or not needed <= set(group) <= set(GROUP):
+                raise ValueError(f"groups: {name} must hold {', '.join(GROUP)}, got {group!r}")
+            config = self.of_group(name)
+            try:
+                config.validate()
+            except (ValueError, StrictDataclassError) as error:
+                raise ValueError(f"groups: {name}: {error.__cause__ or error}") from error
 
     def validate_architecture(self):
         """Part of the strict validation: numbers are within their bounds, and sizes fit together."""

@@ -53,6 +53,8 @@ class ContextMixin:
         """
         overrides = overrides if seed is None else {**overrides, "seed": seed}
         config = RolloutConfig.from_dict(overrides).resolve(rollout_config or RolloutConfig(), self.rollout_config)
+        if self.config.groups is not None:  # type: ignore[attr-defined]
+            raise ValueError(f"take one of the model's groups, as model.group({next(iter(self.config.groups))!r})")  # type: ignore[attr-defined]
         context = ADContext(self, num_envs, config)
         if prompt is not None:
             context.prompt(prompt)

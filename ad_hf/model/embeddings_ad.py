@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 from typing import Any
@@ -157,9 +158,14 @@ class VectorEmbedding(nn.Module):
 
     def __init__(self, size: int, width: int, mean: list[float] | None, std: list[float] | None) -> None:
         super().__init__()
+        self.linear = nn.Linear(size, width)
+        self.normalize(mean, std)
+
+    def normalize(self, mean: list[float] | None, std: list[float] | None) -> None:
+        """Use another mean and standard deviation from now on."""
+        size = self.linear.in_features
         self.normalizes = mean is not None or std is not None
         self.mean, self.std = mean or [0.0] * size, std or [1.0] * size
-        self.linear = nn.Linear(size, width)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """values (batch, time, size) -> (batch, time, width)."""
@@ -231,6 +237,18 @@ class StepEmbedding(nn.Module):
             self.previous_action = CategoricalEmbedding([size + 1 for size in categories(actions)], width)
         self.previous_reward = nn.Linear(1, width)
         self.episode_start = nn.Embedding(2, width)
+
+    def normalized_as(
+        self, observation_mean: Any = None, observation_std: Any = None, reward_scale: float = 1.0, **_: Any
+    ) -> StepEmbedding:
+        """An embedding of the same weights, with the normalisation of a group of `ADConfig.groups`."""
+        other = copy.copy(self)  # which has the same parameters, not copies of them
+        other.reward_scale = reward_scale
+        if isinstance(self.observation, VectorEmbedding):
+            observation = copy.copy(self.observation)
+            observation.normalize(observation_mean, observation_std)
+            other.__dict__["_modules"] = {**self._modules, "observation": observation}
+        return other
 
     def forward(
         self,

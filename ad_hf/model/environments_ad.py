@@ -14,8 +14,8 @@ MODES = ("SameStep", "NextStep", "Disabled")
 SIZES = {"Discrete": "n", "MultiDiscrete": "nvec", "MultiBinary": "n", "Box": "shape"}
 
 
-def check_envs(config: ADConfig, envs: Any) -> None:
-    """Refuse environments with other spaces than a model's, and such that do not state their autoreset mode."""
+def fault_of_spaces(config: ADConfig, envs: Any) -> str | None:
+    """What is wrong with the spaces of environments for a model of a single group."""
     for name in ("observation_space", "action_space"):
         space, wanted = getattr(envs, f"single_{name}"), getattr(config, name)
         kind = type(space).__name__
@@ -24,7 +24,14 @@ def check_envs(config: ADConfig, envs: Any) -> None:
         if fits and kind == "Box" and name == "action_space":  # the bins of an action lie between its bounds
             fits = space.low.tolist() == wanted["low"] and space.high.tolist() == wanted["high"]
         if not fits:
-            raise ValueError(f"the environments' {name} is {space}, the model was trained for {wanted}")
+            return f"the environments' {name} is {space}, the model was trained for {wanted}"
+    return None
+
+
+def check_envs(config: ADConfig, envs: Any) -> None:
+    """Refuse environments with other spaces than a model's, and such that do not state their autoreset mode."""
+    if fault := fault_of_spaces(config, envs):
+        raise ValueError(fault)
     if (mode := autoreset_mode(envs)) not in MODES:
         raise ValueError(f"the environments must state their autoreset_mode in metadata, got {mode}")
 
@@ -63,4 +70,4 @@ def make_envs(envs: Any, env_kwargs: Any) -> Any:
         raise ValueError(f"the environment {envs!r} could not be made{arguments}: {reason}") from error
 
 
-__all__ = ["autoreset_mode", "check_envs", "make_envs"]
+__all__ = ["autoreset_mode", "check_envs", "fault_of_spaces", "make_envs"]

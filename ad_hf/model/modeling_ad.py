@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,11 @@ class ADOutput(ModelOutput):
     Attributes:
         loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`):
             Mean negative log-likelihood of the actions, in nats per action.
+        losses (`dict[str, torch.Tensor]`, *optional*, returned with `labels` by a model of several groups):
+            The loss of each group.
         logits (`torch.Tensor` of shape `(batch, time, n)`):
-            Logits of the action at every step; a multi-dimensional action's distributions stand side by side.
+            Logits of the action at every step; a multi-dimensional action's distributions stand side by side. Of a
+            model of several groups, a dict of them.
         past_key_values ([`ADCache`], *optional*):
             The cache that was passed in.
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states`):
@@ -201,10 +205,11 @@ class ADOutput(ModelOutput):
     """
 
     loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    logits: Any = None
     past_key_values: Any = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    losses: dict[str, torch.Tensor] | None = None
 
 
 class ADModel(ADPreTrainedModel, RolloutMixin):
@@ -221,12 +226,15 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
     """
 
     def __init__(self, config: ADConfig) -> None:
-        if config.observation_space is None or config.action_space is None:
+        if config.groups is None and (config.observation_space is None or config.action_space is None):
             raise ValueError("ADConfig needs observation_space and action_space to make a model of")
         check_trusted(config)
         check_memory(config)
         super().__init__(config)
-        self.embedding = StepEmbedding(config)
+        if config.groups is None:
+            self.embedding = StepEmbedding(config)
+        else:
+            self._make_groups()
         self.blocks: Any = None
         self.backbone: PreTrainedModel | None = None
         if config.backbone_config is None:
@@ -236,7 +244,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             self.backbone = AutoModel.from_config(config.backbone_config)
             if "inputs_embeds" not in inspect.signature(self.backbone.forward).parameters:
                 raise ValueError(f"backbone_config of type {self.backbone.config.model_type} takes no inputs_embeds")
-        self.head = make_head(config)
+        if config.groups is None:
+            self.head = make_head(config)
         self.rollout_config = RolloutConfig()
         self.loaded_revision: str | None = None
         self.post_init()
@@ -272,6 +281,9 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         **kwargs: Any,
     ) -> ADOutput:
         r"""
+        Of a model of several groups, each argument is a dict of such tensors by the groups' names: one pass of the
+        trunk serves all of them.
+
         Args:
             observations (`torch.Tensor` of shape `(batch, time, ...)`):
                 What was seen at each step.
@@ -304,13 +316,20 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             **{"observations": observations, "previous_actions": previous_actions},
             **{"previous_rewards": previous_rewards, "episode_starts": episode_starts},
         }
-        outputs = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        outputs: dict[str, Any] = {
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+        }
         outputs = {name: getattr(self.config, name) if value is None else value for name, value in outputs.items()}
+        if self.config.groups is not None:
+            arguments = {**inputs, "attention_mask": attention_mask, "labels": labels}
+            decode = partial[Any](self._decode_masked, **outputs)
+            return ADOutput(**self._forward_groups(decode, arguments, num_items_in_batch))
         try:
             if any(part.shape[:2] != observations.shape[:2] for part in inputs.values()):
                 raise ValueError("the inputs' shapes disagree")  # where broadcasting would hide it
-            tokens = self._mask_inputs(self.embedding(*inputs.values()))
-            decoded = self._decode(tokens, attention_mask, past_key_values, **outputs)
+            tokens = self.embedding(*inputs.values())
+            decoded = self._decode_masked(tokens, attention_mask, past_key_values=past_key_values, **outputs)
             logits = self.head(decoded[0])
             loss = None
             if labels is not None:
@@ -326,6 +345,9 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             hidden_states=decoded.get("hidden_states"),
             attentions=decoded.get("attentions"),
         )
+
+    def _decode_masked(self, tokens: torch.Tensor, attention_mask: Any = None, **arguments: Any) -> Any:
+        return self._decode(self._mask_inputs(tokens), attention_mask, **arguments)
 
     def _mask_inputs(self, tokens: torch.Tensor) -> torch.Tensor:
         """Blank some of the tokens (batch, time, width) in training, and cast them as autocast does."""

@@ -13,6 +13,7 @@ from .configuration_ad import ADConfig
 from .context_ad import ContextMixin
 from .embeddings_ad import FLAG, NUMBER, check_elements
 from .environments_ad import autoreset_mode, check_envs, make_envs
+from .groups_ad import GroupsMixin
 from .loading_ad import check_fits
 from .prompt_ad import Prompt
 from .rollout_config_ad import RolloutConfig
@@ -240,7 +241,7 @@ class Recording:
         return array
 
 
-class RolloutMixin(ContextMixin):
+class RolloutMixin(ContextMixin, GroupsMixin):
     """The rollout of a model, as `GenerationMixin` has the generation of text."""
 
     config: ADConfig
@@ -253,6 +254,7 @@ class RolloutMixin(ContextMixin):
         prompt: Prompt | None = None,
         callback: Callable[[RolloutOutput], Any] | None = None,
         env_kwargs: Any = None,
+        group: str | None = None,
         **overrides: Any,
     ) -> RolloutOutput:
         r"""
@@ -272,6 +274,8 @@ class RolloutMixin(ContextMixin):
                 Called after each step with the output so far, in place; if it returns `True`, the rollout ends.
             env_kwargs (`Mapping` or a sequence of them, *optional*):
                 With an id: keyword arguments of each environment to make; by default one is made, without any.
+            group (`str`, *optional*):
+                Of a model of several groups, the one to act as; by default the one with the environments' spaces.
             overrides:
                 Fields of [`RolloutConfig`], such as `num_episodes`, `do_sample`, `temperature` and `seed`, which take
                 the place of those in `rollout_config`.
@@ -292,10 +296,11 @@ class RolloutMixin(ContextMixin):
         if callback is not None and not callable(callback):
             raise ValueError(f"callback must be a function of the output so far, got {callback!r}")
         vector_envs, training = make_envs(envs, env_kwargs), self.training
+        acting = self if self.config.groups is None else self.group(self.group_of(vector_envs, group))
         self.train(False)  # type: ignore[attr-defined]
         try:
-            environments = Environments(vector_envs, self.config, config.output_steps)
-            return self._rollout(environments, config, prompt, callback)
+            environments = Environments(vector_envs, acting.config, config.output_steps)
+            return acting._rollout(environments, config, prompt, callback)
         finally:
             self.train(training)  # type: ignore[attr-defined]
             if isinstance(envs, str):

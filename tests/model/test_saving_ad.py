@@ -20,7 +20,15 @@ VECTORS = {
     "label_smoothing": 0.1,
 }
 MODULES = [
-    *("cache_ad.py", "configuration_ad.py", "context_ad.py", "embeddings_ad.py", "environments_ad.py", "heads_ad.py"),
+    *(
+        "cache_ad.py",
+        "configuration_ad.py",
+        "context_ad.py",
+        "embeddings_ad.py",
+        "environments_ad.py",
+        "groups_ad.py",
+        "heads_ad.py",
+    ),
     *("loading_ad.py", "modeling_ad.py", "prompt_ad.py", "rollout_ad.py", "rollout_config_ad.py", "step_ad.py"),
 ]
 
