@@ -45,6 +45,8 @@ class TrainingConfig:
     """The `training` section of a recipe.
 
     Args:
+        init_from: Model whose weights to start from where they fit: its folder, that of its run, or its Hub id.
+        trainable: With init_from, the weights to train: all, or new, those of embeddings and heads that it lacks.
         max_steps: Updates of the weights.
         batch_size: Windows of an update, over all processes and accumulation steps.
         gradient_accumulation_steps: Forward and backward passes that an update's windows are divided into.
@@ -69,6 +71,8 @@ class TrainingConfig:
         seed: Of the weights, the windows' order and the regularisation.
     """
 
+    init_from: str | None = None
+    trainable: Literal["all", "new"] = "all"
     max_steps: int = setting(1000, least=1)
     batch_size: int = setting(64, least=1)
     gradient_accumulation_steps: int = setting(1, least=1)
@@ -94,6 +98,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "training")
+        if self.trainable != "all" and self.init_from is None:
+            raise ValueError(f"training.trainable {self.trainable} needs the model to start from, training.init_from")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"training.batch_size ({self.batch_size}) must be a multiple of training.gradient_accumulation_steps "

@@ -44,7 +44,9 @@ def run(
     done = 0 if resume is None else load_checkpoint(trainer, resume)
     publisher = None
     if accelerator.is_main_process:
-        prepare_run_folder(output_dir, recipe, {**trainer.family.env_settings, "dataset": trainer.dataset_json})
+        origin = {} if trainer.origin is None else {"init_from": trainer.origin}
+        made_of = {**trainer.family.env_settings, "dataset": trainer.dataset_json, **origin}
+        prepare_run_folder(output_dir, recipe, made_of)
         publisher = None if push_to is None else Publisher(push_to, output_dir)
     if config.log_with is not None:
         settings = {name: value for name, value in vars(config).items() if value is not None}
@@ -54,7 +56,8 @@ def run(
     processes = f"{accelerator.num_processes}"
     if accelerator.num_processes > 1:
         processes += f" ({accelerator.distributed_type.value})"
-    logger.info(f"a model of {trainer.num_parameters:,} parameters, processes: {processes}{start}")
+    trained = f" ({trainer.num_trained:,} trained)" * (trainer.num_trained < trainer.num_parameters)
+    logger.info(f"a model of {trainer.num_parameters:,} parameters{trained}, processes: {processes}{start}")
     try:
         _Loop(trainer, Metrics(output_dir, accelerator, done), publisher, push_every).run(done)
         if accelerator.is_main_process:
