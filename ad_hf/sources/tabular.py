@@ -42,8 +42,8 @@ class TabularQ(ScoringAlgorithm):
             (Sutton and Barto, section 8.2), values travel back in fewer episodes; where there is chance, take a small
             learning rate and many steps.
         random_ties (`bool`, *optional*, defaults to `True`):
-            Whether the best of equal values is drawn. If not, it is that of the first action: then nothing in a history
-            is chance but the world, and what a model has to imitate is a rule.
+            Whether the best of equal values is drawn. If not, it is that of the first action: what a model has to
+            imitate is then a rule, and no chance.
 
     Raises:
         ValueError: for numbers out of their range, and for observations without a finite number of values.
