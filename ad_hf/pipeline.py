@@ -39,6 +39,7 @@ from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_
 from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.loop import run
 from ad_hf.training.machine import join_processes
+from ad_hf.training.members import Member
 from ad_hf.training.run_folder import check_run_folder, find_checkpoint, refuse_run, remove_checkpoints
 from ad_hf.training.trainer import Trainer
 
@@ -149,8 +150,8 @@ def train(
         checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
         if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
             refuse_run(output_dir, checkpoint)
-    sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
-    trainer = Trainer(output_dir, opened, *sections, streaming)
+    members = [Member(opened, recipe.family, recipe.data, recipe.rollout, streaming)]
+    trainer = Trainer(output_dir, members, recipe.model, recipe.training)
     if overwrite and processes.is_main_process:
         remove_checkpoints(output_dir)
     run(trainer, recipe.to_yaml(), checkpoint, push_to, push_every)
