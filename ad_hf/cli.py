@@ -263,6 +263,7 @@ def train(
     output_dir: Name,
     recipe: Name | None = None,
     config_name: Name | None = None,
+    init_from: Name | None = None,
     streaming: Flag = False,
     resume: Name | None = None,
     push_to: Name | None = None,
@@ -278,6 +279,7 @@ def train(
         output_dir: Folder of the run.
         recipe: Name or file of a recipe; by default the dataset's own tasks, with the packaged settings for them.
         config_name: Configuration of the dataset.
+        init_from: Start from the weights of this model, its run or Hub id, where they fit; --training.init_from.
         streaming: Read histories when they are needed, in bounded memory.
         resume: Go on from a checkpoint: the newest one (latest) if there is any, or this folder or Hub id.
         push_to: Push the model, and meanwhile checkpoints, to this repository, as user/name or user/name@branch.
@@ -286,6 +288,8 @@ def train(
     """
     from ad_hf import pipeline
 
+    if init_from is not None:
+        overrides = [*overrides, "--training.init_from", init_from]
     pipeline.train(
         *(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, overrides),
         trust_remote_code=common.trust_remote_code,

@@ -148,10 +148,12 @@ def train(
         get_logger(__name__).info(origin)
     with processes.main_process_first():
         checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+        init_from = recipe.training.init_from
+        base = None if init_from is None else load_model(init_from, trust_remote_code)
         if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
             refuse_run(output_dir, checkpoint)
     members = [Member(opened, recipe.family, recipe.data, recipe.rollout, streaming)]
-    trainer = Trainer(output_dir, members, recipe.model, recipe.training)
+    trainer = Trainer(output_dir, members, recipe.model, recipe.training, base)
     if overwrite and processes.is_main_process:
         remove_checkpoints(output_dir)
     run(trainer, recipe.to_yaml(), checkpoint, push_to, push_every)

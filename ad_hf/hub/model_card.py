@@ -51,9 +51,11 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
     """
     with card_of(*(str(files[each]) for each in (*JSON_FILES, "recipe.yaml") if isinstance(files.get(each), Path))):
         config = _json_of(files, CONFIG_FILE) or {}
-        run, evaluation = _json_of(files, "run.json"), _evaluation_of(files)
+        run, evaluation = _json_of(files, "run.json"), evaluation_of(files)
         trained_on, recipe = (run or {}).get("dataset"), files.get("recipe.yaml")
         is_on_hub = bool(trained_on and trained_on["revision"] and HUB_ID.fullmatch(trained_on["name"]))
+        base = (run or {}).get("init_from")
+        base_is_on_hub = bool(base and base["revision"] and HUB_ID.fullmatch(base["name"]))
         tasks = [] if evaluation is None else _some_tasks(evaluation)
         env_id = (run or {}).get("env_id") or (evaluation or {}).get("env_id")
         title = f"Algorithm Distillation on {env_id}" if env_id else "Algorithm Distillation"
@@ -70,6 +72,8 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
             library_name="ad-hf",
             tags=[*tags, env_id] if env_id else tags,
             datasets=[trained_on["name"]] if trained_on and is_on_hub else None,
+            base_model=base["name"] if base and base_is_on_hub else None,
+            base_model_relation="finetune" if base_is_on_hub else None,
             eval_results=None if evaluation is None else model_results(evaluation),
         )
         source = (evaluation or {}).get("source")
@@ -92,6 +96,8 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
             recipe=read_text(recipe) if isinstance(recipe, Path) else None,
             trained_on=trained_on,
             is_on_hub=is_on_hub,
+            base=base,
+            base_is_on_hub=base_is_on_hub,
             is_synthetic=is_synthetic(algorithm),
             source_label=source_label(algorithm),
             pictures=[picture for picture in ("learning_curve.png", "paths.gif", "replay.gif") if picture in files],
@@ -102,12 +108,13 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
 def eval_results_file(files: Mapping[str, Content]) -> dict[str, Content]:
     """The file of results that the Hub reads, by its path in the repository of a model with these files, if any."""
     with card_of(SUMMARY_FILE, REPORT_FILE):
-        evaluation = _evaluation_of(files)
+        evaluation = evaluation_of(files)
         text = None if evaluation is None else eval_results(evaluation)
     return {} if text is None else {EVAL_RESULTS_FILE: text.encode()}
 
 
-def _evaluation_of(files: Mapping[str, Content]) -> dict[str, Any] | None:
+def evaluation_of(files: Mapping[str, Content]) -> dict[str, Any] | None:
+    """The evaluation among the files of a model, as an `evaluation.json` is now, if there is one."""
     results = _json_of(files, SUMMARY_FILE) or _json_of(files, REPORT_FILE)
     return None if results is None else upgrade(results)
 

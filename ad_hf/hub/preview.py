@@ -29,6 +29,7 @@ from ad_hf.histories.steps import Steps, find_episodes, row_lengths
 SPLIT = "preview"
 NUM_TASKS = 3  # of each split
 NUM_FRAMES, GAP = 6, 6  # of an episode, side by side, and pixels between them
+MOST_STEPS = 1000  # of an episode that is acted again
 LEAST_PIXELS = 12  # of an observation that is a picture, and not some codes of what is near
 MOST_POINTS = 50  # of a curve
 COLUMNS = {
@@ -115,7 +116,9 @@ def _family(metadata: HistoryMetadata, task: dict[str, Any], origin: str | None)
 
 
 def _acted_again(family: TaskFamily, steps: Steps, episodes: Sequence[range]) -> list[Image.Image | None]:
-    """Episodes in pictures, as far as the environment does again what it did."""
+    """Episodes in pictures, as far as the environment does again what it did; none if one is very long."""
+    if max(map(len, episodes)) > MOST_STEPS:
+        return [None] * len(episodes)
     with closing(family.make_vec(family.tasks())) as envs:
         first = envs.reset(seed=0)[0][0]
     starts = [steps.observations[episode.start] for episode in episodes]

@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 
 from ad_hf.evaluation.card import evaluation_card
 from ad_hf.evaluation.returns import ROWS_FILE, read_rows
-from ad_hf.evaluation.summary import EVALUATION_FILES, SUMMARY_FILE
+from ad_hf.evaluation.summary import EVALUATION_FILES, STEPS, SUMMARY_FILE
 from ad_hf.histories.card import dataset_card, dataset_config
 from ad_hf.histories.dataset import HistoryDataset, check_dataset
 from ad_hf.histories.schema import METADATA_FILE, HistoryMetadata
 from ad_hf.hub.config import PushConfig
-from ad_hf.hub.model_card import eval_results_file, model_card
+from ad_hf.hub.model_card import eval_results_file, evaluation_of, model_card
 from ad_hf.hub.model_files import (
     CHECKPOINT_FOLDER,
     EVAL_RESULTS_FILE,
@@ -31,6 +31,7 @@ from ad_hf.hub.model_files import (
     weights_digest,
 )
 from ad_hf.hub.models import load_model
+from ad_hf.hub.notebook import MARK, NOTEBOOK_FILE, model_notebook
 from ad_hf.hub.preview import preview_config, preview_table
 from ad_hf.hub.uploads import Head, Upload, push_upload
 from ad_hf.model.modeling_ad import ADModel
@@ -138,7 +139,8 @@ def push_model(
     Push a model to the Hub: weights, configuration, modelling code, card, and its run's recipe, results and pictures.
 
     A list of names says which files are pushed, and the code is this package's own. Results are pushed if they are of
-    these weights, and results of other weights are deleted from the repository.
+    these weights, and results of other weights are deleted from the repository. A `notebook.ipynb` plays the card's
+    example, unless somebody has put another one into the repository.
 
     Args:
         model ([`ADModel`], `str` or `Path`):
@@ -200,13 +202,19 @@ def push_files(
     def card(head: Head) -> str:
         return model_card(files, head.repo_id, head.card(local_card), config.license)
 
+    def notebook(head: Head, card: str) -> dict[str, bytes]:
+        evaluation = evaluation_of(files)
+        text = model_notebook(card, head.repo_id, evaluation is not None and evaluation["of"] == STEPS)
+        is_ours = NOTEBOOK_FILE not in head.paths or MARK in (head.read(NOTEBOOK_FILE) or "")
+        return {NOTEBOOK_FILE: text.encode()} if text is not None and is_ours else {}
+
     def replaces(path: str) -> bool:
         if path.startswith(f"{CHECKPOINT_FOLDER}/"):
             return any(name.startswith(f"{CHECKPOINT_FOLDER}/") for name in files)
         own = path in RUN_FILES or ".safetensors" in path or is_pickle(path)
         return path == EVAL_RESULTS_FILE or ("/" not in path and own)
 
-    return push_upload(Upload("model", files, replaces, card, "Push a model"), repo_id, config)
+    return push_upload(Upload("model", files, replaces, card, "Push a model", notebook), repo_id, config)
 
 
 @with_settings(PushConfig, "push")

@@ -47,6 +47,8 @@ class Upload:
             Makes the new README.md.
         message (`str`):
             Title of the commit, unless a [`PushConfig`] has another.
+        of_card (`Callable[[Head, str], Mapping[str, bytes]]`, *optional*):
+            Makes further files from the new README.md.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class Upload:
     replaces: Callable[[str], bool]
     card: Callable[[Head], str]
     message: str
+    of_card: Callable[[Head, str], Mapping[str, bytes]] = lambda head, card: {}
 
 
 def _commit(api: HfApi, repo_id: str, upload: Upload, config: PushConfig) -> str:
@@ -67,7 +70,8 @@ def _commit(api: HfApi, repo_id: str, upload: Upload, config: PushConfig) -> str
         def read(path: str) -> str | None:
             return read_text(api.hf_hub_download(repo_id, path, local_dir=folder, **at))
 
-        files = {**upload.files, CARD: upload.card(Head(repo_id, paths, read)).encode()}
+        card = upload.card(Head(repo_id, paths, read))
+        files = {**upload.files, **upload.of_card(Head(repo_id, paths, read), card), CARD: card.encode()}
     return api.create_commit(
         repo_id,
         [

@@ -11,6 +11,8 @@ from gymnasium import spaces
 from ad_hf.envs.sb3 import VecStep
 from ad_hf.sources.vectorised import ScoringAlgorithm, break_ties, state_count, state_numbers
 
+STEP = [("state", "i8"), ("action", "i8"), ("reward", "f8"), ("terminates", "?"), ("following", "i8")]
+
 
 class TabularQ(ScoringAlgorithm):
     r"""
@@ -35,6 +37,10 @@ class TabularQ(ScoringAlgorithm):
         shared (`bool`, *optional*, defaults to `False`):
             Whether the streams of a task learn one table together, as the actors of an A2C share their policy: all
             know as soon as one of them finds something, and each needs fewer episodes in proportion.
+        replayed_steps (`int`, *optional*, defaults to 0):
+            Steps of a stream's past from which it learns once more after each step, drawn anew each time. As in Dyna-Q
+            (Sutton and Barto, section 8.2), values travel back in fewer episodes; where there is chance, take a small
+            learning rate and many steps.
 
     Raises:
         ValueError: for numbers out of their range, and for observations without a finite number of values.
@@ -49,6 +55,7 @@ class TabularQ(ScoringAlgorithm):
         initial_value: float = 1.0,
         epsilon: float = 0.0,
         shared: bool = False,
+        replayed_steps: int = 0,
         **common: Any,
     ) -> None:
         if not 0 < learning_rate <= 1:
@@ -57,7 +64,9 @@ class TabularQ(ScoringAlgorithm):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
         self.step_size, self.gamma, self.initial_value, self.epsilon = learning_rate, gamma, initial_value, epsilon
-        self.shared = shared
+        if replayed_steps < 0:
+            raise ValueError(f"replayed_steps must be at least 0, got {replayed_steps}")
+        self.shared, self.replayed_steps = shared, replayed_steps
         super().__init__(policy, env, **common)
 
     def _tables(self) -> dict[str, torch.Tensor]:
@@ -66,6 +75,7 @@ class TabularQ(ScoringAlgorithm):
         if self.shared:
             tasks = getattr(self.env.unwrapped, "task_ids", None) if self.env is not None else None
             self._rows = np.unique([0] * self.n_envs if tasks is None else tasks, return_inverse=True)[1]
+        self._past, self._length = np.zeros((1, self.n_envs), STEP), 0
         shape = (int(self._rows.max()) + 1, state_count(self.observation_space), int(self.action_space.n))
         return {"q_values": torch.full(shape, float(self.initial_value))}
 
@@ -84,8 +94,23 @@ class TabularQ(ScoringAlgorithm):
         if steps.truncations.any():  # a time limit ends no state's value
             following = np.array(following)
             following[steps.truncations] = np.stack(list(steps.final_observations[steps.truncations]))
-        targets = steps.rewards + self.gamma * self._score(following, True).max(axis=1) * ~steps.terminations
-        place = self._rows, state_numbers(observations, self.observation_space), actions
+        space, step = self.observation_space, np.empty(self.n_envs, STEP)
+        step["state"], step["following"] = state_numbers(observations, space), state_numbers(following, space)
+        step["action"], step["reward"], step["terminates"] = actions, steps.rewards, steps.terminations
+        self._update(step)
+        if self.replayed_steps:
+            if self._length == len(self._past):
+                self._past = np.concatenate([self._past, np.zeros_like(self._past)])
+            self._past[self._length] = step
+            self._length += 1
+            streams = np.arange(self.n_envs)
+            for picks in self._rng.integers(self._length, size=(self.replayed_steps, self.n_envs)):
+                self._update(self._past[picks, streams])
+
+    def _update(self, step: np.ndarray) -> None:
+        """Move the values of the states and actions of a step of all streams (streams,) towards what followed."""
         q_values = self.tables["q_values"]
+        value = q_values[self._rows, step["following"]].max(axis=1)
+        place = self._rows, step["state"], step["action"]
         old = q_values[place]
-        q_values[place] = old + self.step_size * (targets - old)
+        q_values[place] = old + self.step_size * (step["reward"] + self.gamma * value * ~step["terminates"] - old)

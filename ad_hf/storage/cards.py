@@ -24,7 +24,7 @@ WRITTEN = re.compile(f"{re.escape(BEGIN)}((?!{re.escape(BEGIN)}).)*?{re.escape(E
 LICENSE = "apache-2.0"  # of the files that this package makes, unless the card or an argument has another
 UNKNOWN_LICENSE = "unknown"  # of histories that others made
 # Metadata of one model or dataset alone: ours gives way to that of the next one.
-REPLACED_DATA = ("datasets", "model-index")
+REPLACED_DATA = ("base_model", "base_model_relation", "datasets", "model-index")
 
 
 def render_card(folder: str, file: str, /, **values: Any) -> str:

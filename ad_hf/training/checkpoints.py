@@ -45,7 +45,7 @@ FROM_WHOLE = StateDictOptions(full_state_dict=True)
 # Settings that change none of the updates: a run may go on with others.
 FREE_SETTINGS = {
     *("training.logging_steps", "training.log_with", "training.save_steps", "training.save_total_limit"),
-    "data.keep_in_memory",
+    *("data.keep_in_memory", "training.init_from"),  # the weights of init_from have to be the same, not its name
 }
 
 
@@ -91,6 +91,7 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
         "unvalidated": trainer.unvalidated,
         "batches": gather_object([trainer.batches.state_dict()]),
         "dataset": trainer.dataset_json,
+        "init_from": trainer.origin,
         "settings": _settings(trainer.sections),
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
     }
@@ -155,6 +156,7 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
         state = read_json(file)
         check_structure(state, SavedState, str(file))
     _check_same(folder, "dataset", _unnamed(state["dataset"]), _unnamed(trainer.dataset_json))
+    _check_same(folder, "the model of", _origin(state.get("init_from")), _origin(trainer.origin))
     defaults = _settings({name: type(section)() for name, section in trainer.sections.items()})
     _check_same(folder, "setting", {**defaults, **state["settings"]}, _settings(trainer.sections))
     processes = trainer.accelerator.num_processes
@@ -186,6 +188,11 @@ def _unnamed(dataset: dict[str, Any]) -> dict[str, Any]:
         for name, value in dataset.items()
         if name != "name"
     }
+
+
+def _origin(init_from: dict[str, Any] | None) -> dict[str, Any]:
+    """What may not change in the model that a run starts from."""
+    return {} if init_from is None else {"training.init_from": init_from["weights_digest"]}
 
 
 def _check_same(folder: Path, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:

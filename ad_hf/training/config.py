@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from ad_hf.model.configuration_ad import ADConfig
@@ -41,10 +42,38 @@ class ModelConfig(_OwnSettings):
 
 
 @dataclass
+class MixtureConfig:
+    """The `mixture` section of a recipe: several families that one model learns, each a group of it.
+
+    Args:
+        recipes: Names or files of the recipes of the families. Tasks, sources, data and rollouts are theirs.
+        weights: Share of a family in the windows of an update, by the name of its recipe; 1 where it is left out.
+    """
+
+    recipes: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_settings(self, "mixture")
+        if len(self.recipes) == 1 or len(self.names) < len(self.recipes):
+            raise ValueError(f"mixture.recipes must be two or more of different names, got {self.recipes}")
+        for name, weight in self.weights.items():
+            if name not in self.names or not weight > 0:
+                raise ValueError(f"mixture.weights must be above 0, of {', '.join(self.names)}, got {name}: {weight}")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Recipes by the names of their families."""
+        return {PurePath(recipe).stem: recipe for recipe in self.recipes}
+
+
+@dataclass
 class TrainingConfig:
     """The `training` section of a recipe.
 
     Args:
+        init_from: Model whose weights to start from where they fit: its folder, that of its run, or its Hub id.
+        trainable: With init_from, the weights to train: all, or new, those of embeddings and heads that it lacks.
         max_steps: Updates of the weights.
         batch_size: Windows of an update, over all processes and accumulation steps.
         gradient_accumulation_steps: Forward and backward passes that an update's windows are divided into.
@@ -69,6 +98,8 @@ class TrainingConfig:
         seed: Of the weights, the windows' order and the regularisation.
     """
 
+    init_from: str | None = None
+    trainable: Literal["all", "new"] = "all"
     max_steps: int = setting(1000, least=1)
     batch_size: int = setting(64, least=1)
     gradient_accumulation_steps: int = setting(1, least=1)
@@ -94,6 +125,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "training")
+        if self.trainable != "all" and self.init_from is None:
+            raise ValueError(f"training.trainable {self.trainable} needs the model to start from, training.init_from")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"training.batch_size ({self.batch_size}) must be a multiple of training.gradient_accumulation_steps "

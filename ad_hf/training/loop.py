@@ -56,7 +56,8 @@ def run(
     processes = f"{accelerator.num_processes}"
     if accelerator.num_processes > 1:
         processes += f" ({accelerator.distributed_type.value})"
-    logger.info(f"a model of {trainer.num_parameters:,} parameters, processes: {processes}{start}")
+    trained = f" ({trainer.num_trained:,} trained)" * (trainer.num_trained < trainer.num_parameters)
+    logger.info(f"a model of {trainer.num_parameters:,} parameters{trained}, processes: {processes}{start}")
     try:
         _Loop(trainer, Metrics(output_dir, accelerator, done), publisher, push_every).run(done)
         if accelerator.is_main_process:
@@ -74,7 +75,8 @@ def run(
 def _run_json(trainer: Trainer) -> dict[str, Any]:
     """What `run.json` says of the environments and the data."""
     each = {member.name: {**member.family.env_settings, "dataset": member.to_json()} for member in trainer.members}
-    return each.get("", {"groups": each})
+    origin = {} if trainer.origin is None else {"init_from": trainer.origin}
+    return {**each.get("", {"groups": each}), **origin}
 
 
 class _StoppedError(Exception):

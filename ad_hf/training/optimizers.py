@@ -15,7 +15,8 @@ from ad_hf.training.config import TrainingConfig
 
 def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """
-    The optimizers of a model's weights: Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all.
+    The optimizers of a model's weights, but for those that are frozen: Muon for the matrices of the blocks and AdamW
+    for the rest, or AdamW for all.
 
     Weight decay is for the matrices of linear maps alone: embeddings, norms and biases have none. Muon's step is
     scaled to the size of AdamW's, so that one learning rate serves both (https://huggingface.co/papers/2502.16982).
@@ -24,9 +25,13 @@ def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.
     muon: list[torch.nn.Parameter] = []
     if config.optimizer == "muon":
         decoder: Any = model.blocks if model.blocks is not None else model.backbone
-        muon = [weight for weight in decoder.parameters() if weight.ndim == 2 and id(weight) not in embeddings]
+        muon = [
+            weight
+            for weight in decoder.parameters()
+            if weight.requires_grad and weight.ndim == 2 and id(weight) not in embeddings
+        ]
     by_muon = {id(weight) for weight in muon}
-    rest = [weight for weight in model.parameters() if id(weight) not in by_muon]
+    rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in by_muon]
     decays = [weight.ndim >= 2 and id(weight) not in embeddings for weight in rest]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 
@@ -20,6 +20,12 @@ class Scale(TypedDict):
     _growth_tracker: Annotated[int, range(2**31)]
 
 
+class Origin(TypedDict):
+    """The model that a run started from, as far as it may not change."""
+
+    weights_digest: str
+
+
 class SavedState(TypedDict):
     """`training_state.json`; in those of earlier versions, states of optimizers and schedulers are left unread."""
 
@@ -28,6 +34,7 @@ class SavedState(TypedDict):
     unvalidated: dict[str, float] | None
     batches: list[dict[str, Any]]
     dataset: dict[str, Any]
+    init_from: NotRequired[Origin | None]  # earlier versions had none
     settings: dict[str, Any]
     scaler: Scale | None
 

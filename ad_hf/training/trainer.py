@@ -17,6 +17,7 @@ from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.training.config import ModelConfig, TrainingConfig
 from ad_hf.training.divergence import Divergence, TrainingDivergedError
+from ad_hf.training.init_from import fit_config, start_from
 from ad_hf.training.machine import check_batch_fits, make_accelerator
 from ad_hf.training.members import Member, make_batches
 from ad_hf.training.optimizers import learning_rate, make_optimizers, make_schedulers, named_groups
@@ -29,7 +30,8 @@ logger = get_logger(__name__)
 
 class Trainer:
     """
-    All that a run trains with; [`~ad_hf.training.loop.run`] trains it. Settings are sections of a recipe.
+    All that a run trains with; [`~ad_hf.training.loop.run`] trains it. Settings are sections of a recipe;
+    `base` is the model of `training.init_from`, with its name and revision.
 
     Raises:
         ValueError: if the dataset is of other tasks than the family, or malformed; if model or batches do not fit in
@@ -42,6 +44,7 @@ class Trainer:
         members: Sequence[Member],
         model: ModelConfig,
         training: TrainingConfig,
+        base: tuple[ADModel, dict[str, Any]] | None = None,
     ) -> None:
         self.config, self.output_dir, self.members = training, output_dir, list(members)
         self.rollout_config = members[0].rollout if len(members) == 1 else RolloutConfig()
@@ -57,12 +60,15 @@ class Trainer:
         if implementation is not None:
             self.model_config._attn_implementation = implementation
         self.context_length = self.model_config.context_length
+        if base is not None:
+            fit_config(self.model_config, base[0], base[1]["name"])
         # Every process starts from the same weights; regularisation draws on random numbers of its own in each.
         set_seed(training.seed)
         plain = ADModel(self.model_config)
         check_batch_fits(training, self.model_config, self.accelerator)
         plain.rollout_config = self.rollout_config
-        self.num_parameters = plain.num_parameters()
+        self.origin = None if base is None else start_from(plain, *base, training)
+        self.num_parameters, self.num_trained = plain.num_parameters(), plain.num_parameters(only_trainable=True)
         if training.gradient_checkpointing:
             plain.activation_checkpointing_enable()
         set_seed(training.seed, device_specific=True)

@@ -296,10 +296,28 @@ def test_a_model_without_a_run_has_a_card(tiny_run, tmp_path):
     assert card.data.model_name == "Algorithm Distillation"
 
 
+def test_a_model_card_names_the_model_of_the_hub_whose_weights_the_training_started_from(tiny_run, tmp_path):
+    run, file = json.loads((tiny_run / "run.json").read_text()), tmp_path / "run.json"
+
+    def card(origin, old=None):
+        file.write_text(json.dumps(run if origin is None else {**run, "init_from": {**origin, "new": ["head"]}}))
+        return model_card({**model_files(tiny_run / "model"), "run.json": file}, "someone/something", old)
+
+    pushed = card({"name": "someone/base", "revision": "a" * 40, "taken": ["embedding.observation", "trunk"]})
+    data = ModelCard(pushed).data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("someone/base", "finetune")
+    link = f"[someone/base](https://huggingface.co/someone/base/tree/{'a' * 40})"
+    assert f"from the weights of {link} at revision `{'a' * 40}`: `embedding.observation, trunk`" in pushed
+    for origin in (None, {"name": "runs/base", "revision": None, "taken": ["trunk"]}):
+        later = card(origin, pushed)
+        assert not {"base_model", "base_model_relation"} & ModelCard(later).data.to_dict().keys()
+        assert ("a local folder, `runs/base`" in later) == (origin is not None)
+
+
 def test_files_of_another_structure_are_named_where_a_card_is_made_of_them(evaluated_run, tmp_path):
     files = {path.name: path for path in (evaluated_run / "model").iterdir()}
     for name, content in (
-        *(("run.json", {"dataset": value}) for value in (3, {"name": "x"})),
+        *(("run.json", {name: value}) for name in ("dataset", "init_from") for value in (3, {"name": "x"})),
         *(("run.json", value) for value in ({"versions": []}, [], "{")),
         *(("evaluation.json", {"agents": value}) for value in ([], {}, {"AD": {}})),
         *(("evaluation.json", value) for value in ({"tasks": {"0": None}}, {"groups": []}, [], "\xff")),

@@ -89,3 +89,9 @@ def test_observations_that_are_pictures_are_shown_as_they_are(tmp_path):
         film = np.asarray(Image.open(BytesIO(row[name]["bytes"])))
         width = (film.shape[1] + GAP) // NUM_FRAMES
         assert film[5, 5::width].tolist() == [[time] * 3 for time in np.linspace(start, start + 9, 6).astype(int)]
+
+
+def test_very_long_episodes_are_not_acted_again(tiny_histories, monkeypatch):
+    dataset = HistoryDataset.open(tiny_histories)
+    monkeypatch.setattr("ad_hf.hub.preview.MOST_STEPS", dataset.metadata.env_kwargs["max_episode_steps"] - 1)
+    assert all(row["learning_curve"] and not row["first_episode"] for row in rows_of(dataset))

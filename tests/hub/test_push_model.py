@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from hub_files import BEGIN, END, ask_private, card_in, is_untouched, refusal
@@ -15,14 +16,18 @@ from transformers import PreTrainedModel
 
 import ad_hf
 from ad_hf.evaluation.summary import last_of
+from ad_hf.hub.notebook import MARK, model_notebook
+from ad_hf.storage.cards import merge_card
 
 PACKAGE = Path(ad_hf.__file__).parent
 CODE = {path.name: path.read_bytes() for path in Path(ad_hf.model.__file__).parent.glob("*_ad.py")}
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 MODEL = {"config.json", "model.safetensors", "rollout_config.json", *CODE}
 RESULTS = {"evaluation.json", "learning_curve.png", "replay.gif", "paths.gif"}
 RUN = {"recipe.yaml", "run.json", *RESULTS}
+NOTEBOOK = "notebook.ipynb"
 PUSHED_RESULTS = {*RESULTS, ".eval_results/ad_hf.yaml"}
-ALWAYS = {".gitattributes", "README.md"}
+ALWAYS = {".gitattributes", "README.md", NOTEBOOK}
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +86,47 @@ def test_a_pushed_run_is_complete_and_its_card_says_what_it_reached_on_what(hub,
     assert (card.data.datasets, card.data.library_name) == (["local/histories"], "ad-hf")
     assert f"at revision `{revision}`" in card.text
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", card.text)
-    assert sorted(pictures) == ["learning_curve.png", "paths.gif", "replay.gif"]
+    assert sorted(pictures) == [BADGE, "learning_curve.png", "paths.gif", "replay.gif"]
 
 
 def test_a_repository_is_copied_and_the_quick_start_of_its_card_runs(hub, ad_hf_with_hub, run_with_hub, evaluated_run):
     ad_hf_with_hub("push", "model", evaluated_run[0], "local/first")
     ad_hf_with_hub("push", "model", "local/first", "second")  # whose owner is left out
     first, second = (hub.files("model", name) for name in ("local/first", "local/second"))
-    assert {path for path in first if first[path] != second.pop(path)} == {"README.md"}
+    assert {path for path in first if first[path] != second.pop(path)} == {"README.md", NOTEBOOK}
     assert not second
     (code,) = re.findall(r"```python\n(.*?)```", card_in(hub, "model", "local/second").text, re.DOTALL)
     assert 'from_pretrained("local/second"' in code
-    printed = run_with_hub(code).stdout
-    assert re.fullmatch(r"\[\[\s*\d\.\s+\d\.\s*\]\s*\[\s*\d\.\s+\d\.\s*\]\]\s*", printed)  # first and last return
+    notebook = nbformat.reads(first[NOTEBOOK].decode().replace("local/first", "local/second"), 4)
+    nbformat.validate(notebook)
+    install, example, curve = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert (install, example) == ("%pip install -q ad_hf", code.strip())
+    drawn = "print(plt.gca().lines[0].get_ydata().tolist())"
+    printed = run_with_hub("\n".join(["import matplotlib; matplotlib.use('agg')", example, curve, drawn])).stdout
+    returns, _, drawn = printed.rstrip().rpartition("\n")
+    assert re.fullmatch(r"\[\[\s*\d\.\s+\d\.\s*\]\s*\[\s*\d\.\s+\d\.\s*\]\]", returns)  # first and last return
+    assert len(json.loads(drawn)) == 12  # episodes
+
+
+def test_a_notebook_of_somebody_else_stays(hub, ad_hf_with_hub, evaluated_run):
+    push = ("push", "model", evaluated_run[0], "local/model")
+    for theirs, stays in ((b"{}", True), (MARK.encode(), False)):
+        hub.commit("model", "local/model", {NOTEBOOK: theirs, "README.md": b"# Mine"})
+        ad_hf_with_hub(*push)
+        assert (hub.files("model", "local/model")[NOTEBOOK] == theirs) == stays
+    assert "https://huggingface.co/local/model/blob/main/notebook.ipynb" in card_in(hub, "model", "local/model").text
+
+
+def test_a_notebook_of_single_episodes_shows_their_steps():
+    for example, by_step, shown in (
+        ("out = model.rollout(envs, num_episodes=12, seed=0)", False, "out.episode_returns.mean"),
+        ("out = model.rollout(envs, num_episodes=1, seed=0)", True, "out.rewards.mean"),
+    ):
+        card = merge_card("```python\nmine\n```", {}, f"```python\n{example}\n```")
+        cells = nbformat.reads(model_notebook(card, "local/model", by_step), 4).cells
+        assert cells[2].source == example
+        assert shown in cells[-1].source
+    assert model_notebook(merge_card(None, {}, "```python\nmodel = ...\n```"), "local/model", False) is None
 
 
 FROM_PYTHON = """

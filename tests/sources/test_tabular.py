@@ -71,6 +71,21 @@ def test_time_limits_end_no_value():
         np.testing.assert_allclose(learnt, room_values(goal), atol=1e-3)
 
 
+def test_replay_learns_the_same_values_from_a_tenth_of_the_steps(tmp_path):
+    """Of two streams in rooms of their own, also when it goes on from a file."""
+    goals = [[0, 0], [2, 1]]
+    settings = {"gamma": GAMMA, "learning_rate": 1.0, "epsilon": 1.0, "seed": 0}
+    learnt = {}
+    for replayed_steps in (0, 40):
+        learner = TabularQ("MlpPolicy", rooms(goals, max_episode_steps=4), replayed_steps=replayed_steps, **settings)
+        learner.learn(800).save(tmp_path / "learner.zip")
+        learner = TabularQ.load(tmp_path / "learner.zip", env=rooms(goals, max_episode_steps=4)).learn(800)
+        values = np.stack([room_values(goal).reshape(9, 5) for goal in goals])
+        learnt[replayed_steps] = np.isclose(learner.tables["q_values"], values, atol=1e-3).mean()
+    assert learnt[40] > 0.95  # a few actions were not tried yet
+    assert learnt[0] < 0.05
+
+
 def test_update_goes_a_learning_rate_of_the_way_to_reward_and_what_follows():
     """In a room of one cell, which always pays 1: from 2 to 1 + 0.8 * 2."""
     learner = TabularQ("MlpPolicy", rooms([[0, 0]], size=1), 0.5, 0.8, initial_value=2.0, seed=0).learn(1)
@@ -97,8 +112,14 @@ def test_all_discrete_observations_have_a_table(space):
 def test_observations_without_a_finite_number_of_values_and_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="Discrete, MultiDiscrete or MultiBinary space, got Box"):
         TabularQ("MlpPolicy", DummyVecEnv([lambda: gym.make("CartPole-v1")]))
-    for setting in ({"learning_rate": 0.0}, {"learning_rate": 1.1}, {"gamma": -0.1}, {"epsilon": 2.0}):
-        with pytest.raises(ValueError, match=f"{next(iter(setting))} must be in"):
+    for setting in (
+        {"learning_rate": 0.0},
+        {"learning_rate": 1.1},
+        {"gamma": -0.1},
+        {"epsilon": 2.0},
+        {"replayed_steps": -1},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))} must be (in|at least)"):
             TabularQ("MlpPolicy", rooms([[0, 0]]), **setting)
 
 

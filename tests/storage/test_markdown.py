@@ -159,6 +159,7 @@ def test_a_model_card_cannot_be_broken_out_of(tiny_run, tmp_path, name):
     run |= {"env_id": name, "env_kwargs": {name: [name, math.inf]}, "wrappers": [{"name": name}], "attributes": [name]}
     run |= {"versions": {name: name}}
     run["dataset"] = dict.fromkeys(("name", "revision", "config_name", "fingerprint", "source"), name)
+    run["init_from"] = {"name": name, "revision": name, "weights_digest": name, "taken": [name], "new": [name]}
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "recipe.yaml").write_bytes(f"# {name}\n{name}\n".encode())
     files = {each: tmp_path / each for each in ("run.json", "recipe.yaml")}
