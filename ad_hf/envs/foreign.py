@@ -36,7 +36,7 @@ WRAPPERS = frozenset(
         *("RescaleAction", "RescaleObservation", "ReshapeObservation", "ResizeObservation", "StickyAction"),
         *("TimeAwareObservation", "TimeLimit"),
     )
-) | {"ad_hf.envs.making.ChannelsLast"}
+) | {"ad_hf.envs.making.ChannelsLast", "ad_hf.envs.renaming.Renamed"}
 # Environments that import and call a function that their keyword arguments name.
 COMPATIBILITY = re.compile(r"GymV\d+Environment")
 # Keyword arguments that may name files, such as MuJoCo's `xml_file`.

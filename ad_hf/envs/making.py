@@ -36,6 +36,12 @@ def read_calls(calls: Sequence[str | dict[str, Any]], setting: str, *arguments: 
     return entries
 
 
+def task_arguments(call: dict[str, Any]) -> dict[str, str]:
+    """Keyword arguments of a wrapper that tasks give it, such as `seed` by `"{renaming}"`: their names in the task."""
+    texts = {name: value for name, value in call["kwargs"].items() if isinstance(value, str)}
+    return {name: text[1:-1] for name, text in texts.items() if text[:1] + text[-1:] == "{}"}
+
+
 def find_spec(env_id: str) -> EnvSpec | None:
     """The registered spec of an id, or of one such as `"module:Id-v0"`; `None` if there is no such environment."""
     module, _, name = env_id.rpartition(":")
@@ -66,14 +72,19 @@ def _with_tuples(spec: EnvSpec | None, kwargs: dict[str, Any]) -> dict[str, Any]
 def make_env(
     env_id: str, kwargs: dict[str, Any], wrappers: Sequence[dict[str, Any]] = (), attributes: Sequence[str] = ()
 ) -> gym.Env:
-    """Make an environment of a family; keyword arguments in `attributes` become attributes, see `FamilyConfig`."""
-    arguments = {name: value for name, value in kwargs.items() if name not in attributes}
+    """Make an environment of a family; some keyword arguments are attributes or of wrappers, see `FamilyConfig`."""
+    of_wrappers = [task_arguments(wrapper) for wrapper in wrappers]
+    others = {*attributes, *(name for names in of_wrappers for name in names.values())}
+    arguments = {name: value for name, value in kwargs.items() if name not in others}
     env = gym.make(env_id, **_with_tuples(find_spec(env_id), arguments))
     for name in attributes:
         if name in kwargs:
             _set_attribute(env.unwrapped, name, kwargs[name])
-    for index, wrapper in enumerate(wrappers):
-        env = import_callable(wrapper["name"], "family.wrappers")(env, **wrapper["kwargs"])
+    for index, (wrapper, names) in enumerate(zip(wrappers, of_wrappers)):
+        if missing := set(names.values()) - set(kwargs):
+            raise ValueError(f"family.wrappers[{index}]: the task {kwargs} has no {', '.join(sorted(missing))}")
+        own = wrapper["kwargs"] | {name: kwargs[value] for name, value in names.items()}
+        env = import_callable(wrapper["name"], "family.wrappers")(env, **own)
         if not isinstance(env, gym.Env):
             raise ValueError(
                 f"family.wrappers[{index}]: {wrapper['name']} returned {env!r}, expected a gymnasium environment"

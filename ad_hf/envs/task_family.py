@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ad_hf.envs.imports import import_callable, import_named
-from ad_hf.envs.making import make_env, read_calls
+from ad_hf.envs.making import make_env, read_calls, task_arguments
 from ad_hf.envs.recipes import read_recipe
 from ad_hf.envs.tasks import WAYS, described_tasks
 from ad_hf.settings import check_settings, excerpt, make_section, setting
@@ -61,7 +61,8 @@ class FamilyConfig:
         splits: Instead, tasks of each split by its name: a list of them, or one of `tasks`, `grid` and `random`.
         task_ids: Numbers of the tasks of each of the `splits`, as in a dataset's metadata.json; by default from 0.
         wrappers: Import paths of wrappers of each environment, `{name, kwargs}` or the name alone, innermost first.
-            Dict and Tuple observations are flattened after them.
+            Dict and Tuple observations are flattened after them. A keyword argument `"{name}"` is the task's of that
+            name, which the environment's constructor then does not get.
         attributes: Keyword arguments that are set as attributes of `env.unwrapped`, as they are, instead of passed to
             its constructor: physics, for instance. What the constructor derives from them has to be set, too: for
             CartPole's `masspole`, `total_mass` and `polemass_length`.
@@ -191,10 +192,12 @@ class TaskFamily:
             )
         lists = self._describe(family)
         names = set().union(*(kwargs for tasks in lists.values() for kwargs in tasks))
-        if unset := set(self.attributes) - names - set(self.env_kwargs):
-            raise ValueError(
-                f"family.attributes: neither a task nor env_kwargs has a value for {', '.join(sorted(unset))}"
-            )
+        of_wrappers = [name for wrapper in self.wrappers for name in task_arguments(wrapper).values()]
+        for setting_name, needed in (("attributes", self.attributes), ("wrappers", of_wrappers)):
+            if unset := set(needed) - names - set(self.env_kwargs):
+                raise ValueError(
+                    f"family.{setting_name}: neither a task nor env_kwargs has a value for {', '.join(sorted(unset))}"
+                )
         if self.report_by is not None and self.report_by not in names:
             raise ValueError(f"family.report_by: no task has the keyword argument {self.report_by!r}")
         _check_distinct(lists)

@@ -35,6 +35,7 @@ from ad_hf.model.modeling_ad import ADModel
 from ad_hf.settings import read_json
 from ad_hf.storage.files import atomic_folder, copy_files, leaves_folder, remove_folder
 from ad_hf.structure import check_structure
+from ad_hf.training.adapters import is_adapter
 from ad_hf.training.optimizers import set_step
 from ad_hf.training.run_folder import checkpoint_step, find_checkpoint, list_checkpoints
 from ad_hf.training.saved_state import SavedState, Scale, check_state, check_tensors
@@ -42,6 +43,7 @@ from ad_hf.training.trainer import WHOLE, Trainer
 
 DEEPSPEED_FOLDER = "deepspeed"
 FROM_WHOLE = StateDictOptions(full_state_dict=True)
+BESIDE = StateDictOptions(full_state_dict=True, strict=False)
 # Settings that change none of the updates: a run may go on with others.
 FREE_SETTINGS = {
     *("training.logging_steps", "training.log_with", "training.save_steps", "training.save_total_limit"),
@@ -104,7 +106,8 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
             accelerator.wait_for_everyone()
         if folder is not None:
             trainer.save_model(folder, weights)
-            save_file(dict(ChainMap(tensors, *random)), folder / TENSORS_FILE)
+            adapters = {f"adapter/{name}": each for name, each in weights.items() if is_adapter(name)}
+            save_file(dict(ChainMap(tensors, adapters, *random)), folder / TENSORS_FILE)
             if trainer.best is not None:
                 copy_files([*MODEL_FILES, "*_ad.py"], output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
@@ -232,7 +235,11 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
         trainer.model.load_checkpoint(str(folder), tag=DEEPSPEED_FOLDER)
     else:
         _set_optimizer_tensors(trainer, tensors)
-        set_model_state_dict(trainer.plain_model, weights[0], options=FROM_WHOLE)
+        # Weights beside adapters are frozen, and those that the run started from; the checkpoint's have these added.
+        own = trainer.plain_model.state_dict().keys()
+        whole = weights[0] | {name: tensors[f"adapter/{name}"] for name in trainer.adapters}
+        whole = {name: each for name, each in whole.items() if name in own}
+        set_model_state_dict(trainer.plain_model, whole, options=FROM_WHOLE if not trainer.adapters else BESIDE)
     for scheduler in trainer.schedulers:
         set_step(scheduler, state["step"])
     if accelerator.scaler is not None:

@@ -73,7 +73,9 @@ class TrainingConfig:
 
     Args:
         init_from: Model whose weights to start from where they fit: its folder, that of its run, or its Hub id.
-        trainable: With init_from, the weights to train: all, or new, those of embeddings and heads that it lacks.
+        trainable: With init_from, the weights to train: all; new, those of embeddings and heads that are not taken; or
+            lora, these and LoRA adapters of the decoder, which are merged into the model's weights.
+        lora_rank: Rank of the adapters; what they add is scaled by 2.
         max_steps: Updates of the weights.
         batch_size: Windows of an update, over all processes and accumulation steps.
         gradient_accumulation_steps: Forward and backward passes that an update's windows are divided into.
@@ -99,7 +101,8 @@ class TrainingConfig:
     """
 
     init_from: str | None = None
-    trainable: Literal["all", "new"] = "all"
+    trainable: Literal["all", "new", "lora"] = "all"
+    lora_rank: int = setting(8, least=1)
     max_steps: int = setting(1000, least=1)
     batch_size: int = setting(64, least=1)
     gradient_accumulation_steps: int = setting(1, least=1)

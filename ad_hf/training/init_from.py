@@ -11,6 +11,7 @@ from accelerate.logging import get_logger
 from ad_hf.hub.model_files import weights_digest
 from ad_hf.model.configuration_ad import ADConfig
 from ad_hf.model.modeling_ad import ADModel
+from ad_hf.training.adapters import add_adapters, is_adapter
 from ad_hf.training.config import TrainingConfig
 
 TRUNK = "trunk"
@@ -18,38 +19,59 @@ TRUNK = "trunk"
 TRUNK_SETTINGS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rope_theta", "layer_norm_eps"),
 )
+SPACES, NORMALIZATION = ("observation_space", "action_space"), ("observation_mean", "observation_std")
+Weights = dict[str, torch.Tensor]
 
 logger = get_logger(__name__)
 
 
-def part_of(weight: str) -> str:
-    """The part of a model that a weight belongs to, by its name: an embedding of one input, the head, or the trunk."""
+def _place(weight: str) -> tuple[str, str, str]:
+    """The group and the part of a model that a weight belongs to, by its name, and what is left of the name."""
     module, *inner = weight.split(".")
-    if module in ("embedding", "embeddings"):
-        return ".".join([module, *inner[: 1 + (module == "embeddings")]])
-    return module if module == "head" else f"heads.{inner[0]}" if module == "heads" else TRUNK
+    if module not in ("embedding", "embeddings", "head", "heads"):
+        return "", TRUNK, weight
+    group = inner.pop(0) if module in ("embeddings", "heads") else ""
+    part = f"embedding.{inner.pop(0)}" if module.startswith("embedding") else "head"
+    return group, part, ".".join(inner)
 
 
-def fit_config(config: ADConfig, base: ADModel, name: str) -> None:
+def part_of(weight: str) -> str:
+    """The part of a model that a weight belongs to: the trunk, a head, or an embedding of one input."""
+    group, part, _ = _place(weight)
+    return f"{group}.{part}" if group else part
+
+
+def _groups(config: ADConfig) -> dict[str, dict[str, Any]]:
+    """The groups of spaces of a model, of which one without `groups` has a single one."""
+    if config.groups is not None:
+        return config.groups
+    return {"": {each: getattr(config, each) for each in (*SPACES, *NORMALIZATION)}}
+
+
+def fit_config(config: ADConfig, base: ADConfig, name: str) -> None:
     """
-    Let a model's configuration normalise observations as another model does, if it sees the same space.
+    Let a model's configuration normalise observations as another model does, where it sees the same space.
 
     Raises:
         ValueError: if the other model, of that name, has another trunk; with the settings to change.
     """
-    own, theirs = (_trunk_settings(each) for each in (config, base.config))
-    if own.keys() != theirs.keys() or own.get("backbone_config") != theirs.get("backbone_config"):
+    own, theirs = (_trunk_settings(each) for each in (config, base))
+    if own.get("backbone_config") != theirs.get("backbone_config"):
         raise ValueError(
             f"training.init_from: {name} has another decoder than the recipe's model: set model.backbone_config to "
-            f"that of its config.json, which is {theirs.get('backbone_config', {}).get('model_type')}"
+            f"that of its config.json, {theirs.get('backbone_config', {}).get('model_type', 'which has none')}"
         )
-    if others := [f"--model.{each} {value}" for each, value in theirs.items() if own[each] != value]:
-        raise ValueError(
-            f"training.init_from: {name} is of other sizes than the recipe's model: set {' '.join(others)}"
-        )
-    if config.observation_space == base.config.observation_space:
-        config.observation_mean = base.config.observation_mean
-        config.observation_scale = base.config.observation_scale
+    if others := " ".join(f"--model.{each} {value}" for each, value in theirs.items() if own[each] != value):
+        raise ValueError(f"training.init_from: {name} is of other sizes than the recipe's model: set {others}")
+    for group, settings in _groups(config).items():
+        same = {key: each for key, each in _groups(base).items() if each[SPACES[0]] == settings[SPACES[0]]}
+        sources = [same[group]] if group in same else list(same.values())
+        own, *found = ({name: each.get(name) for name in NORMALIZATION} for each in (settings, *sources))
+        # Several groups of the space may differ in it.
+        if found and own != found[0] and all(each == found[0] for each in found):
+            settings.update(found[0])
+            if config.groups is None:
+                config.observation_mean, config.observation_scale = found[0].values()
 
 
 def _trunk_settings(config: ADConfig) -> dict[str, Any]:
@@ -58,16 +80,21 @@ def _trunk_settings(config: ADConfig) -> dict[str, Any]:
     return {"backbone_config": config.backbone_config.to_diff_dict()}  # type: ignore[union-attr]
 
 
-def _parts(model: ADModel) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights of each part of a model, by name."""
-    parts: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+def _parts(model: ADModel) -> dict[str, dict[str, Weights]]:
+    """The weights of each part of each group of a model, by what their names end with; the trunk is of group ""."""
+    parts: Any = defaultdict(lambda: defaultdict(dict))
     for name, weight in model.state_dict().items():
-        parts[part_of(name)][name] = weight
+        group, part, ending = _place(name)
+        parts[group][part][ending] = weight
     return parts
 
 
-def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: weight.shape for name, weight in weights.items()}
+def _fits(own: Weights, theirs: Weights) -> bool:
+    return {name: weight.shape for name, weight in own.items()} == {name: each.shape for name, each in theirs.items()}
+
+
+def _spaces(config: ADConfig, group: str) -> list[Any]:
+    return [_groups(config).get(group, {}).get(each) for each in SPACES]
 
 
 @torch.no_grad()
@@ -75,14 +102,30 @@ def take_weights(model: ADModel, base: ADModel) -> tuple[list[str], list[str]]:
     """
     Copy the parts of another model whose weights have the names and shapes of the model's own.
 
+    A group takes embeddings and head from the other model's group of the same spaces; where there is none, or its part
+    is of another shape, from the group that most of its parts fit.
+
     Returns the names of the parts that were taken, and of those that are new: they keep the weights that they have.
     """
-    own, theirs = _parts(model), _parts(base)
-    taken = [part for part, weights in own.items() if _shapes(weights) == _shapes(theirs.get(part, {}))]
-    for part in taken:
-        for name, weight in own[part].items():
-            weight.copy_(theirs[part][name])
-    return taken, [part for part in own if part not in taken]
+    theirs = _parts(base)
+    taken: list[str] = []
+    new: list[str] = []
+    for group, parts in _parts(model).items():
+        nearness = {
+            each: (
+                _spaces(base.config, each) == _spaces(model.config, group),
+                sum(_fits(weights, others.get(part, {})) for part, weights in parts.items()),
+                each == group,
+            )
+            for each, others in theirs.items()
+        }
+        sources = [theirs[each] for each in sorted(nearness, key=nearness.__getitem__, reverse=True)]
+        for part, weights in parts.items():
+            source = next((each[part] for each in sources if _fits(weights, each.get(part, {}))), None)
+            (new if source is None else taken).append(f"{group}.{part}" if group else part)
+            for ending, weight in (source or {}).items():
+                weights[ending].copy_(weight)
+    return taken, new
 
 
 def start_from(model: ADModel, base: ADModel, origin: dict[str, Any], config: TrainingConfig) -> dict[str, Any]:
@@ -91,7 +134,7 @@ def start_from(model: ADModel, base: ADModel, origin: dict[str, Any], config: Tr
 
     Args:
         model ([`ADModel`]):
-            The model to train, which [`fit_config`] has passed.
+            The model to train, whose configuration [`fit_config`] has passed.
         base ([`ADModel`]):
             The model to start from.
         origin (`dict`):
@@ -103,17 +146,20 @@ def start_from(model: ADModel, base: ADModel, origin: dict[str, Any], config: Tr
         `dict`: the entry of the run's files: name, revision, digest of the weights, parts that were taken, new parts.
 
     Raises:
+        ImportError: for adapters without the package peft.
         ValueError: if nothing would be trained.
     """
     taken, new = take_weights(model, base)
     name = origin["name"] if origin["revision"] is None else f"{origin['name']}@{origin['revision']}"
     logger.info(f"weights from {name}: {', '.join(taken)}; new: {', '.join(new) or 'nothing'}")
-    if config.trainable == "new":
-        if not new:
-            raise ValueError(
-                f"training.trainable is new, and every part of the model is taken from {name}: nothing would be "
-                "trained; set it to all or lora"
-            )
+    if config.trainable == "new" and not new:
+        raise ValueError(
+            f"training.trainable is new, and every part of the model is taken from {name}: nothing would be trained; "
+            "set it to all or lora"
+        )
+    if config.trainable == "lora":
+        add_adapters(model, config.lora_rank)
+    if config.trainable != "all":
         for weight, values in model.named_parameters():
-            values.requires_grad_(part_of(weight) in new)
+            values.requires_grad_(is_adapter(weight) or part_of(weight) in new)
     return {**origin, "weights_digest": weights_digest(base), "taken": taken, "new": new}

@@ -71,10 +71,12 @@ def _expected_shapes(
     shapes: dict[str, tuple[int, ...]] = {
         f"random/{rank}/cpu": torch.get_rng_state().shape for rank in range(trainer.accelerator.num_processes)
     }
+    shapes |= {f"adapter/{name}": shape for name, shape in trainer.adapters.items()}
+    trained = {name: weight.shape for name, weight in weights.items()} | trainer.adapters
     for group in [] if trainer.with_deepspeed else trainer.groups:
         kinds = MUON_TENSORS if "momentum" in group else ADAMW_TENSORS
         for weight in group["params"]:
-            own = {f"optimizer/{weight}/{kind}": () if kind == "step" else weights[weight].shape for kind in kinds}
+            own = {f"optimizer/{weight}/{kind}": () if kind == "step" else trained[weight] for kind in kinds}
             # A backbone has weights that no gradient reaches, such as its own embeddings: these have no state.
             if not weight.startswith("backbone.") or not own.keys().isdisjoint(tensors):
                 shapes |= own

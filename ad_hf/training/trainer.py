@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from ad_hf.histories.model_config import config_from_dataset
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
+from ad_hf.training.adapters import is_adapter, merge_adapters
 from ad_hf.training.config import ModelConfig, TrainingConfig
 from ad_hf.training.divergence import Divergence, TrainingDivergedError
 from ad_hf.training.init_from import fit_config, start_from
@@ -61,13 +62,14 @@ class Trainer:
             self.model_config._attn_implementation = implementation
         self.context_length = self.model_config.context_length
         if base is not None:
-            fit_config(self.model_config, base[0], base[1]["name"])
+            fit_config(self.model_config, base[0].config, base[1]["name"])
         # Every process starts from the same weights; regularisation draws on random numbers of its own in each.
         set_seed(training.seed)
         plain = ADModel(self.model_config)
         check_batch_fits(training, self.model_config, self.accelerator)
         plain.rollout_config = self.rollout_config
         self.origin = None if base is None else start_from(plain, *base, training)
+        self.adapters = {name: each.shape for name, each in plain.state_dict().items() if is_adapter(name)}
         self.num_parameters, self.num_trained = plain.num_parameters(), plain.num_parameters(only_trainable=True)
         if training.gradient_checkpointing:
             plain.activation_checkpointing_enable()
@@ -184,12 +186,13 @@ class Trainer:
         return weights
 
     def whole_model(self, weights: dict[str, torch.Tensor]) -> ADModel:
-        """The model to act with in the main process: where it trains sharded, a copy with whole weights."""
-        if self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        """The model to act with in the main process: where it trains sharded or with adapters, a whole plain copy."""
+        is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if not (is_sharded or self.adapters):
             return self.plain_model
         model = ADModel(self.model_config)
         model.rollout_config = self.rollout_config
-        model.load_state_dict(weights)
+        model.load_state_dict(self._merged(weights))
         return model.to(self.accelerator.device)
 
     def end(self) -> None:
@@ -204,8 +207,11 @@ class Trainer:
         self.accelerator.end_training()
 
     def save_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        """Save whole weights as a model that `from_pretrained` loads."""
-        self.plain_model.save_pretrained(folder, state_dict=weights)
+        """Save whole weights as a model that `from_pretrained` loads, with adapters merged into them."""
+        self.plain_model.save_pretrained(folder, state_dict=self._merged(weights))
+
+    def _merged(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return merge_adapters(weights, self.model_config, self.config.lora_rank)
 
 
 def _num_steps(batch: dict[str, Any]) -> int:

@@ -1,7 +1,9 @@
 """Training from other weights: what fits is taken, what is new is drawn, what is frozen stays."""
 
 import json
+import re
 import shutil
+import sys
 from dataclasses import replace
 
 import gymnasium as gym
@@ -9,20 +11,24 @@ import pytest
 import torch
 from history_files import make_table, windows_of_folder, write_dataset
 from training_runs import assert_ended_alike, losses, metrics, same_weights, shortened, weights
+from transformers import AutoModel
 
 import ad_hf
 from ad_hf.envs.spaces import space_to_json
 from ad_hf.histories.windows import WindowBatches
-from ad_hf.training.init_from import part_of, take_weights
+from ad_hf.training.init_from import fit_config, part_of, take_weights
 
 BOX, CELLS = gym.spaces.Box(-1, 1, (2,)), gym.spaces.MultiDiscrete([3, 3])
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "context_length": 24}
 KEPT = ["embedding.previous_reward", "embedding.episode_start", "trunk"]
 
 
+def spaces_of(observations, actions, **normalization):
+    return {"observation_space": space_to_json(observations), "action_space": space_to_json(actions), **normalization}
+
+
 def model_of(observations, actions, **settings):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "context_length": 24}
-    spaces = {"observation_space": space_to_json(observations), "action_space": space_to_json(actions)}
-    return ad_hf.ADModel(ad_hf.ADConfig(**spaces, **{**sizes, **settings}))
+    return ad_hf.ADModel(ad_hf.ADConfig(**spaces_of(observations, actions), **{**SIZES, **settings}))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +41,11 @@ def vectors(tmp_path_factory):
 def start(tiny_recipe_file, tiny_run, tiny_histories, vectors, tmp_path):
     """Train from the weights of the tiny run, on its own histories or on the others; returns the run."""
 
-    def run(name="run", others=False, resume=None, **training):
+    def run(name="run", others=False, resume=None, dropout=0.0, **training):
         recipe = shortened(
             tiny_recipe_file, **{"init_from": str(tiny_run), "max_steps": 6, "eval_steps": 6, **training}
         )
+        recipe.model = replace(recipe.model, dropout=dropout)
         if others:
             recipe.family = replace(ad_hf.Recipe().family, env_id="test/Histories-v0", tasks=[{}])
         ad_hf.train(recipe, vectors if others else tiny_histories, tmp_path / name, resume=resume)
@@ -68,6 +75,34 @@ def test_parts_of_the_same_names_and_shapes_are_taken_whole(observations, action
         assert torch.equal(weight, (before if part_of(name) in new else theirs)[name])
 
 
+def test_a_group_takes_embedding_and_head_of_the_group_with_its_spaces_or_with_most_that_fit():
+    two, five = gym.spaces.Discrete(2), gym.spaces.Discrete(5)
+    mean, other = ({"observation_mean": [value] * 2, "observation_std": [1.0] * 2} for value in (3.0, 4.0))
+    groups = {"a": spaces_of(CELLS, five), "b": spaces_of(BOX, two, **mean), "c": spaces_of(BOX, five, **mean)}
+    base = ad_hf.ADModel(ad_hf.ADConfig(groups=groups, **SIZES))
+    alone = ad_hf.ADConfig(**spaces_of(BOX, two, **other), **SIZES)
+    fit_config(alone, base.config, "base")
+    assert (alone.observation_mean, alone.observation_std) == ([3.0] * 2, [1.0] * 2)
+    model = ad_hf.ADModel(alone)
+    assert take_weights(model, base)[1] == []
+    theirs = base.group("b").state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in model.state_dict().items())
+
+    groups = {"b": spaces_of(BOX, two, **other), "d": spaces_of(BOX, gym.spaces.Discrete(3), **other)}
+    mixture = ad_hf.ADConfig(groups={**groups, "e": spaces_of(CELLS, two)}, **SIZES)
+    varied = {**base.config.groups, "c": spaces_of(BOX, five, **other)}  # of two normalisations, d gets neither
+    fit_config(mixture, ad_hf.ADConfig(groups=varied, **SIZES), "base")
+    assert [mixture.groups[name]["observation_mean"] for name in "bd"] == [[3.0] * 2, [4.0] * 2]
+    model = ad_hf.ADModel(mixture)
+    assert take_weights(model, base)[1] == ["d.embedding.previous_action", "d.head"]
+    own, theirs = model.state_dict(), base.state_dict()
+    for name, source in {"embeddings.e": "embeddings.b", "embeddings.d": "embeddings.b", "heads.e": "heads.b"}.items():
+        ending = "linear.weight" if "heads" in name else "previous_reward.weight"
+        assert torch.equal(own[f"{name}.{ending}"], theirs[f"{source}.{ending}"])
+    cells = "observation.tables.0.weight"
+    assert torch.equal(own[f"embeddings.e.{cells}"], theirs[f"embeddings.a.{cells}"])
+
+
 def test_a_training_on_a_models_own_histories_begins_where_the_model_is(start, tiny_run, tiny_histories, caplog):
     caplog.set_level("INFO", "ad_hf")
     run = start(max_steps=1, learning_rate=1e-12)
@@ -94,9 +129,9 @@ def test_with_the_trunk_frozen_new_parts_move_and_nothing_else(start, tiny_run):
     assert losses(run)[-1] < losses(run)[0]
 
 
-@pytest.mark.parametrize(("optimizer", "trainable"), [("muon", "all"), ("adamw", "new")])
+@pytest.mark.parametrize(("optimizer", "trainable"), [("muon", "all"), ("adamw", "new"), ("muon", "lora")])
 def test_a_training_from_other_weights_resumes_exactly(start, tiny_run, tmp_path, optimizer, trainable):
-    settings = {"others": True, "trainable": trainable, "optimizer": optimizer, "save_steps": 3}
+    settings = {"others": True, "trainable": trainable, "optimizer": optimizer, "save_steps": 3, "dropout": 0.1}
     whole = start("whole", **settings)
     shutil.copytree(whole / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
     shutil.copy(whole / "metrics.jsonl", tmp_path / "run")
@@ -134,7 +169,7 @@ def bases(tiny_run, tmp_path_factory):
         ({"init_from": "nowhere"}, "neither a folder nor the id of a model"),
         ({"trainable": "new"}, "training.trainable is new, and every part .*nothing would be trained"),
         ({"trainable": "new", "init_from": None}, "training.trainable new needs .*training.init_from"),
-        ({"trainable": "head"}, "training.trainable must be one of all, new"),
+        ({"trainable": "head"}, "training.trainable must be one of all, new, lora"),
     ],
     ids=str,
 )
@@ -150,3 +185,19 @@ def test_a_run_goes_on_only_from_the_weights_that_it_started_from(start, tiny_ru
     for other in (None, str(run)):
         with pytest.raises(ValueError, match=r"cannot be resumed: the model of training.init_from was '\w{64}', now"):
             start(save_steps=3, init_from=other, resume=run / "checkpoint-3")
+
+
+def test_adapters_are_merged_into_a_model_that_loads_without_peft(start, tiny_run, tiny_histories, monkeypatch):
+    run = start(trainable="lora", lora_rank=2, learning_rate=0.02)
+    base, trained = weights(tiny_run / "model"), weights(run / "model")
+    assert trained.keys() == base.keys()
+    moved = {name for name in trained if not torch.equal(trained[name], base[name])}
+    assert moved == {name for name in trained if re.search(r"blocks\..*\.(qkv|output|up|down)\.weight", name)}
+    assert {int(torch.linalg.matrix_rank(trained[name] - base[name], rtol=1e-3)) for name in moved} == {2}
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model = AutoModel.from_pretrained(run / "model")
+    family = ad_hf.TaskFamily(ad_hf.load_recipe(run / "recipe.yaml").family)
+    returns = ad_hf.evaluate(model, family, "validation", 2, 2, seed=0).final_returns
+    assert metrics(run)[-1]["validation_return"] == pytest.approx(returns.mean())
+    with pytest.raises(ImportError, match=r"needs the package peft: pip install 'ad_hf\[peft\]'"):
+        start("other", trainable="lora")

@@ -1,6 +1,7 @@
 """Several processes train as one does: the same batches, losses and checkpoints, whole weights or sharded ones."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,25 @@ def test_two_processes_that_were_asked_to_end_go_on(tiny_recipe_file, tiny_histo
     assert 3 <= checkpoint_step(checkpoint) < 30, printed[-2000:]
     train(*start, stopped, *settings)
     assert_ended_alike(stopped, whole)
+
+
+@pytest.mark.slow
+@both_ways
+def test_two_processes_train_adapters_as_one_does_and_go_on(
+    tiny_recipe_file, tiny_run, tiny_histories, tmp_path, script
+):
+    settings = ["--init_from", tiny_run, "--training.trainable", "lora", "--training.save_steps", "6"]
+    settings += ["--training.max_steps", "12", "--training.eval_steps", "12", "--resume", "latest"]
+    start = script, tiny_recipe_file, tiny_histories
+    train(*start, tmp_path / "two", *settings)
+    overrides = ["--training.init_from", str(tiny_run), *settings[2:-2]]
+    ad_hf.train(ad_hf.load_recipe(tiny_recipe_file, overrides), tiny_histories, tmp_path / "one")
+    assert np.abs(np.subtract(losses(tmp_path / "two"), losses(tmp_path / "one"))).max() < 1e-4
+    assert weights(tmp_path / "two" / "model").keys() == weights(tiny_run / "model").keys()
+    shutil.copytree(tmp_path / "two" / "checkpoint-6", tmp_path / "resumed" / "checkpoint-6")
+    shutil.copy(tmp_path / "two" / "metrics.jsonl", tmp_path / "resumed")
+    train(*start, tmp_path / "resumed", *settings)
+    assert_ended_alike(tmp_path / "resumed", tmp_path / "two")
 
 
 @pytest.mark.slow
