@@ -93,7 +93,7 @@ def _check_unseen(name: str | Path, section: dict[str, Any], family: FamilyConfi
     if count:
         raise ValueError(
             f"{count} of {len(tested.tasks('test'))} test tasks are training or validation tasks of the run of {name}"
-            ": leave out --recipe and the settings of its split to take those that it has not seen"
+            ": take others that it has not seen, such as that run's own test tasks, the default without --recipe"
         )
 
 

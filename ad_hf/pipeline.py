@@ -91,9 +91,10 @@ def train(
     r"""
     Train a model on learning histories.
 
-    Writes `recipe.yaml` (complete), `run.json` (which data, at which revision), `metrics.jsonl`, `training.png`,
-    `checkpoint-N/`, `model/`, the model that did best on the validation tasks, and `verdict.json`, whether it learns,
-    into `output_dir`. Start it with `accelerate launch -m ad_hf train` to train on several processes.
+    Writes `recipe.yaml` (complete), `run.json` (which data and initial weights, at which revision), `metrics.jsonl`,
+    `training.png`, `checkpoint-N/`, `model/`, the model that did best on the validation tasks, and `verdict.json`,
+    whether it learns, into `output_dir`. Start it with `accelerate launch -m ad_hf train` to train on several
+    processes.
 
     SIGTERM and Ctrl-C save a checkpoint first; killed at any other moment, a run loses the updates after its last
     one. With `resume` it goes on, and ends as it would have, bit for bit on the same machine.
@@ -138,8 +139,9 @@ def train(
         TrainingDivergedError: if a loss, a gradient or a weight is not finite, with the update; a `ValueError`.
         TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint is saved; a `KeyboardInterrupt`.
         ValueError: if no recipe is named and none of the package is for the dataset's environment; if the dataset is
-            of other tasks than the recipe's family, or split otherwise, or malformed; if the checkpoint is of another
-            dataset or recipe, or damaged; if model or batches do not fit in memory.
+            of other tasks than the recipe's family, or split otherwise, or malformed; if the model to start from is of
+            other sizes, or its run has trained on test tasks; if the checkpoint is of another dataset or recipe or of
+            other weights to start from, or damaged; if model or batches do not fit in memory.
     """
     if push_every is not None and (push_to is None or push_every < 1):
         raise ValueError(f"push_every must be at least 1 and needs push_to, got {push_every} and {push_to!r}")
@@ -159,7 +161,10 @@ def train(
     with processes.main_process_first():
         checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
         init_from = recipe.training.init_from
-        base = None if init_from is None else load_model(init_from, trust_remote_code)
+        base = None
+        if init_from is not None:
+            check_unseen(init_from, recipe.family, trust_remote_code)
+            base = load_model(init_from, trust_remote_code)
         if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
             refuse_run(output_dir, checkpoint)
     trainer = Trainer(

@@ -41,6 +41,9 @@ class TabularQ(ScoringAlgorithm):
             Steps of a stream's past from which it learns once more after each step, drawn anew each time. As in Dyna-Q
             (Sutton and Barto, section 8.2), values travel back in fewer episodes; where there is chance, take a small
             learning rate and many steps.
+        random_ties (`bool`, *optional*, defaults to `True`):
+            Whether the best of equal values is drawn. If not, it is that of the first action: what a model has to
+            imitate is then a rule, and no chance.
 
     Raises:
         ValueError: for numbers out of their range, and for observations without a finite number of values.
@@ -56,6 +59,7 @@ class TabularQ(ScoringAlgorithm):
         epsilon: float = 0.0,
         shared: bool = False,
         replayed_steps: int = 0,
+        random_ties: bool = True,
         **common: Any,
     ) -> None:
         if not 0 < learning_rate <= 1:
@@ -66,7 +70,7 @@ class TabularQ(ScoringAlgorithm):
         self.step_size, self.gamma, self.initial_value, self.epsilon = learning_rate, gamma, initial_value, epsilon
         if replayed_steps < 0:
             raise ValueError(f"replayed_steps must be at least 0, got {replayed_steps}")
-        self.shared, self.replayed_steps = shared, replayed_steps
+        self.shared, self.replayed_steps, self.random_ties = shared, replayed_steps, random_ties
         super().__init__(policy, env, **common)
 
     def _tables(self) -> dict[str, torch.Tensor]:
@@ -83,7 +87,8 @@ class TabularQ(ScoringAlgorithm):
         return self.tables["q_values"][self._rows, state_numbers(observations, self.observation_space)]
 
     def _explore(self, observations: np.ndarray) -> np.ndarray:
-        actions = break_ties(self._score(observations, deterministic=False), self._rng)
+        scores = self._score(observations, deterministic=False)
+        actions = break_ties(scores, self._rng) if self.random_ties else scores.argmax(axis=1)
         if self.epsilon:
             at_random = self._rng.random(self.n_envs) < self.epsilon
             actions[at_random] = self._rng.integers(self.tables["q_values"].shape[2], size=int(at_random.sum()))

@@ -414,3 +414,17 @@ def test_local_folders_are_pushed_where_the_cache_can_only_be_read(hub, run_with
     assert "the cache cannot be written to" in last
     assert "set HF_HOME to a folder" in last
     assert len(hub.commits("model", "local/model")) == 2
+
+
+def test_a_training_starts_from_a_model_of_the_hub_and_its_card_names_it(
+    hub, ad_hf_with_hub, tiny_recipe_file, tiny_run, tiny_histories, tmp_path
+):
+    ad_hf_with_hub("push", "model", tiny_run, "local/base")
+    (commit, *_), run = hub.commits("model", "local/base"), tmp_path / "run"
+    argv = ["train", "--recipe", tiny_recipe_file, "--dataset", tiny_histories, "--output_dir", run]
+    steps = ["--training.max_steps", "2", "--training.eval_steps", "2", "--training.eval_episodes", "2"]
+    ad_hf_with_hub(*argv, *steps, "--init_from", "local/base@main", "--push_to", "local/tuned")
+    origin = json.loads((run / "run.json").read_text())["init_from"]
+    assert (origin["name"], origin["revision"], origin["new"]) == ("local/base", commit, [])
+    data = card_in(hub, "model", "local/tuned").data
+    assert (data.base_model, data.to_dict()["base_model_relation"]) == ("local/base", "finetune")

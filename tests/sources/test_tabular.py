@@ -136,6 +136,18 @@ def test_streams_share_the_table_of_their_task_and_no_other():
         assert (best[np.arange(9), table.argmax(axis=1)] == best.max(axis=1)).all()
 
 
+def test_without_random_ties_the_first_of_equal_actions_is_taken():
+    """Of two streams in one room, which go through its actions in their order, both the same way."""
+    envs = HistoryRecorder(rooms([[2, 2]] * 2).envs, 300)
+    TabularQ("MlpPolicy", SB3VecEnv(envs), 1.0, 0.95, random_ties=False, seed=0).learn(600)
+    recorded = envs.recorded()
+    mine, others = recorded.actions.reshape(2, 300)
+    np.testing.assert_array_equal(mine, others)
+    cells = recorded.observations.reshape(2, 300, 2)[0]
+    centre = (cells == 1).all(axis=1)
+    assert mine[centre][:5].tolist() == list(range(5))
+
+
 def test_without_tasks_all_streams_share_one_table(tmp_path):
     learner = TabularQ("MlpPolicy", rooms([[0, 0]] * 4), 1.0, GAMMA, shared=True, seed=0).learn(2000)
     assert learner.tables["q_values"].shape == (1, 9, 5)

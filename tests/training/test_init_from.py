@@ -41,11 +41,12 @@ def vectors(tmp_path_factory):
 def start(tiny_recipe_file, tiny_run, tiny_histories, vectors, tmp_path):
     """Train from the weights of the tiny run, on its own histories or on the others; returns the run."""
 
-    def run(name="run", others=False, resume=None, dropout=0.0, **training):
+    def run(name="run", others=False, resume=None, dropout=0.0, split_seed=0, **training):
         recipe = shortened(
             tiny_recipe_file, **{"init_from": str(tiny_run), "max_steps": 6, "eval_steps": 6, **training}
         )
         recipe.model = replace(recipe.model, dropout=dropout)
+        recipe.family = replace(recipe.family, split_seed=split_seed)
         if others:
             recipe.family = replace(ad_hf.Recipe().family, env_id="test/Histories-v0", tasks=[{}])
         ad_hf.train(recipe, vectors if others else tiny_histories, tmp_path / name, resume=resume)
@@ -167,6 +168,7 @@ def bases(tiny_run, tmp_path_factory):
         ({"init_from": "BASES/foreign"}, "can run other people's code"),
         ({"init_from": "BASES"}, "holds no model"),
         ({"init_from": "nowhere"}, "neither a folder nor the id of a model"),
+        ({"split_seed": 1}, r"\d of 2 test tasks are training or validation tasks of the run of .*tiny"),
         ({"trainable": "new"}, "training.trainable is new, and every part .*nothing would be trained"),
         ({"trainable": "new", "init_from": None}, "training.trainable new needs .*training.init_from"),
         ({"trainable": "head"}, "training.trainable must be one of all, new, lora"),
@@ -174,7 +176,8 @@ def bases(tiny_run, tmp_path_factory):
     ids=str,
 )
 def test_models_that_do_not_fit_are_refused_before_anything_is_written(start, bases, tmp_path, settings, expected):
-    settings = {name: value and value.replace("BASES", str(bases)) for name, value in settings.items()}
+    if "BASES" in str(settings):
+        settings = {"init_from": settings["init_from"].replace("BASES", str(bases))}
     with pytest.raises((ValueError, OSError), match=expected):
         start(**settings)
     assert not (tmp_path / "run").exists()
