@@ -128,7 +128,10 @@ def quickstart(
     evaluation = pipeline.quickstart(
         *(settings, output_dir, num_seeds, num_workers, dataset, config_name, common.trust_remote_code, overwrite)
     )
-    print(describe(evaluation, output_dir))
+    if "agents" in evaluation:
+        print(describe(evaluation, output_dir))
+    else:  # of a mixture
+        print("\n\n".join(f"{name}:\n{describe(own, f'{output_dir}/{name}')}" for name, own in evaluation.items()))
 
 
 @app.command
@@ -259,7 +262,7 @@ def inspect(
 @app.command
 def train(
     *,
-    dataset: Name,
+    dataset: Names,
     output_dir: Name,
     recipe: Name | None = None,
     config_name: Name | None = None,
@@ -275,7 +278,7 @@ def train(
     """Train a model on learning histories.
 
     Args:
-        dataset: Learning histories: a folder or a Hub id.
+        dataset: Learning histories: a folder or a Hub id; of a mixture, one for each family or one with all.
         output_dir: Folder of the run.
         recipe: Name or file of a recipe; by default the dataset's own tasks, with the packaged settings for them.
         config_name: Configuration of the dataset.
@@ -291,7 +294,17 @@ def train(
     if init_from is not None:
         overrides = [*overrides, "--training.init_from", init_from]
     pipeline.train(
-        *(recipe, dataset, output_dir, config_name, streaming, resume, push_to, push_every, overrides),
+        *(
+            recipe,
+            dataset[0] if len(dataset) == 1 else dataset,
+            output_dir,
+            config_name,
+            streaming,
+            resume,
+            push_to,
+            push_every,
+            overrides,
+        ),
         trust_remote_code=common.trust_remote_code,
         overwrite=overwrite,
     )

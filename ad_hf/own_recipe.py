@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ad_hf.envs.foreign import check_family_section
-from ad_hf.envs.recipes import read_recipe, recipes_of
+from ad_hf.envs.recipes import read_recipe, recipe_names, recipes_of
 from ad_hf.envs.task_family import FamilyConfig, TaskFamily, comparable
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.schema import HistoryMetadata
@@ -70,9 +70,15 @@ def check_unseen(name: str | Path, family: FamilyConfig, trust_remote_code: bool
         ValueError: with the number of such tasks.
     """
     path = run_recipe(name)
-    section = {} if path is None else read_recipe(path).get("family", {})
-    if not section:
-        return
+    sections = {} if path is None else read_recipe(path)
+    mixed = [each for each in sections.get("mixture", {}).get("recipes", []) if each in recipe_names()]
+    for section in [sections.get("family"), *(read_recipe(each)["family"] for each in mixed)]:
+        if section:
+            _check_unseen(name, section, family, trust_remote_code)
+
+
+def _check_unseen(name: str | Path, section: dict[str, Any], family: FamilyConfig, trust_remote_code: bool) -> None:
+    """Refuse the same for one family that the run has trained on."""
     own = asdict(family)
     if not trust_remote_code and any(section.get(each, own[each]) != own[each] for each in MAY_NAME_CODE):
         try:

@@ -39,6 +39,7 @@ from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_
 from ad_hf.training.compatibility import check_tasks
 from ad_hf.training.loop import run
 from ad_hf.training.machine import join_processes
+from ad_hf.training.members import Member
 from ad_hf.training.run_folder import check_run_folder, find_checkpoint, refuse_run, remove_checkpoints
 from ad_hf.training.trainer import Trainer
 
@@ -61,15 +62,22 @@ def peak_memory_gigabytes() -> float | None:
 def collect_recipe(
     recipe: Recipe, output_dir: str | Path, num_workers: int | None = None, **settings: Any
 ) -> Path | str:
-    """Collect the histories that a recipe's `family` and `source` sections describe; see [`~ad_hf.collect`]."""
-    return collect(
-        TaskFamily(recipe.family), recipe.source, output_dir=output_dir, num_workers=num_workers, **settings
-    )
+    """
+    Collect the histories that a recipe's `family` and `source` sections describe; see [`~ad_hf.collect`]. Those of a
+    mixture become configurations of one dataset, by the names of its families.
+    """
+    for name, each in recipe.members().items():
+        config_name = {"config_name": name} if name else {}
+        family = TaskFamily(each.family)
+        folder = collect(
+            family, each.source, output_dir=output_dir, num_workers=num_workers, **config_name, **settings
+        )
+    return folder
 
 
 def train(
     recipe: Recipe | str | Path | None = None,
-    dataset: str | Path | None = None,
+    dataset: str | Path | Sequence[str | Path] | None = None,
     output_dir: str | Path | None = None,
     config_name: str | None = None,
     streaming: bool = False,
@@ -95,8 +103,9 @@ def train(
         recipe ([`Recipe`], `str` or `Path`, *optional*):
             Settings: a recipe, its name, or a YAML file. By default environment, tasks and splits are the dataset's
             own, and the other settings those of the packaged recipe of that environment; a message says so.
-        dataset (`str` or `Path`):
-            Folder of a dataset that [`collect`] wrote, or its id on the Hub, with `@revision` if need be.
+        dataset (`str` or `Path`, or a sequence of them):
+            Folder of a dataset that [`collect`] wrote, or its id on the Hub, with `@revision` if need be. For a recipe
+            of a mixture, one with a configuration for each family, under its name, or as many datasets as families.
         output_dir (`str` or `Path`):
             Folder of the run.
         config_name (`str`, *optional*):
@@ -143,8 +152,10 @@ def train(
     output_dir = local_path(output_dir)
     check_run_folder(output_dir, resume is not None)
     processes = join_processes()
-    opened = HistoryDataset.open(dataset, config_name)
     if recipe is None:
+        if not isinstance(dataset, (str, Path)):
+            raise ValueError("several datasets need a recipe with a section mixture, as `--recipe generalist`")
+        opened = HistoryDataset.open(dataset, config_name)
         recipe, origin = recipe_of_dataset(opened, overrides, trust_remote_code)
         get_logger(__name__).info(origin)
     with processes.main_process_first():
@@ -156,12 +167,34 @@ def train(
             base = load_model(init_from, trust_remote_code)
         if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
             refuse_run(output_dir, checkpoint)
-    sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
-    trainer = Trainer(output_dir, opened, *sections, streaming, base)
+    trainer = Trainer(
+        output_dir, _members(recipe, dataset, config_name, streaming), recipe.model, recipe.training, base
+    )
     if overwrite and processes.is_main_process:
         remove_checkpoints(output_dir)
     run(trainer, recipe.to_yaml(), checkpoint, push_to, push_every)
     return load_model(output_dir / "model")[0]
+
+
+def _members(
+    recipe: Recipe, dataset: str | Path | Sequence[str | Path], config_name: str | None, streaming: bool
+) -> list[Member]:
+    """The families of a recipe, with their histories."""
+    datasets = [dataset] if isinstance(dataset, (str, Path)) else list(dataset)
+    recipes = recipe.members()
+    if len(recipes) > 1 and len(datasets) == 1:
+        opened = [HistoryDataset.open(datasets[0], name) for name in recipes]
+    elif len(datasets) == len(recipes):
+        opened = [HistoryDataset.open(each, config_name) for each in datasets]
+    else:
+        raise ValueError(
+            f"the recipe has {len(recipes)} families ({', '.join(recipes)}), and there are {len(datasets)} datasets: "
+            "give one for each in this order, or a single one with a configuration of each name"
+        )
+    return [
+        Member(of, each.family, each.data, each.rollout, streaming, name, recipe.mixture.weights.get(name, 1.0))
+        for (name, each), of in zip(recipes.items(), opened)
+    ]
 
 
 def _is_run_of(recipe: Recipe, output_dir: Path) -> bool:
@@ -253,6 +286,8 @@ class EvaluatedModel:
         if recipe is not None or overrides:  # with which the split may be another one
             check_unseen(name, read.family, trust_remote_code)
         model, origin = load_model(name, trust_remote_code)
+        if model.config.groups and (family := Path(str(recipe)).stem) in model.config.groups:
+            model = model.group(family)
         folder = local_path(name)
         runs = [path for path in (folder, folder.parent) if (path / "model" / "config.json").is_file()]
         run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
@@ -453,7 +488,8 @@ def quickstart(
             Whether to write over the run of another recipe. One of the same recipe is trained and evaluated anew.
 
     Returns:
-        `dict`: the content of `evaluation.json`.
+        `dict`: the content of `evaluation.json`; of a mixture, that of each family by its name, which lies in a folder
+        of that name.
 
     Raises:
         FileExistsError: if `output_dir` holds the run of another recipe, without `overwrite`.
@@ -473,5 +509,11 @@ def quickstart(
     model = train(recipe, histories, output_dir, config_name, overwrite=True)
     trained = time.perf_counter()
     seconds = {"collect": round(collected - begin, 1), "train": round(trained - collected, 1)}
-    own = EvaluatedModel(model, recipe, histories, config_name)
-    return evaluate_models([own], output_dir, num_seeds, ("gif",), seconds)
+    if not recipe.mixture.recipes:
+        own = EvaluatedModel(model, recipe, histories, config_name)
+        return evaluate_models([own], output_dir, num_seeds, ("gif",), seconds)
+    results = {}
+    for name, each in recipe.members().items():
+        own = EvaluatedModel(model.group(name), each, histories, name)
+        results[name] = evaluate_models([own], output_dir / name, num_seeds, ("gif",), seconds)
+    return results

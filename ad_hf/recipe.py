@@ -18,7 +18,7 @@ from ad_hf.histories.selection import DataConfig
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.settings import descriptions, did_you_mean, dump_yaml, excerpt, make_section, parse_yaml
 from ad_hf.sources.config import SourceConfig
-from ad_hf.training.config import ModelConfig, TrainingConfig
+from ad_hf.training.config import MixtureConfig, ModelConfig, TrainingConfig
 
 
 @dataclass
@@ -31,6 +31,11 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+
+    def members(self) -> dict[str, Recipe]:
+        """The recipes of a mixture by name; of a recipe of a single family, itself under no name."""
+        return {name: load_recipe(each) for name, each in self.mixture.names.items()} or {"": self}
 
     def to_yaml(self) -> str:
         """The complete recipe, defaults included."""
@@ -38,6 +43,8 @@ class Recipe:
 
 
 SECTIONS: dict[str, Any] = {section.name: section.default_factory for section in fields(Recipe)}  # name -> dataclass
+# The sections that each family of a mixture has for itself.
+OF_A_FAMILY = ("family", "source", "data", "rollout")
 # The sections of a recipe that comes along with a model that are used, and the settings of its others that are read,
 # to tell trainings apart by name.
 FOREIGN_SECTIONS = ("family", "rollout")
@@ -122,6 +129,12 @@ def make_recipe(recipe: str | Path, sections: Mapping[str, dict[str, Any]], over
     settings = {name: dict(section) for name, section in sections.items()}
     for path, text in _options(overrides):
         _override(settings, path, text)
+    own = [name for name in OF_A_FAMILY if settings.get(name)]
+    if own and settings.get("mixture", {}).get("recipes"):
+        raise ValueError(
+            f"recipe {recipe}: {', '.join(own)} of a mixture are those of its recipes: set them there, in files of "
+            "your own that mixture.recipes names"
+        )
     try:
         return Recipe(**{name: make_section(SECTIONS[name], section, name) for name, section in settings.items()})
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
 
 
 def config_from_dataset(
-    dataset: str | Path | HistoryDataset,
+    dataset: str | Path | HistoryDataset | Mapping[str, str | Path | HistoryDataset],
     config_name: str | None = None,
     normalize_observations: bool = True,
     **settings: Any,
@@ -42,8 +43,9 @@ def config_from_dataset(
     normalises its inputs those of the dataset's training split.
 
     Args:
-        dataset (`str` or `Path`):
-            Folder of the dataset, or its id on the Hub, with `@revision` if need be.
+        dataset (`str` or `Path`, or a mapping of them):
+            Folder of the dataset, or its id on the Hub, with `@revision` if need be. Of several by name, each becomes
+            a group of the model.
         config_name (`str`, *optional*):
             Configuration in it; may be left out if there is only one, or one called `default`.
         normalize_observations (`bool`, *optional*, defaults to `True`):
@@ -58,10 +60,22 @@ def config_from_dataset(
     fields = {*ADConfig.__dataclass_fields__, *ADConfig.attribute_map}
     if unknown := sorted(set(settings) - fields):
         raise ValueError(f"ADConfig has no setting {', '.join(map(repr, unknown))}")
-    histories = HistoryDataset.open(dataset, config_name)
-    of_dataset = {name: getattr(histories.metadata, name) for name in ("observation_space", "action_space")}
     settings = {name: value for name, value in settings.items() if name not in NORMALIZATION or value is not None}
-    missing = set(NORMALIZATION if normalize_observations else NORMALIZATION[:1]) - set(settings)
-    if missing:
-        of_dataset |= {name: value for name, value in _normalization(histories).items() if name in missing}
-    return ADConfig(**{**of_dataset, **settings})
+    wanted = set(NORMALIZATION if normalize_observations else NORMALIZATION[:1])
+    if not isinstance(dataset, Mapping):
+        return ADConfig(
+            **{**_of_dataset(HistoryDataset.open(dataset, config_name), wanted - set(settings)), **settings}
+        )
+    shared = {name: settings.pop(name) for name in NORMALIZATION if name in settings}
+    groups = {
+        name: {**_of_dataset(HistoryDataset.open(each, config_name), wanted - set(shared)), **shared}
+        for name, each in dataset.items()
+    }
+    return ADConfig(groups=groups, **settings)
+
+
+def _of_dataset(histories: HistoryDataset, wanted: set[str]) -> dict[str, Any]:
+    """The spaces of a dataset, and those of its statistics that are wanted."""
+    spaces = {name: getattr(histories.metadata, name) for name in ("observation_space", "action_space")}
+    statistics = _normalization(histories) if wanted else {}
+    return spaces | {name: value for name, value in statistics.items() if name in wanted}

@@ -158,7 +158,7 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
     with _damage(file):
         state = read_json(file)
         check_structure(state, SavedState, str(file))
-    _check_same(folder, "dataset", {**state["dataset"], "name": None}, {**trainer.dataset_json, "name": None})
+    _check_same(folder, "dataset", _unnamed(state["dataset"]), _unnamed(trainer.dataset_json))
     _check_same(folder, "the model of", _origin(state.get("init_from")), _origin(trainer.origin))
     defaults = _settings({name: type(section)() for name, section in trainer.sections.items()})
     _check_same(folder, "setting", {**defaults, **state["settings"]}, _settings(trainer.sections))
@@ -182,6 +182,15 @@ def _read_checkpoint(trainer: Trainer, folder: Path) -> tuple[dict[str, Any], di
     with _damage(folder / TENSORS_FILE):
         check_tensors(trainer, tensors, weights[0], state["step"])
     return state, tensors, weights
+
+
+def _unnamed(dataset: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a dataset, or of several, without the places that they are at."""
+    return {
+        name: _unnamed(value) if isinstance(value, dict) else value
+        for name, value in dataset.items()
+        if name != "name"
+    }
 
 
 def _origin(init_from: dict[str, Any] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from ad_hf.model.configuration_ad import ADConfig
@@ -38,6 +39,32 @@ class ModelConfig(_OwnSettings):
 
     def __post_init__(self) -> None:
         check_settings(self, "model")
+
+
+@dataclass
+class MixtureConfig:
+    """The `mixture` section of a recipe: several families that one model learns, each a group of it.
+
+    Args:
+        recipes: Names or files of the recipes of the families. Tasks, sources, data and rollouts are theirs.
+        weights: Share of a family in the windows of an update, by the name of its recipe; 1 where it is left out.
+    """
+
+    recipes: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_settings(self, "mixture")
+        if len(self.recipes) == 1 or len(self.names) < len(self.recipes):
+            raise ValueError(f"mixture.recipes must be two or more of different names, got {self.recipes}")
+        for name, weight in self.weights.items():
+            if name not in self.names or not weight > 0:
+                raise ValueError(f"mixture.weights must be above 0, of {', '.join(self.names)}, got {name}: {weight}")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Recipes by the names of their families."""
+        return {PurePath(recipe).stem: recipe for recipe in self.recipes}
 
 
 @dataclass

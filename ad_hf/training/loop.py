@@ -8,9 +8,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 
+from ad_hf.evaluation.headlines import final_points
 from ad_hf.evaluation.rollouts import evaluate
 from ad_hf.hub.model_card import write_model_card
 from ad_hf.model.modeling_ad import ADModel
@@ -44,9 +46,7 @@ def run(
     done = 0 if resume is None else load_checkpoint(trainer, resume)
     publisher = None
     if accelerator.is_main_process:
-        origin = {} if trainer.origin is None else {"init_from": trainer.origin}
-        made_of = {**trainer.family.env_settings, "dataset": trainer.dataset_json, **origin}
-        prepare_run_folder(output_dir, recipe, made_of)
+        prepare_run_folder(output_dir, recipe, _run_json(trainer))
         publisher = None if push_to is None else Publisher(push_to, output_dir)
     if config.log_with is not None:
         settings = {name: value for name, value in vars(config).items() if value is not None}
@@ -67,10 +67,16 @@ def run(
         accelerator.wait_for_everyone()
     finally:
         trainer.end()
-    if trainer.best is not None and trainer.family.tasks("validation"):
-        logger.info(
-            f"best on the validation tasks: a return of {trainer.best[0]:.2f}, after {trainer.best[1]} updates"
-        )
+    if trainer.best is not None and trainer.validates:
+        what = "a return" if len(trainer.members) == 1 else "a mean share of the sources' gains over random play"
+        logger.info(f"best on the validation tasks: {what} of {trainer.best[0]:.2f}, after {trainer.best[1]} updates")
+
+
+def _run_json(trainer: Trainer) -> dict[str, Any]:
+    """What `run.json` says of the environments and the data."""
+    each = {member.name: {**member.family.env_settings, "dataset": member.to_json()} for member in trainer.members}
+    origin = {} if trainer.origin is None else {"init_from": trainer.origin}
+    return {**each.get("", {"groups": each}), **origin}
 
 
 class _StoppedError(Exception):
@@ -133,6 +139,7 @@ class _Loop:
         bar.set_postfix(step=step, epoch=f"{epochs:.2f}", loss=f"{mean:.3f}", validation=best)
         return {
             "loss": mean,
+            **{f"loss/{name}": float(own) for name, own in trainer.losses.items()},
             "epoch": round(epochs, 4),
             "learning_rate": trainer.schedulers[0].get_last_lr()[0],
             "tokens_per_second": bar.format_dict["rate"] or 0.0,
@@ -156,12 +163,9 @@ class _Loop:
         metrics: dict[str, Any] | None = {}
         if self.accelerator.is_main_process:
             score = float(step)  # without validation tasks the newest model counts as the best
-            if trainer.family.tasks("validation"):
-                model = trainer.whole_model(weights)
-                metrics = self._play(model)
+            if trainer.validates:
+                metrics = self._play(trainer.whole_model(weights))
                 score = metrics["validation_return"] if metrics else -math.inf
-                if metrics is not None and trainer.validation_windows is not None:
-                    metrics["validation_loss"] = mean_loss(trainer.validation_windows.losses(model))
             if metrics is not None and (trainer.best is None or score > trainer.best[0]):
                 trainer.best = (score, step)
                 with atomic_folder(trainer.output_dir / "model") as folder:
@@ -174,24 +178,42 @@ class _Loop:
             raise _StoppedError
 
     def _play(self, model: ADModel) -> dict[str, Any] | None:
-        """Mean return on the validation tasks of the last episodes, of the first, and of each."""
-        try:
-            evaluation = evaluate(
-                model,
-                self.trainer.family,
-                "validation",
-                num_episodes=self.config.eval_episodes,
-                num_seeds=self.config.eval_repeats,
-                seed=self.config.seed,
-                callback=self._stop_if_asked,
-            )
-        except _StoppedError:
-            return None
-        curve = evaluation.returns.mean(axis=(0, 1))
+        """Metrics of the validation tasks: mean returns of the last episodes, of the first, and of each; losses."""
+        found: dict[str, dict[str, Any]] = {}
+        curves: list[np.ndarray] = []
+        for member in self.trainer.members:
+            own, windows = member.model(model), self.trainer.validation_windows[member.name]
+            metrics = found.setdefault(member.name, {})
+            if member.family.tasks("validation"):
+                try:
+                    evaluation = evaluate(
+                        own,
+                        member.family,
+                        "validation",
+                        num_episodes=self.config.eval_episodes,
+                        num_seeds=self.config.eval_repeats,
+                        seed=self.config.seed,
+                        callback=self._stop_if_asked,
+                    )
+                except _StoppedError:
+                    return None
+                curve = evaluation.returns.mean(axis=(0, 1))
+                metrics["validation_return"] = float(evaluation.final_returns.mean())
+                metrics["validation_return_first"] = float(curve[0])
+                metrics[CURVE] = [round(float(value), 4) for value in curve]
+                if member.name:
+                    curves.append(member.normalized(evaluation))
+            if windows is not None:
+                metrics["validation_loss"] = mean_loss(windows.losses(own))
+        if "" in found:
+            return found[""]
+        ends = [curve[final_points(len(curve))].mean() for curve in curves]
+        longest = max(map(len, curves))  # a family of one episode a task stays at its return
+        mean = np.mean([np.append(curve, np.full(longest - len(curve), curve[-1])) for curve in curves], axis=0)
         return {
-            "validation_return": float(evaluation.final_returns.mean()),
-            "validation_return_first": float(curve[0]),
-            CURVE: [round(float(value), 4) for value in curve],
+            **{"validation_return": float(np.mean(ends)), "validation_return_first": float(mean[0])},
+            CURVE: [round(float(value), 4) for value in mean],
+            **{f"{metric}/{name}": value for name, own in found.items() for metric, value in own.items()},
         }
 
     def _signal(self) -> signal.Signals | None:

@@ -121,8 +121,11 @@ def keep_freed_memory() -> bool:
 def check_batch_fits(config: TrainingConfig, model: ADConfig, accelerator: Accelerator) -> None:
     """Refuse, by the name of the setting, batches of which not even each block's input fits in memory."""
     windows = config.batch_size // (config.gradient_accumulation_steps * accelerator.num_processes)
-    spaces = (model.observation_space or {}, model.action_space or {})
-    observation, action = (int(np.prod(element_shape(space))) for space in spaces)
+    groups = model.groups.values() if model.groups else [vars(model)]
+    observation, action = (
+        max(int(np.prod(element_shape(group[name]))) for group in groups)
+        for name in ("observation_space", "action_space")
+    )
     layers = getattr(model.backbone_config or model, "num_hidden_layers", 1)
     per_step = observation + 2 * action + 5 + 2 * model.hidden_size * (layers + 1)  # of a byte, and of two
     what = f"a batch of training.batch_size {config.batch_size}, of which {windows} windows are taken at once,"

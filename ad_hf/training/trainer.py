@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, send_to_device, set_seed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from ad_hf.envs.task_family import FamilyConfig, TaskFamily
-from ad_hf.histories.dataset import NO_HISTORY, HistoryDataset
 from ad_hf.histories.model_config import config_from_dataset
-from ad_hf.histories.selection import DataConfig
-from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.training.adapters import is_adapter, merge_adapters
-from ad_hf.training.compatibility import check_family
 from ad_hf.training.config import ModelConfig, TrainingConfig
 from ad_hf.training.divergence import Divergence, TrainingDivergedError
 from ad_hf.training.init_from import fit_config, start_from
 from ad_hf.training.machine import check_batch_fits, make_accelerator
+from ad_hf.training.members import Member, make_batches
 from ad_hf.training.optimizers import learning_rate, make_optimizers, make_schedulers, named_groups
 from ad_hf.training.validation import FixedWindows
 
@@ -46,24 +42,22 @@ class Trainer:
     def __init__(
         self,
         output_dir: Path,
-        dataset: HistoryDataset,
-        family: FamilyConfig,
-        data: DataConfig,
+        members: Sequence[Member],
         model: ModelConfig,
         training: TrainingConfig,
-        rollout: RolloutConfig,
-        streaming: bool = False,
         base: tuple[ADModel, dict[str, Any]] | None = None,
     ) -> None:
-        self.config, self.rollout_config, self.output_dir = training, rollout, output_dir
-        self.sections: dict[str, Any] = {"family": family, "data": data, "model": model, "training": training}
-        self.family = TaskFamily(family)
-        check_family(self.family, dataset)
-        self.dataset, self.dataset_json = dataset, {**dataset.to_json(), "streaming": streaming}
+        self.config, self.output_dir, self.members = training, output_dir, list(members)
+        self.rollout_config = members[0].rollout if len(members) == 1 else RolloutConfig()
+        self.sections: dict[str, Any] = {"model": model, "training": training}
+        for member in members:
+            place = f"{member.name}." if member.name else ""
+            self.sections |= {f"{place}family": member.family_config, f"{place}data": member.data}
         self.accelerator = make_accelerator(training, output_dir)
         settings = asdict(model)
         implementation = settings.pop("attn_implementation")
-        self.model_config = config_from_dataset(dataset, **settings)
+        datasets = {member.name: member.dataset for member in members}
+        self.model_config = config_from_dataset(datasets if len(members) > 1 else members[0].dataset, **settings)
         if implementation is not None:
             self.model_config._attn_implementation = implementation
         self.context_length = self.model_config.context_length
@@ -73,21 +67,29 @@ class Trainer:
         set_seed(training.seed)
         plain = ADModel(self.model_config)
         check_batch_fits(training, self.model_config, self.accelerator)
-        plain.rollout_config = rollout
+        plain.rollout_config = self.rollout_config
         self.origin = None if base is None else start_from(plain, *base, training)
         self.adapters = {name: each.shape for name, each in plain.state_dict().items() if is_adapter(name)}
         self.num_parameters, self.num_trained = plain.num_parameters(), plain.num_parameters(only_trainable=True)
         if training.gradient_checkpointing:
             plain.activation_checkpointing_enable()
         set_seed(training.seed, device_specific=True)
-        self.batches = self._make_batches(data, streaming)
-        self.validation_windows = self._find_validation_windows() if self.accelerator.is_main_process else None
+        batch_size = training.batch_size // training.gradient_accumulation_steps
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.batches = make_batches(self.members, self.context_length, training.seed, batch_size, rank, processes)
+        self.window_order = self.context_length, training.seed, batch_size // processes  # of a FixedWindows
+        self.validation_windows: dict[str, FixedWindows | None] = {}
+        if self.accelerator.is_main_process:
+            self.validation_windows = {
+                member.name: member.find_validation_windows(*self.window_order) for member in self.members
+            }
         optimizers = make_optimizers(plain, training)
         self.schedulers = make_schedulers(optimizers, training)
         self.groups = named_groups(optimizers, plain)
         self.with_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.model, *self.optimizers = self._prepare(plain, optimizers)
         self.divergence = Divergence(self.accelerator)
+        self.losses: dict[str, torch.Tensor] = {}  # of each family of a mixture, in the last pass
         self.best: tuple[float, int] | None = None  # the best validation so far, and its update
         self.unvalidated: dict[str, float] | None = None  # metrics of an update whose validation was interrupted
         self.checkpoint: Path | None = None  # the newest one of this run
@@ -103,63 +105,29 @@ class Trainer:
             settings["gradient_clipping"] = self.config.max_grad_norm
         return self.accelerator.prepare(model, *optimizers)
 
-    def _make_batches(self, data: DataConfig, streaming: bool) -> WindowBatches | StreamedBatches:
-        """Batches from memory, from memory-mapped files, or from a stream, for this process."""
-        dataset, accelerator = self.dataset, self.accelerator
-        batch_size = self.config.batch_size // self.config.gradient_accumulation_steps
-        rank, processes = accelerator.process_index, accelerator.num_processes
-        order = self.context_length, self.config.seed
-        if streaming:
-            stream = HistoryStream(dataset, "train", data, *order)
-            logger.info(
-                f"streaming {stream.num_steps:,} steps, {stream.compressed_bytes / 1e6:.1f} MB, from {dataset}"
-            )
-            return StreamedBatches(stream, batch_size, rank, processes, data.num_workers)
-        histories = dataset.histories("train", data, bool(data.keep_in_memory))
-        windows = HistoryWindows(histories, *dataset.metadata.spaces, *order)
-        windows.warn_of_short_histories()
-        where = "in memory" if data.keep_in_memory else "memory-mapped"
-        logger.info(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {dataset}, {where}")
-        return WindowBatches(windows, batch_size, rank, processes)
+    @property
+    def dataset_json(self) -> dict[str, Any]:
+        """What a run says of its histories: of a single dataset, or of each by the name of its family."""
+        if len(self.members) == 1:
+            return self.members[0].to_json()
+        return {member.name: {**member.to_json(), "weight": member.weight} for member in self.members}
 
-    def fixed_windows(self, split: str) -> FixedWindows:
-        """Some windows of a split's histories, to measure a loss on; errors as of [`FixedWindows`]."""
-        data, seed = self.sections["data"], self.config.seed
-        batch_size = (
-            self.config.batch_size // self.config.gradient_accumulation_steps // self.accelerator.num_processes
-        )
-        order = self.context_length, seed, self.dataset_json["streaming"]
-        return FixedWindows(self.dataset, split, data, *order, batch_size)
-
-    def _find_validation_windows(self) -> FixedWindows | None:
-        """Windows of the validation tasks' histories, if the dataset has any."""
-        reason = "it has no histories of validation tasks"
-        if "validation" in self.dataset.splits:
-            try:
-                return self.fixed_windows("validation")
-            except FileNotFoundError as error:  # files that training does not need
-                reason = str(error)
-            except ValueError as error:
-                if NO_HISTORY not in str(error):
-                    raise
-                reason = "no history of a validation task got better by data.min_improvement"
-        logger.info(f"there will be no validation_loss of {self.dataset}: {reason}")
-        return None
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation tasks to choose the best model on."""
+        return any(member.family.tasks("validation") for member in self.members)
 
     def update(self, batches: Any, step: int = 0) -> torch.Tensor:
         """One update of the weights, the `step`-th; returns this process's part of the mean loss of its windows."""
         accelerator, losses, norm = self.accelerator, [], None
         parts = [next(batches) for _ in range(self.config.gradient_accumulation_steps)]
         # The mean is over the steps of all windows, padding apart, however they are divided.
-        steps = [
-            int(part["attention_mask"].sum()) if "attention_mask" in part else part["labels"].shape[:2].numel()
-            for part in parts
-        ]
+        steps = [_num_steps(part) for part in parts]
         total = int(accelerator.reduce(torch.tensor(sum(steps), device=accelerator.device)))
         for number, part in zip(steps, parts):
             with accelerator.accumulate(self.model):
-                loss = self.model(**{name: value.to(accelerator.device) for name, value in part.items()}).loss
-                loss = loss * (number * len(parts) * accelerator.num_processes / total)
+                output = self.model(**send_to_device(part, accelerator.device))
+                loss = output.loss * (number * len(parts) * accelerator.num_processes / total)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -167,6 +135,8 @@ class Trainer:
                     optimizer.step()
                     optimizer.zero_grad()
             losses.append(loss.detach())
+            for name, own in (output.get("losses") or {}).items():
+                self.losses[name] = own
         for scheduler in self.schedulers:
             scheduler.step()
         loss = torch.stack(losses).mean()
@@ -242,6 +212,17 @@ class Trainer:
 
     def _merged(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return merge_adapters(weights, self.model_config, self.config.lora_rank)
+
+
+def _num_steps(batch: dict[str, Any]) -> int:
+    """Steps of a batch, of a family or of several, without padding."""
+    if isinstance(batch["labels"], torch.Tensor):
+        mask = batch.get("attention_mask")
+        return batch["labels"].shape[:2].numel() if mask is None else int(mask.sum())
+    return sum(
+        _num_steps({name: values[group] for name, values in batch.items() if group in values})
+        for group in batch["labels"]
+    )
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> str | None:

@@ -21,6 +21,7 @@ from ad_hf.evaluation.headlines import LEARNS, evidence_words, final_points, lea
 from ad_hf.evaluation.rollouts import evaluate, play_at_random
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.storage.files import write_text
+from ad_hf.training.members import Member
 from ad_hf.training.run_folder import VERDICT_FILE
 from ad_hf.training.trainer import Trainer
 from ad_hf.training.validation import mean_loss
@@ -38,27 +39,35 @@ AT_THE_END = 0.9  # of the histories' rise: a model that begins there has little
 
 def write_verdict(trainer: Trainer, callback: Callable[[Any], None]) -> None:
     """
-    Measure the best model of a run, say what the training came to, and keep both in `verdict.json`.
+    Measure the best model of a run, say what the training came to, and keep both in `verdict.json`: of a mixture, the
+    verdict on each family.
 
     Only the main process calls this; the callback is called at every step of the rollouts.
     """
     folder = trainer.output_dir
     model = ADModel.from_pretrained(folder / "model", config=trainer.model_config).to(trainer.accelerator.device)
-    learning, losses = _play(trainer, model, callback), _losses(trainer, model)
-    statistics = trainer.dataset.metadata.statistics.get("train", {})
+    found = {member.name: _judge_member(trainer, member, member.model(model), callback) for member in trainer.members}
+    write_text(folder / VERDICT_FILE, json.dumps(found.get("", {"groups": found}), indent=2) + "\n")
+
+
+def _judge_member(trainer: Trainer, member: Member, model: ADModel, callback: Callable[[Any], None]) -> dict[str, Any]:
+    """The verdict on one family, and what it rests on."""
+    learning, losses = _play(trainer, member, model, callback), _losses(trainer, member, model)
+    statistics = member.dataset.metadata.statistics.get("train", {})
     histories = {name: statistics.get(f"return_{name}") for name in ("first", "last")}
     verdict = judge(learning, losses)
-    line = f"{verdict}: {'; '.join(_reasons(trainer, verdict, learning, losses, histories))}"
+    line = f"{verdict}: {'; '.join(_reasons(trainer, member, verdict, learning, losses, histories))}"
     if verdict != LEARNS:
         line += f" (see {GUIDE})"
-    content = {"verdict": verdict, "line": line, "learning": learning, "losses": losses, "histories": histories}
-    write_text(folder / VERDICT_FILE, json.dumps(content, indent=2) + "\n")
-    get_logger(__name__).info(line)
+    get_logger(__name__).info(f"{member.name}: {line}" if member.name else line)
+    return {"verdict": verdict, "line": line, "learning": learning, "losses": losses, "histories": histories}
 
 
-def _play(trainer: Trainer, model: ADModel, callback: Callable[[Any], None]) -> dict[str, dict[str, Any]]:
+def _play(
+    trainer: Trainer, member: Member, model: ADModel, callback: Callable[[Any], None]
+) -> dict[str, dict[str, Any]]:
     """The test of learning on validation tasks and on training tasks; empty if there are too few to test."""
-    family, config = trainer.family, trainer.config
+    family, config = member.family, trainer.config
     held_out, seen = family.tasks("validation"), family.tasks("train")
     count = len(held_out)
     if count < FEWEST_TASKS:
@@ -88,9 +97,12 @@ def _play(trainer: Trainer, model: ADModel, callback: Callable[[Any], None]) -> 
     return learning
 
 
-def _losses(trainer: Trainer, model: ADModel) -> dict[str, dict[str, float]]:
+def _losses(trainer: Trainer, member: Member, model: ADModel) -> dict[str, dict[str, float]]:
     """The loss on windows of histories, and that of the best constant guess, by split."""
-    windows = {"train": trainer.fixed_windows("train"), "validation": trainer.validation_windows}
+    windows = {
+        "train": member.fixed_windows("train", *trainer.window_order),
+        "validation": trainer.validation_windows[member.name],
+    }
     return {
         split: {"loss": mean_loss(each.losses(model)), "constant": each.constant_loss(model.head)}
         for split, each in windows.items()
@@ -126,6 +138,7 @@ def judge(learning: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Mappin
 
 def _reasons(
     trainer: Trainer,
+    member: Member,
     verdict: str,
     learning: Mapping[str, Mapping[str, Any]],
     losses: Mapping[str, Mapping[str, float]],
@@ -140,7 +153,7 @@ def _reasons(
         if test["difference"] is not None
     ]
     if not reasons:
-        count = len(trainer.family.tasks("validation"))
+        count = len(member.family.tasks("validation"))
         tasks = f"{count or 'no'} validation task{'s' * (count != 1)}"
         reasons.append(f"{tasks}, and a test of learning takes {FEWEST_TASKS}")
     measured = " and ".join(f"{each['loss']:.3f} on {names[split]} histories" for split, each in losses.items())
@@ -150,7 +163,7 @@ def _reasons(
         reasons.append("more of training.eval_repeats or family.num_validation_tasks would tell")
     if verdict == NO_IMPROVEMENT and _begins_at_the_end(learning["validation"], histories):
         return [*reasons, f"it begins where histories end, at a return of {histories['last']:.3g}"]
-    return reasons + _findings(trainer, verdict)
+    return reasons + _findings(trainer, member, verdict)
 
 
 def _begins_at_the_end(test: Mapping[str, Any], histories: Mapping[str, Any]) -> bool:
@@ -159,12 +172,12 @@ def _begins_at_the_end(test: Mapping[str, Any], histories: Mapping[str, Any]) ->
     return first is not None and last > first and test["return_first"] >= first + AT_THE_END * (last - first)
 
 
-def _findings(trainer: Trainer, verdict: str) -> list[str]:
+def _findings(trainer: Trainer, member: Member, verdict: str) -> list[str]:
     """The reason for a verdict that the data themselves give, if there is one."""
     if verdict not in LOOKED_AT:
         return []
     try:
-        inspection = inspect_dataset(trainer.dataset, trainer.sections["data"], trainer.context_length)
+        inspection = inspect_dataset(member.dataset, member.data, trainer.context_length)
     except ValueError:  # a dataset that cannot be streamed
         return []
     found = sorted(inspection.findings, key=lambda finding: finding.of not in LOOKED_AT[verdict])

@@ -45,6 +45,7 @@ from ad_hf.histories.writer import describe, history_table, new_dataset, write_s
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.recorder import RecordedSteps
 from ad_hf.training.machine import keep_freed_memory
+from ad_hf.training.members import Member
 from ad_hf.training.trainer import Trainer
 
 OBSERVATIONS, ACTIONS = spaces.Box(-np.inf, np.inf, (17,), np.float32), spaces.Discrete(6)
@@ -150,8 +151,8 @@ def train(dataset: Path, mode: str, updates: int) -> dict[str, Any]:
     keep_freed_memory()  # as training does
     opened = HistoryDataset.open(dataset)
     with tempfile.TemporaryDirectory() as output_dir:
-        sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
-        trainer = Trainer(Path(output_dir), opened, *sections, streaming=mode == "streamed")
+        member = Member(opened, recipe.family, recipe.data, recipe.rollout, streaming=mode == "streamed")
+        trainer = Trainer(Path(output_dir), [member], recipe.model, recipe.training)
         trainer.model.train()
         with closing(iter(trainer.batches)) as batches:
             for _ in range(WARM_UP):

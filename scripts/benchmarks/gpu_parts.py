@@ -32,6 +32,7 @@ from ad_hf.pipeline import collect_recipe, quickstart
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.sources.learners import make_learner
 from ad_hf.training.machine import join_processes
+from ad_hf.training.members import Member
 from ad_hf.training.trainer import Trainer
 
 EXACT = 1e-4  # largest difference of logits in float32, whose standard deviation is about 1
@@ -225,8 +226,8 @@ def train(plan: Plan, recipe: Recipe, histories: Path, updates: int, batch: Any 
     """Updates of a recipe's own trainer, on its batches or on one batch again and again."""
     join_processes()
     training = replace(recipe.training, **changes)
-    sections = recipe.family, recipe.data, recipe.model, training, recipe.rollout
-    trainer = Trainer(plan.work / "run", HistoryDataset.open(histories), *sections)
+    member = Member(HistoryDataset.open(histories), recipe.family, recipe.data, recipe.rollout)
+    trainer = Trainer(plan.work / "run", [member], recipe.model, training)
     trainer.model.train()
     losses, marks, warm = [], [time.perf_counter()], max(1, updates // 5)
     with closing(iter(trainer.batches)) as batches:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import ad_hf
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.training.checkpoints import load_checkpoint
+from ad_hf.training.members import Member
 from ad_hf.training.metrics import read_metrics
 from ad_hf.training.saved_state import check_state
 from ad_hf.training.trainer import Trainer
@@ -43,9 +44,9 @@ def run(recipe, tiny_histories, tmp_path_factory):
 @pytest.fixture(scope="module")
 def make_trainer(recipe, tiny_histories, tmp_path_factory):
     def make(streaming):
-        sections = recipe.family, recipe.data, recipe.model, recipe.training, recipe.rollout
-        output_dir = tmp_path_factory.mktemp("runs") / "other"
-        return Trainer(output_dir, HistoryDataset.open(tiny_histories), *sections, streaming=streaming)
+        dataset, output_dir = HistoryDataset.open(tiny_histories), tmp_path_factory.mktemp("runs") / "other"
+        member = Member(dataset, recipe.family, recipe.data, recipe.rollout, streaming)
+        return Trainer(output_dir, [member], recipe.model, recipe.training)
 
     return make
 
