@@ -306,8 +306,9 @@ def test_a_model_card_names_the_model_of_the_hub_whose_weights_the_training_star
     pushed = card({"name": "someone/base", "revision": "a" * 40, "taken": ["embedding.observation", "trunk"]})
     data = ModelCard(pushed).data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ("someone/base", "finetune")
-    link = f"[someone/base](https://huggingface.co/someone/base/tree/{'a' * 40})"
-    assert f"from the weights of {link} at revision `{'a' * 40}`: `embedding.observation, trunk`" in pushed
+    link = f"[someone/base](https://huggingface.co/someone/base/tree/{'a' * 40}) at revision `{'a' * 40}`"
+    words = "its `embedding.observation, trunk`;\n`head` started at random."
+    assert f"from the weights of {link}: {words}" in pushed
     for origin in (None, {"name": "runs/base", "revision": None, "taken": ["trunk"]}):
         later = card(origin, pushed)
         assert not {"base_model", "base_model_relation"} & ModelCard(later).data.to_dict().keys()

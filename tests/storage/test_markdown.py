@@ -114,7 +114,8 @@ def check_card(card, name):
         _, rest = spans(line)
         tags = re.findall(r"<[^>]*>", rest.replace(BEGIN, "").replace(END, ""))
         assert set(tags) <= {"<details>", "</details>", "<summary>", "</summary>", "<code>", "</code>"}, line
-        assert not re.search(r"(?<!\\)\]\((?!https://huggingface\.co/|[a-z_]+\.(png|gif)\))", rest), line
+        ours = r"https://(huggingface\.co|colab\.research\.google\.com)/|[a-z_]+\.(png|gif)\)"
+        assert not re.search(rf"(?<!\\)\]\((?!{ours})", rest), line
         if line.startswith("|"):  # all rows of a table have as many cells
             cells = len(re.findall(r"(?<!\\)\|", line))
             assert width in (None, cells), line
