@@ -13,6 +13,7 @@ from training_runs import assert_ended_alike, losses, metrics, training, weights
 from transformers import AutoModel
 
 import ad_hf
+from ad_hf.export.onnx_files import export_onnx
 from ad_hf.pipeline import EvaluatedModel, collect_recipe, quickstart
 from ad_hf.recipe import load_recipe
 from ad_hf.training.members import shares_of_batch
@@ -93,6 +94,19 @@ def test_the_model_acts_as_each_family_with_that_familys_settings(mixture, run):
     own = EvaluatedModel.load(run, recipe=mixture / "cart.yaml", dataset=mixture / "histories", config_name="cart")
     assert own.model.config.groups is None
     assert own.model.config.observation_mean is not None
+    assert own.run is None
+    with pytest.raises(ValueError, match=r"several families: name one by --recipe, of .*room.yaml"):
+        EvaluatedModel.load(run)
+
+
+def test_a_group_is_exported_and_the_card_tells_of_all(mixture, run, tmp_path):
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match="group must be one of cart, room, got ''"):
+        export_onnx(run, tmp_path)
+    description = json.loads((export_onnx(run, tmp_path, group="cart") / "model.json").read_text())
+    assert description["action_space"] == {"n": 2, "type": "Discrete"}
+    card = (run / "model" / "README.md").read_text()
+    assert "groups of spaces, chosen by the environments: `cart` (observations" in card
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(mixture, run, tmp_path):
