@@ -454,6 +454,7 @@ def export_onnx(
     *,
     output_dir: Name,
     precision: Literal["fp16", "fp32"] = "fp16",
+    group: Name | None = None,
     common: Common = COMMON,
 ) -> None:
     """Write one step of a model as ONNX, and what a program needs to roll it out.
@@ -462,10 +463,11 @@ def export_onnx(
         model: A model, or the folder of its run: a folder or a Hub id.
         output_dir: Folder of model.onnx and model.json.
         precision: How weights are stored; fp16 rounds them.
+        group: Of a model of several groups of spaces, the one to export.
     """
     from ad_hf.export.onnx_files import export_onnx as export
 
-    folder = export(model, output_dir, precision=precision, trust_remote_code=common.trust_remote_code)
+    folder = export(model, output_dir, precision=precision, group=group, trust_remote_code=common.trust_remote_code)
     print(f"step: {folder}/model.onnx   description: {folder}/model.json")
 
 

@@ -53,6 +53,8 @@ def recipe_of_model(
         if dataset is None:
             raise ValueError(f"{name} comes without the recipe of its run: give one with --recipe")
         return recipe_of_dataset(HistoryDataset.open(dataset, config_name), overrides, trust_remote_code)
+    if names := read_recipe(path).get("mixture", {}).get("recipes"):
+        raise ValueError(f"{name} has learnt several families: name one by --recipe, of {', '.join(map(str, names))}")
     if trust_remote_code:
         recipe = load_recipe(path, overrides)
     else:

@@ -163,7 +163,8 @@ def train(
         init_from = recipe.training.init_from
         base = None
         if init_from is not None:
-            check_unseen(init_from, recipe.family, trust_remote_code)
+            for member in recipe.members().values():
+                check_unseen(init_from, member.family, trust_remote_code)
             base = load_model(init_from, trust_remote_code)
         if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
             refuse_run(output_dir, checkpoint)
@@ -286,11 +287,14 @@ class EvaluatedModel:
         if recipe is not None or overrides:  # with which the split may be another one
             check_unseen(name, read.family, trust_remote_code)
         model, origin = load_model(name, trust_remote_code)
-        if model.config.groups and (family := Path(str(recipe)).stem) in model.config.groups:
-            model = model.group(family)
+        grouped = Path(str(recipe)).stem in (model.config.groups or {})
+        if grouped:
+            model = model.group(Path(str(recipe)).stem)
         folder = local_path(name)
         runs = [path for path in (folder, folder.parent) if (path / "model" / "config.json").is_file()]
         run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
+        if grouped or model.config.groups:
+            run = None  # the run's files tell of no single family
         return cls(model, read, dataset, config_name, origin, run)
 
     def to_json(self, rollout_seed: int) -> dict[str, Any]:

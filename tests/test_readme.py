@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 import ad_hf
 from ad_hf.cli import main
@@ -141,3 +142,23 @@ def test_histories_of_ones_own_lead_to_a_rollout_as_their_page_shows(tmp_path, m
     assert [*evaluation["agents"]] == ["AD", "random", "source"]
     assert evaluation["source"]["algorithm"] == "Q-learning"
     assert evaluation["agents"]["AD"]["num_tasks"] == 10
+
+
+def test_a_model_of_groups_is_as_its_page_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks("docs/guides/mixtures.md", "In Python")
+
+    exec(block, {})
+
+    assert capsys.readouterr().out == "(2, 3)\n"
+    assert AutoModel.from_pretrained("room").config.groups is None
+
+
+def test_the_recipe_of_a_mixture_is_one(tmp_path):
+    text = (ROOT / "docs" / "guides" / "mixtures.md").read_text(encoding="utf-8")
+    (tmp_path / "mixed.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+
+    recipe = ad_hf.load_recipe(tmp_path / "mixed.yaml")
+
+    assert set(recipe.members()) == {"dark_room", "dark_key_to_door", "frozen_lake", "cartpole"}
+    assert recipe.mixture.weights == {"cartpole": 0.5}

@@ -31,6 +31,7 @@ def export_onnx(
     output_dir: str | Path,
     *,
     precision: Literal["fp16", "fp32"] = "fp16",
+    group: str | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
     """
@@ -48,6 +49,8 @@ def export_onnx(
         precision (`str`, *optional*, defaults to `"fp16"`):
             How weights are stored: `"fp16"` halves the file and rounds the weights; `"fp32"` keeps them. Products are
             in float32 either way.
+        group (`str`, *optional*):
+            Of a model of several groups of spaces, the one to export.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether what comes along with the model may name any code.
 
@@ -56,7 +59,8 @@ def export_onnx(
 
     Raises:
         ImportError: without the extra `onnx`.
-        ValueError: for a model with a backbone of transformers, adapters or quantised layers.
+        ValueError: for a model with a backbone of transformers, adapters or quantised layers, and for one of several
+            groups without `group`.
         OSError: if there is no model, or nobody can write to the folder.
     """
     try:
@@ -69,8 +73,9 @@ def export_onnx(
     if not isinstance(model, ADModel):
         name = model
         model, origin = load_model(name, trust_remote_code)
-        told = _of_the_run(name, model, origin, trust_remote_code)
-    exported = copy.deepcopy(model).cpu().eval()
+        told = {} if model.config.groups else _of_the_run(name, model, origin, trust_remote_code)
+    of_group = model.config.groups is not None or group is not None
+    exported = copy.deepcopy(model.group(group or "") if of_group else model).cpu().eval()
     if precision == "fp16" and not all(weight.isfinite().all() for weight in exported.half().parameters()):
         raise ValueError("the model has weights beyond what half precision holds: export it with precision='fp32'")
     exported.float()

@@ -13,6 +13,7 @@ from training_runs import assert_ended_alike, losses, metrics, training, weights
 from transformers import AutoModel
 
 import ad_hf
+from ad_hf.export.onnx_files import export_onnx
 from ad_hf.pipeline import EvaluatedModel, collect_recipe, quickstart
 from ad_hf.recipe import load_recipe
 from ad_hf.training.members import shares_of_batch
@@ -93,6 +94,19 @@ def test_the_model_acts_as_each_family_with_that_familys_settings(mixture, run):
     own = EvaluatedModel.load(run, recipe=mixture / "cart.yaml", dataset=mixture / "histories", config_name="cart")
     assert own.model.config.groups is None
     assert own.model.config.observation_mean is not None
+    assert own.run is None
+    with pytest.raises(ValueError, match=r"several families: name one by --recipe, of .*room.yaml"):
+        EvaluatedModel.load(run)
+
+
+def test_a_group_is_exported_and_the_card_tells_of_all(mixture, run, tmp_path):
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match="group must be one of cart, room, got ''"):
+        export_onnx(run, tmp_path)
+    description = json.loads((export_onnx(run, tmp_path, group="cart") / "model.json").read_text())
+    assert description["action_space"] == {"n": 2, "type": "Discrete"}
+    card = (run / "model" / "README.md").read_text()
+    assert "groups of spaces, chosen by the environments: `cart` (observations" in card
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(mixture, run, tmp_path):
@@ -102,6 +116,18 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(mixture, run, tmp_path):
         process.wait()
     ad_hf.train(mixture / "mixed.yaml", mixture / "histories", tmp_path / "run", resume="latest", overrides=STEPS)
     assert_ended_alike(tmp_path / "run", run)
+
+
+def test_a_family_goes_on_alone_and_a_mixture_begins_with_the_model_of_a_family(mixture, run, tiny_run, tmp_path):
+    steps = [*STEPS, "--training.max_steps", "1", "--training.learning_rate", "1e-12", "--training.init_from"]
+    cart, mixed = (load_recipe(mixture / name, [*steps, str(run)]) for name in ("cart.yaml", "mixed.yaml"))
+    cart.model = mixed.model
+    alone = ad_hf.train(cart, mixture / "histories", tmp_path / "cart", config_name="cart").state_dict()
+    own = ad_hf.ADModel.from_pretrained(run / "model").group("cart")
+    assert all(np.allclose(weight, alone[name], atol=1e-9) for name, weight in own.state_dict().items())
+    ad_hf.train(mixture / "mixed.yaml", mixture / "histories", tmp_path / "mixed", overrides=[*steps, str(tiny_run)])
+    new = json.loads((tmp_path / "mixed" / "run.json").read_text())["init_from"]["new"]
+    assert new == ["cart.embedding.observation", "cart.embedding.previous_action", "cart.head"]
 
 
 def test_two_processes_train_as_one_does(mixture, run, tmp_path):
