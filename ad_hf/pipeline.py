@@ -163,7 +163,8 @@ def train(
         init_from = recipe.training.init_from
         base = None
         if init_from is not None:
-            check_unseen(init_from, recipe.family, trust_remote_code)
+            for member in recipe.members().values():
+                check_unseen(init_from, member.family, trust_remote_code)
             base = load_model(init_from, trust_remote_code)
         if not (overwrite or (resume is not None and _is_run_of(recipe, output_dir))):
             refuse_run(output_dir, checkpoint)

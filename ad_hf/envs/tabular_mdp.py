@@ -102,7 +102,7 @@ def _draw_rewards(pay: str, moves: np.ndarray, start: int, rng: np.random.Genera
     return np.where(starts_over, start, moves), rewards, ends & ~starts_over
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=4096)
 def draw_world(
     task_seed: int,
     num_states: int = 16,

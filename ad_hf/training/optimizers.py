@@ -33,17 +33,15 @@ def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.
     by_muon = {id(weight) for weight in muon}
     rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in by_muon]
     decays = [weight.ndim >= 2 and id(weight) not in embeddings for weight in rest]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [
-                {"params": list(compress(rest, decays)), "weight_decay": config.weight_decay},
-                {"params": list(compress(rest, map(not_, decays))), "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            fused=True,
-        )
+    groups = [
+        {"params": list(compress(rest, decays)), "weight_decay": config.weight_decay},
+        {"params": list(compress(rest, map(not_, decays))), "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[torch.optim.Optimizer] = []
+    if groups:
+        betas = config.adam_beta1, config.adam_beta2
+        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True))
     if muon:
         decay, rate = config.weight_decay, config.learning_rate
         optimizers.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))

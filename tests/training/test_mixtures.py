@@ -118,6 +118,18 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(mixture, run, tmp_path):
     assert_ended_alike(tmp_path / "run", run)
 
 
+def test_a_family_goes_on_alone_and_a_mixture_begins_with_the_model_of_a_family(mixture, run, tiny_run, tmp_path):
+    steps = [*STEPS, "--training.max_steps", "1", "--training.learning_rate", "1e-12", "--training.init_from"]
+    cart, mixed = (load_recipe(mixture / name, [*steps, str(run)]) for name in ("cart.yaml", "mixed.yaml"))
+    cart.model = mixed.model
+    alone = ad_hf.train(cart, mixture / "histories", tmp_path / "cart", config_name="cart").state_dict()
+    own = ad_hf.ADModel.from_pretrained(run / "model").group("cart")
+    assert all(np.allclose(weight, alone[name], atol=1e-9) for name, weight in own.state_dict().items())
+    ad_hf.train(mixture / "mixed.yaml", mixture / "histories", tmp_path / "mixed", overrides=[*steps, str(tiny_run)])
+    new = json.loads((tmp_path / "mixed" / "run.json").read_text())["init_from"]["new"]
+    assert new == ["cart.embedding.observation", "cart.embedding.previous_action", "cart.head"]
+
+
 def test_two_processes_train_as_one_does(mixture, run, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ad_hf"]
     command = [*torchrun, "train", "--recipe", mixture / "mixed.yaml", "--dataset", mixture / "histories", *STEPS]
