@@ -282,7 +282,7 @@ def train(
         output_dir: Folder of the run.
         recipe: Name or file of a recipe; by default the dataset's own tasks, with the packaged settings for them.
         config_name: Configuration of the dataset.
-        init_from: Start from the weights of this model, its run or Hub id, where they fit; --training.init_from.
+        init_from: Start from this model's weights where they fit: a folder or a Hub id.
         streaming: Read histories when they are needed, in bounded memory.
         resume: Go on from a checkpoint: the newest one (latest) if there is any, or this folder or Hub id.
         push_to: Push the model, and meanwhile checkpoints, to this repository, as user/name or user/name@branch.

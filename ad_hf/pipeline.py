@@ -192,8 +192,12 @@ def _members(
             f"the recipe has {len(recipes)} families ({', '.join(recipes)}), and there are {len(datasets)} datasets: "
             "give one for each in this order, or a single one with a configuration of each name"
         )
+    weights = recipe.mixture.weights
     return [
-        Member(of, each.family, each.data, each.rollout, streaming, name, recipe.mixture.weights.get(name, 1.0))
+        Member(
+            *(of, each.family, each.data, each.rollout, streaming, name, weights.get(name, 1.0)),
+            validation=each.training if name else None,
+        )
         for (name, each), of in zip(recipes.items(), opened)
     ]
 

@@ -29,14 +29,19 @@ def minutes(seconds: float | None) -> str:
 def describe(name: str) -> dict[str, str]:
     """A recipe in a few words, by the names of [`COLUMNS`]."""
     recipe, figures = load_recipe(name), measured().get(name, {})
-    family, source, model = TaskFamily(recipe.family), recipe.source, recipe.model
-    tasks = [len(family.tasks(split)) for split in SPLITS]
-    steps = sum(tasks) * len(source.seeds) * source.total_timesteps
+    model, members = recipe.model, list(recipe.members().values())
+    families = [TaskFamily(each.family) for each in members]
+    tasks = [sum(len(family.tasks(split)) for family in families) for split in SPLITS]
+    steps = sum(
+        len(family.tasks()) * len(each.source.seeds) * each.source.total_timesteps
+        for family, each in zip(families, members)
+    )
+    source = members[0].source
     cells = (
         name,
-        family.env_id,
+        families[0].env_id if len(members) == 1 else f"a mixture of {len(members)}",
         " + ".join(f"{count:,}" for count in tasks),
-        f"{algorithm_name(source.algorithm)} x {source.n_envs}",
+        f"{algorithm_name(source.algorithm)} x {source.n_envs}" if len(members) == 1 else "-",
         f"{steps / 1e6:.1f} M",
         f"{figures['megabytes']:.1f} MB" if "megabytes" in figures else "-",
         f"{model.num_hidden_layers} x {model.hidden_size}, {model.context_length} steps",

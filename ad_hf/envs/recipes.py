@@ -24,8 +24,8 @@ def recipe_names() -> list[str]:
 
 def recipes_of(env_id: str) -> dict[str, dict[str, Any]]:
     """The sections `family` of the recipes that come with the package for an environment, by the recipes' names."""
-    families = {name: read_recipe(name)["family"] for name in recipe_names()}
-    return {name: family for name, family in families.items() if family["env_id"] == env_id}
+    families = {name: read_recipe(name).get("family", {}) for name in recipe_names()}
+    return {name: family for name, family in families.items() if family.get("env_id") == env_id}
 
 
 def recipe_path(recipe: str | Path) -> Path:

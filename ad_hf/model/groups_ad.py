@@ -56,6 +56,7 @@ class GroupsMixin:
             "head": self.heads[self.owners[name]],
         }
         view.config = config
+        view.__dict__.pop("forward", None)  # of this model: Accelerate wraps it where it trains in mixed precision
         return view
 
     def _embedding(self, name: str) -> StepEmbedding:

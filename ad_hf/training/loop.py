@@ -185,13 +185,14 @@ class _Loop:
             own, windows = member.model(model), self.trainer.validation_windows[member.name]
             metrics = found.setdefault(member.name, {})
             if member.family.tasks("validation"):
+                episodes, repeats = member.plays(self.config)
                 try:
                     evaluation = evaluate(
                         own,
                         member.family,
                         "validation",
-                        num_episodes=self.config.eval_episodes,
-                        num_seeds=self.config.eval_repeats,
+                        num_episodes=episodes,
+                        num_seeds=repeats,
                         seed=self.config.seed,
                         callback=self._stop_if_asked,
                     )

@@ -22,6 +22,7 @@ from ad_hf.histories.windows import HistoryWindows, WindowBatches
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.training.compatibility import check_family
+from ad_hf.training.config import TrainingConfig
 from ad_hf.training.validation import FixedWindows
 
 Batches: TypeAlias = WindowBatches | StreamedBatches
@@ -46,6 +47,8 @@ class Member:
             Its group of the model; none in a run of a single family.
         weight (`float`, *optional*, defaults to 1.0):
             Its share of the windows of an update, beside those of the others.
+        validation ([`TrainingConfig`], *optional*):
+            Its own `eval_episodes` and `eval_repeats`; by default those of the run.
     """
 
     dataset: HistoryDataset
@@ -55,6 +58,7 @@ class Member:
     streaming: bool = False
     name: str = ""
     weight: float = 1.0
+    validation: TrainingConfig | None = None
 
     def __post_init__(self) -> None:
         self.family = TaskFamily(self.family_config)
@@ -63,6 +67,11 @@ class Member:
     def to_json(self) -> dict[str, Any]:
         """The entry of the dataset in a run's files."""
         return {**self.dataset.to_json(), "streaming": self.streaming}
+
+    def plays(self, config: TrainingConfig) -> tuple[int, int]:
+        """Episodes of a validation, and environments of each of its tasks."""
+        own = self.validation or config
+        return own.eval_episodes, own.eval_repeats
 
     def model(self, whole: ADModel) -> ADModel:
         """The model of this family alone, which shares the weights."""

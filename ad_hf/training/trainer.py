@@ -110,7 +110,10 @@ class Trainer:
         """What a run says of its histories: of a single dataset, or of each by the name of its family."""
         if len(self.members) == 1:
             return self.members[0].to_json()
-        return {member.name: {**member.to_json(), "weight": member.weight} for member in self.members}
+        return {
+            member.name: {**member.to_json(), "weight": member.weight, "plays": list(member.plays(self.config))}
+            for member in self.members
+        }
 
     @property
     def validates(self) -> bool:

@@ -75,8 +75,9 @@ def _play(
     picks = np.linspace(0, len(seen) - 1, min(len(seen), count)).round().astype(int)
     tasks = [*held_out, *(seen[pick] for pick in picks)]
     # Not the rollouts that chose the model, which show it at its luckiest.
-    settings = config.eval_repeats, (config.seed + count * config.eval_repeats) % 2**32
-    played = evaluate(model, family, tasks, config.eval_episodes, *settings, progress=True, callback=callback)
+    episodes, repeats = member.plays(config)
+    settings = repeats, (config.seed + count * repeats) % 2**32
+    played = evaluate(model, family, tasks, episodes, *settings, progress=True, callback=callback)
     values, of = played.returns, "episodes"
     if played.step_rewards is not None:
         random = play_at_random(family, tasks, 1, *settings)

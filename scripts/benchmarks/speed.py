@@ -24,6 +24,7 @@ from threading import Barrier
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import psutil
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -55,6 +56,7 @@ from ad_hf.training.config import TrainingConfig
 from ad_hf.training.machine import choose_precision, keep_freed_memory, matmul_flops
 from ad_hf.training.optimizers import make_optimizers
 
+DISCRETE = {"type": "Discrete", "n": 5}
 BATCH, WINDOW = 64, 200
 NATIVE_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdversarialBandit": ("ad_hf/AdversarialBandit-v0", {}),
@@ -227,21 +229,67 @@ def _model_flops(model: ADModel, batch: int, window: int) -> float:
     return 6.0 * parameters * batch * window + attention
 
 
+def benchmark_mixture(repeats: int = 8) -> None:
+    """Updates on windows of three families at once, against each family's alone, in turn; 60 windows of 200 steps."""
+    groups: dict[str, Any] = {
+        "room": {"observation_space": {"type": "MultiDiscrete", "nvec": [9, 9]}, "action_space": DISCRETE},
+        "cart": {"observation_space": box(4), "action_space": DISCRETE},
+        "pull": {"observation_space": box(3), "action_space": box(1)},
+    }
+    mixed = ADModel(ADConfig(groups=groups)).train()
+    models = {"mixture": mixed, **{name: ADModel(mixed.config.of_group(name)).train() for name in groups}}
+    batches: dict[str, Any] = {name: synthetic_batch(models[name].config, 60) for name in groups}
+    parts = {name: {each: values[:20] for each, values in batch.items()} for name, batch in batches.items()}
+    batches["mixture"] = {each: {name: part[each] for name, part in parts.items()} for each in parts["room"]}
+    optimizers = {name: make_optimizers(model, TrainingConfig()) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    precision, _ = choose_precision(torch.device("cpu"))
+    for repeat in range(repeats + 2):
+        for name, model in models.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = model(**batches[name]).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers[name]:
+                optimizer.step()
+                optimizer.zero_grad()
+            if repeat >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    rates = {name: 60 * WINDOW / statistics.median(each) for name, each in seconds.items()}
+    mean = statistics.mean(rates[name] for name in groups)
+    print_line("mixture", tokens_per_second=rates["mixture"], members_mean=mean, ratio=rates["mixture"] / mean)
+
+
+def box(size: int) -> dict[str, Any]:
+    """A Box of numbers from -1 to 1, as JSON."""
+    return {"type": "Box", "shape": [size], "low": [-1.0] * size, "high": [1.0] * size, "dtype": "float32"}
+
+
+def synthetic_batch(config: ADConfig, windows: int) -> dict[str, torch.Tensor]:
+    """Windows of random steps, in a model's spaces."""
+    rng, shape = torch.Generator().manual_seed(0), (windows, WINDOW)
+
+    def elements(space: dict[str, Any]) -> torch.Tensor:
+        if space["type"] == "Box":
+            return torch.rand((*shape, *space["shape"]), generator=rng) * 2 - 1
+        sizes: Any = space.get("nvec", space.get("n"))
+        return torch.randint(0, min(sizes) if isinstance(sizes, list) else sizes, (*shape, *np.shape(sizes)))
+
+    observations, actions = config.observation_space or {}, config.action_space or {}
+    return {
+        **{"observations": elements(observations), "previous_actions": elements(actions)},
+        "previous_rewards": torch.randint(0, 2, shape, generator=rng).float(),
+        "episode_starts": (torch.arange(WINDOW) % 20 == 0).expand(shape),
+        "labels": elements(actions),
+    }
+
+
 def benchmark_train(repeats: int = 12) -> None:
     """Updates of a 4-layer, 128-wide model on 64 windows of 200 steps, against this machine's matmul peak."""
     keep_freed_memory()
-    config = ADConfig(
-        observation_space={"type": "MultiDiscrete", "nvec": [9, 9]}, action_space={"type": "Discrete", "n": 5}
-    )
-    model, rng = ADModel(config).train(), torch.Generator().manual_seed(0)
-    shape = (BATCH, WINDOW)
-    batch = {
-        "observations": torch.randint(0, 9, (*shape, 2), generator=rng),
-        "previous_actions": torch.randint(0, 5, shape, generator=rng),
-        "previous_rewards": torch.randint(0, 2, shape, generator=rng).float(),
-        "episode_starts": (torch.arange(WINDOW) % 20 == 0).expand(shape),
-        "labels": torch.randint(0, 5, shape, generator=rng),
-    }
+    config = ADConfig(observation_space={"type": "MultiDiscrete", "nvec": [9, 9]}, action_space=DISCRETE)
+    model, batch = ADModel(config).train(), synthetic_batch(config, BATCH)
     precision, _ = choose_precision(torch.device("cpu"))
     for optimizer_name in ("adamw", "muon"):
         optimizers = make_optimizers(model, TrainingConfig(optimizer=optimizer_name))
@@ -433,7 +481,7 @@ def benchmark_envs(repeats: int = 5, sizes: tuple[int, ...] = (1, 16, 256)) -> N
 def main() -> None:
     """Parse the command line and run the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["all", "collect", "train", "loader", "rollout", "envs"])
+    parser.add_argument("part", choices=["all", "collect", "train", "mixture", "loader", "rollout", "envs"])
     parser.add_argument("--jobs", type=int, default=16, help="tasks that collect learns (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=available_cores(), help="threads of torch (default: all cores)")
     parser.add_argument("--episodes", type=int, default=200, help="episodes of a rollout (default: %(default)s)")
@@ -444,6 +492,8 @@ def main() -> None:
         benchmark_executors(arguments.jobs // 2)
     if arguments.part in ("all", "train"):
         benchmark_train()
+    if arguments.part in ("all", "mixture"):
+        benchmark_mixture()
     if arguments.part in ("all", "loader"):
         benchmark_loader()
     if arguments.part in ("all", "rollout"):

@@ -47,6 +47,13 @@ def value(name: str, *keys: str | int, digits: int = 3) -> str:
     return number(found, digits)
 
 
+def speed(part: str, key: str, digits: int = 3, **where: Any) -> str:
+    """A number that `make benchmark` printed, of the first line of a part, or of the one with some entries."""
+    lines = map(json.loads, (FOLDER / "speed.jsonl").read_text(encoding="utf-8").splitlines())
+    found = next(line for line in lines if line["part"] == part and where.items() <= line.items())[key]
+    return f"{float(f'{found:.{digits}g}'):,.0f}" if found >= 10 ** (digits - 1) else number(found, digits)
+
+
 def study(name: str, *who: str, at: int | None = None, of: str = "return", digits: int = 3) -> str:
     """What agents of a study reach in episodes up to `at`, or in the last ones; one after the other."""
     agents = json.loads((FOLDER / "studies" / name / "evaluation.json").read_text(encoding="utf-8"))["agents"]
@@ -168,7 +175,7 @@ def studies() -> str:
 FUNCTIONS = {
     each.__name__: each
     for each in (
-        *(value, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
+        *(value, speed, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
         *(worlds, paper, bandit, studies),
     )
 }

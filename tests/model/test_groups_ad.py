@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModel
 
 from ad_hf import ADConfig, ADModel
@@ -120,6 +121,13 @@ def test_a_group_is_saved_as_a_model_of_its_own_and_shares_weights_until_then(tm
     again = AutoModel.from_pretrained(tmp_path / "all")
     assert again.config.groups == model.config.groups
     assert torch.equal(again.group("cart")(**batch).logits, view(**batch).logits)
+
+
+def test_a_model_that_accelerate_wraps_has_groups():
+    model, batch = make_model(), make_batch("room", 2, 12)
+    expected = model.group("room")(**batch).logits
+    Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    assert torch.equal(model.group("room")(**batch).logits, expected)
 
 
 def test_a_rollout_chooses_the_group_by_the_environments_spaces():

@@ -10,6 +10,7 @@ import gymnasium as gym
 import pytest
 import torch
 from history_files import make_table, windows_of_folder, write_dataset
+from safetensors.torch import load_file, save_file
 from training_runs import assert_ended_alike, losses, metrics, same_weights, shortened, weights
 from transformers import AutoModel
 
@@ -197,13 +198,22 @@ def test_a_run_goes_on_only_from_the_weights_that_it_started_from(start, tiny_ru
 
 
 def test_adapters_are_merged_into_a_model_that_loads_without_peft(start, tiny_run, tiny_histories, monkeypatch):
-    run = start(trainable="lora", lora_rank=2, learning_rate=0.02)
+    settings = {"trainable": "lora", "lora_rank": 2, "learning_rate": 0.02, "save_steps": 3}
+    run = start(**settings)
     base, trained = weights(tiny_run / "model"), weights(run / "model")
     assert trained.keys() == base.keys()
     moved = {name for name in trained if not torch.equal(trained[name], base[name])}
     assert moved == {name for name in trained if re.search(r"blocks\..*\.(qkv|output|up|down)\.weight", name)}
     assert {int(torch.linalg.matrix_rank(trained[name] - base[name], rtol=1e-3)) for name in moved} == {2}
+    tensors = load_file(run / "checkpoint-3" / "training.safetensors")
+    lost = next(name for name in tensors if name.startswith("adapter/"))
+    save_file(
+        {name: each for name, each in tensors.items() if name != lost}, run / "checkpoint-3/training.safetensors"
+    )
+    with pytest.raises(ValueError, match=f"is damaged .*training.safetensors: {re.escape(lost)} is missing"):
+        start(resume="latest", **settings)
     monkeypatch.setitem(sys.modules, "peft", None)
+    AutoModel.from_pretrained(run / "checkpoint-3")
     model = AutoModel.from_pretrained(run / "model")
     family = ad_hf.TaskFamily(ad_hf.load_recipe(run / "recipe.yaml").family)
     returns = ad_hf.evaluate(model, family, "validation", 2, 2, seed=0).final_returns

@@ -130,6 +130,7 @@ def test_a_family_goes_on_alone_and_a_mixture_begins_with_the_model_of_a_family(
     assert new == ["cart.embedding.observation", "cart.embedding.previous_action", "cart.head"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(mixture, run, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ad_hf"]
     command = [*torchrun, "train", "--recipe", mixture / "mixed.yaml", "--dataset", mixture / "histories", *STEPS]
