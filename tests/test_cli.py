@@ -318,8 +318,13 @@ def documented_commands():
 
 
 def test_the_last_of_an_option_that_is_given_twice_counts():
-    words = ["train", "--dataset", "a", "--output_dir", "o", "--dataset", "b"]
-    assert app.parse_known_args(words)[1].arguments["dataset"] == "b"
+    words = ["train", "--dataset", "a", "--output_dir", "o", "--output_dir", "p"]
+    assert app.parse_known_args(words)[1].arguments["output_dir"] == "p"
+
+
+def test_a_mixture_takes_several_datasets():
+    for words in (["--dataset", "a", "b"], ["--dataset", "a", "--dataset", "b"]):
+        assert app.parse_known_args(["train", *words, "--output_dir", "o"])[1].arguments["dataset"] == ["a", "b"]
 
 
 def test_every_command_of_the_documentation_parses():

@@ -161,6 +161,24 @@ def bandit() -> str:
     )
 
 
+def unseen() -> str:
+    """The generalist in worlds that it was not trained on."""
+    worlds = json.loads((FOLDER / "generalist" / "unseen.json").read_text(encoding="utf-8"))
+    return table(
+        ("world", "tasks", "random", "first episode", "last ten", "learns: last ten less the first (95% interval)"),
+        [
+            (
+                name,
+                str(row["num_tasks"]),
+                *(number(row[key]) for key in ("random", "return_first")),
+                f"**{number(row['return_last'])}**",
+                learns_cell(row),
+            )
+            for name, row in worlds.items()
+        ],
+    )
+
+
 def studies() -> str:
     """A list of the studies that have been reported, by their titles."""
     lines = []
@@ -176,6 +194,6 @@ FUNCTIONS = {
     each.__name__: each
     for each in (
         *(value, speed, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
-        *(worlds, paper, bandit, studies),
+        *(worlds, paper, bandit, studies, unseen),
     )
 }

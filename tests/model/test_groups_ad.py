@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import AutoModel
 
 from ad_hf import ADConfig, ADModel
@@ -126,7 +127,11 @@ def test_a_group_is_saved_as_a_model_of_its_own_and_shares_weights_until_then(tm
 def test_a_model_that_accelerate_wraps_has_groups():
     model, batch = make_model(), make_batch("room", 2, 12)
     expected = model.group("room")(**batch).logits
-    Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    AcceleratorState._reset_state()
+    try:
+        Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    finally:
+        AcceleratorState._reset_state()
     assert torch.equal(model.group("room")(**batch).logits, expected)
 
 
