@@ -154,7 +154,7 @@ def train(
     processes = join_processes()
     if recipe is None:
         if not isinstance(dataset, (str, Path)):
-            raise ValueError("several datasets need a recipe with a section mixture, which names those of the families")
+            raise ValueError("several datasets need a recipe with a section mixture, of one recipe for each")
         opened = HistoryDataset.open(dataset, config_name)
         recipe, origin = recipe_of_dataset(opened, overrides, trust_remote_code)
         get_logger(__name__).info(origin)

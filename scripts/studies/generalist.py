@@ -4,7 +4,7 @@ actions, with slipping, with walls, with two goals and with a goal that moves, a
 
     python scripts/studies/generalist.py RUN [RUN ...] --output_dir docs/results/generalist
 
-Each RUN is a training of the recipe `generalist` with another seed.
+Each RUN is a training of the same mixture, which has dark_room and dark_key_to_door among its recipes, with another seed.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measure(models: list[ad_hf.ADModel]) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write `unseen.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="trainings of the recipe generalist")
+    parser.add_argument("runs", nargs="+", help="trainings of a mixture")
     parser.add_argument("--output_dir", type=Path, default=Path("docs/results/generalist"))
     arguments = parser.parse_args()
     found = measure([load_model(run)[0] for run in arguments.runs])
