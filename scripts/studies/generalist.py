@@ -4,7 +4,7 @@ actions, with slipping, with walls, with two goals and with a goal that moves, a
 
     python scripts/studies/generalist.py RUN [RUN ...] --output_dir docs/results/generalist
 
-Each RUN is a training of the same mixture with another seed; its recipes have to include dark_room and dark_key_to_door.
+Each RUN is a training of the same mixture with another seed. Its recipes include dark_room and dark_key_to_door.
 """
 
 from __future__ import annotations
