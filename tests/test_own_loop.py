@@ -69,12 +69,14 @@ def logits(model, batch):
 
 @pytest.mark.parametrize("name", ["plain_loop", "accelerate"])
 def test_a_plain_loop_trains_a_model_that_loads(folder, run, name):
+    torch.manual_seed(0)
     names = run("plain_loop.py" if name == "plain_loop" else "accelerate_loop.py")
     model = AutoModel.from_pretrained(folder / "runs" / name)
     batch = batch_of(names)
     own = names["accelerator"].unwrap_model(names["model"]) if name == "accelerate" else names["model"]
     torch.testing.assert_close(logits(model, batch), logits(own, batch))
-    fresh = ad_hf.ADModel(names["config"])
+    torch.manual_seed(0)
+    fresh = ad_hf.ADModel(names["config"])  # the weights that the loop began with
     assert model(**batch).loss < fresh(**batch).loss
 
 
