@@ -9,10 +9,8 @@ from typing import Any
 
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.histories.statistics import normalization
-from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.configuration_ad import NORMALIZATION, SPACES, ADConfig
 from ad_hf.storage.parquet import parquet_errors
-
-NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
 
 
 def _normalization(dataset: HistoryDataset) -> dict[str, Any]:
@@ -76,6 +74,6 @@ def config_from_dataset(
 
 def _of_dataset(histories: HistoryDataset, wanted: set[str]) -> dict[str, Any]:
     """The spaces of a dataset, and those of its statistics that are wanted."""
-    spaces = {name: getattr(histories.metadata, name) for name in ("observation_space", "action_space")}
+    spaces = {name: getattr(histories.metadata, name) for name in SPACES}
     statistics = _normalization(histories) if wanted else {}
     return spaces | {name: value for name, value in statistics.items() if name in wanted}

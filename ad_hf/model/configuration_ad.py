@@ -27,9 +27,9 @@ SPACE_FIELDS = {"Discrete": {"n"}, "MultiDiscrete": {"nvec"}, "MultiBinary": {"n
 SPACE_FIELDS["Box"] = {"shape", "low", "high", "dtype"}
 # Settings that the data decides.
 OF_THE_DATA = {"observation_space", "action_space", "observation_mean", "observation_scale", "groups"}
-# What a group of a model of several says, and what it has to.
-GROUP = {"observation_space": True, "action_space": True}
-GROUP |= dict.fromkeys(("observation_mean", "observation_std", "reward_scale"), False)
+# What a group of a model of several has to say, and what it may.
+SPACES = ("observation_space", "action_space")
+NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
 # Attention implementations that a model's own configuration may ask for without trust. Other names may make
 # transformers download and run code, as those of repositories on the Hub do.
 ATTENTION = {"eager", "sdpa", "flex_attention"}
@@ -359,8 +359,7 @@ class ADConfig(PreTrainedConfig):
         """For each group, the first one, by name, with the same spaces, whose embedding and head it has."""
         firsts: dict[str, str] = {}
         groups: dict[str, Any] = self.groups or {}
-        needed = [each for each in GROUP if GROUP[each]]
-        spaces = {name: json.dumps([groups[name][each] for each in needed], sort_keys=True) for name in sorted(groups)}
+        spaces = {name: json.dumps([groups[name][each] for each in SPACES], sort_keys=True) for name in sorted(groups)}
         return {name: firsts.setdefault(both, name) for name, both in spaces.items()}
 
     def weights(self) -> dict[str, int]:
@@ -397,15 +396,15 @@ class ADConfig(PreTrainedConfig):
 
     def _validate_groups(self) -> None:
         groups: Any = self.groups
-        alone = [name for name in (*GROUP,) if getattr(self, name) not in (None, 1.0)]
+        alone = [name for name in (*SPACES, *NORMALIZATION) if getattr(self, name) not in (None, 1.0)]
         if not groups or alone:
             raise ValueError(f"groups must hold a group and stand alone, got {groups!r} beside {', '.join(alone)}")
         for name, group in groups.items():
             if not (isinstance(name, str) and name.isidentifier()) or hasattr(torch.nn.ModuleDict, name):
                 raise ValueError(f"groups need names such as 'dark_room', got {name!r}")
-            needed = {each for each in GROUP if GROUP[each]}
-            if not isinstance(group, dict) or not needed <= set(group) <= set(GROUP):
-                raise ValueError(f"groups: {name} must hold {', '.join(GROUP)}, got {group!r}")
+            if not isinstance(group, dict) or not {*SPACES} <= set(group) <= {*SPACES, *NORMALIZATION}:
+                known = ", ".join((*SPACES, *NORMALIZATION))
+                raise ValueError(f"groups: {name} must hold {known}, got {group!r}")
             config = self.of_group(name)
             try:
                 config.validate()

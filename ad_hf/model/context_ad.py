@@ -28,6 +28,7 @@ class ContextMixin:
     that a cache stores, `decode` of tokens after those in a cache, and `head`.
     """
 
+    config: ADConfig
     rollout_config: RolloutConfig
 
     def init_context(
@@ -53,8 +54,8 @@ class ContextMixin:
         """
         overrides = overrides if seed is None else {**overrides, "seed": seed}
         config = RolloutConfig.from_dict(overrides).resolve(rollout_config or RolloutConfig(), self.rollout_config)
-        if self.config.groups is not None:  # type: ignore[attr-defined]
-            raise ValueError(f"take one of the model's groups, as model.group({next(iter(self.config.groups))!r})")  # type: ignore[attr-defined]
+        if self.config.groups is not None:
+            raise ValueError(f"take one of the model's groups, as model.group({next(iter(self.config.groups))!r})")
         context = ADContext(self, num_envs, config)
         if prompt is not None:
             context.prompt(prompt)

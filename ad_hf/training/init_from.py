@@ -9,7 +9,7 @@ import torch
 from accelerate.logging import get_logger
 
 from ad_hf.hub.model_files import weights_digest
-from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.configuration_ad import NORMALIZATION, SPACES, ADConfig
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.training.adapters import add_adapters, is_adapter
 from ad_hf.training.config import TrainingConfig
@@ -19,7 +19,7 @@ TRUNK = "trunk"
 TRUNK_SETTINGS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rope_theta", "layer_norm_eps"),
 )
-SPACES, NORMALIZATION = ("observation_space", "action_space"), ("observation_mean", "observation_std")
+OF_OBSERVATIONS = NORMALIZATION[1:]  # rewards keep the scale of the new histories
 Weights = dict[str, torch.Tensor]
 
 logger = get_logger(__name__)
@@ -45,7 +45,7 @@ def _groups(config: ADConfig) -> dict[str, dict[str, Any]]:
     """The groups of spaces of a model, of which one without `groups` has a single one."""
     if config.groups is not None:
         return config.groups
-    return {"": {each: getattr(config, each) for each in (*SPACES, *NORMALIZATION)}}
+    return {"": {each: getattr(config, each) for each in (*SPACES, *OF_OBSERVATIONS)}}
 
 
 def fit_config(config: ADConfig, base: ADConfig, name: str) -> None:
@@ -66,7 +66,7 @@ def fit_config(config: ADConfig, base: ADConfig, name: str) -> None:
     for group, settings in _groups(config).items():
         same = {key: each for key, each in _groups(base).items() if each[SPACES[0]] == settings[SPACES[0]]}
         sources = [same[group]] if group in same else list(same.values())
-        own, *found = ({name: each.get(name) for name in NORMALIZATION} for each in (settings, *sources))
+        own, *found = ({name: each.get(name) for name in OF_OBSERVATIONS} for each in (settings, *sources))
         # Several groups of the space may differ in it.
         if found and own != found[0] and all(each == found[0] for each in found):
             settings.update(found[0])
