@@ -135,11 +135,12 @@ class _Loop:
         trainer = self.trainer
         trainer.check_loss()
         mean = float(self.accelerator.reduce(loss, "mean"))
+        families = {name: self.accelerator.reduce(own, "sum") for name, own in trainer.losses.items()}
         epochs, best = trainer.batches.epochs, trainer.best and f"{trainer.best[0]:.2f}"
         bar.set_postfix(step=step, epoch=f"{epochs:.2f}", loss=f"{mean:.3f}", validation=best)
         return {
             "loss": mean,
-            **{f"loss/{name}": float(own) for name, own in trainer.losses.items()},
+            **{f"loss/{name}": float(total / count) for name, (total, count) in families.items()},
             "epoch": round(epochs, 4),
             "learning_rate": trainer.schedulers[0].get_last_lr()[0],
             "tokens_per_second": bar.format_dict["rate"] or 0.0,

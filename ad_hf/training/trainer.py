@@ -89,7 +89,7 @@ class Trainer:
         self.with_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.model, *self.optimizers = self._prepare(plain, optimizers)
         self.divergence = Divergence(self.accelerator)
-        self.losses: dict[str, torch.Tensor] = {}  # of each family of a mixture, in the last pass
+        self.losses: dict[str, torch.Tensor] = {}  # of each family of a mixture, see `update`
         self.best: tuple[float, int] | None = None  # the best validation so far, and its update
         self.unvalidated: dict[str, float] | None = None  # metrics of an update whose validation was interrupted
         self.checkpoint: Path | None = None  # the newest one of this run
@@ -121,8 +121,12 @@ class Trainer:
         return any(member.family.tasks("validation") for member in self.members)
 
     def update(self, batches: Any, step: int = 0) -> torch.Tensor:
-        """One update of the weights, the `step`-th; returns this process's part of the mean loss of its windows."""
+        """
+        One update of the weights, the `step`-th; returns this process's part of the mean loss of its windows. Those of
+        the families of a mixture are then in `losses`: the sum over this process's steps, and their number (2,).
+        """
         accelerator, losses, norm = self.accelerator, [], None
+        self.losses = {}
         parts = [next(batches) for _ in range(self.config.gradient_accumulation_steps)]
         # The mean is over the steps of all windows, padding apart, however they are divided.
         steps = [_num_steps(part) for part in parts]
@@ -139,7 +143,8 @@ class Trainer:
                     optimizer.zero_grad()
             losses.append(loss.detach())
             for name, own in (output.get("losses") or {}).items():
-                self.losses[name] = own
+                count = own.new_tensor(_num_steps(_of_group(part, name)))
+                self.losses[name] = torch.stack([own * count, count]) + self.losses.get(name, 0)
         for scheduler in self.schedulers:
             scheduler.step()
         loss = torch.stack(losses).mean()
@@ -222,10 +227,11 @@ def _num_steps(batch: dict[str, Any]) -> int:
     if isinstance(batch["labels"], torch.Tensor):
         mask = batch.get("attention_mask")
         return batch["labels"].shape[:2].numel() if mask is None else int(mask.sum())
-    return sum(
-        _num_steps({name: values[group] for name, values in batch.items() if group in values})
-        for group in batch["labels"]
-    )
+    return sum(_num_steps(_of_group(batch, group)) for group in batch["labels"])
+
+
+def _of_group(batch: dict[str, Any], group: str) -> dict[str, Any]:
+    return {name: values[group] for name, values in batch.items() if group in values}
 
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> str | None:

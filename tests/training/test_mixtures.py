@@ -141,6 +141,9 @@ def test_two_processes_train_as_one_does(mixture, run, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert np.abs(np.subtract(losses(tmp_path), losses(run))).max() < 1e-4
+    for family in ("room", "cart"):
+        both = [[line[f"loss/{family}"] for line in metrics(folder)] for folder in (tmp_path, run)]
+        assert np.abs(np.subtract(*both)).max() < 1e-4
     assert weights(tmp_path / "model").keys() == weights(run / "model").keys()
 
 
