@@ -8,9 +8,12 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from ad_hf import ADConfig, ADModel
 
 STEPS = ["--training.max_steps", "60", "--training.save_steps", "10", "--training.eval_steps", "30"]
 
@@ -57,16 +60,24 @@ with open(output, "w") as file:
     json.dump({**acted, "fixed": fixed, "class": str(type(model))}, file)
 """
 
-WITHOUT_THE_PACKAGE = (
-    """
+# The same model in two kinds of environments, as it chooses its group by their spaces.
+BOTH = """
+carts = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
+played = [model.rollout(carts, num_episodes=3, seed=3), model.rollout(envs, num_episodes=3, seed=4)]
+context = model.group("cart").init_context(1, seed=5)
+acted = [part.episode_returns.tolist() for part in played] + [context.act(np.zeros((1, 4), np.float32)).tolist()]
+with open(output, "w") as file:
+    json.dump({"acted": acted, "class": str(type(model))}, file)
+"""
+GROUPS_ROLLOUT = ROLLOUT.partition("out = ")[0] + BOTH
+
+WITHOUT_THE_PACKAGE = """
 try:
     import ad_hf
     raise SystemExit("this was to be an environment without ad_hf")
 except ImportError:
     pass
 """
-    + ROLLOUT
-)
 
 
 @pytest.fixture
@@ -119,11 +130,41 @@ def test_from_histories_over_an_interrupted_run_to_a_model_that_acts_the_same_wi
     ad_hf_with_hub("push", "model", parts, "local/model")
     commit = hub.commits("model", "local/model")[0]
     trusted = json.dumps({"trust_remote_code": True, "revision": commit})
-    command = [python_without_ad_hf, "-c", WITHOUT_THE_PACKAGE, "local/model", trusted, tmp_path / "after.json"]
+    script = WITHOUT_THE_PACKAGE + ROLLOUT
+    command = [python_without_ad_hf, "-c", script, "local/model", trusted, tmp_path / "after.json"]
     run_with_hub(command, environment={"PYTHONPATH": ""})
 
     before, after = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("before", "after"))
     assert before.pop("class") == "<class 'ad_hf.model.modeling_ad.ADModel'>"
     assert after.pop("class").startswith("<class 'transformers_modules.")
     assert len(set(before["taken"])) > 1
+    assert after == before
+
+
+def test_a_model_of_several_groups_acts_in_each_without_the_package(
+    hub, ad_hf_with_hub, run_with_hub, python_without_ad_hf, tmp_path
+):
+    cart: dict = {"type": "Box", "shape": [4], "low": [None] * 4, "high": [None] * 4, "dtype": "float32"}
+    groups = {
+        "room": {
+            "observation_space": {"type": "MultiDiscrete", "nvec": [3, 3]},
+            "action_space": {"type": "Discrete", "n": 5},
+        },
+        "cart": {"observation_space": cart, "action_space": {"type": "Discrete", "n": 2}},
+    }
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "initializer_range": 0.5}
+    ADModel(ADConfig(groups=groups, **settings)).save_pretrained(tmp_path / "model")
+    ad_hf_with_hub("push", "model", tmp_path / "model", "local/generalist")
+    ad_hf_with_hub(tmp_path / "model", "{}", tmp_path / "before.json", script=GROUPS_ROLLOUT)
+    trusted = json.dumps({"trust_remote_code": True, "revision": hub.commits("model", "local/generalist")[0]})
+    script = WITHOUT_THE_PACKAGE + GROUPS_ROLLOUT
+    run_with_hub(
+        [python_without_ad_hf, "-c", script, "local/generalist", trusted, tmp_path / "after.json"],
+        environment={"PYTHONPATH": ""},
+    )
+
+    before, after = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("before", "after"))
+    assert after.pop("class").startswith("<class 'transformers_modules.")
+    del before["class"]
+    assert len(np.unique(np.concatenate(after["acted"][:2], axis=None))) > 1
     assert after == before
