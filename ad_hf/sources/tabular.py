@@ -34,6 +34,9 @@ class TabularQ(ScoringAlgorithm):
             Value of every action before its first try.
         epsilon (`float`, *optional*, defaults to 0.0):
             Probability of a random action.
+        final_epsilon (`float`, *optional*):
+            That at the end of training, to which it falls or rises evenly; by default it stays the same. A model sees
+            by the noise how far a learner has got, and what a learner does after actions that it would not choose.
         shared (`bool`, *optional*, defaults to `False`):
             Whether the streams of a task learn one table together, as the actors of an A2C share their policy: all
             know as soon as one of them finds something, and each needs fewer episodes in proportion.
@@ -60,11 +63,13 @@ class TabularQ(ScoringAlgorithm):
         shared: bool = False,
         replayed_steps: int = 0,
         random_ties: bool = True,
+        final_epsilon: float | None = None,
         **common: Any,
     ) -> None:
         if not 0 < learning_rate <= 1:
             raise ValueError(f"learning_rate must be in (0, 1], got {learning_rate}")
-        for name, value in (("gamma", gamma), ("epsilon", epsilon)):
+        self.final_epsilon = epsilon if final_epsilon is None else final_epsilon
+        for name, value in (("gamma", gamma), ("epsilon", epsilon), ("final_epsilon", self.final_epsilon)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
         self.step_size, self.gamma, self.initial_value, self.epsilon = learning_rate, gamma, initial_value, epsilon
@@ -89,8 +94,9 @@ class TabularQ(ScoringAlgorithm):
     def _explore(self, observations: np.ndarray) -> np.ndarray:
         scores = self._score(observations, deterministic=False)
         actions = break_ties(scores, self._rng) if self.random_ties else scores.argmax(axis=1)
-        if self.epsilon:
-            at_random = self._rng.random(self.n_envs) < self.epsilon
+        epsilon = self.final_epsilon + (self.epsilon - self.final_epsilon) * self._current_progress_remaining
+        if epsilon:
+            at_random = self._rng.random(self.n_envs) < epsilon
             actions[at_random] = self._rng.integers(self.tables["q_values"].shape[2], size=int(at_random.sum()))
         return actions
 

@@ -117,6 +117,7 @@ def test_observations_without_a_finite_number_of_values_and_numbers_out_of_range
         {"learning_rate": 1.1},
         {"gamma": -0.1},
         {"epsilon": 2.0},
+        {"final_epsilon": -0.1},
         {"replayed_steps": -1},
     ):
         with pytest.raises(ValueError, match=f"{next(iter(setting))} must be (in|at least)"):
@@ -146,6 +147,16 @@ def test_without_random_ties_the_first_of_equal_actions_is_taken():
     cells = recorded.observations.reshape(2, 300, 2)[0]
     centre = (cells == 1).all(axis=1)
     assert mine[centre][:5].tolist() == list(range(5))
+
+
+@pytest.mark.parametrize(("final", "shares"), [(None, (0.6, 0.6)), (0.0, (0.45, 0.15))])
+def test_the_probability_of_random_actions_falls_evenly(final, shares):
+    """Of a learner that knows nothing, and takes the first action wherever it does not take one of five at random."""
+    envs = HistoryRecorder(rooms([[8, 8]] * 20, size=9, max_episode_steps=5).envs, 400)  # too far to get there
+    settings = {"epsilon": 0.75, "final_epsilon": final, "learning_rate": 1e-9, "random_ties": False}
+    TabularQ("MlpPolicy", SB3VecEnv(envs), gamma=0.0, initial_value=0.0, seed=0, **settings).learn(20 * 400)
+    others = envs.recorded().actions.reshape(20, 2, 200) > 0
+    np.testing.assert_allclose(others.mean(axis=(0, 2)), shares, atol=0.03)
 
 
 def test_without_tasks_all_streams_share_one_table(tmp_path):
