@@ -179,6 +179,44 @@ def unseen() -> str:
     )
 
 
+def specialists() -> str:
+    """The generalist beside a specialist of each family, on unseen tasks."""
+    families = json.loads((FOLDER / "generalist" / "specialists.json").read_text(encoding="utf-8"))["families"]
+    return table(
+        (
+            *("family", "random", "specialist", "generalist (95% interval)", "share of the specialist's gain"),
+            "trainings x rollouts x tasks",
+        ),
+        [
+            (
+                f"`{name}`",
+                *(number(row[key]) for key in ("random", "specialist")),
+                f"{number(row['return_last'])} ({' to '.join(map(number, row['return_interval']))})",
+                f"**{row['share']:.2f}**",
+                f"{row['num_models']} x {row['num_rollouts']} x {row['num_tasks']}",
+            )
+            for name, row in families.items()
+        ],
+    )
+
+
+def fine_tuning(recipe: str) -> str:
+    """Trainings from the generalist and from nothing, after equal numbers of updates, on unseen tasks."""
+    path = FOLDER / "generalist" / f"fine_tuning_{recipe}.json"
+    return table(
+        ("start, updates", "first episode", "last ten (95% interval)", "each training"),
+        [
+            (
+                f"{name}",
+                number(row["return_first"]),
+                f"**{number(row['return_last'])}** ({' to '.join(map(number, row['return_interval']))})",
+                ", ".join(map(number, row["by_training"])),
+            )
+            for name, row in json.loads(path.read_text(encoding="utf-8"))["rows"].items()
+        ],
+    )
+
+
 def studies() -> str:
     """A list of the studies that have been reported, by their titles."""
     lines = []
@@ -194,6 +232,6 @@ FUNCTIONS = {
     each.__name__: each
     for each in (
         *(value, speed, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
-        *(worlds, paper, bandit, studies, unseen),
+        *(worlds, paper, bandit, studies, unseen, specialists, fine_tuning),
     )
 }
