@@ -62,6 +62,14 @@ def recipe_of_model(
     return recipe, f"recipe: the one of the model {name}, since --recipe names none"
 
 
+def seed_of_run(name: str | Path, default: int) -> int:
+    """The seed of the training of a model, given as for [`recipe_of_model`], if it came with the recipe of its run."""
+    path = run_recipe(name)
+    section = None if path is None else read_recipe(path).get("training")
+    seed = section.get("seed") if isinstance(section, dict) else None
+    return seed if type(seed) is int else default
+
+
 def check_unseen(name: str | Path, family: FamilyConfig, trust_remote_code: bool = False) -> None:
     """
     Refuse a family whose test tasks the run of a model has trained or validated on.

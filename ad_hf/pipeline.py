@@ -32,7 +32,7 @@ from ad_hf.hub.model_card import write_model_card
 from ad_hf.hub.model_files import CONFIG_FILE, weights_digest
 from ad_hf.hub.models import load_model
 from ad_hf.model.modeling_ad import ADModel
-from ad_hf.own_recipe import check_unseen, recipe_of_dataset, recipe_of_model
+from ad_hf.own_recipe import check_unseen, recipe_of_dataset, recipe_of_model, seed_of_run
 from ad_hf.recipe import Recipe, load_recipe
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_text
@@ -285,6 +285,7 @@ class EvaluatedModel:
         """
         if recipe is not None:
             read = load_recipe(recipe, overrides)
+            read.training.seed = seed_of_run(name, read.training.seed)
         else:
             read, whose = recipe_of_model(name, dataset, config_name, overrides, trust_remote_code)
             logger.info(whose)

@@ -27,6 +27,7 @@ CART = {
     },
     "source": {"algorithm": "PPO", "n_envs": 2, "total_timesteps": 512, "hyperparameters": {"n_steps": 64}},
     "rollout": {"num_episodes": 4, "top_p": 0.9},
+    "training": {"seed": 3},  # of its own trainings
 }
 
 
@@ -95,6 +96,7 @@ def test_the_model_acts_as_each_family_with_that_familys_settings(mixture, run):
     assert own.model.config.groups is None
     assert own.model.config.observation_mean is not None
     assert own.run is None
+    assert own.to_json(0)["training_seed"] == 0  # of the run
     with pytest.raises(ValueError, match=r"several families: name one by --recipe, of .*room.yaml"):
         EvaluatedModel.load(run)
 
