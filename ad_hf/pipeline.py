@@ -29,11 +29,12 @@ from ad_hf.evaluation.summary import CURVES_FILE, SUMMARY_FILE
 from ad_hf.evaluation.video import check_formats
 from ad_hf.histories.dataset import HistoryDataset
 from ad_hf.hub.model_card import write_model_card
-from ad_hf.hub.model_files import CONFIG_FILE, weights_digest
+from ad_hf.hub.model_files import CONFIG_FILE, FAMILIES_FILE, weights_digest
 from ad_hf.hub.models import load_model
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.own_recipe import check_unseen, recipe_of_dataset, recipe_of_model, seed_of_run
 from ad_hf.recipe import Recipe, load_recipe
+from ad_hf.settings import read_json
 from ad_hf.storage.cards import CARD
 from ad_hf.storage.files import atomic_path, local_path, writable_folder, write_text
 from ad_hf.training.compatibility import check_tasks
@@ -228,6 +229,8 @@ class EvaluatedModel:
             Name and revision of the model, for `evaluation.json`.
         run (`Path`, *optional*):
             Folder of its run, whose model's card gets the results.
+        family (`tuple[str, str]`, *optional*):
+            Of a group of a model: the name of the group, and the digest of the whole model's weights.
         agent (`str`, *optional*):
             Its name in the results. The default is AD; ED if the model learnt from the ends of histories alone, DPT if
             from the actions of another policy. Models of equal seeds get the name of their folder or repository, too.
@@ -240,6 +243,7 @@ class EvaluatedModel:
     origin: dict[str, Any] | None = None
     run: Path | None = None
     agent: str = ""
+    family: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.agent:
@@ -292,15 +296,15 @@ class EvaluatedModel:
         if recipe is not None or overrides:  # with which the split may be another one
             check_unseen(name, read.family, trust_remote_code)
         model, origin = load_model(name, trust_remote_code)
-        grouped = Path(str(recipe)).stem in (model.config.groups or {})
-        if grouped:
-            model = model.group(Path(str(recipe)).stem)
+        group, own_family = Path(str(recipe)).stem, None
+        if group in (model.config.groups or {}):
+            own_family, model = (group, weights_digest(model)), model.group(group)
         folder = local_path(name)
         runs = [path for path in (folder, folder.parent) if (path / "model" / "config.json").is_file()]
         run = next((folder for folder in runs if (folder / "run.json").is_file()), None)
-        if grouped or model.config.groups:
-            run = None  # the run's files tell of no single family
-        return cls(model, read, dataset, config_name, origin, run)
+        if model.config.groups:
+            run = None  # no family of the run
+        return cls(model, read, dataset, config_name, origin, run, family=own_family)
 
     def to_json(self, rollout_seed: int) -> dict[str, Any]:
         """The entry of the model in `evaluation.json`."""
@@ -351,6 +355,13 @@ def evaluate_models(
     check_formats(replay_formats or ())
     _tell_apart(models)
     output_dir, start = writable_folder(output_dir), time.perf_counter()
+    is_run = (output_dir / "model" / CONFIG_FILE).is_file()
+    if is_run and models[0].family is not None:
+        family = models[0].family[0]
+        raise ValueError(
+            f"{output_dir} is the run of several families, and this evaluation is of one: give it a folder of its "
+            f"own, such as {output_dir / family}"
+        )
     families = [TaskFamily(each.recipe.family) for each in models]
     sources = _sources_of(models, families)  # histories that cannot be read are refused before a rollout
     is_seen = bool(replay_formats) and can_be_seen(families[0])
@@ -370,7 +381,6 @@ def evaluate_models(
         "seconds": {**(seconds or {}), "rollout": round(time.perf_counter() - start, 1)},
     }
     results = write_evaluation(output_dir, rows, details)
-    is_run = (output_dir / "model" / CONFIG_FILE).is_file()
     if replay_formats is not None:
         for name in REPLAY_FILES:  # an earlier evaluation's
             for folder in (output_dir, output_dir / "model") if is_run else (output_dir,):
@@ -380,7 +390,7 @@ def evaluate_models(
     for each, whose in zip(models, own):
         run = output_dir if is_run and len(models) == 1 else each.run
         if run is not None:
-            _tell_run(run, output_dir, {**results, **whose})
+            _tell_run(run, output_dir, {**results, **whose}, each.family)
     if not is_run:
         write_text(output_dir / CARD, evaluation_card(output_dir, output_dir.name, results))
     return results
@@ -431,16 +441,27 @@ def _sources_of(
     return sources
 
 
-def _tell_run(run: Path, output_dir: Path, results: dict[str, Any]) -> None:
+def _tell_run(run: Path, output_dir: Path, results: dict[str, Any], family: tuple[str, str] | None) -> None:
     """Put an evaluation into the folder of a run and into its model's card, unless they are read-only."""
     try:
-        for name in (ROWS_FILE, CURVES_FILE) if run.resolve() != output_dir.resolve() else ():
-            with atomic_path(run / name) as path:
-                shutil.copyfile(output_dir / name, path)
-        write_text(run / SUMMARY_FILE, json.dumps(results, indent=2) + "\n")
+        if family is not None:
+            _tell_family(run / FAMILIES_FILE, *family, results)
+        else:
+            for name in (ROWS_FILE, CURVES_FILE) if run.resolve() != output_dir.resolve() else ():
+                with atomic_path(run / name) as path:
+                    shutil.copyfile(output_dir / name, path)
+            write_text(run / SUMMARY_FILE, json.dumps(results, indent=2) + "\n")
         write_model_card(run)
     except OSError as error:
         warnings.warn(f"the card of the model in {run} does not tell of these results: {error}", stacklevel=3)
+
+
+def _tell_family(path: Path, name: str, digest: str, results: dict[str, Any]) -> None:
+    """Put the evaluation on one family beside those on the others, unless these are of other weights."""
+    found = read_json(path) if path.is_file() else {}
+    others = found["families"] if found.get("weights_digest") == digest else {}
+    families = dict(sorted({**others, name: results}.items()))
+    write_text(path, json.dumps({"weights_digest": digest, "families": families}, indent=2) + "\n")
 
 
 def _tell_apart(models: Sequence[EvaluatedModel]) -> None:
@@ -521,8 +542,8 @@ def quickstart(
     if not recipe.mixture.recipes:
         own = EvaluatedModel(model, recipe, histories, config_name)
         return evaluate_models([own], output_dir, num_seeds, ("gif",), seconds)
-    results = {}
+    results, digest = {}, weights_digest(model)
     for name, each in recipe.members().items():
-        own = EvaluatedModel(model.group(name), each, histories, name)
+        own = EvaluatedModel(model.group(name), each, histories, name, run=output_dir, family=(name, digest))
         results[name] = evaluate_models([own], output_dir / name, num_seeds, ("gif",), seconds)
     return results

@@ -17,6 +17,7 @@ from ad_hf.histories.schema import is_synthetic, source_label
 from ad_hf.hub.model_files import (
     CONFIG_FILE,
     EVAL_RESULTS_FILE,
+    FAMILIES_FILE,
     REPORT_FILE,
     Content,
     own_results,
@@ -29,7 +30,7 @@ from ad_hf.storage.cards import CARD, LICENSE, card_of, merge_card, render_card
 from ad_hf.storage.files import atomic_path, files_in, read_text, write_text
 from ad_hf.storage.repositories import HUB_ID
 
-JSON_FILES = (CONFIG_FILE, "run.json", SUMMARY_FILE, REPORT_FILE)  # the sources of a model's card
+JSON_FILES = (CONFIG_FILE, "run.json", SUMMARY_FILE, REPORT_FILE, FAMILIES_FILE)  # the sources of a model's card
 
 
 def model_card(files: Mapping[str, Content], name: str, old: str | None = None, license: str | None = None) -> str:
@@ -52,6 +53,8 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
     with card_of(*(str(files[each]) for each in (*JSON_FILES, "recipe.yaml") if isinstance(files.get(each), Path))):
         config = _json_of(files, CONFIG_FILE) or {}
         run, evaluation = _json_of(files, "run.json"), evaluation_of(files)
+        families = (_json_of(files, FAMILIES_FILE) or {"families": {}})["families"]
+        evaluations = [*families.values()] if evaluation is None else [evaluation]
         trained_on, recipe = (run or {}).get("dataset"), files.get("recipe.yaml")
         is_on_hub = bool(trained_on and trained_on["revision"] and HUB_ID.fullmatch(trained_on["name"]))
         base = (run or {}).get("init_from")
@@ -74,7 +77,7 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
             datasets=[trained_on["name"]] if trained_on and is_on_hub else None,
             base_model=base["name"] if base and base_is_on_hub else None,
             base_model_relation="finetune" if base_is_on_hub else None,
-            eval_results=None if evaluation is None else model_results(evaluation),
+            eval_results=[result for each in evaluations for result in model_results(each)] or None,
         )
         source = (evaluation or {}).get("source")
         algorithm = source["algorithm"] if source else (trained_on or {}).get("source") or ""
@@ -90,6 +93,7 @@ def model_card(files: Mapping[str, Content], name: str, old: str | None = None, 
             config=config,
             run=run,
             evaluation=evaluation,
+            families=families,
             words={
                 each.__name__: each for each in (evidence_words, learns_cell, pace_lines, streams_words, verdict_words)
             },

@@ -25,7 +25,8 @@ WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".zip"}
 # A model's repository shows its newest evaluation, or a report of earlier versions.
 REPORT_FILE = "report.json"
-RESULT_FILES = (SUMMARY_FILE, REPORT_FILE, CURVES_FILE, "replay.gif", "replay.mp4", "paths.gif")
+FAMILIES_FILE = "families.json"  # of a model of several groups: its newest evaluation on each family
+RESULT_FILES = (SUMMARY_FILE, REPORT_FILE, FAMILIES_FILE, CURVES_FILE, "replay.gif", "replay.mp4", "paths.gif")
 RUN_FILES = ("recipe.yaml", "run.json", *RESULT_FILES)
 EVAL_RESULTS_FILE = ".eval_results/ad_hf.yaml"  # follows from these: the Hub's model pages and leaderboards read it
 CHECKPOINT_FOLDER = "checkpoint"  # in a model's repository: the newest checkpoint of its run
@@ -133,7 +134,7 @@ def own_results(files: Mapping[str, Path], digest: Callable[[], str]) -> dict[st
         digest (`Callable[[], str]`):
             Gives the [`weights_digest`] of the model; results of earlier versions have none to compare with.
     """
-    results = files.get(SUMMARY_FILE, files.get(REPORT_FILE))
+    results = next((files[name] for name in (SUMMARY_FILE, REPORT_FILE, FAMILIES_FILE) if name in files), None)
     claimed = None if results is None else read_json(results).get("weights_digest")
     if claimed is None or claimed == digest():
         return dict(files)

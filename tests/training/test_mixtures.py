@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from training_runs import assert_ended_alike, losses, metrics, training, weights
 from transformers import AutoModel
 
 import ad_hf
 from ad_hf.export.onnx_files import export_onnx
-from ad_hf.pipeline import EvaluatedModel, collect_recipe, quickstart
+from ad_hf.pipeline import EvaluatedModel, collect_recipe, evaluate_models, quickstart
 from ad_hf.recipe import load_recipe
 from ad_hf.training.members import shares_of_batch
 
@@ -95,7 +97,7 @@ def test_the_model_acts_as_each_family_with_that_familys_settings(mixture, run):
     own = EvaluatedModel.load(run, recipe=mixture / "cart.yaml", dataset=mixture / "histories", config_name="cart")
     assert own.model.config.groups is None
     assert own.model.config.observation_mean is not None
-    assert own.run is None
+    assert own.run == run
     assert own.to_json(0)["training_seed"] == 0  # of the run
     with pytest.raises(ValueError, match=r"several families: name one by --recipe, of .*room.yaml"):
         EvaluatedModel.load(run)
@@ -155,6 +157,21 @@ def test_quickstart_collects_trains_and_evaluates_each_family(mixture, tmp_path)
     assert set(results) == {"room", "cart"}
     assert (tmp_path / "run" / "cart" / "learning_curve.png").is_file()
     assert results["cart"]["agents"]["AD"]["num_tasks"] == 2
+    card = ModelCard.load(tmp_path / "run" / "model" / "README.md")
+    assert [each.dataset_type for each in card.data.eval_results] == ["CartPole-v1", "ad_hf/DarkRoom-v0"]
+    last = results["cart"]["agents"]["AD"]["at"]["4"]["return"]
+    assert re.search(rf"^\| `cart`, `CartPole-v1` \| [\d.]+ \| {last:.2f} \(.* \| 1 x 1 x 2 \|$", card.content, re.M)
+
+    told = json.loads((tmp_path / "run" / "families.json").read_text())
+    again = EvaluatedModel.load(
+        tmp_path / "run", tmp_path / "run" / "histories", mixture / "cart.yaml", config_name="cart"
+    )
+    again.family = ("cart", "of other weights")
+    with pytest.raises(ValueError, match=r"run of several families.* such as .*run/cart"):
+        evaluate_models([again], tmp_path / "run", num_seeds=1)
+    evaluate_models([again], tmp_path / "again", num_seeds=1)
+    assert set(told["families"]) == {"room", "cart"}
+    assert set(json.loads((tmp_path / "run" / "families.json").read_text())["families"]) == {"cart"}
 
 
 @pytest.mark.parametrize(
