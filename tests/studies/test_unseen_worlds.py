@@ -1,8 +1,10 @@
-"""The worlds that the study of the generalist adds to those of its training do as they say."""
+"""The study of the generalist: worlds that it adds to those of the training, and shares of what specialists gain."""
+
+import json
 
 import numpy as np
 import pytest
-from studies.generalist import worlds
+from studies.generalist import RESULTS, specialists, worlds
 from studies.unseen_worlds import MOVED_AFTER, WALLS, MovingGoal, ShuffledActions, Slipping, TwoGoals, TwoKeys, Walled
 
 LEFT, RIGHT, UP, DOWN, STAY = range(5)
@@ -69,3 +71,16 @@ def test_each_world_has_the_spaces_of_its_group():
     for group, envs in made.values():
         assert envs.single_action_space.n == 5, group
         assert envs.num_envs >= 30
+
+
+@pytest.mark.parametrize(("end", "share"), [("specialist", 1.0), ("random", 0.0)])
+def test_a_generalist_is_at_one_where_the_specialist_is_and_at_zero_where_random_play_is(tmp_path, end, share):
+    evaluation = json.loads((RESULTS / "dark_room.json").read_text())
+    last = evaluation["agents"]["AD"]["at"]["100"]
+    if end == "random":
+        last["return"] = evaluation["random_return"]
+    (tmp_path / "dark_room").mkdir()
+    (tmp_path / "dark_room" / "evaluation.json").write_text(json.dumps(evaluation))
+    found = specialists([tmp_path / "dark_room"])
+    assert found["families"]["dark_room"]["share"] == pytest.approx(share)
+    assert found["mean_share"] == pytest.approx(share)
