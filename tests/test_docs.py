@@ -46,6 +46,7 @@ SENTENCES = [
         "soak_collect.json",
         ["kills.writing"],
     ),
+    ("README.md", r"`generalist`, gains \*\*([\d.]+)\*\* of", "generalist/specialists.json", ["mean_share"]),
 ]
 
 
