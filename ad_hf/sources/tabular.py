@@ -35,8 +35,8 @@ class TabularQ(ScoringAlgorithm):
         epsilon (`float`, *optional*, defaults to 0.0):
             Probability of a random action.
         final_epsilon (`float`, *optional*):
-            That at the end of training, to which it falls or rises evenly; by default it stays the same. A model sees
-            by the noise how far a learner has got, and what a learner does after actions that it would not choose.
+            That at the end of training, to which it falls or rises evenly; by default it stays the same. With noise, a
+            model sees what a learner does after actions that it would not choose.
         shared (`bool`, *optional*, defaults to `False`):
             Whether the streams of a task learn one table together, as the actors of an A2C share their policy: all
             know as soon as one of them finds something, and each needs fewer episodes in proportion.
