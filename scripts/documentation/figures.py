@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from reproduce import STUDIES, study_names
 from ad_hf.evaluation.headlines import learns_cell, number, steps_cell
 from ad_hf.evaluation.returns import RANDOM, SOURCE
 from ad_hf.evaluation.summary import last_of
+from ad_hf.settings import read_json
 from documentation.reference import table
 
 FOLDER = Path("docs/results")
@@ -41,22 +41,15 @@ def agent(name: str, agent: str | None = None) -> dict[str, Any]:
 
 def value(name: str, *keys: str | int, digits: int = 3) -> str:
     """A number in a file of docs/results, by its keys."""
-    found: Any = json.loads((FOLDER / name).read_text(encoding="utf-8")) if name.endswith("json") else evaluation(name)
+    found: Any = read_json(FOLDER / name) if name.endswith("json") else evaluation(name)
     for key in keys:
         found = found[key]
     return number(found, digits)
 
 
-def speed(part: str, key: str, digits: int = 3, **where: Any) -> str:
-    """A number that `make benchmark` printed, of the first line of a part, or of the one with some entries."""
-    lines = map(json.loads, (FOLDER / "speed.jsonl").read_text(encoding="utf-8").splitlines())
-    found = next(line for line in lines if line["part"] == part and where.items() <= line.items())[key]
-    return f"{float(f'{found:.{digits}g}'):,.0f}" if found >= 10 ** (digits - 1) else number(found, digits)
-
-
 def study(name: str, *who: str, at: int | None = None, of: str = "return", digits: int = 3) -> str:
     """What agents of a study reach in episodes up to `at`, or in the last ones; one after the other."""
-    agents = json.loads((FOLDER / "studies" / name / "evaluation.json").read_text(encoding="utf-8"))["agents"]
+    agents = read_json(FOLDER / "studies" / name / "evaluation.json")["agents"]
     ends = [agents[each]["at"][str(at)] if at else last_of(agents[each]) for each in who]
     return _listed([" to ".join(number(each, digits) for each in np.ravel(end[of])) for end in ends])
 
@@ -70,7 +63,7 @@ def study_steps(name: str, share: str, source: bool = False, who: str = "AD") ->
 
 def papers(name: str, *who: str) -> str:
     """What the paper reports for variants of a study."""
-    said = json.loads((FOLDER / "studies" / name / "evaluation.json").read_text(encoding="utf-8"))["paper"]
+    said = read_json(FOLDER / "studies" / name / "evaluation.json")["paper"]
     return _listed([number(said[each]) for each in who])
 
 
@@ -163,7 +156,7 @@ def bandit() -> str:
 
 def unseen() -> str:
     """The generalist in worlds that it was not trained on."""
-    worlds = json.loads((FOLDER / "generalist" / "unseen.json").read_text(encoding="utf-8"))
+    worlds = read_json(FOLDER / "generalist" / "unseen.json")
     return table(
         ("world", "tasks", "random", "first episode", "last ten", "learns: last ten less the first (95% interval)"),
         [
@@ -181,7 +174,7 @@ def unseen() -> str:
 
 def specialists() -> str:
     """The generalist beside a specialist of each family, on unseen tasks."""
-    families = json.loads((FOLDER / "generalist" / "specialists.json").read_text(encoding="utf-8"))["families"]
+    families = read_json(FOLDER / "generalist" / "specialists.json")["families"]
     return table(
         (
             *("family", "random", "specialist", "generalist (95% interval)", "share of the specialist's gain"),
@@ -202,17 +195,17 @@ def specialists() -> str:
 
 def fine_tuning(recipe: str) -> str:
     """Trainings from the generalist and from nothing, after equal numbers of updates, on unseen tasks."""
-    path = FOLDER / "generalist" / f"fine_tuning_{recipe}.json"
+    rows = read_json(FOLDER / "generalist" / f"fine_tuning_{recipe}.json")["rows"]
     return table(
         ("start, updates", "first episode", "last ten (95% interval)", "each training"),
         [
             (
-                f"{name}",
+                name,
                 number(row["return_first"]),
                 f"**{number(row['return_last'])}** ({' to '.join(map(number, row['return_interval']))})",
                 ", ".join(map(number, row["by_training"])),
             )
-            for name, row in json.loads(path.read_text(encoding="utf-8"))["rows"].items()
+            for name, row in rows.items()
         ],
     )
 
@@ -231,7 +224,7 @@ def studies() -> str:
 FUNCTIONS = {
     each.__name__: each
     for each in (
-        *(value, speed, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
+        *(value, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
         *(worlds, paper, bandit, studies, unseen, specialists, fine_tuning),
     )
 }

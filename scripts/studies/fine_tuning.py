@@ -61,7 +61,7 @@ def measure(returns: np.ndarray) -> dict[str, Any]:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns on a split by start and number of updates, and those of random actions."""
+    """Returns on a split by start and number of updates."""
     recipe = load_recipe(arguments.recipe)
     family, rows = TaskFamily(recipe.family), {}
     settings = arguments.split, recipe.rollout.num_episodes, ROLLOUTS
