@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from studies.generalist import RESULTS, specialists, worlds
+from generalist import RESULTS, specialists, worlds
 from studies.unseen_worlds import MOVED_AFTER, WALLS, MovingGoal, ShuffledActions, Slipping, TwoGoals, TwoKeys, Walled
 
 LEFT, RIGHT, UP, DOWN, STAY = range(5)

@@ -4,8 +4,8 @@ it knows and that were no part of its training: Dark Room with shuffled actions,
 goals and with a goal that moves, and Dark Key-to-Door with two keys.
 
     ad-hf evaluate --model RUN [RUN ...] --recipe FAMILY --output_dir EVALUATIONS/FAMILY  # for each family
-    python scripts/studies/generalist.py specialists EVALUATIONS/*
-    python scripts/studies/generalist.py unseen RUN [RUN ...]
+    python scripts/generalist.py specialists EVALUATIONS/*
+    python scripts/generalist.py unseen RUN [RUN ...]
 
 Each RUN is a training of the same mixture with another seed. Its recipes include dark_room and dark_key_to_door. The
 specialists are those of docs/results. Results go to docs/results/generalist.
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import evaluation_of
+from studies.unseen_worlds import MOVED_AFTER, ROOMS, WALLS, TwoKeys
 
 import ad_hf
 from ad_hf.envs.task_family import TaskFamily
@@ -26,16 +28,13 @@ from ad_hf.evaluation.curves import bootstrap_means, interval
 from ad_hf.evaluation.headlines import final_points, learning_of
 from ad_hf.evaluation.returns import RANDOM
 from ad_hf.evaluation.style import AD_COLOUR, COLOURS, FADED, clean, new_figure, save
-from ad_hf.evaluation.summary import SUMMARY_FILE, last_of
-from ad_hf.evaluation.upgrades import upgrade
+from ad_hf.evaluation.summary import last_of
 from ad_hf.hub.models import load_model
 from ad_hf.recipe import load_recipe
-from ad_hf.settings import read_json
 from ad_hf.storage.files import atomic_path, write_text
-from studies.unseen_worlds import MOVED_AFTER, ROOMS, WALLS, TwoKeys
 
 EPISODES, ROLLOUTS = 100, 3
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
 def rows_of(values: Any) -> np.ndarray:
@@ -109,23 +108,20 @@ def specialists(folders: list[Path]) -> dict[str, Any]:
     """For each family, what the generalist gains over random play, as a share of what its specialist gains."""
     found: dict[str, Any] = {}
     for folder in sorted(folders):
-        evaluation, other = (
-            upgrade(read_json(path)) for path in (folder / SUMMARY_FILE, RESULTS / f"{folder.name}.json")
-        )
-        own, theirs = (last_of(each["agents"]["AD"]) for each in (evaluation, other))
+        agent = evaluation_of(folder, folder.name)["agents"]["AD"]
+        other = evaluation_of(RESULTS / f"{folder.name}.json", folder.name)
+        own, theirs = last_of(agent), last_of(other["agents"]["AD"])
         random, goal = other["random_return"], theirs["return"]
         low, high = own["return_interval"]
         found[folder.name] = {
-            "num_models": evaluation["agents"]["AD"]["num_models"],
-            "num_rollouts": evaluation["agents"]["AD"]["num_rollouts"],
-            "num_tasks": evaluation["agents"]["AD"]["num_tasks"],
+            **{name: agent[name] for name in ("num_models", "num_rollouts", "num_tasks")},
             "return_last": own["return"],
             "return_interval": [low, high],
             "specialist": goal,
             "random": random,
             "share": (own["return"] - random) / (goal - random),
             "share_interval": [(bound - random) / (goal - random) for bound in (low, high)],
-            "learns": evaluation["agents"]["AD"]["learns"],
+            "learns": agent["learns"],
         }
     return {"families": found, "mean_share": float(np.mean([row["share"] for row in found.values()]))}
 
