@@ -26,7 +26,6 @@ MODULES = sorted(path.name for path in Path(modeling_ad.__file__).parent.glob("*
 # Run where `ad_hf` cannot be imported, as on the machine of someone who found the model on the Hub.
 WITHOUT_THE_PACKAGE = """
 import sys
-from pathlib import Path
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -57,7 +56,6 @@ model.save_pretrained(copy)
 
 WITH_THE_PACKAGE = """
 import sys
-from pathlib import Path
 
 import ad_hf
 import torch
