@@ -67,20 +67,21 @@ class ContextCache(Protocol):
 
 class ADCache(ContextCache, Cache):
     """
-    Keys and values of every layer, in slots of each row's own, for this package's blocks and for backbones that attend
-    to all earlier steps.
+    What every layer keeps of a row's steps: attention has keys and values, in slots of each row's own, linear
+    attention its state. It serves this package's blocks, and backbones that attend to all earlier steps.
 
-    Without a sliding window, slot i of a row holds its i-th step. With one, there are as many slots as the window has
-    steps, and step i is written to slot i modulo their number, over the one that leaves the window: as keys are turned
-    by their own positions, they stay right wherever they are and however long the row becomes.
+    In a layer that attends to all steps, slot i of a row holds its i-th step. In one whose attention slides, there are
+    as many slots as its window has steps, and step i is written to slot i modulo their number, over the one that
+    leaves the window: as keys are turned by their own positions, they stay right wherever they are and however long
+    the row becomes.
 
     Args:
-        states (`list[tuple[torch.Tensor, torch.Tensor]]`):
-            Keys and values of some steps, for their shapes and device.
+        states (`list[tuple[torch.Tensor, ...]]`):
+            What layers keep of some steps, for its shapes and device.
         batch (`int`):
             Number of rows.
-        slots (`int`):
-            Steps that a row can hold.
+        slots (`list[int | None]`):
+            Steps that a row can hold, of each layer; `None` for states.
         dtypes (`Sequence[torch.dtype]`):
             Of keys and of values.
         slides (`bool`, *optional*, defaults to `False`):
@@ -88,74 +89,153 @@ class ADCache(ContextCache, Cache):
     """
 
     def __init__(
-        self, states: States, batch: int, slots: int, dtypes: Sequence[torch.dtype], slides: bool = False
+        self,
+        states: States,
+        batch: int,
+        slots: Sequence[int | None],
+        dtypes: Sequence[torch.dtype],
+        slides: bool = False,
     ) -> None:
         Cache.__init__(self, layers=[])
-        self.slots, self.slides, self.lengths = slots, slides, torch.zeros(batch, dtype=torch.long)
-        self.states = [
-            tuple(
-                part.new_zeros((batch, part.shape[1], slots, part.shape[3]), dtype=dtype)
-                for part, dtype in zip(layer, dtypes)
-            )
-            for layer in states
-        ]
+        self.slots, self.slides, self.lengths = list(slots), slides, torch.zeros(batch, dtype=torch.long)
+        self.states: States = []
+        for layer, number in zip(states, self.slots):
+            if number is None:
+                self.states.append(tuple(part.new_zeros(batch, *part.shape[1:]) for part in layer))
+                continue
+            shape = (batch, layer[0].shape[1], number, layer[0].shape[3])
+            self.states.append(tuple(part.new_zeros(shape, dtype=dtype) for part, dtype in zip(layer, dtypes)))
+        self._device = states[0][0].device
         self._rows: Any = slice(None)  # to which the step is written
-        self._slot: Any = 0  # of all rows, or of each
-        self._used = 0  # slots in use, the step's included
+        self._places: dict[int, tuple[Any, int, torch.Tensor | None]] = {}  # of layers of so many slots
 
-    def append(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        Make room for a step in every row that is active.
-
-        Returns:
-            Its positions (batch or 1, 1), on the CPU, and which slots each row sees (batch, slots in use), or `None`
-            where all rows see all of them.
-        """
-        before, device = self.lengths, self.states[0][0].device
+    def append(self) -> torch.Tensor:
+        """Make room for a step in every row that is active; returns its positions (batch or 1, 1), on the CPU."""
+        before = self.lengths
         longest, shortest = int(before.max()), int(before.min())
         after = before + (1 if self.active is None else self.active)
-        if not self.slides and int(after.max()) > self.slots:
-            raise ValueError(f"the cache holds {self.slots} steps, {self.slots + 1} were written to it")
-        self.lengths = after
-        self._used, seen = min(longest + 1, self.slots), None
-        if shortest + 1 < self._used:
-            seen = (torch.arange(self._used) <= before.unsqueeze(1)).to(device)
-        if longest == shortest and self.active is None:  # all rows are written to the same slot
-            self._rows, self._slot = slice(None), longest % self.slots
-            return before[:1].unsqueeze(1), seen
+        numbers = {number for number in self.slots if number is not None}
+        if not self.slides and int(after.max()) > max(numbers):
+            raise ValueError(f"the cache holds {max(numbers)} steps, {max(numbers) + 1} were written to it")
+        self.lengths, alike = after, longest == shortest and self.active is None  # all write to the same slot
         rows = torch.arange(len(before)) if self.active is None else torch.nonzero(self.active).squeeze(1)
-        self._rows, self._slot = rows.to(device), (before[rows] % self.slots).to(device)
-        return before.unsqueeze(1), seen
+        self._rows, self._places = slice(None) if alike else rows.to(self._device), {}
+        for number in numbers:
+            used, seen = min(longest + 1, number), None
+            if shortest + 1 < used:
+                seen = (torch.arange(used) <= before.unsqueeze(1)).to(self._device)
+            slot = longest % number if alike else (before[rows] % number).to(self._device)
+            self._places[number] = slot, used, seen
+        return before[:1].unsqueeze(1) if alike else before.unsqueeze(1)
+
+    def seen(self, layer_idx: int) -> torch.Tensor | None:
+        """Slots in use that each row sees (batch, slots), or `None` where all rows see all of them."""
+        number = self.slots[layer_idx]
+        return None if number is None else self._places[number][2]
 
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any
     ) -> tuple[torch.Tensor, ...]:
         """Write the step's keys and values (batch, heads, 1, size) of a layer; returns those of all steps so far."""
+        slot, used, _ = self._places[self.slots[layer_idx] or 0]
         for states, new in zip(self.states[layer_idx], (key_states, value_states)):
-            states[self._rows, :, self._slot] = new[self._rows, :, 0].to(states.dtype)
-        return tuple(states[:, :, : self._used] for states in self.states[layer_idx])
+            states[self._rows, :, slot] = new[self._rows, :, 0].to(states.dtype)
+        return tuple(states[:, :, :used] for states in self.states[layer_idx])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Steps before the one that was appended last, in the longest row."""
-        return max(0, self._used - 1)
+        return max(0, self.get_mask_sizes(1, layer_idx)[0] - 1)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Number of slots that `update` returns, and of those before them that it leaves out."""
-        return self._used, 0
+        number = self.slots[layer_idx]
+        return (self._places[number][1] if number in self._places else 0), 0
+
+    def forget(self, rows: torch.Tensor) -> None:
+        super().forget(rows)
+        for states in self._of_linear_layers():
+            for part in states:
+                part[rows] = 0
+
+    def _of_linear_layers(self) -> States:
+        return [states for states, number in zip(self.states, self.slots) if number is None]
 
     def store(self, rows: torch.Tensor, length: int, states: States) -> None:
         self.lengths[rows] = length
         index = as_slice(rows)
-        # Oldest first, the last ones that there is room for stand from this slot on, and go on at slot 0.
-        last, first = min(length, self.slots), max(0, length - self.slots) % self.slots
-        for layer, parts in zip(self.states, states):
+        for layer, parts, number in zip(self.states, states, self.slots):
             for stored, new in zip(layer, parts):
-                new = new[:, :, length - last :].to(stored.dtype)
-                stored[index, :, first:last] = new[:, :, : last - first]
-                stored[index, :, :first] = new[:, :, last - first :]
+                if number is None:
+                    stored[index] = new.to(stored.dtype)
+                    continue
+                # Oldest first, the last ones that there is room for stand from this slot on, and go on at slot 0.
+                last = min(length, number, new.shape[2])
+                first = (length - last) % number
+                until = min(first + last, number)
+                new = new[:, :, new.shape[2] - last :].to(stored.dtype)
+                stored[index, :, first:until] = new[:, :, : until - first]
+                stored[index, :, : first + last - until] = new[:, :, until - first :]
+        if not states:  # a row that begins anew with nothing
+            for layer in self._of_linear_layers():
+                for stored in layer:
+                    stored[index] = 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {str(index): part for index, part in enumerate(part for layer in self.states for part in layer)}
+
+
+class Carry:
+    """
+    What layers take along from one window of histories to the next, in training by truncated backpropagation through
+    time: linear attention its memory, sliding attention the keys and values that the next steps still see. No gradient
+    goes through it.
+
+    [`ADModel.init_carry`] makes an empty one; a pass of the model returns, as `past_key_values`, the one after its
+    steps.
+
+    Args:
+        states (`list[tuple[torch.Tensor, ...]]`):
+            Of each layer, the newest steps last.
+        lengths (`torch.Tensor` of shape `(batch,)`):
+            Steps so far, on the CPU.
+    """
+
+    def __init__(self, states: States, lengths: torch.Tensor) -> None:
+        self.states, self.lengths = states, lengths
+        self._after: dict[int, tuple[torch.Tensor, ...]] = {}
+
+    def carry(self, layer_idx: int, states: tuple[torch.Tensor, ...]) -> None:
+        """Let a layer say what it takes along; once more is the same, as gradient checkpointing does."""
+        self._after[layer_idx] = tuple(part.detach() for part in states)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (batch, heads, past + time, size) of a layer whose attention slides."""
+        past = self.states[layer_idx]
+        keys, values = (torch.cat([old.to(new), new], 2) for old, new in zip(past, (key_states, value_states)))
+        size = past[0].shape[2]
+        self.carry(layer_idx, tuple(part[:, :, part.shape[2] - size :].contiguous() for part in (keys, values)))
+        return keys, values
+
+    def unseen(self, time: int, window: int) -> torch.Tensor:
+        """Which of the past and present steps (batch, 1, time, past + time) each of so many steps does not see."""
+        steps, past = torch.arange(time), torch.arange(1 - window, time)
+        ago = steps.unsqueeze(1) - past
+        missing = past < -self.lengths.unsqueeze(1)  # before the history's first step
+        return ((ago < 0) | (ago >= window) | missing.unsqueeze(1)).unsqueeze(1)
+
+    def after(self, time: int) -> Carry:
+        """The one after a pass over so many steps."""
+        return Carry([self._after[index] for index in range(len(self.states))], self.lengths + time)
+
+    def reset(self, rows: torch.Tensor) -> Carry:
+        """One in which the rows of a mask (batch,) begin anew."""
+        states = [
+            tuple(part.masked_fill(rows.to(part.device).view(-1, *[1] * (part.ndim - 1)), 0) for part in layer)
+            for layer in self.states
+        ]
+        return Carry(states, self.lengths.masked_fill(rows, 0))
 
 
 class StepCache(ContextCache):
@@ -228,12 +308,17 @@ def make_cache(
             Of values, by default that of the model's weights.
     """
     config, weight = model.config, model.embedding.episode_start.weight
-    slots = config.sliding_window or slots or config.context_length
+    slots = slots or config.context_length
     states = model.encode(weight.new_zeros(1, 1, config.hidden_size))
     if len(states[0]) == 1:  # the steps themselves
         return StepCache(states[0][0], batch, slots, weight.dtype)
+    if config.backbone_config is None:
+        sizes = {"full_attention": slots, "sliding_attention": config.sliding_window, "linear_attention": None}
+        each = [sizes[kind] for kind in config.kinds_of_layers]
+    else:
+        each = [slots] * len(states)
     dtypes = (weight.dtype, value_dtype or weight.dtype)
-    return ADCache(states, batch, slots, dtypes, slides=config.sliding_window is not None)
+    return ADCache(states, batch, each, dtypes, slides=config.is_unbounded)
 
 
-__all__ = ["ADCache", "ContextCache", "StepCache", "make_cache"]
+__all__ = ["ADCache", "Carry", "ContextCache", "StepCache", "make_cache"]

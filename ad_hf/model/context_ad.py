@@ -69,9 +69,9 @@ class ADContext:
     The logits of every step are those of the model on the steps that the context holds, encoded from the first of
     them as in training. A context holds up to `context_length` steps; when a row is full, its oldest `context_drop`
     steps, a quarter by default, are dropped and the rest is encoded anew, at an amortised cost of a few steps.
-    (Rolling keys and values instead would mix in steps that are gone: deep layers have attended to them.) With the
-    `sliding_window` of [`ADConfig`], keys and values are rolled, as the model was trained to have them: then the
-    logits are those of the model on all steps so far, and nothing is encoded twice.
+    (Rolling keys and values instead would mix in steps that are gone: deep layers have attended to them.) If all
+    layers have sliding or linear attention, keys and values are rolled and states go on, as the model was trained to
+    have them: then the logits are those of the model on all steps so far, and nothing is encoded twice.
 
     Args:
         model ([`ADModel`]):
@@ -107,7 +107,7 @@ class ADContext:
         self._decode, dtype = model.step_decoder(self.config, num_envs)
         self._cache = make_cache(model, num_envs, self.length, dtype)
         self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
-        if model.config.sliding_window is None:
+        if not model.config.is_unbounded:
             shape = (num_envs, self.length, model.config.hidden_size)
             self._tokens = torch.zeros(shape, device=self._device, dtype=self._dtype)
         self._seeds = np.arange(num_envs, dtype=np.uint64) + np.array(self.config.seed, dtype=np.uint64)
@@ -126,7 +126,7 @@ class ADContext:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Steps that each row (num_envs,) holds; with a sliding window, all steps so far."""
+        """Steps that each row (num_envs,) holds; of a model that never forgets at once, all steps so far."""
         return self._cache.lengths
 
     def reset(self, mask: np.ndarray | None = None, prompt: Prompt | None = None) -> None:
@@ -196,10 +196,13 @@ class ADContext:
             self._first_rewards[rows] = steps["rewards"][-1]
 
     def _held(self, time: int) -> int:
-        """Steps that a row holds after so many; with a sliding window, those that reach into it through all blocks."""
-        window = self.model.config.sliding_window
-        if window is not None:
-            return min(time, window + (self.model.config.num_hidden_layers - 1) * (window - 1))
+        """Steps that a row holds after so many; of sliding windows, those that reach into them through all blocks."""
+        config = self.model.config
+        window = config.sliding_window
+        if config.is_unbounded:
+            if "linear_attention" in config.kinds_of_layers:
+                return time
+            return min(time, window + (config.num_hidden_layers - 1) * (window - 1))
         if time <= self.length:
             return time
         return self.length - self.dropped + (time - self.length - 1) % self.dropped + 1
@@ -358,15 +361,15 @@ class ADContext:
 
 def context_sizes(model: ADConfig, config: RolloutConfig) -> tuple[int, int]:
     """Steps that a context holds, and how many it drops at once."""
-    most, window = model.context_length, model.sliding_window
+    most, unbounded = model.context_length, model.is_unbounded
     length = config.context_length or most
-    if length > most or (window is not None and length != most):
-        allowed = f"at most {most}, the model's" if window is None else f"{most}, as the model's attention slides"
+    if length > most or (unbounded and length != most):
+        allowed = f"{most}, as the model's attention slides" if unbounded else f"at most {most}, the model's"
         raise ValueError(f"context_length must be {allowed}; got {length}")
-    if window is not None and config.context_drop is not None:
+    if unbounded and config.context_drop is not None:
         raise ValueError(
-            f"context_drop is of models that attend to all of their context: this one's slides by a step at a time "
-            f"(sliding_window={window})"
+            "context_drop is of models that attend to all of their context: this one's slides by a step at a time "
+            f"(sliding_window={model.sliding_window})"
         )
     dropped = config.context_drop or max(1, length // 4)
     if dropped > length:

@@ -76,8 +76,8 @@ class ReferenceContext:
         self.steps[env], self.last_actions[env], self.first_rewards[env] = [], self.none, 0.0
 
     def see(self, env: int, observation, reward, start) -> None:
-        """Add a step; a row that is full first forgets its oldest ones, unless a window slides over all of them."""
-        if self.model.config.sliding_window is None and len(self.steps[env]) == self.length:
+        """Add a step; a row that is full first forgets its oldest ones, unless the model never forgets at once."""
+        if not self.model.config.is_unbounded and len(self.steps[env]) == self.length:
             del self.steps[env][: self.drop]
         if self.first_rewards[env] is not None:
             reward, start, self.first_rewards[env] = self.first_rewards[env], True, None
@@ -152,7 +152,7 @@ class Lives:
             assert error < self.tolerance, f"environment {env} at its step {len(reference.steps[env])}: {error}"
             assert_greedy(self.model, actions[env], expected, self.tolerance)
             reference.do(env, actions[env])
-        if config.sliding_window is None:
+        if not config.is_unbounded:
             assert context.lengths.tolist() == [len(steps) for steps in reference.steps]
 
 

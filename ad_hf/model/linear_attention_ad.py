@@ -1,0 +1,206 @@
+"""
+Linear attention: layers whose memory is one matrix per head, however many steps it has seen.
+
+They follow the gated delta rule (https://huggingface.co/papers/2412.06464). With unit vectors as keys k, each head
+keeps a state S that maps keys to values, forgets by a decay a in (0, 1), and is corrected towards a value v with a
+strength b in (0, 1):
+
+    u_t = b_t (v_t - a_t S_{t-1} k_t),    S_t = a_t S_{t-1} + u_t k_t^T,    o_t = S_t q_t
+
+Steps of a rollout compute exactly that. Whole windows are computed by chunks: within one, all u solve a triangular
+system at once, and the state goes from chunk to chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .attention_ad import ResidualLinear
+from .cache_ad import ADCache, Carry
+from .configuration_ad import ADConfig
+
+# Steps of a chunk at most: longer ones cost more in their triangular systems than they save in states.
+CHUNK = 40
+# Slowest and fastest decay per step of the heads before training, for 10 to 10,000 steps of memory. No decay is
+# faster than 1 / e per step, so that the powers of a whole chunk are numbers of float32.
+SLOWEST, FASTEST = 1e-4, 1e-1
+
+
+def gated_delta_rule(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_decay: torch.Tensor,
+    strength: torch.Tensor,
+    state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The outputs o_t of all steps at once.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(batch, heads, time, head_dim)`):
+            q, k and v; keys are unit vectors.
+        log_decay, strength (`torch.Tensor` of shape `(batch, heads, time)`, float32):
+            Logarithms of a, in [-1, 0], and b.
+        state (`torch.Tensor` of shape `(batch, heads, head_dim, head_dim)`, float32):
+            S before these steps.
+
+    Returns:
+        Outputs (batch, heads, time, head_dim) and the state after the steps.
+    """
+    time, head_dim, dtype = query.shape[2], query.shape[3], query.dtype
+    number = -(-time // CHUNK)
+    size = -(-time // number)
+    if padding := number * size - time:  # steps that write and forget nothing
+        query, key, value = (F.pad(part, (0, 0, 0, padding)) for part in (query, key, value))
+        log_decay, strength = (F.pad(part, (0, padding)) for part in (log_decay, strength))
+    query, key, value = (part.unflatten(2, (number, size)) for part in (query, key, value))
+    log_decay, strength = (part.unflatten(2, (number, size)) for part in (log_decay, strength))
+    decayed = log_decay.cumsum(-1)
+    decay, strength = decayed.exp().unsqueeze(-1), strength.unsqueeze(-1)
+    # A chunk's decay from step j to step i is decay_i / decay_j: each side takes its own part along.
+    query, read = query * decay.to(dtype), key * (strength * decay).to(dtype)
+    written = key * decayed.neg().exp().unsqueeze(-1).to(dtype)
+    products = torch.cat([query, read], dim=-2) @ written.mT
+    seen, system = products[..., :size, :].tril(), products[..., size:, :].float()
+    right = torch.cat([value * strength.to(dtype), read], dim=-1).float()
+    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    updates, read = solved.to(dtype).split(head_dim, dim=-1)
+    ends = decay[..., -1:, :]
+    outputs = []
+    chunks = zip(*(part.unbind(2) for part in (updates, read, query, seen, written, ends)))
+    for update, old, asks, sees, writes, end in chunks:
+        before = state.mT.to(dtype)
+        update = update - old @ before
+        outputs.append(asks @ before + sees @ update)
+        state = (state + update.mT @ writes) * end
+    return torch.cat(outputs, dim=2)[:, :, :time], state
+
+
+def delta_step(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_decay: torch.Tensor,
+    strength: torch.Tensor,
+    state: torch.Tensor,
+) -> torch.Tensor:
+    """As [`gated_delta_rule`], of a single step, with the state updated in place; returns the outputs."""
+    units = torch.cat([key, query], dim=2).float()
+    found = state @ units.mT  # (batch, heads, head_dim, 2), before the decay: one pass over the state serves both
+    decay, strength = log_decay.exp().unsqueeze(-1), strength.unsqueeze(-1)
+    recalled, answer = (found * decay).unbind(-1)
+    update = strength * (value.float() - recalled.unsqueeze(2))  # (batch, heads, 1, head_dim)
+    state.mul_(decay).addcmul_(update.mT, units[:, :, :1])
+    match = (units[:, :, :1] * units[:, :, 1:]).sum(-1, keepdim=True)
+    return (answer.unsqueeze(2) + update * match).to(query.dtype)
+
+
+class LinearAttention(nn.Module):
+    """
+    A layer of gated linear attention, with a short convolution over the last steps in place of positions.
+
+    A memory is a pair of the state (batch, heads, head_dim, head_dim) and the past inputs of the convolution (batch,
+    taps - 1, 3 width).
+    """
+
+    def __init__(self, config: ADConfig, layer_idx: int) -> None:
+        super().__init__()
+        width, self.layer_idx = config.hidden_size, layer_idx
+        self.num_heads, self.taps = config.linear_num_heads, config.linear_conv_kernel_dim
+        self.head_dim = width // self.num_heads
+        self.epsilon, self.scale = config.layer_norm_eps, self.head_dim**-0.5
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.convolution = nn.Parameter(torch.empty(self.taps, 1, 3 * width))
+        self.gates = nn.Linear(width, 2 * self.num_heads)
+        self.output_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps, bias=False)
+        self.output = ResidualLinear(width, width, bias=False)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Initialise the convolution, and let heads differ in decay."""
+        init.normal_(self.convolution, std=self.taps**-0.5)
+        decays = torch.logspace(math.log10(SLOWEST), math.log10(FASTEST), self.num_heads)
+        init.copy_(self.gates.bias, torch.cat([torch.zeros(self.num_heads), decays.logit()]))
+
+    def mix(
+        self, inputs: torch.Tensor, gates: torch.Tensor, past: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """
+        The arguments of the gated delta rule from projections of steps.
+
+        Args:
+            inputs (`torch.Tensor` of shape `(batch, time, 3 width)`):
+                Queries, keys and values before the convolution.
+            gates (`torch.Tensor` of shape `(batch, time, 2 heads)`):
+                Strengths and decays before their sigmoids.
+            past (`torch.Tensor` of shape `(batch, taps - 1, 3 width)`):
+                The inputs of the steps before.
+
+        Returns:
+            The arguments by name, but for the state, and the past of the step that follows.
+        """
+        time, shape = inputs.shape[1], (3 * self.num_heads, self.head_dim)
+        inputs = torch.cat([past.to(inputs.dtype), inputs], dim=1)
+        taps = self.convolution.to(inputs.dtype)
+        mixed = inputs[:, :time] * taps[0]
+        for tap in range(1, self.taps):
+            mixed = torch.addcmul(mixed, inputs[:, tap : tap + time], taps[tap])
+        mixed = mixed.unflatten(-1, shape).transpose(1, 2)
+        units, value = mixed.split([2 * self.num_heads, self.num_heads], dim=1)
+        units = F.layer_norm(F.silu(units), (self.head_dim,), None, None, self.epsilon) * self.scale
+        query, key = units.split(self.num_heads, dim=1)
+        strength, decay = gates.float().sigmoid().transpose(1, 2).split(self.num_heads, dim=1)
+        arguments = {"query": query, "key": key, "value": value, "log_decay": -decay, "strength": strength}
+        return arguments, inputs[:, time:]
+
+    def empty(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """State and past inputs of histories that begin, for hidden states (batch, time, width)."""
+        batch, width = hidden_states.shape[0], self.output.in_features
+        state = hidden_states.new_zeros((batch, self.num_heads, self.head_dim, self.head_dim), dtype=torch.float32)
+        return state, hidden_states.new_zeros(batch, self.taps - 1, 3 * width)
+
+    def run(self, hidden_states: torch.Tensor, memory: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, Any]:
+        """Outputs (batch, heads, time, head_dim) of hidden states (batch, time, width), and the memory after them."""
+        state, past = memory
+        arguments, past = self.mix(self.qkv(hidden_states), self.gates(hidden_states), past)
+        outputs, state = gated_delta_rule(**arguments, state=state)
+        return outputs, (state, past)
+
+    def step(self, inputs: torch.Tensor, gates: torch.Tensor, cache: ADCache) -> torch.Tensor:
+        """Outputs (batch, heads, 1, head_dim) of a step's projections, after the steps in a cache."""
+        state, past = cache.states[self.layer_idx]
+        arguments, following = self.mix(inputs, gates, past)
+        if cache.active is not None:  # the others write and forget nothing
+            active = cache.active.to(state.device).view(-1, 1, 1)
+            for name in ("log_decay", "strength"):
+                arguments[name] = arguments[name] * active
+            following = torch.where(active, following, past)
+        past.copy_(following)
+        return delta_step(**arguments, state=state)
+
+    def encode(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
+        """What a cache holds after hidden states (batch, time, width): the state and the past inputs."""
+        return self.run(hidden_states, self.empty(hidden_states))[1]
+
+    def forward(
+        self, hidden_states: torch.Tensor, earlier: ADCache | Carry | None = None, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        if isinstance(earlier, ADCache):
+            outputs = self.step(self.qkv(hidden_states), self.gates(hidden_states), earlier)
+        elif earlier is None:
+            outputs, _ = self.run(hidden_states, self.empty(hidden_states))
+        else:
+            outputs, memory = self.run(hidden_states, earlier.states[self.layer_idx])
+            earlier.carry(self.layer_idx, memory)
+        outputs = self.output_norm(outputs.to(hidden_states.dtype))
+        return self.output(outputs.transpose(1, 2).flatten(2)), None
+
+
+__all__ = ["LinearAttention", "delta_step", "gated_delta_rule"]
