@@ -205,6 +205,14 @@ class ImageEmbedding(nn.Module):
         return self.linear(frames.flatten(1)).unflatten(0, values.shape[:2])
 
 
+def make_action_embedding(space: dict[str, Any], width: int) -> nn.Module:
+    """The embedding of actions and of "none", a category of its own; vectors are -1 and 1 at their bounds."""
+    if space["type"] != "Box":
+        return CategoricalEmbedding([size + 1 for size in categories(space)], width)
+    low, high = np.array(space["low"]), np.array(space["high"])
+    return VectorEmbedding(len(low), width, ((low + high) / 2).tolist(), ((high - low) / 2).tolist())
+
+
 class StepEmbedding(nn.Module):
     """
     The token of a step: embed(observation_t) + embed(action_{t-1}) + embed(reward_{t-1}) + embed(episode_start_t).
@@ -217,7 +225,6 @@ class StepEmbedding(nn.Module):
         super().__init__()
         width = config.hidden_size
         observations: dict[str, Any] = config.observation_space or {}
-        actions: dict[str, Any] = config.action_space or {}
         self.reward_scale = config.reward_scale
         self.observation: nn.Module
         if observations["type"] != "Box":
@@ -228,13 +235,7 @@ class StepEmbedding(nn.Module):
         else:
             size = observations["shape"][0]
             self.observation = VectorEmbedding(size, width, config.observation_mean, config.observation_std)
-        self.previous_action: nn.Module
-        if actions["type"] == "Box":  # scaled to -1 and 1 at its bounds
-            low, high = np.array(actions["low"]), np.array(actions["high"])
-            centres, halves = ((low + high) / 2).tolist(), ((high - low) / 2).tolist()
-            self.previous_action = VectorEmbedding(len(low), width, centres, halves)
-        else:
-            self.previous_action = CategoricalEmbedding([size + 1 for size in categories(actions)], width)
+        self.previous_action = make_action_embedding(config.action_space or {}, width)
         self.previous_reward = nn.Linear(1, width)
         self.episode_start = nn.Embedding(2, width)
 
