@@ -240,9 +240,9 @@ class ADConfig(PreTrainedConfig):
         num_action_bins: Bins of each dimension of a Box action; the outer ones stand for the bounds.
         image_channels: Channels of the layers that encode an image: a linear map of patches of 4 x 4 pixels, and
             convolutions each of which halves height and width.
-        dynamics_weight: Weight, beside the loss of the actions, of the losses of heads that predict what follows a step:
-            observation, reward, discounted return of the rest of the episode, and its end. A rollout plans with them
-            (`num_beams` of [`RolloutConfig`]). With 0 there are no such heads.
+        dynamics_weight: Weight, beside the loss of the actions, of the losses of heads that predict what follows a
+            step: observation, reward, discounted return of the rest of the episode, and its end. A rollout plans with
+            them (`num_beams` of [`RolloutConfig`]). With 0 there are no such heads.
         dynamics_discount: Discount of a step in the returns that are predicted, and in those that a rollout plans by.
         backbone_config: Configuration, with its `model_type`, of a decoder of transformers that takes `inputs_embeds`,
             to use in place of this package's own blocks.
@@ -437,7 +437,9 @@ class ADConfig(PreTrainedConfig):
             raise ValueError(f"sliding_window must be at most context_length ({self.context_length}), got {window}")
         if self.dynamics_weight and (self.groups or len((self.observation_space or {}).get("shape", ())) == 3):
             kind = "of several groups" if self.groups else "whose observations are images"
-            raise ValueError(f"dynamics_weight must be 0 for a model {kind}: there are no heads that predict what follows")
+            raise ValueError(
+                f"dynamics_weight must be 0 for a model {kind}: there are no heads that predict what follows"
+            )
         for name, least in (("observation_mean", -math.inf), ("observation_std", 0)):
             values = getattr(self, name)
             if values is None:

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from .configuration_ad import ADConfig, categories
-from .embeddings_ad import make_action_embedding
+from .embeddings_ad import make_action_embedding, make_observation_embedding
 from .heads_ad import MIN_STD
 
 # Rewards and returns, in units of `reward_scale`, are distributions over these values, of which 0, 1 and -1 are some
-# and which lie four to a doubling elsewhere (two-hot, as in https://huggingface.co/papers/2301.04104): the mean is what
+# and which lie four to a doubling elsewhere (two-hot, as in https://huggingface.co/papers/2301.04104): their mean
 # counts, and neither rare nor large rewards drown the others.
 OCTAVES, PER_OCTAVE = 6, 4
 # A return whose episode goes on beyond the window counts if what is left out weighs less than this.
@@ -79,7 +80,11 @@ class Losses(NamedTuple):
 
 
 class DynamicsHead(nn.Module):
-    """One hidden layer over a hidden state of the decoder and an action, and a linear map to a [`Prediction`]."""
+    """
+    One hidden layer over a hidden state of the decoder, the observation and an action, and a linear map to a
+    [`Prediction`]. The hidden state knows the observation, too, but where it leads is learnt in far fewer updates from
+    an embedding of its own.
+    """
 
     def __init__(self, config: ADConfig) -> None:
         super().__init__()
@@ -89,14 +94,27 @@ class DynamicsHead(nn.Module):
         self.reward_scale, self.discount = config.reward_scale, config.dynamics_discount
         size = sum(self.sizes) or 2 * space["shape"][0]
         self.parts = [size, number, number, 1]
-        self.state = nn.Linear(width, width)
+        self.state = nn.Linear(width, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.observation = make_observation_embedding(config, width)
         self.action = make_action_embedding(config.action_space or {}, width)
         self.outputs = nn.Linear(width, sum(self.parts))
         self.mean, self.std = config.observation_mean or 0.0, config.observation_std or 1.0
 
-    def forward(self, hidden_states: torch.Tensor, actions: torch.Tensor) -> Prediction:
-        """hidden_states (batch, time, width), actions (batch, time, ...) -> a prediction (batch, time, ...)."""
-        inner = F.leaky_relu(self.state(hidden_states) + self.action(actions), negative_slope=0.0, inplace=True)
+    def init_weights(self) -> None:
+        """
+        Draw the hidden layer's weights so large that its units tell pairs of observation and action apart from the
+        start: with a small scale, some hundred updates do not suffice for where actions lead.
+        """
+        init.zeros_(self.bias)
+        for module in (*self.observation.modules(), *self.action.modules(), self.state):
+            if isinstance(module, nn.Embedding | nn.Linear):
+                init.normal_(module.weight, std=1.0 if isinstance(module, nn.Embedding) else module.in_features**-0.5)
+
+    def forward(self, hidden_states: torch.Tensor, observations: torch.Tensor, actions: torch.Tensor) -> Prediction:
+        """hidden_states (batch, time, width), observations and actions (batch, time, ...) -> (batch, time, ...)."""
+        inner = self.state(hidden_states) + self.observation(observations) + self.action(actions) + self.bias
+        inner = F.leaky_relu(inner, negative_slope=0.0, inplace=True)
         observation, reward, value, end = self.outputs(inner).float().split(self.parts, dim=-1)
         return Prediction(observation, reward, value, end.squeeze(-1))
 
@@ -122,8 +140,8 @@ class DynamicsHead(nn.Module):
         ends = following["episode_starts"].bool() & real
         rewards = following["previous_rewards"].float() / self.reward_scale
         returns, known = self._returns(rewards, ends, real)
-        found = self(hidden_states[:, :-1], following["previous_actions"])
         seen = inputs["observations"][:, :-1], following["observations"]
+        found = self(hidden_states[:, :-1], seen[0], following["previous_actions"])
         losses = {
             "observation": (self._observation_losses(found.observation, *seen), real & ~ends),
             "reward": (two_hot_loss(found.reward, rewards), real),

@@ -182,6 +182,8 @@ class ADPreTrainedModel(PreTrainedModel):
         if isinstance(module, ResidualLinear):
             scale = self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5
             init.normal_(module.weight, std=scale)
+        elif isinstance(module, DynamicsHead):
+            module.init_weights()
 
 
 @dataclass
