@@ -13,8 +13,9 @@ from ad_hf.evaluation.summary import SUMMARY_FILE
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.hub.model_files import PUSHED_AGAIN, model_folder, own_results, run_files, weights_digest
 from ad_hf.hub.models import load_model, run_recipe
+from ad_hf.model.blocks_ad import ADAttention, ADBlock, ResidualLinear
 from ad_hf.model.context_ad import context_sizes
-from ad_hf.model.modeling_ad import ADAttention, ADBlock, ADModel, ResidualLinear
+from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.step_ad import is_plain
 from ad_hf.own_recipe import recipe_of_model
 from ad_hf.settings import read_json

@@ -15,6 +15,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from ad_hf.model.blocks_ad import ADBlock, rotary_tables
 from ad_hf.model.embeddings_ad import (
     OUTLIER,
     CategoricalEmbedding,
@@ -23,7 +24,7 @@ from ad_hf.model.embeddings_ad import (
     VectorEmbedding,
     element_shape,
 )
-from ad_hf.model.modeling_ad import ADBlock, ADModel, rotary_tables
+from ad_hf.model.modeling_ad import ADModel
 
 STEP = ("observations", "previous_actions", "previous_rewards", "episode_starts")
 STATES = ("keys", "values")

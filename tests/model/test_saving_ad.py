@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from context_reference import BOX, GPT2, LLAMA, VECTOR
 from transformers import AutoModel
 
+from ad_hf.model import modeling_ad
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 
@@ -19,18 +21,7 @@ VECTORS = {
     "observation_mean": [1.0, 2.0, 3.0],
     "label_smoothing": 0.1,
 }
-MODULES = [
-    *(
-        "cache_ad.py",
-        "configuration_ad.py",
-        "context_ad.py",
-        "embeddings_ad.py",
-        "environments_ad.py",
-        "groups_ad.py",
-        "heads_ad.py",
-    ),
-    *("loading_ad.py", "modeling_ad.py", "prompt_ad.py", "rollout_ad.py", "rollout_config_ad.py", "step_ad.py"),
-]
+MODULES = sorted(path.name for path in Path(modeling_ad.__file__).parent.glob("*_ad.py"))
 
 # Run where `ad_hf` cannot be imported, as on the machine of someone who found the model on the Hub.
 WITHOUT_THE_PACKAGE = """
