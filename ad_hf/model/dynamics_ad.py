@@ -171,7 +171,8 @@ class DynamicsHead(nn.Module):
             return (0.5 * error.square() + stds.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
         targets = after.long().view(*after.shape[:2], -1)
         parts = zip(logits.split(self.sizes, dim=-1), targets.unbind(-1))
-        return sum(F.cross_entropy(part.movedim(-1, 1), target, reduction="none") for part, target in parts)
+        losses = [F.cross_entropy(part.movedim(-1, 1), target, reduction="none") for part, target in parts]
+        return torch.stack(losses).sum(0)
 
     def difference(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Means and standard deviations (..., size) of the normalised difference between vectors."""

@@ -227,7 +227,7 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
                 ignored = None if attention_mask is None else attention_mask == 0
                 loss = self.head.loss(logits, labels, ignored, num_items_in_batch)
                 if self.dynamics is not None:
-                    steps = labels.shape[:2].numel() if ignored is None else (~ignored).sum()
+                    steps: Any = labels.shape[:2].numel() if ignored is None else (~ignored).sum()
                     if num_items_in_batch is not None:
                         steps = num_items_in_batch / labels.shape[2:].numel()
                     found = self.dynamics.losses(decoded[0], inputs, ignored)
