@@ -248,6 +248,10 @@ class ADConfig(PreTrainedConfig):
         num_action_bins: Bins of each dimension of a Box action; the outer ones stand for the bounds.
         image_channels: Channels of the layers that encode an image: a linear map of patches of 4 x 4 pixels, and
             convolutions each of which halves height and width.
+        dynamics_weight: Weight, beside the loss of the actions, of the losses of heads that predict what follows a
+            step: observation, reward, discounted return of the rest of the episode, and its end. A rollout plans with
+            them (`num_beams` of [`RolloutConfig`]). With 0 there are no such heads.
+        dynamics_discount: Discount of a step in the returns that are predicted, and in those that a rollout plans by.
         backbone_config: Configuration, with its `model_type`, of a decoder of transformers that takes `inputs_embeds`,
             to use in place of this package's own blocks.
 
@@ -287,6 +291,8 @@ class ADConfig(PreTrainedConfig):
     num_action_components: int = setting(8, least=1)
     num_action_bins: int = setting(21, least=2)
     image_channels: list[int] = field(default_factory=lambda: [32, 64])
+    dynamics_weight: float | int = setting(0.0, least=0)
+    dynamics_discount: float | int = setting(0.95, least=0, most=1)
     backbone_config: dict | PreTrainedConfig | None = None
 
     @classmethod
@@ -400,7 +406,7 @@ class ADConfig(PreTrainedConfig):
         blocks: Any = self.backbone_config or self
         layers, inner = (getattr(blocks, name, None) or 1 for name in ("num_hidden_layers", "intermediate_size"))
         return {
-            "observation_space": inputs * width,
+            "observation_space": inputs * width * (2 if self.dynamics_weight else 1),
             "action_space, num_action_bins or num_action_components": outputs * width,
             "num_hidden_layers, hidden_size and intermediate_size": layers * (4 * width**2 + 2 * width * inner),
             "backbone_config.vocab_size": (getattr(self.backbone_config, "vocab_size", None) or 0) * width,
@@ -453,6 +459,11 @@ class ADConfig(PreTrainedConfig):
             raise ValueError("sliding_window is of this package's own blocks: set that of backbone_config instead")
         if window is not None and window > self.context_length:
             raise ValueError(f"sliding_window must be at most context_length ({self.context_length}), got {window}")
+        if self.dynamics_weight and (self.groups or len((self.observation_space or {}).get("shape", ())) == 3):
+            kind = "of several groups" if self.groups else "whose observations are images"
+            raise ValueError(
+                f"dynamics_weight must be 0 for a model {kind}: there are no heads that predict what follows"
+            )
         for name, least in (("observation_mean", -math.inf), ("observation_std", 0)):
             values = getattr(self, name)
             if values is None:

@@ -205,6 +205,24 @@ class ImageEmbedding(nn.Module):
         return self.linear(frames.flatten(1)).unflatten(0, values.shape[:2])
 
 
+def make_observation_embedding(config: ADConfig, width: int) -> nn.Module:
+    """The embedding of observations, by their space."""
+    space: dict[str, Any] = config.observation_space or {}
+    if space["type"] != "Box":
+        return CategoricalEmbedding(categories(space), width)
+    if len(space["shape"]) == 3:
+        return ImageEmbedding(space["shape"], width, space["high"][0], config.image_channels)
+    return VectorEmbedding(space["shape"][0], width, config.observation_mean, config.observation_std)
+
+
+def make_action_embedding(space: dict[str, Any], width: int) -> nn.Module:
+    """The embedding of actions and of "none", a category of its own; vectors are -1 and 1 at their bounds."""
+    if space["type"] != "Box":
+        return CategoricalEmbedding([size + 1 for size in categories(space)], width)
+    low, high = np.array(space["low"]), np.array(space["high"])
+    return VectorEmbedding(len(low), width, ((low + high) / 2).tolist(), ((high - low) / 2).tolist())
+
+
 class StepEmbedding(nn.Module):
     """
     The token of a step: embed(observation_t) + embed(action_{t-1}) + embed(reward_{t-1}) + embed(episode_start_t).
@@ -216,25 +234,9 @@ class StepEmbedding(nn.Module):
     def __init__(self, config: ADConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        observations: dict[str, Any] = config.observation_space or {}
-        actions: dict[str, Any] = config.action_space or {}
         self.reward_scale = config.reward_scale
-        self.observation: nn.Module
-        if observations["type"] != "Box":
-            self.observation = CategoricalEmbedding(categories(observations), width)
-        elif len(observations["shape"]) == 3:
-            shape, high = observations["shape"], observations["high"][0]
-            self.observation = ImageEmbedding(shape, width, high, config.image_channels)
-        else:
-            size = observations["shape"][0]
-            self.observation = VectorEmbedding(size, width, config.observation_mean, config.observation_std)
-        self.previous_action: nn.Module
-        if actions["type"] == "Box":  # scaled to -1 and 1 at its bounds
-            low, high = np.array(actions["low"]), np.array(actions["high"])
-            centres, halves = ((low + high) / 2).tolist(), ((high - low) / 2).tolist()
-            self.previous_action = VectorEmbedding(len(low), width, centres, halves)
-        else:
-            self.previous_action = CategoricalEmbedding([size + 1 for size in categories(actions)], width)
+        self.observation = make_observation_embedding(config, width)
+        self.previous_action = make_action_embedding(config.action_space or {}, width)
         self.previous_reward = nn.Linear(1, width)
         self.episode_start = nn.Embedding(2, width)
 

@@ -21,6 +21,7 @@ from .attention_ad import ADAttention, ResidualLinear, additive_mask, rotary_tab
 from .blocks_ad import ADBlock
 from .cache_ad import ADCache, Carry, States, StepCache, takes_rows_of_own_length
 from .configuration_ad import ADConfig
+from .dynamics_ad import DynamicsHead
 from .embeddings_ad import StepEmbedding, check_inputs
 from .heads_ad import make_head
 from .linear_attention_ad import LinearAttention
@@ -70,8 +71,10 @@ class ADPreTrainedModel(PreTrainedModel):
         if isinstance(module, ResidualLinear):
             scale = self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5
             init.normal_(module.weight, std=scale)
-        if isinstance(module, LinearAttention):
+        elif isinstance(module, LinearAttention):
             module.start()
+        elif isinstance(module, DynamicsHead):
+            module.init_weights()
 
 
 @dataclass
@@ -81,9 +84,12 @@ class ADOutput(ModelOutput):
 
     Attributes:
         loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`):
-            Mean negative log-likelihood of the actions, in nats per action.
-        losses (`dict[str, torch.Tensor]`, *optional*, returned with `labels` by a model of several groups):
-            The loss of each group.
+            Mean negative log-likelihood of the actions, in nats per action; with dynamics heads, plus
+            `dynamics_weight` times the sum of their losses.
+        losses (`dict[str, torch.Tensor]`, *optional*, returned with `labels` by a model of several groups, or with
+            dynamics heads):
+            The loss of each group, or of the heads: `actions`, and `observation`, `reward`, `value` and `end`, each a
+            mean over the steps whose next one tells it.
         logits (`torch.Tensor` of shape `(batch, time, n)`):
             Logits of the action at every step; a multi-dimensional action's distributions stand side by side. Of a
             model of several groups, a dict of them.
@@ -137,6 +143,7 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
                 raise ValueError(f"backbone_config of type {self.backbone.config.model_type} takes no inputs_embeds")
         if config.groups is None:
             self.head = make_head(config)
+        self.dynamics = DynamicsHead(config) if config.dynamics_weight else None
         self.rollout_config = RolloutConfig()
         self.loaded_revision: str | None = None
         self.post_init()
@@ -223,10 +230,17 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             tokens = self.embedding(*inputs.values())
             decoded = self._decode_masked(tokens, attention_mask, past_key_values=past_key_values, **outputs)
             logits = self.head(decoded[0])
-            loss = None
+            loss = losses = None
             if labels is not None:
                 ignored = None if attention_mask is None else attention_mask == 0
                 loss = self.head.loss(logits, labels, ignored, num_items_in_batch)
+                if self.dynamics is not None:
+                    steps: Any = labels.shape[:2].numel() if ignored is None else (~ignored).sum()
+                    if num_items_in_batch is not None:
+                        steps = num_items_in_batch / labels.shape[2:].numel()
+                    found = self.dynamics.losses(decoded[0], inputs, ignored)
+                    losses = {"actions": loss.detach(), **found.means()}
+                    loss = loss + self.config.dynamics_weight * found.total / steps
         except (IndexError, RuntimeError, ValueError):  # looked into only now, as looking costs time
             check_inputs(self.config, {**inputs, "attention_mask": attention_mask, "labels": labels})
             raise
@@ -234,6 +248,7 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             past_key_values = past_key_values.after(observations.shape[1])
         return ADOutput(
             loss=loss,
+            losses=losses,
             logits=logits,
             past_key_values=past_key_values,
             hidden_states=decoded.get("hidden_states"),

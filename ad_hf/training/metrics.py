@@ -96,7 +96,8 @@ def plot_training(path: str | Path, lines: Sequence[dict[str, Any]]) -> None:
     losses, returns = figure.subplots(1, 2)
     kinds = {"loss": ("training histories", SOURCE_COLOUR), "validation_loss": ("validation histories", AD_COLOUR)}
     for name, (label, colour) in kinds.items():
-        if points := [(line["step"], line[name]) for line in lines if name in line]:
+        # With dynamics heads, the loss of the actions is a part of the loss.
+        if points := [(line["step"], line.get(f"{name}/actions", line[name])) for line in lines if name in line]:
             losses.plot(*zip(*points), color=colour, label=label, marker="" if name == "loss" else ".")
     losses.set(xlabel="updates", ylabel="nats per action")
     validations = [line for line in lines if CURVE in line]

@@ -123,7 +123,8 @@ class Trainer:
     def update(self, batches: Any, step: int = 0) -> torch.Tensor:
         """
         One update of the weights, the `step`-th; returns this process's part of the mean loss of its windows. Those of
-        the families of a mixture are then in `losses`: the sum over this process's steps, and their number (2,).
+        the families of a mixture, or of dynamics heads, are then in `losses`: the sum over this process's steps, and
+        their number (2,).
         """
         accelerator, losses, norm = self.accelerator, [], None
         self.losses = {}
@@ -143,7 +144,7 @@ class Trainer:
                     optimizer.zero_grad()
             losses.append(loss.detach())
             for name, own in (output.get("losses") or {}).items():
-                count = own.new_tensor(_num_steps(_of_group(part, name)))
+                count = own.new_tensor(_num_steps(_of_group(part, name)) if self.members[0].name else number)
                 self.losses[name] = torch.stack([own * count, count]) + self.losses.get(name, 0)
         for scheduler in self.schedulers:
             scheduler.step()
