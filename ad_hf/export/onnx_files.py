@@ -100,7 +100,11 @@ def describe_step(model: ADModel) -> dict[str, Any]:
         raise ValueError("the model has adapters, quantised layers or hooks: merge or remove them before the export")
     config, rollout = model.config, model.rollout_config.resolve()
     length, dropped = context_sizes(config, rollout)
-    slides = config.sliding_window is not None
+    slides = config.is_unbounded
+    if slides and rollout.context_drop is not None:
+        raise ValueError(
+            "a model whose attention slides is exported without context_drop: unset it in its rollout_config"
+        )
     return {
         "format": FORMAT,
         "parameters": sum(weight.numel() for weight in model.parameters()),

@@ -97,6 +97,7 @@ class ADContext:
             raise ValueError(f"seed + num_envs must be at most 2**63, got {self.config.seed} + {num_envs}")
         model.head.check_rollout(self.config)
         self.length, self.dropped = context_sizes(model.config, self.config)
+        self._forgets = not model.config.is_unbounded or self.config.context_drop is not None
         self._device, self._dtype = self._placement()
         blocks: Any = model.config.backbone_config or model.config
         width = model.config.hidden_size * (1 + 2 * (getattr(blocks, "num_hidden_layers", None) or 1))  # keys, values
@@ -107,7 +108,7 @@ class ADContext:
         self._decode, dtype = model.step_decoder(self.config, num_envs)
         self._cache = make_cache(model, num_envs, self.length, dtype)
         self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
-        if not model.config.is_unbounded:
+        if self._forgets:
             shape = (num_envs, self.length, model.config.hidden_size)
             self._tokens = torch.zeros(shape, device=self._device, dtype=self._dtype)
         self._seeds = np.arange(num_envs, dtype=np.uint64) + np.array(self.config.seed, dtype=np.uint64)
@@ -199,7 +200,7 @@ class ADContext:
         """Steps that a row holds after so many; of sliding windows, those that reach into them through all blocks."""
         config = self.model.config
         window = config.sliding_window
-        if config.is_unbounded:
+        if not self._forgets:
             if "linear_attention" in config.kinds_of_layers:
                 return time
             return min(time, window + (config.num_hidden_layers - 1) * (window - 1))
@@ -361,16 +362,16 @@ class ADContext:
 
 def context_sizes(model: ADConfig, config: RolloutConfig) -> tuple[int, int]:
     """Steps that a context holds, and how many it drops at once."""
-    most, unbounded = model.context_length, model.is_unbounded
+    most = model.context_length
     length = config.context_length or most
+    unbounded = model.is_unbounded and config.context_drop is None
     if length > most or (unbounded and length != most):
-        allowed = f"{most}, as the model's attention slides" if unbounded else f"at most {most}, the model's"
-        raise ValueError(f"context_length must be {allowed}; got {length}")
-    if unbounded and config.context_drop is not None:
-        raise ValueError(
-            "context_drop is of models that attend to all of their context: this one's slides by a step at a time "
-            f"(sliding_window={model.sliding_window})"
+        allowed = (
+            f"{most}, as the model forgets nothing without context_drop"
+            if unbounded
+            else f"at most {most}, the model's"
         )
+        raise ValueError(f"context_length must be {allowed}; got {length}")
     dropped = config.context_drop or max(1, length // 4)
     if dropped > length:
         raise ValueError(f"context_drop must be at most context_length ({length}), got {dropped}")

@@ -32,6 +32,25 @@ CHUNK = 40
 SLOWEST, FASTEST = 1e-4, 1e-1
 
 
+class UnitTriangularInverse(torch.autograd.Function):
+    """
+    The inverse of I + A for strictly lower triangular matrices A (..., n, n). Its gradient is two products, where that
+    of `solve_triangular` solves a second time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, system: torch.Tensor) -> torch.Tensor:
+        identity = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device).expand_as(system)
+        inverse = torch.linalg.solve_triangular(system, identity, upper=False, unitriangular=True)
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (inverse,) = ctx.saved_tensors
+        return -(inverse.mT @ gradient @ inverse.mT)
+
+
 def gated_delta_rule(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -61,26 +80,22 @@ def gated_delta_rule(
         query, key, value = (F.pad(part, (0, 0, 0, padding)) for part in (query, key, value))
         log_decay, strength = (F.pad(part, (0, padding)) for part in (log_decay, strength))
     query, key, value = (part.unflatten(2, (number, size)) for part in (query, key, value))
-    log_decay, strength = (part.unflatten(2, (number, size)) for part in (log_decay, strength))
-    decayed = log_decay.cumsum(-1)
-    decay, strength = decayed.exp().unsqueeze(-1), strength.unsqueeze(-1)
+    log_decay, strength = (part.unflatten(2, (number, size)).unsqueeze(-1) for part in (log_decay, strength))
+    log_decay = log_decay.cumsum(-2)
+    decay = log_decay.exp()
     # A chunk's decay from step j to step i is decay_i / decay_j: each side takes its own part along.
     query, read = query * decay.to(dtype), key * (strength * decay).to(dtype)
-    written = key * decayed.neg().exp().unsqueeze(-1).to(dtype)
-    products = torch.cat([query, read], dim=-2) @ written.mT
-    seen, system = products[..., :size, :].tril(), products[..., size:, :].float()
-    right = torch.cat([value * strength.to(dtype), read], dim=-1).float()
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    updates, read = solved.to(dtype).split(head_dim, dim=-1)
-    ends = decay[..., -1:, :]
-    outputs = []
-    chunks = zip(*(part.unbind(2) for part in (updates, read, query, seen, written, ends)))
-    for update, old, asks, sees, writes, end in chunks:
+    written = key * log_decay.neg().exp().to(dtype)
+    seen, system = (torch.cat([query, read], dim=-2) @ written.mT).split(size, dim=-2)
+    solution = UnitTriangularInverse.apply(system.float().tril(-1)).to(dtype)
+    updates, read = (solution @ torch.cat([value * strength.to(dtype), read], dim=-1)).split(head_dim, dim=-1)
+    outputs, parts = [], (updates, read, query, seen.tril(), written, decay[..., -1:, :])
+    for update, old, asks, sees, writes, end in zip(*(part.unbind(2) for part in parts)):
         before = state.mT.to(dtype)
         update = update - old @ before
         outputs.append(asks @ before + sees @ update)
         state = (state + update.mT @ writes) * end
-    return torch.cat(outputs, dim=2)[:, :, :time], state
+    return torch.stack(outputs, dim=2).flatten(2, 3)[:, :, :time], state
 
 
 def delta_step(
@@ -119,7 +134,6 @@ class LinearAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.convolution = nn.Parameter(torch.empty(self.taps, 1, 3 * width))
         self.gates = nn.Linear(width, 2 * self.num_heads)
-        self.output_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps, bias=False)
         self.output = ResidualLinear(width, width, bias=False)
 
     @torch.no_grad()
@@ -146,19 +160,21 @@ class LinearAttention(nn.Module):
         Returns:
             The arguments by name, but for the state, and the past of the step that follows.
         """
-        time, shape = inputs.shape[1], (3 * self.num_heads, self.head_dim)
-        inputs = torch.cat([past.to(inputs.dtype), inputs], dim=1)
+        time = inputs.shape[1]
         taps = self.convolution.to(inputs.dtype)
-        mixed = inputs[:, :time] * taps[0]
-        for tap in range(1, self.taps):
-            mixed = torch.addcmul(mixed, inputs[:, tap : tap + time], taps[tap])
-        mixed = mixed.unflatten(-1, shape).transpose(1, 2)
-        units, value = mixed.split([2 * self.num_heads, self.num_heads], dim=1)
-        units = F.layer_norm(F.silu(units), (self.head_dim,), None, None, self.epsilon) * self.scale
+        mixed = inputs * taps[-1]
+        if self.taps > 1:
+            inputs = torch.cat([past.to(inputs.dtype), inputs], dim=1)
+            for tap in range(self.taps - 1):
+                mixed = torch.addcmul(mixed, inputs[:, tap : tap + time], taps[tap])
+            past = inputs[:, time:]
+        parts = mixed.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        units, value = parts.split([2 * self.num_heads, self.num_heads], dim=1)
+        units = F.layer_norm(units, (self.head_dim,), None, None, self.epsilon) * self.scale
         query, key = units.split(self.num_heads, dim=1)
         strength, decay = gates.float().sigmoid().transpose(1, 2).split(self.num_heads, dim=1)
         arguments = {"query": query, "key": key, "value": value, "log_decay": -decay, "strength": strength}
-        return arguments, inputs[:, time:]
+        return arguments, past
 
     def empty(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """State and past inputs of histories that begin, for hidden states (batch, time, width)."""
@@ -199,8 +215,7 @@ class LinearAttention(nn.Module):
         else:
             outputs, memory = self.run(hidden_states, earlier.states[self.layer_idx])
             earlier.carry(self.layer_idx, memory)
-        outputs = self.output_norm(outputs.to(hidden_states.dtype))
-        return self.output(outputs.transpose(1, 2).flatten(2)), None
+        return self.output(outputs.to(hidden_states.dtype).transpose(1, 2).flatten(2)), None
 
 
 __all__ = ["LinearAttention", "delta_step", "gated_delta_rule"]

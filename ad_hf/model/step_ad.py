@@ -127,7 +127,7 @@ class StepDecoder:
         """Linear attention (batch, width) of a layer's normalised inputs, before its last map."""
         inputs = F.linear(normed.to(self.dtype), layer.qkv).to(normed.dtype)
         outputs = layer.attention.step(inputs.unsqueeze(1), layer.attention.gates(normed).unsqueeze(1), cache)
-        return layer.attention.output_norm(outputs.to(normed.dtype)).to(self.dtype).flatten(1)
+        return outputs.to(self.dtype).flatten(1)
 
 
 __all__ = ["StepDecoder", "choose_products", "is_plain"]

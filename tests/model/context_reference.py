@@ -68,6 +68,7 @@ class ReferenceContext:
         self.model, self.none = model, none_action(model.config.action_space)
         self.length = length or model.config.context_length
         self.drop = drop or max(1, self.length // 4)
+        self.forgets = drop is not None or not model.config.is_unbounded
         self.steps: list[list[tuple]] = [[] for _ in range(num_envs)]
         self.last_actions = [self.none] * num_envs
         self.first_rewards: list[float | None] = [0.0] * num_envs  # None after an environment's own first step
@@ -77,7 +78,7 @@ class ReferenceContext:
 
     def see(self, env: int, observation, reward, start) -> None:
         """Add a step; a row that is full first forgets its oldest ones, unless the model never forgets at once."""
-        if not self.model.config.is_unbounded and len(self.steps[env]) == self.length:
+        if self.forgets and len(self.steps[env]) == self.length:
             del self.steps[env][: self.drop]
         if self.first_rewards[env] is not None:
             reward, start, self.first_rewards[env] = self.first_rewards[env], True, None
@@ -152,7 +153,7 @@ class Lives:
             assert error < self.tolerance, f"environment {env} at its step {len(reference.steps[env])}: {error}"
             assert_greedy(self.model, actions[env], expected, self.tolerance)
             reference.do(env, actions[env])
-        if not config.is_unbounded:
+        if reference.forgets:
             assert context.lengths.tolist() == [len(steps) for steps in reference.steps]
 
 
