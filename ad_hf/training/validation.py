@@ -22,8 +22,8 @@ class FixedWindows:
     """
     Up to 128 windows of a split's histories, from all over them, as training takes them; a pure function of the seed.
 
-    Of a stream they are from the first part that a reader would take into memory, and stay there. For a training by
-    truncated backpropagation through time, they follow on each other: as many as go through whole histories.
+    Of a stream they are from the first part that a reader would take into memory, and stay there. For truncated
+    backpropagation through time they follow on each other: as many as go through whole histories.
 
     Args:
         dataset ([`~ad_hf.histories.dataset.HistoryDataset`]), split (`str`):
@@ -32,8 +32,8 @@ class FixedWindows:
             As of the training.
         batch_size (`int`):
             Windows that fit into memory at a time.
-        truncated_bptt (`bool`, *optional*, defaults to `False`):
-            As of the training.
+        walks (`bool`, *optional*, defaults to `False`):
+            Whether they follow on each other.
 
     Raises:
         FileNotFoundError: if files of the split are missing.
@@ -49,7 +49,7 @@ class FixedWindows:
         context_length: int,
         seed: int,
         batch_size: int,
-        truncated_bptt: bool = False,
+        walks: bool = False,
     ) -> None:
         if streaming:
             stream = HistoryStream(dataset, split, data, context_length, seed)
@@ -61,8 +61,8 @@ class FixedWindows:
             raise ValueError(f"{dataset}: {NO_HISTORY}")
         chosen = self._windows.tiling(0).windows(self._windows.epoch_numbers(0)[:NUM_WINDOWS])
         self._parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-        self._walks = truncated_bptt
-        if truncated_bptt:
+        self._walks = walks
+        if walks:
             longest = int(np.diff(self._windows.offsets).max())
             number = max(-(-longest // context_length), -(-NUM_WINDOWS // batch_size))
             self._parts = list(islice(self._windows.walk(batch_size, staggered=False), number))

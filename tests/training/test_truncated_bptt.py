@@ -61,7 +61,7 @@ def test_the_loss_on_validation_histories_is_of_whole_ones(tmp_path):
     folder = write_dataset(tmp_path / "data", [make_table([40, 7, 33, 15, 150])])
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "context_length": 24}
     model = ad_hf.ADModel(ad_hf.config_from_dataset(folder, **sizes, **MIXED))
-    fixed = FixedWindows(open_dataset(folder), "train", DataConfig(), False, 24, 0, 32, truncated_bptt=True)
+    fixed = FixedWindows(open_dataset(folder), "train", DataConfig(), False, 24, 0, 32, walks=True)
     windows = windows_of_folder(folder, 24)
     tiles = [each for _, each in zip(range(7), windows.walk(32, staggered=False))]  # as many as the longest has
     measured = fixed.losses(model).reshape(7, 32, 2)
