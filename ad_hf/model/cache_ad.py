@@ -310,7 +310,7 @@ def make_cache(
     config, weight = model.config, model.embedding.episode_start.weight
     slots = slots or config.context_length
     states = model.encode(weight.new_zeros(1, 1, config.hidden_size))
-    if len(states[0]) == 1:  # the steps themselves
+    if config.backbone_config is not None and len(states[0]) == 1:  # the steps themselves
         return StepCache(states[0][0], batch, slots, weight.dtype)
     if config.backbone_config is None:
         sizes = {"full_attention": slots, "sliding_attention": config.sliding_window, "linear_attention": None}

@@ -229,7 +229,9 @@ class ADConfig(PreTrainedConfig):
             (https://huggingface.co/papers/2412.06464). By default all slide, or none if there is no `sliding_window`.
             A rollout of blocks of the last two kinds never forgets at once, and costs the same at every step.
         linear_num_heads: Heads of linear attention, each with a state of its width times its width.
-        linear_conv_kernel_dim: Steps that the convolution before linear attention sees.
+        linear_memory_length: Steps over which linear attention forgets by a factor of e at least, `"auto"` for a third
+            of the context, so that a long rollout is like the windows of the training; `None` for no limit. Take more
+            for models that are trained by windows that follow on each other.
         rope_theta: Base of the rotary position embedding.
         layer_norm_eps: Epsilon of the layer normalisations.
         initializer_range: Standard deviation of the initial weights.
@@ -276,7 +278,7 @@ class ADConfig(PreTrainedConfig):
     sliding_window: int | Literal["auto"] | None = setting("auto", least=1)
     layer_types: list[str] | None = None
     linear_num_heads: int = setting(4, least=1)
-    linear_conv_kernel_dim: int = setting(2, least=1)
+    linear_memory_length: int | Literal["auto"] | None = setting("auto", least=1)
     rope_theta: float | int = setting(10000.0, above=0)
     layer_norm_eps: float | int = setting(1e-5, above=0)
     initializer_range: float | int = setting(0.02, above=0)
@@ -318,6 +320,9 @@ class ADConfig(PreTrainedConfig):
             sizes_are_right = _is_size(context) and _is_size(layers)  # as the validation looks at them only afterwards
             slides = self.backbone_config is None and (not self.layer_types or SLIDING in self.layer_types)
             self.sliding_window = -(-context // layers) if slides and sizes_are_right else None
+        if self.linear_memory_length == "auto":
+            has_linear = LINEAR in (self.layer_types or ()) and _is_size(self.context_length)
+            self.linear_memory_length = max(1, self.context_length // 3) if has_linear else None
         super().__post_init__(**kwargs)
 
     @property

@@ -27,9 +27,9 @@ from .configuration_ad import ADConfig
 
 # Steps of a chunk at most: longer ones cost more in their triangular systems than they save in states.
 CHUNK = 40
-# Slowest and fastest decay per step of the heads before training, for 10 to 10,000 steps of memory. No decay is
-# faster than 1 / e per step, so that the powers of a whole chunk are numbers of float32.
-SLOWEST, FASTEST = 1e-4, 1e-1
+# Slowest and fastest decay per step of the heads before training, beside the least one of `linear_memory_length`. None
+# is faster than 1 / e per step, so that the powers of a whole chunk are numbers of float32.
+SLOWEST, FASTEST = 1e-3, 0.3
 
 
 class UnitTriangularInverse(torch.autograd.Function):
@@ -119,91 +119,59 @@ def delta_step(
 
 class LinearAttention(nn.Module):
     """
-    A layer of gated linear attention, with a short convolution over the last steps in place of positions.
+    A layer of gated linear attention, without positions: it knows the order of steps by its decay alone.
 
-    A memory is a pair of the state (batch, heads, head_dim, head_dim) and the past inputs of the convolution (batch,
-    taps - 1, 3 width).
+    The short convolution over the last steps that such layers have elsewhere is left out on purpose: with one, models
+    imitate their source as well, and learn less when they act.
     """
 
     def __init__(self, config: ADConfig, layer_idx: int) -> None:
         super().__init__()
-        width, self.layer_idx = config.hidden_size, layer_idx
-        self.num_heads, self.taps = config.linear_num_heads, config.linear_conv_kernel_dim
-        self.head_dim = width // self.num_heads
-        self.epsilon, self.scale = config.layer_norm_eps, self.head_dim**-0.5
+        width, self.layer_idx, self.num_heads = config.hidden_size, layer_idx, config.linear_num_heads
+        self.head_dim, self.epsilon = width // self.num_heads, config.layer_norm_eps
+        memory: Any = config.linear_memory_length
+        self.least_decay = 0.0 if memory is None else 1 / memory
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.convolution = nn.Parameter(torch.empty(self.taps, 1, 3 * width))
         self.gates = nn.Linear(width, 2 * self.num_heads)
         self.output = ResidualLinear(width, width, bias=False)
 
     @torch.no_grad()
     def start(self) -> None:
-        """Initialise the convolution, and let heads differ in decay."""
-        init.normal_(self.convolution, std=self.taps**-0.5)
+        """Let heads differ in their decay before training."""
         decays = torch.logspace(math.log10(SLOWEST), math.log10(FASTEST), self.num_heads)
         init.copy_(self.gates.bias, torch.cat([torch.zeros(self.num_heads), decays.logit()]))
 
-    def mix(
-        self, inputs: torch.Tensor, gates: torch.Tensor, past: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """
-        The arguments of the gated delta rule from projections of steps.
-
-        Args:
-            inputs (`torch.Tensor` of shape `(batch, time, 3 width)`):
-                Queries, keys and values before the convolution.
-            gates (`torch.Tensor` of shape `(batch, time, 2 heads)`):
-                Strengths and decays before their sigmoids.
-            past (`torch.Tensor` of shape `(batch, taps - 1, 3 width)`):
-                The inputs of the steps before.
-
-        Returns:
-            The arguments by name, but for the state, and the past of the step that follows.
-        """
-        time = inputs.shape[1]
-        taps = self.convolution.to(inputs.dtype)
-        mixed = inputs * taps[-1]
-        if self.taps > 1:
-            inputs = torch.cat([past.to(inputs.dtype), inputs], dim=1)
-            for tap in range(self.taps - 1):
-                mixed = torch.addcmul(mixed, inputs[:, tap : tap + time], taps[tap])
-            past = inputs[:, time:]
-        parts = mixed.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def arguments(self, qkv: torch.Tensor, gates: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The arguments of the gated delta rule, but for the state, of projections (batch, time, ...) of steps."""
+        parts = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         units, value = parts.split([2 * self.num_heads, self.num_heads], dim=1)
-        units = F.layer_norm(units, (self.head_dim,), None, None, self.epsilon) * self.scale
+        units = F.layer_norm(units, (self.head_dim,), None, None, self.epsilon) * self.head_dim**-0.5
         query, key = units.split(self.num_heads, dim=1)
         strength, decay = gates.float().sigmoid().transpose(1, 2).split(self.num_heads, dim=1)
-        arguments = {"query": query, "key": key, "value": value, "log_decay": -decay, "strength": strength}
-        return arguments, past
+        log_decay = -self.least_decay - (1 - self.least_decay) * decay
+        return {"query": query, "key": key, "value": value, "log_decay": log_decay, "strength": strength}
 
-    def empty(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """State and past inputs of histories that begin, for hidden states (batch, time, width)."""
-        batch, width = hidden_states.shape[0], self.output.in_features
-        state = hidden_states.new_zeros((batch, self.num_heads, self.head_dim, self.head_dim), dtype=torch.float32)
-        return state, hidden_states.new_zeros(batch, self.taps - 1, 3 * width)
+    def empty(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The state before a history, for hidden states (batch, time, width)."""
+        shape = (hidden_states.shape[0], self.num_heads, self.head_dim, self.head_dim)
+        return hidden_states.new_zeros(shape, dtype=torch.float32)
 
-    def run(self, hidden_states: torch.Tensor, memory: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, Any]:
-        """Outputs (batch, heads, time, head_dim) of hidden states (batch, time, width), and the memory after them."""
-        state, past = memory
-        arguments, past = self.mix(self.qkv(hidden_states), self.gates(hidden_states), past)
-        outputs, state = gated_delta_rule(**arguments, state=state)
-        return outputs, (state, past)
+    def run(self, hidden_states: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs (batch, heads, time, head_dim) of hidden states (batch, time, width), and the state after them."""
+        return gated_delta_rule(**self.arguments(self.qkv(hidden_states), self.gates(hidden_states)), state=state)
 
-    def step(self, inputs: torch.Tensor, gates: torch.Tensor, cache: ADCache) -> torch.Tensor:
+    def step(self, qkv: torch.Tensor, gates: torch.Tensor, cache: ADCache) -> torch.Tensor:
         """Outputs (batch, heads, 1, head_dim) of a step's projections, after the steps in a cache."""
-        state, past = cache.states[self.layer_idx]
-        arguments, following = self.mix(inputs, gates, past)
+        (state,) = cache.states[self.layer_idx]
+        arguments = self.arguments(qkv, gates)
         if cache.active is not None:  # the others write and forget nothing
             active = cache.active.to(state.device).view(-1, 1, 1)
-            for name in ("log_decay", "strength"):
-                arguments[name] = arguments[name] * active
-            following = torch.where(active, following, past)
-        past.copy_(following)
+            arguments |= {name: arguments[name] * active for name in ("log_decay", "strength")}
         return delta_step(**arguments, state=state)
 
     def encode(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
-        """What a cache holds after hidden states (batch, time, width): the state and the past inputs."""
-        return self.run(hidden_states, self.empty(hidden_states))[1]
+        """What a cache holds after hidden states (batch, time, width): the state."""
+        return (self.run(hidden_states, self.empty(hidden_states))[1],)
 
     def forward(
         self, hidden_states: torch.Tensor, earlier: ADCache | Carry | None = None, **_: Any
@@ -213,8 +181,8 @@ class LinearAttention(nn.Module):
         elif earlier is None:
             outputs, _ = self.run(hidden_states, self.empty(hidden_states))
         else:
-            outputs, memory = self.run(hidden_states, earlier.states[self.layer_idx])
-            earlier.carry(self.layer_idx, memory)
+            outputs, after = self.run(hidden_states, *earlier.states[self.layer_idx])
+            earlier.carry(self.layer_idx, (after,))
         return self.output(outputs.to(hidden_states.dtype).transpose(1, 2).flatten(2)), None
 
 

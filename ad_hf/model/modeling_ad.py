@@ -322,7 +322,7 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         weight, states, window = self.norm.weight, list[tuple[torch.Tensor, ...]](), cast(int, config.sliding_window)
         for block in self.blocks:
             if isinstance(block.attention, LinearAttention):
-                states.append(block.attention.empty(weight.new_zeros(batch, 1, config.hidden_size)))
+                states.append((block.attention.empty(weight.new_zeros(batch, 1, config.hidden_size)),))
             else:
                 heads, head_dim = block.attention.num_heads, block.attention.head_dim
                 states.append((weight.new_zeros(batch, heads, window - 1, head_dim),) * 2)

@@ -43,7 +43,7 @@ ENTRIES: list[tuple[str, Any, str]] = [
     ("layer_types", ["linear_attention", "sliding_attention"], r"blocks\.0\.attention"),
     ("layer_types", {"0": "full_attention"}, "layer_types"),
     ("linear_num_heads", "4", "linear_num_heads"),
-    ("linear_conv_kernel_dim", None, "linear_conv_kernel_dim"),
+    ("linear_memory_length", 0, "linear_memory_length"),
     ("observation_space", DROP, "observation_space"),
     ("observation_space", {"type": "Discrete", "n": 9}, "observation"),
     ("observation_space/nvec", [4, 4], "observation"),

@@ -59,7 +59,6 @@ def test_the_delta_rule_by_chunks_is_its_formula(time, fastest):
 @settings(max_examples=40, **FIXED)
 @given(
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3),
-    taps=st.integers(1, 4),
     drop=st.sampled_from([None, 1, 4, 9]),
     weights_seed=st.integers(0, 3),
     life=st.fixed_dictionaries(
@@ -73,12 +72,11 @@ def test_the_delta_rule_by_chunks_is_its_formula(time, fastest):
     ),
 )
 def test_steps_of_layers_of_any_kind_are_the_model_on_the_steps_it_has_seen(
-    make_model, kinds, taps, drop, weights_seed, life
+    make_model, kinds, drop, weights_seed, life
 ):
     model = make_model(
         weights_seed=weights_seed,
         context_length=9,
-        linear_conv_kernel_dim=taps,
         initializer_range=0.2,
         **layers(kinds),
     )
