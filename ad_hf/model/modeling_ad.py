@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -318,12 +318,12 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         Raises:
             ValueError: for a model some layers of which see a whole window at once, `full_attention` and backbones.
         """
-        config, weight, states = self.config, self.norm.weight, list[tuple[torch.Tensor, ...]]()
-        window: Any = config.sliding_window
+        config = self.config
         if not config.is_unbounded:
             raise ValueError(
                 "only layers of sliding_attention and linear_attention take along what they saw to the next window"
             )
+        weight, states, window = self.norm.weight, list[tuple[torch.Tensor, ...]](), cast(int, config.sliding_window)
         for block in self.blocks:
             if isinstance(block.attention, LinearAttention):
                 states.append(block.attention.empty(weight.new_zeros(batch, 1, config.hidden_size)))
