@@ -138,11 +138,12 @@ def states_of(cache: Any) -> States:
 
 def library_cache(backbone: PreTrainedModel, tokens: torch.Tensor) -> Any:
     """The library's own cache for a backbone, before any steps (batch, time, width)."""
-    if backbone.config.model_type == "xlstm":
+    config: Any = backbone.config
+    if config.model_type == "xlstm":
         from transformers.models.xlstm.modeling_xlstm import xLSTMCache
 
-        return xLSTMCache(backbone.config, len(tokens), tokens.dtype, tokens.device)
-    return DynamicCache(config=backbone.config)
+        return xLSTMCache(config, len(tokens), tokens.dtype, device=str(tokens.device))
+    return DynamicCache(config=config)
 
 
 def takes_rows_of_own_length(backbone: PreTrainedModel) -> bool:

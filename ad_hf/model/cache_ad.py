@@ -108,7 +108,7 @@ class ADCache(ContextCache, Cache):
         self.states: States = []
         for layer, number in zip(states, self.slots):
             slotted, rest = _divide(layer, number)
-            shapes = [(batch, part.shape[1], number, part.shape[3]) for part in slotted]
+            shapes = [(batch, part.shape[1], number or 0, part.shape[3]) for part in slotted]
             parts = [part.new_zeros(shape, dtype=dtype) for part, shape, dtype in zip(slotted, shapes, dtypes)]
             self.states.append((*parts, *(part.new_zeros(batch, *part.shape[1:]) for part in rest)))
         self._device = next(part.device for layer in states for part in layer)
