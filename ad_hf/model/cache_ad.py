@@ -2,17 +2,16 @@
 Caches: what a context keeps of its steps, so that the decoder does not encode them again at every step.
 
 A cache only stores. The model writes to it and reads from it (`append` and `update`), the context says which rows act,
-begin anew or forget. [`make_cache`] chooses the cache that suits a model's decoder.
+begin anew or forget. [`~backbone_cache_ad.make_cache`] chooses the cache that suits a model's decoder.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 States = list[tuple[torch.Tensor, ...]]  # of each layer, of shape (rows, heads, time, size) each
 
@@ -23,10 +22,17 @@ def as_slice(rows: torch.Tensor) -> torch.Tensor | slice:
     return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
 
+def _divide(states: tuple[torch.Tensor, ...], slots: int | None) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """A layer's keys and values, if it has slots for them, and its other states."""
+    number = 0 if slots is None else 2
+    return states[:number], states[number:]
+
+
 class ContextCache(Protocol):
     """
-    The cache of a context. A decoder with another kind of memory, such as the states of recurrent layers, needs a
-    subclass of this with `tensors` and `store`, and a line in [`make_cache`]; its layers read and write the rest.
+    The cache of a context. A decoder with another kind of memory than keys, values and recurrent states needs a
+    subclass of this with `tensors` and `store`, and a line in [`~backbone_cache_ad.make_cache`]; its layers read and
+    write the rest.
 
     Attributes:
         lengths (`torch.Tensor` of shape `(batch,)`):
@@ -68,7 +74,7 @@ class ContextCache(Protocol):
 class ADCache(ContextCache, Cache):
     """
     What every layer keeps of a row's steps: attention has keys and values, in slots of each row's own, linear
-    attention its state. It serves this package's blocks, and backbones that attend to all earlier steps.
+    attention its state. It serves this package's blocks, and [`~backbone_cache_ad.BackboneCache`] backbones.
 
     In a layer that attends to all steps, slot i of a row holds its i-th step. In one whose attention slides, there are
     as many slots as its window has steps, and step i is written to slot i modulo their number, over the one that
@@ -81,7 +87,8 @@ class ADCache(ContextCache, Cache):
         batch (`int`):
             Number of rows.
         slots (`list[int | None]`):
-            Steps that a row can hold, of each layer; `None` for states.
+            Steps that a row can hold, of each layer, as its first two states, keys and values; `None` for a layer that
+            has neither.
         dtypes (`Sequence[torch.dtype]`):
             Of keys and of values.
         slides (`bool`, *optional*, defaults to `False`):
@@ -100,12 +107,11 @@ class ADCache(ContextCache, Cache):
         self.slots, self.slides, self.lengths = list(slots), slides, torch.zeros(batch, dtype=torch.long)
         self.states: States = []
         for layer, number in zip(states, self.slots):
-            if number is None:
-                self.states.append(tuple(part.new_zeros(batch, *part.shape[1:]) for part in layer))
-                continue
-            shape = (batch, layer[0].shape[1], number, layer[0].shape[3])
-            self.states.append(tuple(part.new_zeros(shape, dtype=dtype) for part, dtype in zip(layer, dtypes)))
-        self._device = states[0][0].device
+            slotted, rest = _divide(layer, number)
+            shapes = [(batch, part.shape[1], number or 0, part.shape[3]) for part in slotted]
+            parts = [part.new_zeros(shape, dtype=dtype) for part, shape, dtype in zip(slotted, shapes, dtypes)]
+            self.states.append((*parts, *(part.new_zeros(batch, *part.shape[1:]) for part in rest)))
+        self._device = next(part.device for layer in states for part in layer)
         self._rows: Any = slice(None)  # to which the step is written
         self._places: dict[int, tuple[Any, int, torch.Tensor | None]] = {}  # of layers of so many slots
 
@@ -115,7 +121,7 @@ class ADCache(ContextCache, Cache):
         longest, shortest = int(before.max()), int(before.min())
         after = before + (1 if self.active is None else self.active)
         numbers = {number for number in self.slots if number is not None}
-        if not self.slides and int(after.max()) > max(numbers):
+        if numbers and not self.slides and int(after.max()) > max(numbers):
             raise ValueError(f"the cache holds {max(numbers)} steps, {max(numbers) + 1} were written to it")
         self.lengths, alike = after, longest == shortest and self.active is None  # all write to the same slot
         rows = torch.arange(len(before)) if self.active is None else torch.nonzero(self.active).squeeze(1)
@@ -140,7 +146,7 @@ class ADCache(ContextCache, Cache):
         slot, used, _ = self._places[self.slots[layer_idx] or 0]
         for states, new in zip(self.states[layer_idx], (key_states, value_states)):
             states[self._rows, :, slot] = new[self._rows, :, 0].to(states.dtype)
-        return tuple(states[:, :, :used] for states in self.states[layer_idx])
+        return tuple(states[:, :, :used] for states in self.states[layer_idx][:2])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Steps before the one that was appended last, in the longest row."""
@@ -153,32 +159,31 @@ class ADCache(ContextCache, Cache):
 
     def forget(self, rows: torch.Tensor) -> None:
         super().forget(rows)
-        for states in self._of_linear_layers():
-            for part in states:
-                part[rows] = 0
+        for part in self.recurrent_states():
+            part[rows] = 0
 
-    def _of_linear_layers(self) -> States:
-        return [states for states, number in zip(self.states, self.slots) if number is None]
+    def recurrent_states(self) -> list[torch.Tensor]:
+        """All states that are not slots of keys and values."""
+        return [part for layer, number in zip(self.states, self.slots) for part in _divide(layer, number)[1]]
 
     def store(self, rows: torch.Tensor, length: int, states: States) -> None:
         self.lengths[rows] = length
         index = as_slice(rows)
+        if not states:  # a row that begins anew with nothing
+            for stored in self.recurrent_states():
+                stored[index] = 0
         for layer, parts, number in zip(self.states, states, self.slots):
-            for stored, new in zip(layer, parts):
-                if number is None:
-                    stored[index] = new.to(stored.dtype)
-                    continue
+            slotted, rest = _divide(parts, number)
+            for stored, new in zip(layer, slotted):
                 # Oldest first, the last ones that there is room for stand from this slot on, and go on at slot 0.
-                last = min(length, number, new.shape[2])
-                first = (length - last) % number
-                until = min(first + last, number)
+                last = min(length, stored.shape[2], new.shape[2])
+                first = (length - last) % stored.shape[2]
+                until = min(first + last, stored.shape[2])
                 new = new[:, :, new.shape[2] - last :].to(stored.dtype)
                 stored[index, :, first:until] = new[:, :, : until - first]
                 stored[index, :, : first + last - until] = new[:, :, until - first :]
-        if not states:  # a row that begins anew with nothing
-            for layer in self._of_linear_layers():
-                for stored in layer:
-                    stored[index] = 0
+            for stored, new in zip(_divide(layer, number)[1], rest):
+                stored[index] = new.to(stored.dtype)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {str(index): part for index, part in enumerate(part for layer in self.states for part in layer)}
@@ -238,87 +243,4 @@ class Carry:
         return Carry(states, self.lengths.masked_fill(rows, 0))
 
 
-class StepCache(ContextCache):
-    """
-    The steps themselves, which are encoded anew each time, for backbones that no [`ADCache`] serves.
-
-    Args:
-        tokens (`torch.Tensor` of shape `(1, 1, width)`):
-            A step, for its shape and device.
-        batch (`int`):
-            Number of rows.
-        slots (`int`):
-            Steps that a row holds at most.
-        dtype (`torch.dtype`):
-            Of the steps.
-    """
-
-    def __init__(self, tokens: torch.Tensor, batch: int, slots: int, dtype: torch.dtype) -> None:
-        self.tokens = tokens.new_zeros((batch, slots, tokens.shape[-1]), dtype=dtype)
-        self.lengths = torch.zeros(batch, dtype=torch.long)
-
-    def update(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Add a step (batch, 1, width); returns all (batch, time, width), a mask of them, and each row's last."""
-        active = torch.ones(len(tokens), dtype=torch.bool) if self.active is None else self.active
-        rows = torch.nonzero(active).squeeze(1)
-        self.tokens[rows, self.lengths[rows]] = tokens[rows, 0]
-        self.lengths = self.lengths + active
-        longest = max(1, int(self.lengths.max()))
-        mask = torch.arange(longest) < self.lengths.unsqueeze(1)
-        return self.tokens[:, :longest], mask.long().to(tokens.device), (self.lengths - 1).clamp(min=0)
-
-    def store(self, rows: torch.Tensor, length: int, states: States) -> None:
-        self.lengths[rows] = length
-        if length:
-            self.tokens[rows, :length] = states[0][0]
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"tokens": self.tokens}
-
-
-def takes_rows_of_own_length(backbone: PreTrainedModel) -> bool:
-    """
-    Whether a backbone can go on from a cache whose rows differ in length: it is told positions, and all of its layers
-    attend to all earlier steps. (A sliding layer would count slots as steps; a recurrent one has no keys at all.)
-    """
-    config = backbone.config.get_text_config(decoder=True)
-    full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
-    windowed = getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None)
-    # Names of older configurations: GPT-Neo's local layers, and Falcon's positions that are counted from the mask.
-    windowed |= "local" in (getattr(config, "attention_layers", None) or ()) or bool(getattr(config, "alibi", False))
-    parameters = inspect.signature(backbone.forward).parameters
-    return full and not windowed and {"position_ids", "past_key_values", "attention_mask"} <= set(parameters)
-
-
-@torch.no_grad()
-def make_cache(
-    model: Any, batch: int, slots: int | None = None, value_dtype: torch.dtype | None = None
-) -> ContextCache:
-    """
-    The cache for a model's decoder.
-
-    Args:
-        model ([`ADModel`]):
-            The model.
-        batch (`int`):
-            Number of rows.
-        slots (`int`, *optional*):
-            Steps that a row can hold, by default as many as the model sees.
-        value_dtype (`torch.dtype`, *optional*):
-            Of values, by default that of the model's weights.
-    """
-    config, weight = model.config, model.embedding.episode_start.weight
-    slots = slots or config.context_length
-    states = model.encode(weight.new_zeros(1, 1, config.hidden_size))
-    if config.backbone_config is not None and len(states[0]) == 1:  # the steps themselves
-        return StepCache(states[0][0], batch, slots, weight.dtype)
-    if config.backbone_config is None:
-        sizes = {"full_attention": slots, "sliding_attention": config.sliding_window, "linear_attention": None}
-        each = [sizes[kind] for kind in config.kinds_of_layers]
-    else:
-        each = [slots] * len(states)
-    dtypes = (weight.dtype, value_dtype or weight.dtype)
-    return ADCache(states, batch, each, dtypes, slides=config.is_unbounded)
-
-
-__all__ = ["ADCache", "Carry", "ContextCache", "StepCache", "make_cache"]
+__all__ = ["ADCache", "Carry", "ContextCache", "States", "as_slice"]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cache_ad import as_slice, make_cache
+from .backbone_cache_ad import make_cache
+from .cache_ad import as_slice
 from .configuration_ad import ADConfig
 from .embeddings_ad import FLAG, NUMBER, check_elements, check_flags, to_tensor
 from .heads_ad import uniform

@@ -179,7 +179,7 @@ class LinearAttention(nn.Module):
         if isinstance(earlier, ADCache):
             outputs = self.step(self.qkv(hidden_states), self.gates(hidden_states), earlier)
         elif earlier is None:
-            outputs, _ = self.run(hidden_states, self.empty(hidden_states))
+            outputs = self.run(hidden_states, self.empty(hidden_states))[0]
         else:
             outputs, after = self.run(hidden_states, *earlier.states[self.layer_idx])
             earlier.carry(self.layer_idx, (after,))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
@@ -18,8 +18,9 @@ from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_ad import ADAttention, ResidualLinear, additive_mask, rotary_tables
+from .backbone_cache_ad import BackboneCache, StepCache, library_cache, states_of, takes_rows_of_own_length
 from .blocks_ad import ADBlock
-from .cache_ad import ADCache, Carry, States, StepCache, takes_rows_of_own_length
+from .cache_ad import ADCache, Carry, States
 from .configuration_ad import ADConfig
 from .dynamics_ad import DynamicsHead
 from .embeddings_ad import StepEmbedding, check_inputs
@@ -139,8 +140,10 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         else:
             self.backbone = AutoModel.from_config(config.backbone_config)
-            if "inputs_embeds" not in inspect.signature(self.backbone.forward).parameters:
+            parameters = inspect.signature(self.backbone.forward).parameters
+            if "inputs_embeds" not in parameters:
                 raise ValueError(f"backbone_config of type {self.backbone.config.model_type} takes no inputs_embeds")
+            self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
         if config.groups is None:
             self.head = make_head(config)
         self.dynamics = DynamicsHead(config) if config.dynamics_weight else None
@@ -198,7 +201,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
                 The actions that were taken; -100 to ignore one.
             past_key_values ([`ADCache`] or [`Carry`], with a backbone also a `Cache` of transformers, *optional*):
                 What layers keep of the steps before these: a cache takes one step, in place, see
-                [`~cache_ad.make_cache`]; after a carry, any number of steps make another, see [`~ADModel.init_carry`].
+                [`~backbone_cache_ad.make_cache`]; after a carry, any number of steps make another, see
+                [`~ADModel.init_carry`].
             output_hidden_states, output_attentions (`bool`, *optional*):
                 Whether to return them; by default as the configuration says. Attention weights are of the `eager`
                 implementation.
@@ -283,8 +287,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
 
     def encode(self, tokens: torch.Tensor) -> States:
         """
-        What a cache stores of embedded steps (batch, time, width): keys and values (batch, heads, time, size) of each
-        layer, or else, of a backbone that no [`ADCache`] serves, the steps themselves.
+        What a cache stores of embedded steps (batch, time, width): of each layer, keys and values (batch, heads, time,
+        size) or states, or else, of a backbone that no [`ADCache`] serves, the steps themselves.
         """
         if self.backbone is None:
             longest = self.config.context_length
@@ -302,9 +306,9 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             return states
         if not takes_rows_of_own_length(self.backbone):
             return [(tokens,)]
-        cache: Any = DynamicCache(config=self.backbone.config)
+        cache = library_cache(self.backbone, tokens)
         self._decode(tokens, past_key_values=cache)
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        return states_of(cache)
 
     def init_carry(self, batch: int) -> Carry:
         """
@@ -340,23 +344,22 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             raise ValueError(f"a cache of this package takes one step at a time, got {tokens.shape[1]}")
         if self.backbone is None:
             return self._capture(tokens, past_key_values, return_dict=True, **outputs)
-        position_ids = last = None
+        arguments: dict[str, Any] = {"attention_mask": attention_mask}
+        last = None
         if isinstance(past_key_values, StepCache):
-            (tokens, attention_mask, last), past_key_values = past_key_values.update(tokens), None
-        elif isinstance(past_key_values, ADCache):
-            positions, seen = past_key_values.append(), past_key_values.seen(0)
-            attention_mask = None if seen is None else seen.long()
-            longest = len(past_key_values.states[0][0][0, 0])
-            position_ids = positions.clamp(max=longest - 1).expand(len(tokens), -1).to(tokens.device)
+            (tokens, arguments["attention_mask"], last), past_key_values = past_key_values.update(tokens), None
+        elif isinstance(past_key_values, BackboneCache):
+            arguments |= past_key_values.arguments(len(tokens))
         decoded = self.backbone(
             inputs_embeds=tokens,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
             use_cache=past_key_values is not None,
             return_dict=True,
             **{name: value for name, value in outputs.items() if value},
-            **({} if position_ids is None else {"position_ids": position_ids}),
+            **{self._cache_argument: past_key_values},
+            **arguments,
         )
+        if isinstance(past_key_values, BackboneCache):
+            past_key_values.settle()
         if last is not None:
             decoded.last_hidden_state = decoded[0][torch.arange(len(last)), last].unsqueeze(1)
         return decoded

@@ -27,6 +27,7 @@ MISTRAL = {"model_type": "mistral", **GROUPED, "sliding_window": 5}
 BLOOM = {"model_type": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3, **NO_TOKENS}
 MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 2}
 MAMBA |= {"initializer_range": 0.3, **NO_TOKENS}
+LFM2 = {"model_type": "lfm2", **GROUPED, "layer_types": ["conv", "full_attention"]}
 
 
 def none_action(space: dict) -> torch.Tensor:

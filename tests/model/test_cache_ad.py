@@ -24,7 +24,8 @@ from context_reference import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ad_hf.model.cache_ad import ADCache, StepCache, make_cache
+from ad_hf.model.backbone_cache_ad import StepCache, make_cache
+from ad_hf.model.cache_ad import ADCache
 
 QWEN2 = {**LLAMA, "model_type": "qwen2", "sliding_window": 4}  # which it only has with `use_sliding_window`
 GPT_NEO = {"model_type": "gpt_neo", "hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 3, **NO_TOKENS}
@@ -190,7 +191,6 @@ def test_cached_steps_are_the_backbone_on_the_steps_that_are_held(
         (LLAMA, True),
         (MISTRAL, False),
         (BLOOM, False),
-        (MAMBA, False),
         ({**MISTRAL, "sliding_window": None}, True),
         ({**QWEN2, "use_sliding_window": True, "max_window_layers": 1}, False),
         ({**LLAMA, "model_type": "gemma3_text", "head_dim": 8}, False),
@@ -201,7 +201,7 @@ def test_cached_steps_are_the_backbone_on_the_steps_that_are_held(
         (CTRL, True),
     ],
     ids=[
-        *("llama", "mistral", "bloom", "mamba", "mistral without a window", "qwen2 with windows", "gemma3"),
+        *("llama", "mistral", "bloom", "mistral without a window", "qwen2 with windows", "gemma3"),
         *("gpt_neo, all of it global", "gpt_neo with local layers", "falcon", "falcon with alibi", "ctrl"),
     ],
 )

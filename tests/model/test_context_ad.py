@@ -5,7 +5,18 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from context_reference import BLOOM, BOX, GPT2, LLAMA, MISTRAL, MULTI_DISCRETE, VECTOR, elements, random_history
+from context_reference import (
+    BLOOM,
+    BOX,
+    GPT2,
+    LFM2,
+    LLAMA,
+    MISTRAL,
+    MULTI_DISCRETE,
+    VECTOR,
+    elements,
+    random_history,
+)
 from safetensors.torch import load_file, save_file
 
 KINDS = {
@@ -14,6 +25,7 @@ KINDS = {
     "llama": {"backbone_config": LLAMA},
     "gpt2": {"backbone_config": GPT2},
     "mistral": {"backbone_config": MISTRAL},
+    "lfm2": {"backbone_config": LFM2},
 }
 kinds = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 
