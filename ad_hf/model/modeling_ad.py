@@ -360,6 +360,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         )
         if isinstance(past_key_values, BackboneCache):
             past_key_values.settle()
+        if not torch.is_autocast_enabled(tokens.device.type):  # Mamba's residual stream stays in float32
+            decoded.last_hidden_state = decoded[0].to(tokens.dtype)
         if last is not None:
             decoded.last_hidden_state = decoded[0][torch.arange(len(last)), last].unsqueeze(1)
         return decoded

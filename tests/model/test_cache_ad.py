@@ -88,9 +88,11 @@ def test_a_sliding_window_gives_the_model_on_all_steps_so_far(make_model, shape,
 
 
 NARROW = {"backbone_config": {**LLAMA, "initializer_range": 0.1}}
+NARROW_MAMBA = {"backbone_config": {**MAMBA, "initializer_range": 0.1}}
+HALF = {"dropping": {}, "sliding": {"sliding_window": 5}, "llama": NARROW, "mamba": NARROW_MAMBA}
 
 
-@pytest.mark.parametrize("settings", [{}, {"sliding_window": 5}, NARROW], ids=["dropping", "sliding", "llama"])
+@pytest.mark.parametrize("settings", HALF.values(), ids=HALF)
 def test_half_precision_is_the_model_in_half_precision_up_to_its_rounding(make_model, settings):
     model = make_model(**settings, initializer_range=0.1).bfloat16()
     assert_agrees(model, 3, 40, active_probability=0.7, reset_probability=0.03, with_prompts=True, tolerance=0.03)
