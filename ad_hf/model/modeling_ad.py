@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .blocks_ad import ADAttention, ADBlock, ResidualLinear, additive_mask, rotary_tables
 from .cache_ad import ADCache, States, StepCache, takes_rows_of_own_length
 from .configuration_ad import ADConfig
-from .dynamics_ad import DynamicsHead
+from .dynamics_ad import DynamicsHead, DynamicsLayer
 from .embeddings_ad import StepEmbedding, check_inputs
 from .heads_ad import make_head
 from .loading_ad import check_files, check_loaded, check_memory, check_trusted
@@ -66,7 +66,7 @@ class ADPreTrainedModel(PreTrainedModel):
         if isinstance(module, ResidualLinear):
             scale = self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5
             init.normal_(module.weight, std=scale)
-        elif isinstance(module, DynamicsHead):
+        elif isinstance(module, DynamicsLayer):
             module.init_weights()
 
 

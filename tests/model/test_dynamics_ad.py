@@ -28,17 +28,21 @@ def by_hand(model, inputs, mask):
         rewards = (inputs["previous_rewards"][row] / scale).tolist()
         starts = inputs["episode_starts"][row].tolist()
         for step in range(length - 1):
-            action = inputs["previous_actions"][row, step + 1][None, None]
-            after, before = (inputs["observations"][row, step + offset] for offset in (1, 0))
-            predicted = head(states[row, step][None, None], before[None, None], action)
+            before, after = (inputs["observations"][row, step + offset][None, None] for offset in (0, 1))
+            state, action = states[row, step][None, None], inputs["previous_actions"][row, step + 1][None, None]
+            logits = head.transition(state, before, action)
+            if starts[step + 1]:  # where it ended is not in the window
+                after = head.next_observations(logits, before)
+            predicted = head.outcomes(state, after, action)
             found["reward"].append(float(two_hot(predicted.reward[0, 0], rewards[step + 1], values)))
             found["end"].append(float(F.softplus(-predicted.end if starts[step + 1] else predicted.end)))
-            if not starts[step + 1]:
-                found["observation"].append(float(of_observation(model, predicted.observation[0, 0], before, after)))
-            ends = [later for later in range(step + 1, length) if starts[later]]
+            if starts[step + 1]:
+                continue
+            found["observation"].append(float(of_observation(model, logits[0, 0], before[0, 0], after[0, 0])))
+            ends = [later for later in range(step + 2, length) if starts[later]]
             last = ends[0] if ends else length - 1
-            if ends or discount ** (length - 1 - step) < 0.05:
-                total = sum(discount**k * rewards[step + 1 + k] for k in range(last - step))
+            if ends or discount ** (length - 2 - step) < 0.05:
+                total = sum(discount**k * rewards[step + 2 + k] for k in range(last - step - 1))
                 found["value"].append(float(two_hot(predicted.value[0, 0], total, values)))
     return {name: (sum(each), len(each)) for name, each in found.items()}
 
@@ -114,7 +118,7 @@ def test_a_model_without_them_has_the_weights_that_it_had(make_model, tmp_path):
     plain, model = make_model(), make_model(dynamics_weight=1.0)
     heads = {name for name in model.state_dict() if name.startswith("dynamics.")}
     assert model.state_dict().keys() - heads == plain.state_dict().keys()
-    assert len(heads) == 6
+    assert len(heads) == 12
     model.save_pretrained(tmp_path / "model")
     loaded = ADModel.from_pretrained(tmp_path / "model")
     assert all(torch.equal(each, model.state_dict()[name]) for name, each in loaded.state_dict().items())
