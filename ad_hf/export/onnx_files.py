@@ -13,7 +13,8 @@ from ad_hf.evaluation.summary import SUMMARY_FILE
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.hub.model_files import PUSHED_AGAIN, model_folder, own_results, run_files, weights_digest
 from ad_hf.hub.models import load_model, run_recipe
-from ad_hf.model.blocks_ad import ADAttention, ADBlock, ResidualLinear
+from ad_hf.model.attention_ad import ADAttention, ResidualLinear
+from ad_hf.model.blocks_ad import ADBlock
 from ad_hf.model.context_ad import context_sizes
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.step_ad import is_plain
@@ -93,11 +94,17 @@ def describe_step(model: ADModel) -> dict[str, Any]:
     if model.backbone is not None:
         kind = model.backbone.config.model_type
         raise ValueError(f"only models of this package's own blocks are exported, this one has a {kind} backbone")
+    if len(kinds := set(model.config.kinds_of_layers)) > 1 or "linear_attention" in kinds:
+        raise ValueError(f"only models of full or of sliding attention alone are exported, got {sorted(kinds)}")
     if not is_plain(model.blocks, {ADBlock, ADAttention, ResidualLinear}):
         raise ValueError("the model has adapters, quantised layers or hooks: merge or remove them before the export")
     config, rollout = model.config, model.rollout_config.resolve()
     length, dropped = context_sizes(config, rollout)
-    slides = config.sliding_window is not None
+    slides = config.is_unbounded
+    if slides and rollout.context_drop is not None:
+        raise ValueError(
+            "a model whose attention slides is exported without context_drop: unset it in its rollout_config"
+        )
     return {
         "format": FORMAT,
         "parameters": sum(weight.numel() for weight in model.parameters()),

@@ -15,7 +15,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from ad_hf.model.blocks_ad import ADBlock, rotary_tables
+from ad_hf.model.attention_ad import rotary_tables
+from ad_hf.model.blocks_ad import ADBlock
 from ad_hf.model.embeddings_ad import (
     OUTLIER,
     CategoricalEmbedding,

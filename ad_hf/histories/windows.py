@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,37 @@ class HistoryWindows:
         """Windows of an epoch in their order: rows of (first step, number of steps), (num_windows, 2)."""
         return self.tiling(epoch).windows(self.epoch_numbers(epoch))
 
+    def walk(self, rows: int, staggered: bool = True) -> Iterator[np.ndarray]:
+        """
+        Windows (rows, 2) of so many rows, endlessly, in which each row goes through a history from its first step on,
+        a window after the other, and then through the next history that no row has taken.
+
+        The last window of a history may be shorter. Each epoch has all histories in an order of its own, by (seed,
+        epoch). If `staggered`, each row leaves its first history after a random number of windows, so that the rows
+        are in different parts of their histories from then on. (Were each to begin in the middle of one instead, an
+        empty memory would meet a source that has learnt, which never happens in a rollout.)
+        """
+        orders = (np.random.default_rng([self.seed, epoch]).permutation(self.num_histories) for epoch in count())
+        taken = chain.from_iterable(orders)
+        histories = np.fromiter(taken, np.int64, rows)
+        steps, ends = np.zeros(rows, np.int64), self._lengths[histories]
+        if staggered:
+            windows = -(-ends // self.context_length)
+            drawn = np.random.default_rng([self.seed, 0, 1]).integers(1, windows + 1)
+            ends = np.minimum(ends, drawn * self.context_length)
+        while True:
+            yield np.stack([self.offsets[histories] + steps, np.minimum(ends - steps, self.context_length)], axis=1)
+            steps += self.context_length
+            over = np.flatnonzero(steps >= ends)
+            if len(over):
+                histories[over] = np.fromiter(taken, np.int64, len(over))
+                steps[over], ends[over] = 0, self._lengths[histories[over]]
+
+    def begin(self, windows: np.ndarray) -> np.ndarray:
+        """Which of some windows (number, 2) begin a history, (number,)."""
+        first = windows[:, 0]
+        return self.offsets[np.searchsorted(self.offsets, first)] == first
+
     def batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
         """
         The model's arguments (batch, time, ...) for some windows (batch, 2) of [`~HistoryWindows.epoch_order`], with
@@ -135,7 +167,7 @@ class HistoryWindows:
         index = first + np.minimum(np.arange(time), lengths - 1)  # padding repeats the last step
         steps, previous = self._steps.take(index), self._steps.take(np.maximum(index - 1, 0))
         previous_actions = previous["actions"].astype(self._previous_dtype)
-        is_first = (index == first) & (self.offsets[np.searchsorted(self.offsets, first)] == first)  # of a history
+        is_first = (index == first) & self.begin(windows)[:, None]  # of a history
         for values, none in ((previous_actions, self._none), (previous["rewards"], 0.0), (previous["ends"], True)):
             values[is_first] = none
         observations = steps["observations"].copy()  # torch takes no fields of records
@@ -187,7 +219,11 @@ class WindowBatches:
     @property
     def epochs(self) -> float:
         """How often the histories have been gone through after the last batch."""
-        return self.epoch + self.position / self.windows.tiling(self.epoch).num_windows
+        return self.epoch + self.position / self._count(self.epoch)
+
+    def _count(self, epoch: int) -> int:
+        """Number of windows of an epoch."""
+        return self.windows.tiling(epoch).num_windows
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch: the epoch, and how many of its windows are used up."""
@@ -196,8 +232,8 @@ class WindowBatches:
     def check_state_dict(self, state: Any, rank: int, done: int) -> None:
         """Refuse a state, of some process, that is not the one after so many batches."""
         epoch, position = 0, done * self.batch_size
-        while position >= (count := self.windows.tiling(epoch).num_windows):
-            epoch, position = epoch + 1, position - count
+        while position >= (windows := self._count(epoch)):
+            epoch, position = epoch + 1, position - windows
         expected = {"epoch": epoch, "position": position}
         if state != expected:
             raise ValueError(f"batches[{rank}] must be {expected} after {done} batches, got {state}")
@@ -222,6 +258,9 @@ class WindowBatches:
                     parts, missing = [], self.batch_size
             epoch, position = epoch + 1, 0
 
+    def _batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
+        return self.windows.batch(windows)
+
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
         choices = self._choices()
         reader = ThreadPoolExecutor(1)
@@ -230,10 +269,45 @@ class WindowBatches:
             while True:
                 while len(waiting) <= BATCHES_AHEAD:
                     windows, place = next(choices)
-                    waiting.append((reader.submit(self.windows.batch, windows), place))
+                    waiting.append((reader.submit(self._batch, windows), place))
                 future, place = waiting.popleft()
                 batch = future.result()
                 self.epoch, self.position = place
                 yield batch
         finally:
             reader.shutdown(cancel_futures=True)
+
+
+class WalkedBatches(WindowBatches):
+    """
+    Endless batches of [`~HistoryWindows.walk`], for training by truncated backpropagation through time: each row's
+    window follows on its last one, and `begins` (batch,) says which rows begin a history instead.
+
+    The order is a pure function of the seed. An epoch is as many windows as all histories have.
+
+    Args:
+        windows, batch_size, rank, world_size:
+            As of [`WindowBatches`].
+        passes (`int`, *optional*, defaults to 1):
+            Batches of an update, each with rows of its own.
+    """
+
+    def __init__(
+        self, windows: HistoryWindows, batch_size: int, rank: int = 0, world_size: int = 1, passes: int = 1
+    ) -> None:
+        super().__init__(windows, batch_size, rank, world_size)
+        self._passes = passes
+        self._windows_of_epoch = sum(-(-np.diff(windows.offsets) // windows.context_length)).item()
+
+    def _count(self, epoch: int) -> int:
+        return self._windows_of_epoch
+
+    def _choices(self) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        done = (self.epoch * self._windows_of_epoch + self.position) // self.batch_size
+        walk = self.windows.walk(self.batch_size * self._passes)
+        parts = chain.from_iterable(each.reshape(self._passes, -1, 2) for each in walk)
+        for number, part in enumerate(islice(parts, done, None), done + 1):
+            yield part[self._part], divmod(number * self.batch_size, self._windows_of_epoch)
+
+    def _batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
+        return {**super()._batch(windows), "begins": torch.from_numpy(self.windows.begin(windows))}

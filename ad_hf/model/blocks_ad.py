@@ -8,113 +8,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cache_ad import ADCache
+from .attention_ad import ADAttention, ResidualLinear
 from .configuration_ad import ADConfig
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Attention as two matmuls and a softmax; query, key, value (batch, heads, time, head_dim). A step with a cache
-    spends nearly all of its time on reading keys and values: on CPUs, rows times matrices are five times as fast there
-    as matrices times columns.
-    """
-    weights = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attention_mask is not None:
-        weights = weights.add_(attention_mask)  # in place: no gradient needs the scores before it
-    # Softmax accumulates in float32 whatever the dtype of its input.
-    weights = F.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-def rotary_tables(
-    positions: torch.Tensor,
-    head_dim: int,
-    theta: float,
-    dtype: torch.dtype,
-    angle_dtype: torch.dtype = torch.float32,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and signed sines (..., time, 1, head_dim) of rotary positions (https://huggingface.co/papers/2104.09864)."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=angle_dtype) / head_dim
-    angles = positions.unsqueeze(-1).to(angle_dtype) * theta**-exponents  # (..., time, head_dim / 2)
-    cosines = torch.cat([angles.cos(), angles.cos()], dim=-1).unsqueeze(-2)
-    sines = torch.cat([-angles.sin(), angles.sin()], dim=-1).unsqueeze(-2)
-    return cosines.to(dtype), sines.to(dtype)
-
-
-def additive_mask(unseen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask that is added to scores, from one that is true where nothing is seen."""
-    return torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, torch.finfo(dtype).min)
-
-
-class ResidualLinear(nn.Linear):
-    """The last map of a residual branch, which starts small, so that depth does not change the stream's scale."""
-
-
-class ADAttention(nn.Module):
-    """Causal self-attention with one matrix for queries, keys and values, and rotary positions."""
-
-    def __init__(self, config: ADConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config, self.layer_idx = config, layer_idx
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // self.num_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = True
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        # Without it, attention scores outgrow bfloat16's resolution within some hundred updates of Muon.
-        self.query_key_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps, bias=False)
-        self.output = ResidualLinear(config.hidden_size, config.hidden_size, bias=False)
-
-    def project(
-        self, hidden_states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values (batch, heads, time, head_dim) of hidden states (batch, time, width)."""
-        batch, time, _ = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, time, 3 * self.num_heads, self.head_dim)
-        rotated, value = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
-        cosines, sines = rotary
-        rotated = self.query_key_norm(rotated)
-        rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, dims=-1), sines)
-        query, key = rotated.split(self.num_heads, dim=2)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: Any,
-        attention_implementation: str,
-        past_key_values: ADCache | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = self.project(hidden_states, rotary)
-        attend, dropout = eager_attention_forward, self.config.attention_dropout if self.training else 0.0
-        if past_key_values is None:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
-        else:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attended, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
-        return self.output(attended.flatten(2)), weights
+from .linear_attention_ad import LinearAttention
 
 
 class ADBlock(GradientCheckpointingLayer):
-    """A pre-norm transformer block: attention, then a ReLU feed-forward layer."""
+    """A pre-norm block: attention of one of the kinds of `layer_types`, then a ReLU feed-forward layer."""
 
     def __init__(self, config: ADConfig, layer_idx: int) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = ADAttention(config, layer_idx)
+        is_linear = config.kinds_of_layers[layer_idx] == "linear_attention"
+        self.attention = (LinearAttention if is_linear else ADAttention)(config, layer_idx)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = ResidualLinear(config.intermediate_size, config.hidden_size)
@@ -128,4 +36,4 @@ class ADBlock(GradientCheckpointingLayer):
         return hidden_states + F.dropout(self.down(inner), self.dropout, self.training)
 
 
-__all__ = ["ADAttention", "ADBlock", "ResidualLinear", "additive_mask", "rotary_tables"]
+__all__ = ["ADBlock"]

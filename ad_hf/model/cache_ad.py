@@ -2,17 +2,16 @@
 Caches: what a context keeps of its steps, so that the decoder does not encode them again at every step.
 
 A cache only stores. The model writes to it and reads from it (`append` and `update`), the context says which rows act,
-begin anew or forget. [`make_cache`] chooses the cache that suits a model's decoder.
+begin anew or forget. [`~backbone_cache_ad.make_cache`] chooses the cache that suits a model's decoder.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 States = list[tuple[torch.Tensor, ...]]  # of each layer, of shape (rows, heads, time, size) each
 
@@ -23,10 +22,17 @@ def as_slice(rows: torch.Tensor) -> torch.Tensor | slice:
     return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
 
+def _divide(states: tuple[torch.Tensor, ...], slots: int | None) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """A layer's keys and values, if it has slots for them, and its other states."""
+    number = 0 if slots is None else 2
+    return states[:number], states[number:]
+
+
 class ContextCache(Protocol):
     """
-    The cache of a context. A decoder with another kind of memory, such as the states of recurrent layers, needs a
-    subclass of this with `tensors` and `store`, and a line in [`make_cache`]; its layers read and write the rest.
+    The cache of a context. A decoder with another kind of memory than keys, values and recurrent states needs a
+    subclass of this with `tensors` and `store`, and a line in [`~backbone_cache_ad.make_cache`]; its layers read and
+    write the rest.
 
     Attributes:
         lengths (`torch.Tensor` of shape `(batch,)`):
@@ -67,20 +73,22 @@ class ContextCache(Protocol):
 
 class ADCache(ContextCache, Cache):
     """
-    Keys and values of every layer, in slots of each row's own, for this package's blocks and for backbones that attend
-    to all earlier steps.
+    What every layer keeps of a row's steps: attention has keys and values, in slots of each row's own, linear
+    attention its state. It serves this package's blocks, and [`~backbone_cache_ad.BackboneCache`] backbones.
 
-    Without a sliding window, slot i of a row holds its i-th step. With one, there are as many slots as the window has
-    steps, and step i is written to slot i modulo their number, over the one that leaves the window: as keys are turned
-    by their own positions, they stay right wherever they are and however long the row becomes.
+    In a layer that attends to all steps, slot i of a row holds its i-th step. In one whose attention slides, there are
+    as many slots as its window has steps, and step i is written to slot i modulo their number, over the one that
+    leaves the window: as keys are turned by their own positions, they stay right wherever they are and however long
+    the row becomes.
 
     Args:
-        states (`list[tuple[torch.Tensor, torch.Tensor]]`):
-            Keys and values of some steps, for their shapes and device.
+        states (`list[tuple[torch.Tensor, ...]]`):
+            What layers keep of some steps, for its shapes and device.
         batch (`int`):
             Number of rows.
-        slots (`int`):
-            Steps that a row can hold.
+        slots (`list[int | None]`):
+            Steps that a row can hold, of each layer, as its first two states, keys and values; `None` for a layer that
+            has neither.
         dtypes (`Sequence[torch.dtype]`):
             Of keys and of values.
         slides (`bool`, *optional*, defaults to `False`):
@@ -88,152 +96,160 @@ class ADCache(ContextCache, Cache):
     """
 
     def __init__(
-        self, states: States, batch: int, slots: int, dtypes: Sequence[torch.dtype], slides: bool = False
+        self,
+        states: States,
+        batch: int,
+        slots: Sequence[int | None],
+        dtypes: Sequence[torch.dtype],
+        slides: bool = False,
     ) -> None:
         Cache.__init__(self, layers=[])
-        self.slots, self.slides, self.lengths = slots, slides, torch.zeros(batch, dtype=torch.long)
-        self.states = [
-            tuple(
-                part.new_zeros((batch, part.shape[1], slots, part.shape[3]), dtype=dtype)
-                for part, dtype in zip(layer, dtypes)
-            )
-            for layer in states
-        ]
+        self.slots, self.slides, self.lengths = list(slots), slides, torch.zeros(batch, dtype=torch.long)
+        self.states: States = []
+        for layer, number in zip(states, self.slots):
+            slotted, rest = _divide(layer, number)
+            shapes = [(batch, part.shape[1], number or 0, part.shape[3]) for part in slotted]
+            parts = [part.new_zeros(shape, dtype=dtype) for part, shape, dtype in zip(slotted, shapes, dtypes)]
+            self.states.append((*parts, *(part.new_zeros(batch, *part.shape[1:]) for part in rest)))
+        self._device = next(part.device for layer in states for part in layer)
         self._rows: Any = slice(None)  # to which the step is written
-        self._slot: Any = 0  # of all rows, or of each
-        self._used = 0  # slots in use, the step's included
+        self._places: dict[int, tuple[Any, int, torch.Tensor | None]] = {}  # of layers of so many slots
 
-    def append(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        Make room for a step in every row that is active.
-
-        Returns:
-            Its positions (batch or 1, 1), on the CPU, and which slots each row sees (batch, slots in use), or `None`
-            where all rows see all of them.
-        """
-        before, device = self.lengths, self.states[0][0].device
+    def append(self) -> torch.Tensor:
+        """Make room for a step in every row that is active; returns its positions (batch or 1, 1), on the CPU."""
+        before = self.lengths
         longest, shortest = int(before.max()), int(before.min())
         after = before + (1 if self.active is None else self.active)
-        if not self.slides and int(after.max()) > self.slots:
-            raise ValueError(f"the cache holds {self.slots} steps, {self.slots + 1} were written to it")
-        self.lengths = after
-        self._used, seen = min(longest + 1, self.slots), None
-        if shortest + 1 < self._used:
-            seen = (torch.arange(self._used) <= before.unsqueeze(1)).to(device)
-        if longest == shortest and self.active is None:  # all rows are written to the same slot
-            self._rows, self._slot = slice(None), longest % self.slots
-            return before[:1].unsqueeze(1), seen
+        numbers = {number for number in self.slots if number is not None}
+        if numbers and not self.slides and int(after.max()) > max(numbers):
+            raise ValueError(f"the cache holds {max(numbers)} steps, {max(numbers) + 1} were written to it")
+        self.lengths, alike = after, longest == shortest and self.active is None  # all write to the same slot
         rows = torch.arange(len(before)) if self.active is None else torch.nonzero(self.active).squeeze(1)
-        self._rows, self._slot = rows.to(device), (before[rows] % self.slots).to(device)
-        return before.unsqueeze(1), seen
+        self._rows, self._places = slice(None) if alike else rows.to(self._device), {}
+        for number in numbers:
+            used, seen = min(longest + 1, number), None
+            if shortest + 1 < used:
+                seen = (torch.arange(used) <= before.unsqueeze(1)).to(self._device)
+            slot = longest % number if alike else (before[rows] % number).to(self._device)
+            self._places[number] = slot, used, seen
+        return before[:1].unsqueeze(1) if alike else before.unsqueeze(1)
+
+    def seen(self, layer_idx: int) -> torch.Tensor | None:
+        """Slots in use that each row sees (batch, slots), or `None` where all rows see all of them."""
+        number = self.slots[layer_idx]
+        return None if number is None else self._places[number][2]
 
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any
     ) -> tuple[torch.Tensor, ...]:
         """Write the step's keys and values (batch, heads, 1, size) of a layer; returns those of all steps so far."""
+        slot, used, _ = self._places[self.slots[layer_idx] or 0]
         for states, new in zip(self.states[layer_idx], (key_states, value_states)):
-            states[self._rows, :, self._slot] = new[self._rows, :, 0].to(states.dtype)
-        return tuple(states[:, :, : self._used] for states in self.states[layer_idx])
+            states[self._rows, :, slot] = new[self._rows, :, 0].to(states.dtype)
+        return tuple(states[:, :, :used] for states in self.states[layer_idx][:2])
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        """Write a step, and attend to all that it sees; queries, which are scaled, and all else (batch, heads, size)."""
+        keys, values = self.update(key.unsqueeze(2), value.unsqueeze(2), layer_idx)
+        # CPUs are faster at keys times queries than the other way round, if it shows that these are columns.
+        scores = torch.matmul(keys, query.unsqueeze(2).transpose(2, 3)).squeeze(-1)  # (batch, heads, slots in use)
+        if (seen := self.seen(layer_idx)) is not None:
+            scores = scores.masked_fill_(~seen.unsqueeze(1), torch.finfo(scores.dtype).min)
+        return torch.matmul(scores.softmax(-1).to(values.dtype).unsqueeze(2), values).squeeze(2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Steps before the one that was appended last, in the longest row."""
-        return max(0, self._used - 1)
+        return max(0, self.get_mask_sizes(1, layer_idx)[0] - 1)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Number of slots that `update` returns, and of those before them that it leaves out."""
-        return self._used, 0
+        number = self.slots[layer_idx]
+        return (self._places[number][1] if number in self._places else 0), 0
+
+    def forget(self, rows: torch.Tensor) -> None:
+        super().forget(rows)
+        for part in self.recurrent_states():
+            part[rows] = 0
+
+    def recurrent_states(self) -> list[torch.Tensor]:
+        """All states that are not slots of keys and values."""
+        return [part for layer, number in zip(self.states, self.slots) for part in _divide(layer, number)[1]]
 
     def store(self, rows: torch.Tensor, length: int, states: States) -> None:
         self.lengths[rows] = length
         index = as_slice(rows)
-        # Oldest first, the last ones that there is room for stand from this slot on, and go on at slot 0.
-        last, first = min(length, self.slots), max(0, length - self.slots) % self.slots
-        for layer, parts in zip(self.states, states):
-            for stored, new in zip(layer, parts):
-                new = new[:, :, length - last :].to(stored.dtype)
-                stored[index, :, first:last] = new[:, :, : last - first]
-                stored[index, :, :first] = new[:, :, last - first :]
+        if not states:  # a row that begins anew with nothing
+            for stored in self.recurrent_states():
+                stored[index] = 0
+        for layer, parts, number in zip(self.states, states, self.slots):
+            slotted, rest = _divide(parts, number)
+            for stored, new in zip(layer, slotted):
+                # Oldest first, the last ones that there is room for stand from this slot on, and go on at slot 0.
+                last = min(length, stored.shape[2], new.shape[2])
+                first = (length - last) % stored.shape[2]
+                until = min(first + last, stored.shape[2])
+                new = new[:, :, new.shape[2] - last :].to(stored.dtype)
+                stored[index, :, first:until] = new[:, :, : until - first]
+                stored[index, :, : first + last - until] = new[:, :, until - first :]
+            for stored, new in zip(_divide(layer, number)[1], rest):
+                stored[index] = new.to(stored.dtype)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {str(index): part for index, part in enumerate(part for layer in self.states for part in layer)}
 
 
-class StepCache(ContextCache):
+class Carry:
     """
-    The steps themselves, which are encoded anew each time, for backbones that no [`ADCache`] serves.
+    What layers take along from one window of histories to the next, in training by truncated backpropagation through
+    time: linear attention its memory, sliding attention the keys and values that the next steps still see. No gradient
+    goes through it.
+
+    [`ADModel.init_carry`] makes an empty one; a pass of the model returns, as `past_key_values`, the one after its
+    steps.
 
     Args:
-        tokens (`torch.Tensor` of shape `(1, 1, width)`):
-            A step, for its shape and device.
-        batch (`int`):
-            Number of rows.
-        slots (`int`):
-            Steps that a row holds at most.
-        dtype (`torch.dtype`):
-            Of the steps.
+        states (`list[tuple[torch.Tensor, ...]]`):
+            Of each layer, the newest steps last.
+        lengths (`torch.Tensor` of shape `(batch,)`):
+            Steps so far, on the CPU.
     """
 
-    def __init__(self, tokens: torch.Tensor, batch: int, slots: int, dtype: torch.dtype) -> None:
-        self.tokens = tokens.new_zeros((batch, slots, tokens.shape[-1]), dtype=dtype)
-        self.lengths = torch.zeros(batch, dtype=torch.long)
+    def __init__(self, states: States, lengths: torch.Tensor) -> None:
+        self.states, self.lengths = states, lengths
+        self._after: dict[int, tuple[torch.Tensor, ...]] = {}
 
-    def update(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Add a step (batch, 1, width); returns all (batch, time, width), a mask of them, and each row's last."""
-        active = torch.ones(len(tokens), dtype=torch.bool) if self.active is None else self.active
-        rows = torch.nonzero(active).squeeze(1)
-        self.tokens[rows, self.lengths[rows]] = tokens[rows, 0]
-        self.lengths = self.lengths + active
-        longest = max(1, int(self.lengths.max()))
-        mask = torch.arange(longest) < self.lengths.unsqueeze(1)
-        return self.tokens[:, :longest], mask.long().to(tokens.device), (self.lengths - 1).clamp(min=0)
+    def carry(self, layer_idx: int, states: tuple[torch.Tensor, ...]) -> None:
+        """Let a layer say what it takes along; once more is the same, as gradient checkpointing does."""
+        self._after[layer_idx] = tuple(part.detach() for part in states)
 
-    def store(self, rows: torch.Tensor, length: int, states: States) -> None:
-        self.lengths[rows] = length
-        if length:
-            self.tokens[rows, :length] = states[0][0]
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (batch, heads, past + time, size) of a layer whose attention slides."""
+        past = self.states[layer_idx]
+        keys, values = (torch.cat([old.to(new), new], 2) for old, new in zip(past, (key_states, value_states)))
+        size = past[0].shape[2]
+        self.carry(layer_idx, tuple(part[:, :, part.shape[2] - size :].contiguous() for part in (keys, values)))
+        return keys, values
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"tokens": self.tokens}
+    def unseen(self, time: int, window: int) -> torch.Tensor:
+        """Which of the past and present steps (batch, 1, time, past + time) each of so many steps does not see."""
+        steps, past = torch.arange(time), torch.arange(1 - window, time)
+        ago = steps.unsqueeze(1) - past
+        missing = past < -self.lengths.unsqueeze(1)  # before the history's first step
+        return ((ago < 0) | (ago >= window) | missing.unsqueeze(1)).unsqueeze(1)
 
+    def after(self, time: int) -> Carry:
+        """The one after a pass over so many steps."""
+        return Carry([self._after[index] for index in range(len(self.states))], self.lengths + time)
 
-def takes_rows_of_own_length(backbone: PreTrainedModel) -> bool:
-    """
-    Whether a backbone can go on from a cache whose rows differ in length: it is told positions, and all of its layers
-    attend to all earlier steps. (A sliding layer would count slots as steps; a recurrent one has no keys at all.)
-    """
-    config = backbone.config.get_text_config(decoder=True)
-    full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
-    windowed = getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None)
-    # Names of older configurations: GPT-Neo's local layers, and Falcon's positions that are counted from the mask.
-    windowed |= "local" in (getattr(config, "attention_layers", None) or ()) or bool(getattr(config, "alibi", False))
-    parameters = inspect.signature(backbone.forward).parameters
-    return full and not windowed and {"position_ids", "past_key_values", "attention_mask"} <= set(parameters)
-
-
-@torch.no_grad()
-def make_cache(
-    model: Any, batch: int, slots: int | None = None, value_dtype: torch.dtype | None = None
-) -> ContextCache:
-    """
-    The cache for a model's decoder.
-
-    Args:
-        model ([`ADModel`]):
-            The model.
-        batch (`int`):
-            Number of rows.
-        slots (`int`, *optional*):
-            Steps that a row can hold, by default as many as the model sees.
-        value_dtype (`torch.dtype`, *optional*):
-            Of values, by default that of the model's weights.
-    """
-    config, weight = model.config, model.embedding.episode_start.weight
-    slots = config.sliding_window or slots or config.context_length
-    states = model.encode(weight.new_zeros(1, 1, config.hidden_size))
-    if len(states[0]) == 1:  # the steps themselves
-        return StepCache(states[0][0], batch, slots, weight.dtype)
-    dtypes = (weight.dtype, value_dtype or weight.dtype)
-    return ADCache(states, batch, slots, dtypes, slides=config.sliding_window is not None)
+    def reset(self, rows: torch.Tensor) -> Carry:
+        """One in which the rows of a mask (batch,) begin anew."""
+        states = [
+            tuple(part.masked_fill(rows.to(part.device).view(-1, *[1] * (part.ndim - 1)), 0) for part in layer)
+            for layer in self.states
+        ]
+        return Carry(states, self.lengths.masked_fill(rows, 0))
 
 
-__all__ = ["ADCache", "ContextCache", "StepCache", "make_cache"]
+__all__ = ["ADCache", "Carry", "ContextCache", "States", "as_slice"]

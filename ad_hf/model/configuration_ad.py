@@ -33,6 +33,7 @@ NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
 # Attention implementations that a model's own configuration may ask for without trust. Other names may make
 # transformers download and run code, as those of repositories on the Hub do.
 ATTENTION = {"eager", "sdpa", "flex_attention"}
+KINDS_OF_LAYERS = ("full_attention", SLIDING := "sliding_attention", LINEAR := "linear_attention")
 # Entries that make transformers load something else than the package's own code and weights.
 OF_OTHERS = {"quantization_config", "fusion_config", "transformers_weights", "distributed_config", "kernel_config"}
 
@@ -222,6 +223,15 @@ class ADConfig(PreTrainedConfig):
             the number of blocks, which together reach back as far as the context. A rollout forgets step by step and
             never encodes a step twice. With `None` each block attends to all of the context, and a rollout encodes
             what is left of a full context anew.
+        layer_types (`list[str]`, *optional*):
+            Kind of each block's attention: `"full_attention"` and `"sliding_attention"` as above, and
+            `"linear_attention"`, which sums up all steps so far in a state of fixed size, by the gated delta rule
+            (https://huggingface.co/papers/2412.06464). By default all slide, or none if there is no `sliding_window`.
+            A rollout of blocks of the last two kinds never forgets at once, and costs the same at every step.
+        linear_num_heads: Heads of linear attention, each with a state of its width times its width.
+        linear_memory_length: Steps over which linear attention forgets by a factor of e at least, `"auto"` for a third
+            of the context, so that a long rollout is like the windows of the training; `None` for no limit. Take more
+            for models that are trained by windows that follow on each other.
         rope_theta: Base of the rotary position embedding.
         layer_norm_eps: Epsilon of the layer normalisations.
         initializer_range: Standard deviation of the initial weights.
@@ -266,6 +276,9 @@ class ADConfig(PreTrainedConfig):
     intermediate_size: int = setting(512, least=1)
     context_length: int = setting(200, least=1)
     sliding_window: int | Literal["auto"] | None = setting("auto", least=1)
+    layer_types: list[str] | None = None
+    linear_num_heads: int = setting(4, least=1)
+    linear_memory_length: int | Literal["auto"] | None = setting("auto", least=1)
     rope_theta: float | int = setting(10000.0, above=0)
     layer_norm_eps: float | int = setting(1e-5, above=0)
     initializer_range: float | int = setting(0.02, above=0)
@@ -305,7 +318,11 @@ class ADConfig(PreTrainedConfig):
         if self.sliding_window == "auto":
             context, layers = self.context_length, self.num_hidden_layers
             sizes_are_right = _is_size(context) and _is_size(layers)  # as the validation looks at them only afterwards
-            self.sliding_window = -(-context // layers) if self.backbone_config is None and sizes_are_right else None
+            slides = self.backbone_config is None and (not self.layer_types or SLIDING in self.layer_types)
+            self.sliding_window = -(-context // layers) if slides and sizes_are_right else None
+        if self.linear_memory_length == "auto":
+            has_linear = LINEAR in (self.layer_types or ()) and _is_size(self.context_length)
+            self.linear_memory_length = max(1, self.context_length // 3) if has_linear else None
         super().__post_init__(**kwargs)
 
     @property
@@ -349,6 +366,17 @@ class ADConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON."""
         return {k: v for k, v in super().to_dict().items() if k not in ("automatic_attention", "untrusted")}
+
+    @property
+    def kinds_of_layers(self) -> list[str]:
+        """`layer_types`, also where it is left to its default."""
+        default = "full_attention" if self.sliding_window is None else SLIDING
+        return self.layer_types or [default] * self.num_hidden_layers
+
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether a rollout goes on for as long as one likes without encoding steps anew."""
+        return self.backbone_config is None and "full_attention" not in self.kinds_of_layers
 
     def of_group(self, name: str) -> Any:
         """The configuration of a model of one of the groups."""
@@ -431,6 +459,7 @@ class ADConfig(PreTrainedConfig):
                 "label_smoothing mixes categories, of which a mixture has none: set it to 0, or action_distribution "
                 "to 'bins'"
             )
+        self._check_layers()
         if window is not None and self.backbone_config is not None:
             raise ValueError("sliding_window is of this package's own blocks: set that of backbone_config instead")
         if window is not None and window > self.context_length:
@@ -449,6 +478,21 @@ class ADConfig(PreTrainedConfig):
             if not all(_is_number(value) and least < value < math.inf for value in values):
                 raise ValueError(f"{name} must hold finite numbers{' above 0' * (not least)}, got {values}")
         self._check_attention()
+
+    def _check_layers(self) -> None:
+        types, window, heads = self.layer_types, self.sliding_window, self.linear_num_heads
+        if types is None:
+            return
+        if self.backbone_config is not None:
+            raise ValueError("layer_types is of this package's own blocks: set that of backbone_config instead")
+        if unknown := [kind for kind in types if kind not in KINDS_OF_LAYERS]:
+            raise ValueError(f"layer_types must be of {', '.join(KINDS_OF_LAYERS)}, got {unknown[0]!r}")
+        if len(types) != self.num_hidden_layers:
+            raise ValueError(f"layer_types must name num_hidden_layers ({self.num_hidden_layers}) kinds, got {types}")
+        if (SLIDING in types) != (window is not None):
+            raise ValueError(f"sliding_window is of layers of sliding_attention: got {window} and layer_types {types}")
+        if LINEAR in types and self.hidden_size % heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of linear_num_heads ({heads})")
 
     def _check_attention(self) -> None:
         name = self._attn_implementation

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cache_ad import as_slice, make_cache
+from .backbone_cache_ad import make_cache
+from .cache_ad import as_slice
 from .configuration_ad import ADConfig
 from .embeddings_ad import FLAG, NUMBER, check_elements, check_flags, to_tensor
 from .heads_ad import uniform
@@ -70,9 +71,9 @@ class ADContext:
     The logits of every step are those of the model on the steps that the context holds, encoded from the first of
     them as in training. A context holds up to `context_length` steps; when a row is full, its oldest `context_drop`
     steps, a quarter by default, are dropped and the rest is encoded anew, at an amortised cost of a few steps.
-    (Rolling keys and values instead would mix in steps that are gone: deep layers have attended to them.) With the
-    `sliding_window` of [`ADConfig`], keys and values are rolled, as the model was trained to have them: then the
-    logits are those of the model on all steps so far, and nothing is encoded twice.
+    (Rolling keys and values instead would mix in steps that are gone: deep layers have attended to them.) If all
+    layers have sliding or linear attention, keys and values are rolled and states go on, as the model was trained to
+    have them: then the logits are those of the model on all steps so far, and nothing is encoded twice.
 
     Args:
         model ([`ADModel`]):
@@ -98,6 +99,7 @@ class ADContext:
             raise ValueError(f"seed + num_envs must be at most 2**63, got {self.config.seed} + {num_envs}")
         model.head.check_rollout(self.config)
         self.length, self.dropped = context_sizes(model.config, self.config)
+        self._forgets = not model.config.is_unbounded or self.config.context_drop is not None
         self._device, self._dtype = self._placement()
         blocks: Any = model.config.backbone_config or model.config
         width = model.config.hidden_size * (1 + 2 * (getattr(blocks, "num_hidden_layers", None) or 1))  # keys, values
@@ -109,7 +111,7 @@ class ADContext:
         self._planner = Planner(model, self._decode, self.config) if self.config.num_beams > 1 else None
         self._cache = make_cache(model, num_envs, self.length, dtype)
         self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
-        if model.config.sliding_window is None:
+        if self._forgets:
             shape = (num_envs, self.length, model.config.hidden_size)
             self._tokens = torch.zeros(shape, device=self._device, dtype=self._dtype)
         self._seeds = np.arange(num_envs, dtype=np.uint64) + np.array(self.config.seed, dtype=np.uint64)
@@ -128,7 +130,7 @@ class ADContext:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Steps that each row (num_envs,) holds; with a sliding window, all steps so far."""
+        """Steps that each row (num_envs,) holds; of a model that never forgets at once, all steps so far."""
         return self._cache.lengths
 
     def reset(self, mask: np.ndarray | None = None, prompt: Prompt | None = None) -> None:
@@ -198,10 +200,13 @@ class ADContext:
             self._first_rewards[rows] = steps["rewards"][-1]
 
     def _held(self, time: int) -> int:
-        """Steps that a row holds after so many; with a sliding window, those that reach into it through all blocks."""
-        window = self.model.config.sliding_window
-        if window is not None:
-            return min(time, window + (self.model.config.num_hidden_layers - 1) * (window - 1))
+        """Steps that a row holds after so many; of sliding windows, those that reach into them through all blocks."""
+        config = self.model.config
+        window = config.sliding_window
+        if not self._forgets:
+            if "linear_attention" in config.kinds_of_layers:
+                return time
+            return min(time, window + (config.num_hidden_layers - 1) * (window - 1))
         if time <= self.length:
             return time
         return self.length - self.dropped + (time - self.length - 1) % self.dropped + 1
@@ -367,17 +372,17 @@ class ADContext:
 
 def context_sizes(model: ADConfig, config: RolloutConfig) -> tuple[int, int]:
     """Steps that a context holds, and how many it drops at once."""
-    most, window = model.context_length, model.sliding_window
+    most = model.context_length
     length = config.context_length or most
-    if length > most or (window is not None and length != most):
-        allowed = f"at most {most}, the model's" if window is None else f"{most}, as the model's attention slides"
-        raise ValueError(f"context_length must be {allowed}; got {length}")
-    if window is not None and config.context_drop is not None:
-        raise ValueError(
-            f"context_drop is of models that attend to all of their context: this one's slides by a step at a time "
-            f"(sliding_window={window})"
+    unbounded = model.is_unbounded and config.context_drop is None
+    if length > most or (unbounded and length != most):
+        allowed = (
+            f"{most}, as the model forgets nothing without context_drop"
+            if unbounded
+            else f"at most {most}, the model's"
         )
-    if config.num_beams > 1 and window is None:  # type: ignore[operator]
+        raise ValueError(f"context_length must be {allowed}; got {length}")
+    if config.num_beams > 1 and not model.is_unbounded:  # type: ignore[operator]
         length = min(length, most - config.planning_horizon)  # type: ignore[operator]
         if length < 1:
             raise ValueError(f"planning_horizon must be below context_length ({most}), got {config.planning_horizon}")

@@ -6,23 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .blocks_ad import ADAttention, ADBlock, ResidualLinear, additive_mask, rotary_tables
-from .cache_ad import ADCache, States, StepCache, takes_rows_of_own_length
+from .attention_ad import ADAttention, ResidualLinear, additive_mask, rotary_tables
+from .backbone_cache_ad import BackboneCache, StepCache, library_cache, states_of, takes_rows_of_own_length
+from .blocks_ad import ADBlock
+from .cache_ad import ADCache, Carry, States
 from .configuration_ad import ADConfig
 from .dynamics_ad import DynamicsHead, DynamicsLayer
 from .embeddings_ad import StepEmbedding, check_inputs
 from .heads_ad import make_head
+from .linear_attention_ad import LinearAttention
 from .loading_ad import check_files, check_loaded, check_memory, check_trusted
 from .rollout_ad import RolloutMixin
 from .rollout_config_ad import RolloutConfig
@@ -34,6 +37,9 @@ EAGER_CPU_WINDOW = 512
 
 # Arguments that every model's forward pass takes.
 TRANSFORMERS_KWARGS = {*TransformersKwargs.__annotations__, "use_cache"}
+
+# Classes of the blocks beside torch's own.
+OWN_LAYERS = {ADBlock, ADAttention, LinearAttention, ResidualLinear}
 
 # Arguments of from_pretrained that are not settings of the configuration, and those that say where files are.
 NOT_OF_CONFIG = ("state_dict", "dtype", "torch_dtype", "quantization_config", "trust_remote_code")
@@ -66,6 +72,8 @@ class ADPreTrainedModel(PreTrainedModel):
         if isinstance(module, ResidualLinear):
             scale = self.config.initializer_range * (2 * self.config.num_hidden_layers) ** -0.5
             init.normal_(module.weight, std=scale)
+        elif isinstance(module, LinearAttention):
+            module.start()
         elif isinstance(module, DynamicsLayer):
             module.init_weights()
 
@@ -86,8 +94,8 @@ class ADOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch, time, n)`):
             Logits of the action at every step; a multi-dimensional action's distributions stand side by side. Of a
             model of several groups, a dict of them.
-        past_key_values ([`ADCache`], *optional*):
-            The cache that was passed in.
+        past_key_values ([`ADCache`] or [`Carry`], *optional*):
+            The cache that was passed in, or the carry after the one that was.
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states`):
             Of shape (batch, time, width) each: the tokens, and what each block makes of them, the last one normalised.
         attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions`):
@@ -132,8 +140,10 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         else:
             self.backbone = AutoModel.from_config(config.backbone_config)
-            if "inputs_embeds" not in inspect.signature(self.backbone.forward).parameters:
+            parameters = inspect.signature(self.backbone.forward).parameters
+            if "inputs_embeds" not in parameters:
                 raise ValueError(f"backbone_config of type {self.backbone.config.model_type} takes no inputs_embeds")
+            self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
         if config.groups is None:
             self.head = make_head(config)
         self.dynamics = DynamicsHead(config) if config.dynamics_weight else None
@@ -189,8 +199,10 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
                 0 for padding, which stands at the end.
             labels (`torch.Tensor` of shape `(batch, time, ...)`, *optional*):
                 The actions that were taken; -100 to ignore one.
-            past_key_values ([`ADCache`], with a backbone also a `Cache` of transformers, *optional*):
-                Keys and values of the steps before these, to which these are added; see [`~cache_ad.make_cache`].
+            past_key_values ([`ADCache`] or [`Carry`], with a backbone also a `Cache` of transformers, *optional*):
+                What layers keep of the steps before these: a cache takes one step, in place, see
+                [`~backbone_cache_ad.make_cache`]; after a carry, any number of steps make another, see
+                [`~ADModel.init_carry`].
             output_hidden_states, output_attentions (`bool`, *optional*):
                 Whether to return them; by default as the configuration says. Attention weights are of the `eager`
                 implementation.
@@ -236,6 +248,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         except (IndexError, RuntimeError, ValueError):  # looked into only now, as looking costs time
             check_inputs(self.config, {**inputs, "attention_mask": attention_mask, "labels": labels})
             raise
+        if isinstance(past_key_values, Carry):
+            past_key_values = past_key_values.after(observations.shape[1])
         return ADOutput(
             loss=loss,
             losses=losses,
@@ -266,28 +280,57 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
     def step_decoder(self, config: Any, rows: int) -> tuple[Callable[[torch.Tensor, Any], torch.Tensor], torch.dtype]:
         """What decodes steps of so many rows, `decode` or a faster equivalent, and the type of its products."""
         weight = self.embedding.episode_start.weight
-        if self.backbone is not None or not is_plain(self.blocks, {ADBlock, ADAttention, ResidualLinear}):
+        if self.backbone is not None or not is_plain(self.blocks, OWN_LAYERS):
             return self.decode, weight.dtype
         decoder = StepDecoder(self, choose_products(config.mixed_precision, weight, rows))
         return decoder, decoder.dtype
 
     def encode(self, tokens: torch.Tensor) -> States:
         """
-        What a cache stores of embedded steps (batch, time, width): keys and values (batch, heads, time, size) of each
-        layer, or else, of a backbone that no [`ADCache`] serves, the steps themselves.
+        What a cache stores of embedded steps (batch, time, width): of each layer, keys and values (batch, heads, time,
+        size) or states, or else, of a backbone that no [`ADCache`] serves, the steps themselves.
         """
         if self.backbone is None:
-            arguments, states = self._block_arguments(tokens, None), []
-            for index, block in enumerate(self.blocks):
-                states.append(block.attention.project(block.attention_norm(tokens), arguments["rotary"])[1:])
-                if index + 1 < len(self.blocks):  # the last one's output is of no use here
-                    tokens = block(tokens, **arguments)
+            longest = self.config.context_length
+            if self.config.is_unbounded and tokens.shape[1] > longest:  # of a memory without a window: piece by piece
+                carry = self.init_carry(len(tokens))
+                for part in tokens.split(longest, dim=1):
+                    self._decode_blocks(part, carry)
+                    carry = carry.after(part.shape[1])
+                return carry.states
+            arguments, states = self._block_arguments(tokens, None), list[tuple[torch.Tensor, ...]]()
+            for kind, block in zip(self.config.kinds_of_layers, self.blocks):
+                states.append(block.attention.encode(block.attention_norm(tokens), **arguments[kind]))
+                if len(states) < len(self.blocks):  # the last one's output is of no use here
+                    tokens = block(tokens, **arguments[kind])
             return states
         if not takes_rows_of_own_length(self.backbone):
             return [(tokens,)]
-        cache: Any = DynamicCache(config=self.backbone.config)
+        cache = library_cache(self.backbone, tokens)
         self._decode(tokens, past_key_values=cache)
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        return states_of(cache)
+
+    def init_carry(self, batch: int) -> Carry:
+        """
+        The carry of histories that begin, for windows of so many rows that follow one another:
+        `outputs = model(**window, past_key_values=carry)`, then `carry = outputs.past_key_values`.
+
+        Raises:
+            ValueError: for a model some layers of which see a whole window at once, `full_attention` and backbones.
+        """
+        config = self.config
+        if not config.is_unbounded:
+            raise ValueError(
+                "only layers of sliding_attention and linear_attention take along what they saw to the next window"
+            )
+        weight, states, window = self.norm.weight, list[tuple[torch.Tensor, ...]](), cast(int, config.sliding_window)
+        for block in self.blocks:
+            if isinstance(block.attention, LinearAttention):
+                states.append((block.attention.empty(weight.new_zeros(batch, 1, config.hidden_size)),))
+            else:
+                heads, head_dim = block.attention.num_heads, block.attention.head_dim
+                states.append((weight.new_zeros(batch, heads, window - 1, head_dim),) * 2)
+        return Carry(states, torch.zeros(batch, dtype=torch.long))
 
     def _decode(
         self,
@@ -301,70 +344,93 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
             raise ValueError(f"a cache of this package takes one step at a time, got {tokens.shape[1]}")
         if self.backbone is None:
             return self._capture(tokens, past_key_values, return_dict=True, **outputs)
-        position_ids = last = None
+        arguments: dict[str, Any] = {"attention_mask": attention_mask}
+        last = None
         if isinstance(past_key_values, StepCache):
-            (tokens, attention_mask, last), past_key_values = past_key_values.update(tokens), None
-        elif isinstance(past_key_values, ADCache):
-            positions, seen = past_key_values.append()
-            attention_mask = None if seen is None else seen.long()
-            position_ids = positions.clamp(max=past_key_values.slots - 1).expand(len(tokens), -1).to(tokens.device)
+            (tokens, arguments["attention_mask"], last), past_key_values = past_key_values.update(tokens), None
+        elif isinstance(past_key_values, BackboneCache):
+            arguments |= past_key_values.arguments(len(tokens))
         decoded = self.backbone(
             inputs_embeds=tokens,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
             use_cache=past_key_values is not None,
             return_dict=True,
             **{name: value for name, value in outputs.items() if value},
-            **({} if position_ids is None else {"position_ids": position_ids}),
+            **{self._cache_argument: past_key_values},
+            **arguments,
         )
+        if isinstance(past_key_values, BackboneCache):
+            past_key_values.settle()
+        if not torch.is_autocast_enabled(tokens.device.type):  # Mamba's residual stream stays in float32
+            decoded.last_hidden_state = decoded[0].to(tokens.dtype)
         if last is not None:
             decoded.last_hidden_state = decoded[0][torch.arange(len(last)), last].unsqueeze(1)
         return decoded
 
     @capture_outputs
     def _capture(
-        self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool = False, **kwargs: Any
+        self, tokens: torch.Tensor, past_key_values: Any, output_attentions: bool = False, **kwargs: Any
     ) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=self._decode_blocks(tokens, past_key_values, output_attentions))
 
     def _decode_blocks(
-        self, tokens: torch.Tensor, past_key_values: ADCache | None, output_attentions: bool = False
+        self, tokens: torch.Tensor, past_key_values: ADCache | Carry | None, output_attentions: bool = False
     ) -> torch.Tensor:
         arguments = self._block_arguments(tokens, past_key_values, output_attentions)
-        for block in self.blocks:
-            tokens = block(tokens, **arguments, past_key_values=past_key_values)
+        for kind, block in zip(self.config.kinds_of_layers, self.blocks):
+            tokens = block(tokens, **arguments[kind], earlier=past_key_values)
         return self.norm(tokens)
 
     def _block_arguments(
-        self, tokens: torch.Tensor, cache: ADCache | None, output_attentions: bool = False
-    ) -> dict[str, Any]:
-        """Arguments of all blocks beside hidden states (batch, time, width): positions, mask, implementation."""
-        time, dtype, device = tokens.shape[1], tokens.dtype, tokens.device
-        implementation = self.attention_implementation(time, device, output_attentions)
-        window: Any = self.config.sliding_window
+        self, tokens: torch.Tensor, past: ADCache | Carry | None, output_attentions: bool = False
+    ) -> dict[str, dict[str, Any]]:
+        """
+        Arguments of the blocks beside hidden states (batch, time, width), by their kind: positions, mask,
+        implementation.
+        """
+        config, time, dtype, device = self.config, tokens.shape[1], tokens.dtype, tokens.device
+        positions = past.append() if isinstance(past, ADCache) else torch.arange(time)
+        if isinstance(past, Carry):
+            positions = past.lengths.unsqueeze(1) + positions
+        kinds = config.kinds_of_layers
+        arguments: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+        attending = [kind for kind in arguments if kind != "linear_attention"]
+        if not attending:
+            return arguments
         # Positions grow without bounds where a window slides, beyond float32's resolution of angles.
-        angle_dtype = torch.float32 if window is None else torch.float64
-        mask: Any = None  # sdpa is causal by itself
-        if cache is not None:
-            positions, seen = cache.append()  # (batch or 1, 1)
-            mask = None if seen is None else additive_mask(~seen[:, None, None], dtype)
-        else:
-            positions = torch.arange(time, device=device if window is None else "cpu")
-            automatic = self.config.automatic_attention
-            if implementation == "eager" or (automatic and window is not None):
-                steps = torch.arange(time, device=device)
-                ago = steps.unsqueeze(1) - steps
-                mask = additive_mask((ago < 0) | (ago >= (window or time)), dtype)
-            elif not automatic:  # padding stands at the end, where no step sees it: one mask serves the whole batch
-                make_mask = create_causal_mask if window is None else create_sliding_window_causal_mask
-                mask = make_mask(self.config, tokens[:1], attention_mask=None, past_key_values=None)
-        head_dim = self.config.hidden_size // self.config.num_attention_heads
-        cosines, sines = rotary_tables(positions, head_dim, self.config.rope_theta, dtype, angle_dtype)
-        return {
-            "rotary": (cosines.to(device), sines.to(device)),
-            "attention_mask": mask,
-            "attention_implementation": implementation,
-        }
+        angle_dtype = torch.float32 if config.sliding_window is None else torch.float64
+        positions = positions if angle_dtype == torch.float64 else positions.to(device)
+        head_dim = config.hidden_size // config.num_attention_heads
+        tables = rotary_tables(positions, head_dim, config.rope_theta, dtype, angle_dtype)
+        rotary = tuple(table.to(device) for table in tables)
+        for kind in attending:
+            window: Any = config.sliding_window if kind == "sliding_attention" else None
+            seen = time + (window - 1 if isinstance(past, Carry) else 0)
+            implementation = self.attention_implementation(seen, device, output_attentions)
+            if isinstance(past, ADCache):
+                unseen = past.seen(kinds.index(kind))
+                mask: Any = None if unseen is None else additive_mask(~unseen[:, None, None], dtype)
+            elif isinstance(past, Carry):
+                mask = additive_mask(past.unseen(time, window).to(device), dtype)
+            else:
+                mask = self._mask(tokens, window, implementation)
+            arguments[kind] = {
+                **{"rotary": rotary, "attention_mask": mask},
+                "attention_implementation": implementation,
+            }
+        return arguments
+
+    def _mask(self, tokens: torch.Tensor, window: Any, implementation: str) -> Any:
+        """The mask of whole windows (batch, time, width) for an attention implementation."""
+        time, automatic = tokens.shape[1], self.config.automatic_attention
+        if implementation == "eager" or (automatic and window is not None):
+            steps = torch.arange(time, device=tokens.device)
+            ago = steps.unsqueeze(1) - steps
+            return additive_mask((ago < 0) | (ago >= (window or time)), tokens.dtype)
+        if automatic:
+            return None  # sdpa is causal by itself
+        # Padding stands at the end, where no step sees it: one mask serves the whole batch.
+        make_mask = create_causal_mask if window is None else create_sliding_window_causal_mask
+        return make_mask(self.config, tokens[:1], attention_mask=None, past_key_values=None)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save weights and configuration as every model of transformers, and `rollout_config.json` beside them."""

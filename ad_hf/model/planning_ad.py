@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .branch_ad import BranchDecoder, Branches
+from .branch_ad import Branches
 from .cache_ad import ADCache
 from .dynamics_ad import mean_of
 from .heads_ad import action_probabilities, draw, uniform
@@ -90,7 +90,9 @@ class Planner:
         if fault is not None:
             raise ValueError(f"num_beams must be 1, as the model {fault}")
         self.model, self.config, self.head, self.dynamics = model, config, model.head, model.dynamics
-        self.decode = BranchDecoder(decoder)
+        self.decoder = decoder
+        kinds, window = model.config.kinds_of_layers, model.config.sliding_window
+        self.windows = [window if kind == "sliding_attention" else None for kind in kinds]
 
     def improve(
         self,
@@ -116,11 +118,9 @@ class Planner:
         improved, rows = logits.double(), torch.nonzero(active).squeeze(1)
         if not len(rows):
             return improved
-        index, device = rows.numpy(), hidden.device
-        branches = Branches(cache, rows, self.model.config.sliding_window)
+        device, seeds, counters = hidden.device, seeds[rows.numpy()], counters[rows.numpy()]
         root = logits[rows].to(device), hidden[rows.to(device)], observations[rows].to(device)
-        numbers = (seeds[index] ^ IMAGINED, counters[index])
-        values = self.values(*root, branches, numbers).cpu()
+        values = self.values(*root, cache, rows, (seeds ^ IMAGINED, counters)).cpu()
         gain = self.config.temperature * self.config.planning_weight
         improved[rows] += gain * (values - values.amax(1, keepdim=True))
         return improved
@@ -130,7 +130,8 @@ class Planner:
         logits: torch.Tensor,
         hidden: torch.Tensor,
         observations: torch.Tensor,
-        branches: Branches,
+        cache: ADCache,
+        rows: torch.Tensor,
         numbers: tuple[np.ndarray, np.ndarray],
     ) -> torch.Tensor:
         """
@@ -155,6 +156,7 @@ class Planner:
             prior=zeros,
             first=first.expand(shape),
         )
+        branches = Branches(cache, rows, len(first), self.windows)
         plan = self._iterate_policy if iterates else self._search_beams
         found = plan(beams, branches, number, numbers)  # (rows, number)
         weights = prior.gather(1, candidates).softmax(-1)
@@ -183,7 +185,7 @@ class Planner:
         """Paths at the observations that they have reached, and logits (rows, beams, n), float64, of next actions."""
         starts = torch.zeros_like(beams.first)
         tokens = self.model.embedding(beams.observations, beams.actions, beams.rewards, starts)
-        hidden = self.decode(tokens, branches)
+        hidden = self.decoder(tokens.flatten(0, 1).unsqueeze(1), branches).view(tokens.shape)
         return beams._replace(hidden=hidden), self.head(hidden).double()
 
     def _search_beams(self, beams: Beams, branches: Branches, number: int, _: Any) -> torch.Tensor:

@@ -44,8 +44,9 @@ class RolloutConfig:
             heads predict (default: 2). The context of a model without a sliding window is shorter by as many steps.
         planning_weight: How much a return of the model's `reward_scale` adds to the logits (default: 4).
         context_length: Steps that the context holds at most (default: the model's).
-        context_drop: Oldest steps that a full context forgets at once, the others being encoded anew (default: a
-            quarter); 1 is the paper's queue, which encodes the context at every step.
+        context_drop: Oldest steps that a full context forgets at once, the others being encoded anew; 1 is the paper's
+            queue, which encodes the context at every step. Models with full attention forget a quarter by default,
+            others nothing: a sliding window and the states of linear attention go on for as long as one likes.
         mixed_precision: `"bf16"` for products with the blocks' weights in bfloat16 and everything else in the model's
             own type, `"no"` for that type alone; `"auto"` (default) takes bf16 for float32 models on CPUs that have
             instructions for it, from 8 environments on.

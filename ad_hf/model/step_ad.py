@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .attention_ad import ADAttention
 from .cache_ad import ADCache
 
 # Rows from which products in bfloat16 are faster than in float32, on CPUs that have instructions for them.
@@ -35,9 +36,9 @@ def is_plain(blocks: nn.Module, own: set[type]) -> bool:
 class Layer(NamedTuple):
     """The weights of a block, those of products in their type."""
 
+    attention: Any
     norm: tuple[torch.Tensor, torch.Tensor]
     qkv: torch.Tensor
-    query_key_norm: torch.Tensor
     output: torch.Tensor
     feed_forward_norm: tuple[torch.Tensor, torch.Tensor]
     up: tuple[torch.Tensor, torch.Tensor]
@@ -48,9 +49,9 @@ class StepDecoder:
     """
     What [`ADModel.decode`] computes of a step, in fewer kernels, with weights that are cast once.
 
-    Hidden states, norms, keys and scores have the type of the model's weights. The products with the blocks' weights,
-    and with values, have another one if `dtype` says so: on CPUs, each row of a product in bfloat16 is the same to the
-    bit however many rows stand beside it.
+    Hidden states, norms, keys, scores and the states of linear attention have the type of the model's weights. The
+    products with the blocks' weights, and with values, have another one if `dtype` says so: on CPUs, each row of a
+    product in bfloat16 is the same to the bit however many rows stand beside it.
 
     Args:
         model ([`ADModel`]):
@@ -70,13 +71,14 @@ class StepDecoder:
         self.scaling = self.head_dim**-0.5
         with torch.no_grad():
             self.layers = [self._layer(block) for block in model.blocks]
+        self.turns = any(isinstance(layer.attention, ADAttention) for layer in self.layers)
 
     def _layer(self, block: Any) -> Layer:
         attention, norm, feed_forward_norm = block.attention, block.attention_norm, block.feed_forward_norm
         return Layer(
+            attention,
             (norm.weight, norm.bias),
             attention.qkv.weight.to(self.dtype),
-            attention.query_key_norm.weight,
             attention.output.weight.to(self.dtype),
             (feed_forward_norm.weight, feed_forward_norm.bias),
             (block.up.weight.to(self.dtype), block.up.bias.to(self.dtype)),
@@ -85,31 +87,41 @@ class StepDecoder:
 
     def __call__(self, tokens: torch.Tensor, cache: ADCache) -> torch.Tensor:
         """Hidden states (batch, 1, width) of an embedded step of that shape, after those in a cache."""
-        positions, seen = cache.append()
-        angles = positions * self.frequencies  # (batch or 1, head_dim)
-        cosines = angles.cos().to(tokens).unsqueeze(1)
-        sines = angles.sin().to(tokens).unsqueeze(1) * self.signs
-        hidden, size, dtype = tokens[:, 0], (tokens.shape[-1],), tokens.dtype
+        positions = cache.append()
+        hidden, size = tokens[:, 0], (tokens.shape[-1],)
+        if self.turns:
+            angles = positions * self.frequencies  # (batch or 1, head_dim)
+            rotary = angles.cos().to(tokens).unsqueeze(1), angles.sin().to(tokens).unsqueeze(1) * self.signs
         for index, layer in enumerate(self.layers):
-            inner = F.layer_norm(hidden, size, *layer.norm, self.epsilon).to(self.dtype)
-            parts = F.linear(inner, layer.qkv).view(len(hidden), -1, self.head_dim)
-            rotated = parts[:, : 2 * self.heads].to(dtype)
-            rotated = F.layer_norm(rotated, (self.head_dim,), layer.query_key_norm, None, self.epsilon)
-            rotated = torch.addcmul(rotated * cosines, rotated.roll(self.head_dim // 2, -1), sines)
-            query, key, value = rotated[:, : self.heads], rotated[:, self.heads :], parts[:, 2 * self.heads :]
-            keys, values = cache.update(key.unsqueeze(2), value.unsqueeze(2), index)
-            # CPUs are faster at keys times queries than the other way round, if it shows that these are columns.
-            columns = (query * self.scaling).unsqueeze(2).transpose(2, 3)
-            scores = torch.matmul(keys, columns).squeeze(-1)  # (batch, heads, slots in use)
-            if seen is not None:
-                scores = scores.masked_fill_(~seen.unsqueeze(1), torch.finfo(dtype).min)
-            attended = torch.matmul(scores.softmax(-1).to(self.dtype).unsqueeze(2), values)
-            hidden = hidden + F.linear(attended.flatten(1), layer.output)
+            normed = F.layer_norm(hidden, size, *layer.norm, self.epsilon)
+            if isinstance(layer.attention, ADAttention):
+                attended = self._attend(normed, layer, rotary, cache, index)
+            else:
+                attended = self._recur(normed, layer, cache)
+            hidden = hidden + F.linear(attended, layer.output)
             inner = F.layer_norm(hidden, size, *layer.feed_forward_norm, self.epsilon).to(self.dtype)
             # A bias in the product would be copied to each row first.
             inner = F.linear(inner, layer.up[0]).add_(layer.up[1]).relu_()
             hidden = hidden.add_(F.linear(inner, layer.down[0])).add_(layer.down[1])
         return self.norm(hidden).unsqueeze(1)
+
+    def _attend(
+        self, normed: torch.Tensor, layer: Layer, rotary: tuple[torch.Tensor, torch.Tensor], cache: ADCache, index: int
+    ) -> torch.Tensor:
+        """Attention (batch, width) of a layer's normalised inputs, before its last map."""
+        parts = F.linear(normed.to(self.dtype), layer.qkv).view(len(normed), -1, self.head_dim)
+        rotated = parts[:, : 2 * self.heads].to(normed.dtype)
+        norm = layer.attention.query_key_norm.weight
+        rotated = F.layer_norm(rotated, (self.head_dim,), norm, None, self.epsilon)
+        rotated = torch.addcmul(rotated * rotary[0], rotated.roll(self.head_dim // 2, -1), rotary[1])
+        query, key, value = rotated[:, : self.heads], rotated[:, self.heads :], parts[:, 2 * self.heads :]
+        return cache.attend(query * self.scaling, key, value, index).flatten(1)
+
+    def _recur(self, normed: torch.Tensor, layer: Layer, cache: ADCache) -> torch.Tensor:
+        """Linear attention (batch, width) of a layer's normalised inputs, before its last map."""
+        inputs = F.linear(normed.to(self.dtype), layer.qkv).to(normed.dtype)
+        outputs = layer.attention.step(inputs.unsqueeze(1), layer.attention.gates(normed).unsqueeze(1), cache)
+        return outputs.to(self.dtype).flatten(1)
 
 
 __all__ = ["StepDecoder", "choose_products", "is_plain"]

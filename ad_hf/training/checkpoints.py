@@ -99,6 +99,7 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
     }
     own = f"random/{accelerator.process_index}"
     random = gather_object([{f"{own}/{kind}": each.get_rng_state() for kind, each in _random_modules().items()}])
+    carried = [] if trainer.carries is None else gather_object([trainer.carries.state_dict(accelerator.process_index)])
     weights, tensors = trainer.gather_weights(step), _optimizer_tensors(trainer)
     with _explained(path, output_dir), atomic_folder(path) if accelerator.is_main_process else nullcontext() as folder:
         if trainer.with_deepspeed:  # each process writes its part
@@ -107,7 +108,7 @@ def save_checkpoint(trainer: Trainer, step: int) -> Path:
         if folder is not None:
             trainer.save_model(folder, weights)
             adapters = {f"adapter/{name}": each for name, each in weights.items() if is_adapter(name)}
-            save_file(dict(ChainMap(tensors, adapters, *random)), folder / TENSORS_FILE)
+            save_file(dict(ChainMap(tensors, adapters, *random, *carried)), folder / TENSORS_FILE)
             if trainer.best is not None:
                 copy_files([*MODEL_FILES, "*_ad.py"], output_dir / "model", folder / BEST_FOLDER)
             (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
@@ -246,6 +247,8 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> int:
         scale = {name: state["scaler"][name] for name in Scale.__annotations__}
         accelerator.scaler.load_state_dict({**accelerator.scaler.state_dict(), **scale})
     trainer.batches.load_state_dict(state["batches"][accelerator.process_index])
+    if trainer.carries is not None:
+        trainer.carries.load_state_dict(tensors, accelerator.process_index)
     trainer.unvalidated, trainer.checkpoint = state["unvalidated"], folder
     trainer.best = None if state["best"] is None else tuple(state["best"])
     if trainer.best is not None and accelerator.is_main_process:

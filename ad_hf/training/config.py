@@ -79,6 +79,8 @@ class TrainingConfig:
         max_steps: Updates of the weights.
         batch_size: Windows of an update, over all processes and accumulation steps.
         gradient_accumulation_steps: Forward and backward passes that an update's windows are divided into.
+        truncated_bptt: Let each window follow on one of the last update, and layers of linear_attention and
+            sliding_attention take along what they saw, without its gradient.
         optimizer: muon (Muon on the blocks' matrices, AdamW on everything else) or adamw.
         learning_rate: Peak of the learning rate.
         min_learning_rate_ratio: The cosine ends at this share of the peak.
@@ -106,6 +108,7 @@ class TrainingConfig:
     max_steps: int = setting(1000, least=1)
     batch_size: int = setting(64, least=1)
     gradient_accumulation_steps: int = setting(1, least=1)
+    truncated_bptt: bool = False
     optimizer: Literal["adamw", "muon"] = "muon"
     learning_rate: float = setting(3e-3, above=0)
     min_learning_rate_ratio: float = setting(0.0, least=0, most=1)

@@ -18,7 +18,7 @@ from ad_hf.evaluation.rollouts import Evaluation, play_at_random
 from ad_hf.histories.dataset import NO_HISTORY, HistoryDataset
 from ad_hf.histories.selection import DataConfig
 from ad_hf.histories.stream import HistoryStream, StreamedBatches
-from ad_hf.histories.windows import HistoryWindows, WindowBatches
+from ad_hf.histories.windows import HistoryWindows, WalkedBatches, WindowBatches
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.training.compatibility import check_family
@@ -81,8 +81,13 @@ class Member:
         own.rollout_config = self.rollout
         return own
 
-    def batches(self, context_length: int, seed: int, batch_size: int, rank: int, processes: int) -> Batches:
-        """Batches from memory, from memory-mapped files, or from a stream, for one of some processes."""
+    def batches(
+        self, context_length: int, seed: int, batch_size: int, rank: int, processes: int, passes: int | None = None
+    ) -> Batches:
+        """
+        Batches from memory, from memory-mapped files, or from a stream, for one of some processes; with `passes` of an
+        update, windows that follow on each other.
+        """
         dataset, data = self.dataset, self.data
         if self.streaming:
             stream = HistoryStream(dataset, "train", data, context_length, seed)
@@ -92,21 +97,23 @@ class Member:
             return StreamedBatches(stream, batch_size, rank, processes, data.num_workers)
         histories = dataset.histories("train", data, bool(data.keep_in_memory))
         windows = HistoryWindows(histories, *dataset.metadata.spaces, context_length, seed)
-        windows.warn_of_short_histories()
+        if passes is None:
+            windows.warn_of_short_histories()
         where = "in memory" if data.keep_in_memory else "memory-mapped"
         logger.info(f"{windows.num_histories} histories of {windows.num_steps:,} steps from {dataset}, {where}")
-        return WindowBatches(windows, batch_size, rank, processes)
+        part = batch_size, rank, processes
+        return WindowBatches(windows, *part) if passes is None else WalkedBatches(windows, *part, passes)
 
-    def fixed_windows(self, split: str, context_length: int, seed: int, batch_size: int) -> FixedWindows:
-        """Some windows of a split's histories, to measure a loss on; errors as of [`FixedWindows`]."""
-        return FixedWindows(self.dataset, split, self.data, context_length, seed, self.streaming, batch_size)
+    def fixed_windows(self, split: str, *order: Any) -> FixedWindows:
+        """Some windows of a split's histories, to measure a loss on; arguments and errors as of [`FixedWindows`]."""
+        return FixedWindows(self.dataset, split, self.data, self.streaming, *order)
 
-    def find_validation_windows(self, context_length: int, seed: int, batch_size: int) -> FixedWindows | None:
+    def find_validation_windows(self, *order: Any) -> FixedWindows | None:
         """Windows of the validation tasks' histories, if the dataset has any."""
         reason = "it has no histories of validation tasks"
         if "validation" in self.dataset.splits:
             try:
-                return self.fixed_windows("validation", context_length, seed, batch_size)
+                return self.fixed_windows("validation", *order)
             except FileNotFoundError as error:  # files that training does not need
                 reason = str(error)
             except ValueError as error:
@@ -204,12 +211,13 @@ class MixedBatches:
 
 
 def make_batches(
-    members: Sequence[Member], context_length: int, seed: int, batch_size: int, rank: int, processes: int
+    members: Sequence[Member], context_length: int, config: TrainingConfig, rank: int, processes: int
 ) -> Batches | MixedBatches:
-    """The batches of a run, of so many windows each, for one of its processes."""
-    order = context_length, seed
+    """The batches of a run, one for each pass of an update, for one of its processes."""
+    order, passes = (context_length, config.seed), config.gradient_accumulation_steps
+    batch_size = config.batch_size // passes
     if len(members) == 1:
-        return members[0].batches(*order, batch_size, rank, processes)
+        return members[0].batches(*order, batch_size, rank, processes, passes if config.truncated_bptt else None)
     counts = shares_of_batch(batch_size, {member.name: member.weight for member in members}, processes)
     logger.info(f"windows of each pass: {', '.join(f'{count} of {name}' for name, count in counts.items())}")
     return MixedBatches(

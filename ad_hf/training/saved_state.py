@@ -72,6 +72,8 @@ def _expected_shapes(
         f"random/{rank}/cpu": torch.get_rng_state().shape for rank in range(trainer.accelerator.num_processes)
     }
     shapes |= {f"adapter/{name}": shape for name, shape in trainer.adapters.items()}
+    if trainer.carries is not None:
+        shapes |= trainer.carries.shapes(trainer.accelerator.num_processes)
     trained = {name: weight.shape for name, weight in weights.items()} | trainer.adapters
     for group in [] if trainer.with_deepspeed else trainer.groups:
         kinds = MUON_TENSORS if "momentum" in group else ADAMW_TENSORS
@@ -103,7 +105,7 @@ def check_tensors(
             raise ValueError(f"{name} is unexpected")
         if name.startswith("random/") != (tensor.dtype == torch.uint8):
             raise ValueError(f"{name} holds numbers of type {tensor.dtype}")
-        if name.endswith(("/step", "/exp_avg_sq")) and (tensor < 0).any():
+        if name.endswith(("/step", "/exp_avg_sq", "/lengths")) and (tensor < 0).any():
             raise ValueError(f"{name} has numbers below 0")
         if name.endswith("/step") and tensor > step:
             raise ValueError(f"{name} is {float(tensor)}, after {step} updates")

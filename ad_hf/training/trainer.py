@@ -16,6 +16,7 @@ from ad_hf.histories.model_config import config_from_dataset
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.training.adapters import is_adapter, merge_adapters
+from ad_hf.training.carries import Carries
 from ad_hf.training.config import ModelConfig, TrainingConfig
 from ad_hf.training.divergence import Divergence, TrainingDivergedError
 from ad_hf.training.init_from import fit_config, start_from
@@ -74,10 +75,13 @@ class Trainer:
         if training.gradient_checkpointing:
             plain.activation_checkpointing_enable()
         set_seed(training.seed, device_specific=True)
-        batch_size = training.batch_size // training.gradient_accumulation_steps
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.batches = make_batches(self.members, self.context_length, training.seed, batch_size, rank, processes)
-        self.window_order = self.context_length, training.seed, batch_size // processes  # of a FixedWindows
+        windows = training.batch_size // (training.gradient_accumulation_steps * processes)
+        self.carries = None
+        if training.truncated_bptt:
+            self.carries = Carries(plain, self.members, training, windows, self.accelerator.device)
+        self.batches = make_batches(self.members, self.context_length, training, rank, processes)
+        self.window_order = self.context_length, training.seed, windows, training.truncated_bptt  # of a FixedWindows
         self.validation_windows: dict[str, FixedWindows | None] = {}
         if self.accelerator.is_main_process:
             self.validation_windows = {
@@ -132,9 +136,12 @@ class Trainer:
         # The mean is over the steps of all windows, padding apart, however they are divided.
         steps = [_num_steps(part) for part in parts]
         total = int(accelerator.reduce(torch.tensor(sum(steps), device=accelerator.device)))
-        for number, part in zip(steps, parts):
+        for index, (number, part) in enumerate(zip(steps, parts)):
             with accelerator.accumulate(self.model):
-                output = self.model(**send_to_device(part, accelerator.device))
+                if self.carries is None:
+                    output = self.model(**send_to_device(part, accelerator.device))
+                else:
+                    output = self.carries.run(self.model, part, index)
                 loss = output.loss * (number * len(parts) * accelerator.num_processes / total)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,18 @@ class FixedWindows:
     """
     Up to 128 windows of a split's histories, from all over them, as training takes them; a pure function of the seed.
 
-    Of a stream they are from the first part that a reader would take into memory, and stay there.
+    Of a stream they are from the first part that a reader would take into memory, and stay there. For truncated
+    backpropagation through time they follow on each other: as many as go through whole histories.
 
     Args:
         dataset ([`~ad_hf.histories.dataset.HistoryDataset`]), split (`str`):
             The histories.
-        data ([`~ad_hf.histories.selection.DataConfig`]), context_length (`int`), seed (`int`), streaming (`bool`):
+        data ([`~ad_hf.histories.selection.DataConfig`]), streaming (`bool`), context_length (`int`), seed (`int`):
             As of the training.
         batch_size (`int`):
             Windows that fit into memory at a time.
+        walks (`bool`, *optional*, defaults to `False`):
+            Whether they follow on each other.
 
     Raises:
         FileNotFoundError: if files of the split are missing.
@@ -41,10 +45,11 @@ class FixedWindows:
         dataset: HistoryDataset,
         split: str,
         data: DataConfig,
+        streaming: bool,
         context_length: int,
         seed: int,
-        streaming: bool,
         batch_size: int,
+        walks: bool = False,
     ) -> None:
         if streaming:
             stream = HistoryStream(dataset, split, data, context_length, seed)
@@ -54,13 +59,17 @@ class FixedWindows:
             self._windows = HistoryWindows(histories, *dataset.metadata.spaces, context_length, seed)
         if not self._windows.num_histories:
             raise ValueError(f"{dataset}: {NO_HISTORY}")
-        self._chosen = self._windows.tiling(0).windows(self._windows.epoch_numbers(0)[:NUM_WINDOWS])
-        self._batch_size = batch_size
+        chosen = self._windows.tiling(0).windows(self._windows.epoch_numbers(0)[:NUM_WINDOWS])
+        self._parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+        self._walks = walks
+        if walks:
+            longest = int(np.diff(self._windows.offsets).max())
+            number = max(-(-longest // context_length), -(-NUM_WINDOWS // batch_size))
+            self._parts = list(islice(self._windows.walk(batch_size, staggered=False), number))
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The model's arguments, a few windows at a time."""
-        for start in range(0, len(self._chosen), self._batch_size):
-            yield self._windows.batch(self._chosen[start : start + self._batch_size])
+        return map(self._windows.batch, self._parts)
 
     @torch.no_grad()
     def losses(self, model: ADModel) -> np.ndarray:
@@ -70,13 +79,17 @@ class FixedWindows:
         The loss is what training minimises, label smoothing included, but without dropout and masked inputs.
         """
         training, values = model.training, []
+        carry = model.init_carry(len(self._parts[0])) if self._walks else None
         model.eval()
         try:
-            for batch in self.batches():
+            for part, batch in zip(self._parts, self.batches()):
                 batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
                 labels = batch.pop("labels")
                 real = batch.get("attention_mask", torch.ones(labels.shape[:2], device=model.device)) != 0
-                logits = model(**batch).logits
+                if carry is not None:
+                    carry = carry.reset(torch.from_numpy(self._windows.begin(part)))
+                output = model(**batch, past_key_values=carry)
+                logits, carry = output.logits, output.past_key_values
                 values += [
                     [float(model.head.loss(*(each[row : row + 1] for each in (logits, labels, ~real)))), int(number)]
                     for row, number in enumerate(real.sum(dim=1))

@@ -57,7 +57,22 @@ from ad_hf.training.machine import choose_precision, keep_freed_memory, matmul_f
 from ad_hf.training.optimizers import make_optimizers
 
 DISCRETE = {"type": "Discrete", "n": 5}
+DARK_ROOM: dict[str, Any] = {
+    "observation_space": {"type": "MultiDiscrete", "nvec": [9, 9]},
+    "action_space": DISCRETE,
+}
 BATCH, WINDOW = 64, 200
+NO_TOKENS = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "mamba2": {"state_size": 32, "num_heads": 4, "head_dim": 64, "n_groups": 1, "chunk_size": 32},
+    "xlstm": {"num_heads": 4},
+    "lfm2": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 256,
+        "layer_types": ["conv", "conv", "full_attention", "conv"],
+    },
+}
 NATIVE_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdversarialBandit": ("ad_hf/AdversarialBandit-v0", {}),
     "DarkRoom": ("ad_hf/DarkRoom-v0", {}),
@@ -395,10 +410,6 @@ def benchmark_rollout(num_envs: int = 256, episodes: int = 200, single_episodes:
     family = TaskFamily(recipe.family)
     process, length = psutil.Process(), int(recipe.family.env_kwargs["max_episode_steps"])
     tasks = (family.tasks() * (1 + num_envs // len(family.tasks())))[:num_envs]
-    spaces: dict[str, Any] = {
-        "observation_space": {"type": "MultiDiscrete", "nvec": [9, 9]},
-        "action_space": {"type": "Discrete", "n": 5},
-    }
     strategies: list[tuple[str, int | None, dict[str, Any]]] = [
         ("a quarter dropped at once", None, {}),
         ("half dropped at once", None, {"context_drop": WINDOW // 2}),
@@ -408,7 +419,7 @@ def benchmark_rollout(num_envs: int = 256, episodes: int = 200, single_episodes:
     ]
     dropping: dict[str, float] = {}  # environment steps per second, by mixed precision
     for name, window, settings in strategies:
-        model = ADModel(ADConfig(**spaces, context_length=WINDOW, sliding_window=window)).eval()
+        model = ADModel(ADConfig(**DARK_ROOM, context_length=WINDOW, sliding_window=window)).eval()
         mixed_precision = settings.get("mixed_precision", "auto")
         products = choose_products(mixed_precision, model.norm.weight, num_envs)
         times, memory = [time.perf_counter()], [0]
@@ -442,6 +453,27 @@ def benchmark_rollout(num_envs: int = 256, episodes: int = 200, single_episodes:
             cost_of_a_step_late_to_early=late / early,
             resident_memory_late_to_early=memory[-1] / memory[first],
             env_steps_per_second_of_one_environment=alone,
+        )
+
+
+def benchmark_backbones(num_envs: int = 16, steps: int = 400) -> None:
+    """Steps of recurrent decoders of transformers, against encoding the whole context at every step."""
+    rng = np.random.default_rng(0)
+    seen, paid = rng.integers(9, size=(steps + 1, num_envs, 2)), np.zeros(num_envs)
+    for kind, sizes in BACKBONES.items():
+        backbone = {"model_type": kind, "hidden_size": 128, "num_hidden_layers": 4, **NO_TOKENS, **sizes}
+        model = ADModel(ADConfig(**DARK_ROOM, backbone_config=backbone, context_length=WINDOW)).eval()
+        context, times = model.init_context(num_envs), []
+        for observations in seen:
+            context.act(observations, paid)
+            times.append(time.perf_counter())
+        seconds = _step_seconds(times[WINDOW:], WINDOW // 4)  # from where contexts are full
+        print_line(
+            "backbones",
+            backbone=kind,
+            environments=num_envs,
+            env_steps_per_second=num_envs / seconds,
+            ratio_to_uncached=num_envs / seconds / _uncached_rate(model, num_envs),
         )
 
 
@@ -481,7 +513,9 @@ def benchmark_envs(repeats: int = 5, sizes: tuple[int, ...] = (1, 16, 256)) -> N
 def main() -> None:
     """Parse the command line and run the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["all", "collect", "train", "mixture", "loader", "rollout", "envs"])
+    parser.add_argument(
+        "part", choices=["all", "collect", "train", "mixture", "loader", "rollout", "backbones", "envs"]
+    )
     parser.add_argument("--jobs", type=int, default=16, help="tasks that collect learns (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=available_cores(), help="threads of torch (default: all cores)")
     parser.add_argument("--episodes", type=int, default=200, help="episodes of a rollout (default: %(default)s)")
@@ -498,6 +532,8 @@ def main() -> None:
         benchmark_loader()
     if arguments.part in ("all", "rollout"):
         benchmark_rollout(episodes=arguments.episodes)
+    if arguments.part in ("all", "backbones"):
+        benchmark_backbones()
     if arguments.part in ("all", "envs"):
         benchmark_envs()
 

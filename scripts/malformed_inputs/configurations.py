@@ -21,6 +21,7 @@ def box(shape: Any, low: Any, high: Any, dtype: Any = "float32") -> dict[str, An
 VECTOR = box([3], [None] * 3, [None] * 3)
 IMAGE = box([8, 8, 3], [0.0] * 192, [255.0] * 192, "uint8")
 ARM = box([2], [-1.0] * 2, [1.0] * 2)
+TINY = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "vocab_size": 1}
 
 # Settings of a configuration, and what has to be named.
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -61,6 +62,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"intermediate_size": 0}, "intermediate_size"),
     ({"context_length": None}, "context_length"),
     ({"sliding_window": -1}, "sliding_window"),
+    ({"layer_types": "linear_attention"}, "layer_types"),
+    ({"layer_types": []}, "layer_types"),
+    ({"layer_types": ["conv"]}, "layer_types.*conv"),
+    ({"layer_types": ["full_attention"] * 2}, "layer_types.*num_hidden_layers"),
+    ({"layer_types": ["linear_attention"], "sliding_window": 4}, "sliding_window.*layer_types"),
+    ({"layer_types": ["sliding_attention"], "sliding_window": None}, "sliding_window.*layer_types"),
+    ({"layer_types": ["linear_attention"], "linear_num_heads": 0}, "linear_num_heads"),
+    ({"layer_types": ["linear_attention"], "linear_num_heads": 3}, "hidden_size.*linear_num_heads"),
+    ({"linear_memory_length": 0}, "linear_memory_length"),
+    ({"linear_memory_length": 2.5}, "linear_memory_length"),
+    ({"backbone_config": TINY, "layer_types": ["full_attention"]}, "layer_types.*backbone_config"),
     ({"rope_theta": -INF}, "rope_theta"),
     ({"rope_theta": "10000"}, "rope_theta"),
     ({"layer_norm_eps": INF}, "layer_norm_eps"),
@@ -102,10 +114,17 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("an action of one number", {"action_space": box([1], [0.0], [1e-3])}),
     ("a statistic from numpy", {"observation_space": VECTOR, "observation_std": np.ones(3).tolist()}),
     ("a window as long as the context", {"sliding_window": 8, "context_length": 8}),
+    ("linear attention of one head", {"layer_types": ["linear_attention"], "linear_num_heads": 1}),
+    ("a memory of one step", {"layer_types": ["linear_attention"], "linear_memory_length": 1}),
     (
-        "a backbone",
-        {"backbone_config": {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "vocab_size": 1}},
+        "a memory without a limit",
+        {"layer_types": ["linear_attention"], "context_length": 1, "linear_memory_length": None},
     ),
+    (
+        "layers of every kind",
+        {"layer_types": ["sliding_attention", "linear_attention", "full_attention"], "num_hidden_layers": 3},
+    ),
+    ("a backbone", {"backbone_config": TINY}),
 ]
 
 

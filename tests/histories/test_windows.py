@@ -23,7 +23,7 @@ from history_files import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ad_hf.histories.windows import HistoryWindows, WindowBatches, none_action
+from ad_hf.histories.windows import HistoryWindows, WalkedBatches, WindowBatches, none_action
 
 NONE, LENGTHS = 7, [40, 33, 100, 29, 71]
 
@@ -250,3 +250,56 @@ def test_batches_ahead_are_few_and_an_error_in_making_one_is_raised_in_its_turn(
 def test_batch_that_cannot_be_shared_is_refused(batch_size, world_size):
     with pytest.raises(ValueError, match=f"multiple of {world_size} processes, got {batch_size}"):
         WindowBatches(make_windows([40], 14), batch_size, 0, world_size)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 20), st.integers(1, 7), st.booleans())
+def test_a_walk_goes_through_each_history_once_a_pass_in_order(lengths, context_length, rows, staggered):
+    """With no step left out, but for the ends of the histories that rows begin with if they are staggered."""
+    windows = make_windows(lengths, context_length)
+    walked = [[] for _ in range(rows)]  # of each row, the steps of each history that it went through
+    finished = 0
+    for tiles in windows.walk(rows, staggered):
+        steps = steps_of(windows.batch(tiles))
+        for row, (begins, window) in enumerate(zip(windows.begin(tiles), steps)):
+            if begins:
+                finished += bool(walked[row])
+                walked[row].append([])
+            walked[row][-1] += window
+        if finished >= rows + 3 * len(lengths):
+            break
+    for histories in walked:
+        for place, history in enumerate(histories[:-1]):
+            number = history[0][0]
+            assert history == [(number, step) for step in range(len(history))]
+            if place or not staggered:
+                assert len(history) == lengths[number]
+            else:
+                assert len(history) == lengths[number] or len(history) % context_length == 0
+    counts = np.bincount([history[0][0] for histories in walked for history in histories], minlength=len(lengths))
+    assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_batches_of_a_walk_resume_anywhere_and_are_shared_by_rows(passes):
+    windows, rows = make_windows(LENGTHS, 14), 4 * passes
+    batches = take(WalkedBatches(windows, 4, passes=passes), 40)
+    walk = list(itertools.islice(windows.walk(rows), 40 // passes))
+    joined = [
+        [window for batch in batches[at : at + passes] for window in steps_of(batch)] for at in range(0, 40, passes)
+    ]
+    assert joined == [steps_of(windows.batch(tiles)) for tiles in walk]
+    assert [batch["begins"].tolist() for batch in batches[-passes:]] == windows.begin(walk[-1]).reshape(
+        passes, 4
+    ).tolist()
+    halves = [take(WalkedBatches(windows, 4, rank, 2, passes), 40) for rank in range(2)]
+    assert [steps_of(first) + steps_of(second) for first, second in zip(*halves)] == [
+        steps_of(each) for each in batches
+    ]
+    for used in (0, passes, 17 * passes):
+        interrupted = WalkedBatches(windows, 4, passes=passes)
+        take(interrupted, used)
+        interrupted.check_state_dict(interrupted.state_dict(), 0, used)
+        resumed = WalkedBatches(make_windows(LENGTHS, 14), 4, passes=passes)
+        resumed.load_state_dict(interrupted.state_dict())
+        assert_same_batches(take(resumed, 3), batches[used : used + 3])

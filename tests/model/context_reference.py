@@ -27,6 +27,7 @@ MISTRAL = {"model_type": "mistral", **GROUPED, "sliding_window": 5}
 BLOOM = {"model_type": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3, **NO_TOKENS}
 MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 2}
 MAMBA |= {"initializer_range": 0.3, **NO_TOKENS}
+LFM2 = {"model_type": "lfm2", **GROUPED, "layer_types": ["conv", "full_attention"]}
 
 
 def none_action(space: dict) -> torch.Tensor:
@@ -68,6 +69,7 @@ class ReferenceContext:
         self.model, self.none = model, none_action(model.config.action_space)
         self.length = length or model.config.context_length
         self.drop = drop or max(1, self.length // 4)
+        self.forgets = drop is not None or not model.config.is_unbounded
         self.steps: list[list[tuple]] = [[] for _ in range(num_envs)]
         self.last_actions = [self.none] * num_envs
         self.first_rewards: list[float | None] = [0.0] * num_envs  # None after an environment's own first step
@@ -76,8 +78,8 @@ class ReferenceContext:
         self.steps[env], self.last_actions[env], self.first_rewards[env] = [], self.none, 0.0
 
     def see(self, env: int, observation, reward, start) -> None:
-        """Add a step; a row that is full first forgets its oldest ones, unless a window slides over all of them."""
-        if self.model.config.sliding_window is None and len(self.steps[env]) == self.length:
+        """Add a step; a row that is full first forgets its oldest ones, unless the model never forgets at once."""
+        if self.forgets and len(self.steps[env]) == self.length:
             del self.steps[env][: self.drop]
         if self.first_rewards[env] is not None:
             reward, start, self.first_rewards[env] = self.first_rewards[env], True, None
@@ -152,7 +154,7 @@ class Lives:
             assert error < self.tolerance, f"environment {env} at its step {len(reference.steps[env])}: {error}"
             assert_greedy(self.model, actions[env], expected, self.tolerance)
             reference.do(env, actions[env])
-        if config.sliding_window is None:
+        if reference.forgets:
             assert context.lengths.tolist() == [len(steps) for steps in reference.steps]
 
 

@@ -6,7 +6,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ad_hf.model.blocks_ad import rotary_tables
+from ad_hf.model.attention_ad import rotary_tables
 from ad_hf.model.modeling_ad import EAGER_CPU_WINDOW, ADModel
 
 

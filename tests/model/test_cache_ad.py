@@ -24,7 +24,8 @@ from context_reference import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ad_hf.model.cache_ad import ADCache, StepCache, make_cache
+from ad_hf.model.backbone_cache_ad import StepCache, make_cache
+from ad_hf.model.cache_ad import ADCache
 
 QWEN2 = {**LLAMA, "model_type": "qwen2", "sliding_window": 4}  # which it only has with `use_sliding_window`
 GPT_NEO = {"model_type": "gpt_neo", "hidden_size": 16, "num_layers": 2, "num_heads": 2, "window_size": 3, **NO_TOKENS}
@@ -87,9 +88,11 @@ def test_a_sliding_window_gives_the_model_on_all_steps_so_far(make_model, shape,
 
 
 NARROW = {"backbone_config": {**LLAMA, "initializer_range": 0.1}}
+NARROW_MAMBA = {"backbone_config": {**MAMBA, "initializer_range": 0.1}}
+HALF = {"dropping": {}, "sliding": {"sliding_window": 5}, "llama": NARROW, "mamba": NARROW_MAMBA}
 
 
-@pytest.mark.parametrize("settings", [{}, {"sliding_window": 5}, NARROW], ids=["dropping", "sliding", "llama"])
+@pytest.mark.parametrize("settings", HALF.values(), ids=HALF)
 def test_half_precision_is_the_model_in_half_precision_up_to_its_rounding(make_model, settings):
     model = make_model(**settings, initializer_range=0.1).bfloat16()
     assert_agrees(model, 3, 40, active_probability=0.7, reset_probability=0.03, with_prompts=True, tolerance=0.03)
@@ -190,7 +193,6 @@ def test_cached_steps_are_the_backbone_on_the_steps_that_are_held(
         (LLAMA, True),
         (MISTRAL, False),
         (BLOOM, False),
-        (MAMBA, False),
         ({**MISTRAL, "sliding_window": None}, True),
         ({**QWEN2, "use_sliding_window": True, "max_window_layers": 1}, False),
         ({**LLAMA, "model_type": "gemma3_text", "head_dim": 8}, False),
@@ -201,7 +203,7 @@ def test_cached_steps_are_the_backbone_on_the_steps_that_are_held(
         (CTRL, True),
     ],
     ids=[
-        *("llama", "mistral", "bloom", "mamba", "mistral without a window", "qwen2 with windows", "gemma3"),
+        *("llama", "mistral", "bloom", "mistral without a window", "qwen2 with windows", "gemma3"),
         *("gpt_neo, all of it global", "gpt_neo with local layers", "falcon", "falcon with alibi", "ctrl"),
     ],
 )

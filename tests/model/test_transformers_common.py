@@ -51,6 +51,9 @@ OF_TOKENS = {
     "test_model_get_set_embeddings",
 }
 
+# Tests that look at attention weights; all others hold for layers of linear attention alone, too.
+OF_ATTENTION_WEIGHTS = {"test_attention_outputs", "test_retain_grad_hidden_states_attentions"}
+
 
 def pip(*arguments):
     subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], check=True, capture_output=True, timeout=300)
@@ -96,14 +99,23 @@ class Tester:
     """What the common tests ask for a small configuration, inputs, and the sizes of both."""
 
     batch_size, seq_length, is_training = 13, 7, True
-    hidden_size, num_hidden_layers, num_attention_heads = 16, 2, 2
+    hidden_size, num_attention_heads, expected_num_hidden_layers = (
+        16,
+        2,
+        3,
+    )  # the tokens, and what 2 blocks make of them
 
     def __init__(self, parent, **settings):
         self.parent, self.settings = parent, settings
+        kinds = settings.get("layer_types", ["sliding_attention"] * 2)
+        self.num_hidden_layers = len(kinds) - kinds.count(
+            "linear_attention"
+        )  # of which attention weights are expected
 
     def get_config(self):
-        sizes = {name: getattr(self, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-        return ADConfig(**{**SPACES, **sizes, "intermediate_size": 32, "context_length": 16, **self.settings})
+        sizes = {name: getattr(self, name) for name in ("hidden_size", "num_attention_heads")}
+        sizes |= {"num_hidden_layers": 2, "intermediate_size": 32, "context_length": 16}
+        return ADConfig(**{**SPACES, **sizes, **self.settings})
 
     def prepare_config_and_inputs_for_common(self):
         config, shape = self.get_config(), (self.batch_size, self.seq_length)
@@ -120,6 +132,14 @@ VECTOR = {"type": "Box", "shape": [3], "low": [None] * 3, "high": [None] * 3, "d
 BOX = {"type": "Box", "shape": [2], "low": [0.0, 0.0], "high": [1.0, 2.0], "dtype": "float32"}
 SCALES = {"observation_mean": [0.0] * 3, "observation_std": [2.0] * 3}
 VECTORS = {"observation_space": VECTOR, "action_space": BOX, **SCALES}
+MODELS = {
+    "discrete": {},
+    "vectors": VECTORS,
+    "linear": {"layer_types": ["linear_attention"] * 2},
+    "linear and sliding": {"layer_types": ["linear_attention", "sliding_attention"]},
+    "full and linear": {"layer_types": ["full_attention", "linear_attention"]},
+    "sliding and full": {"layer_types": ["sliding_attention", "full_attention"]},
+}
 
 
 def run(case):
@@ -134,9 +154,19 @@ def run(case):
     return bad, result.skipped
 
 
-@pytest.mark.parametrize("settings", [{}, VECTORS], ids=["discrete", "vectors"])
-def test_the_common_tests_of_models_hold(common, settings):
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+def test_the_common_tests_of_models_hold(common, settings, monkeypatch):
     modeling, _ = common
+    skipped = dict.fromkeys(OF_TOKENS, "of text tokens")
+    kinds, assign = settings.get("layer_types", ["sliding_attention"]), ADConfig.__setattr__
+    if "sliding_attention" not in kinds:  # they set the window of every configuration that has such a field
+
+        def assign_but_the_window(self, name, value):
+            assign(self, name, None if name == "sliding_window" else value)
+
+        monkeypatch.setattr(ADConfig, "__setattr__", assign_but_the_window)
+    if {*kinds} == {"linear_attention"}:
+        skipped |= dict.fromkeys(OF_ATTENTION_WEIGHTS, "of attention weights")
 
     def set_up(self):
         self.model_tester = Tester(self, **settings)
@@ -157,8 +187,8 @@ def test_the_common_tests_of_models_hold(common, settings):
         "setUp": set_up,
         "_prepare_for_class": prepare,
     }
-    for name in OF_TOKENS & set(dir(modeling.ModelTesterMixin)):
-        body[name] = unittest.skip("of text tokens")(lambda self: None)
+    for name in skipped.keys() & set(dir(modeling.ModelTesterMixin)):
+        body[name] = unittest.skip(skipped[name])(lambda self: None)
     bad, _ = run(type("ADModelTest", (modeling.ModelTesterMixin, unittest.TestCase), body))
 
     assert not bad, "\n".join(f"{test.id()}: {error[-1500:]}" for test, error in bad)

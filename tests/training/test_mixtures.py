@@ -215,5 +215,9 @@ def test_datasets_and_batches_that_do_not_fit_the_families_are_refused(mixture, 
         ad_hf.train(mixture / "mixed.yaml", [histories] * 3, tmp_path / "run")
     with pytest.raises(ValueError, match="several datasets need a recipe with a section mixture"):
         ad_hf.train(None, [histories] * 2, tmp_path / "run")
+    with pytest.raises(ValueError, match="truncated_bptt is for one family, not for a mixture"):
+        ad_hf.train(
+            mixture / "mixed.yaml", histories, tmp_path / "run", overrides=["--training.truncated_bptt", "true"]
+        )
     with pytest.raises(ValueError, match="at least one window for each of 2 families"):
         ad_hf.train(mixture / "mixed.yaml", histories, tmp_path / "run", overrides=["--training.batch_size", "1"])

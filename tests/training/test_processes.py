@@ -102,6 +102,23 @@ def test_two_processes_train_adapters_as_one_does_and_go_on(
 
 @pytest.mark.slow
 @both_ways
+def test_two_processes_carry_a_memory_as_one_does_and_go_on(tiny_recipe_file, tiny_histories, tmp_path, script):
+    """Each has rows of its own."""
+    settings = ["--training.truncated_bptt", "true", "--model.layer_types", "[linear_attention,sliding_attention]"]
+    settings += ["--training.save_steps", "16", "--training.max_steps", "30", "--training.eval_steps", "30"]
+    settings += ["--training.gradient_accumulation_steps", "2", "--training.optimizer", "adamw"]
+    start, resume = (script, tiny_recipe_file, tiny_histories), ["--resume", "latest"]
+    train(*start, tmp_path / "two", *settings, *resume)
+    ad_hf.train(ad_hf.load_recipe(tiny_recipe_file, settings), tiny_histories, tmp_path / "one")
+    assert np.abs(np.subtract(losses(tmp_path / "two"), losses(tmp_path / "one"))).max() < 1e-4
+    shutil.copytree(tmp_path / "two" / "checkpoint-16", tmp_path / "resumed" / "checkpoint-16")
+    shutil.copy(tmp_path / "two" / "metrics.jsonl", tmp_path / "resumed")
+    train(*start, tmp_path / "resumed", *settings, *resume)
+    assert_ended_alike(tmp_path / "resumed", tmp_path / "two")
+
+
+@pytest.mark.slow
+@both_ways
 def test_two_processes_that_diverge_end_together(tiny_recipe_file, tiny_histories, tmp_path, script):
     settings = ["--training.learning_rate", "1e37", "--training.warmup_ratio", "1.0", "--training.optimizer", "adamw"]
     settings += ["--training.logging_steps", "100", "--training.save_steps", "2"]

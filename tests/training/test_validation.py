@@ -27,7 +27,7 @@ def make_model(folder, **settings):
 
 
 def fixed_windows(folder, streaming=False, batch_size=3, seed=0):
-    return FixedWindows(open_dataset(folder), "train", DataConfig(), 24, seed, streaming, batch_size)
+    return FixedWindows(open_dataset(folder), "train", DataConfig(), streaming, 24, seed, batch_size)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
