@@ -86,7 +86,8 @@ class Branches:
             # Step i is in slot i modulo their number.
             ages = 1 + (self.lengths.unsqueeze(1) - 1 - torch.arange(used)) % number
             ages = ages.masked_fill(ages > self.lengths.unsqueeze(1), 0).to(layer[0].device)
-            self.layers.append(AttentionBranch(*(part[index, :, :used] for part in layer), ages, window))
+            keys, values = (part[index, :, :used] for part in layer)
+            self.layers.append(AttentionBranch(keys, values, ages, window))
             self.states.append(())
 
     def append(self) -> torch.Tensor:

@@ -149,7 +149,7 @@ class ADCache(ContextCache, Cache):
         return tuple(states[:, :, :used] for states in self.states[layer_idx][:2])
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> torch.Tensor:
-        """Write a step, and attend to all that it sees; queries, which are scaled, and all else (batch, heads, size)."""
+        """Write a step and attend to all that it sees; scaled queries, keys and values are (batch, heads, size)."""
         keys, values = self.update(key.unsqueeze(2), value.unsqueeze(2), layer_idx)
         # CPUs are faster at keys times queries than the other way round, if it shows that these are columns.
         scores = torch.matmul(keys, query.unsqueeze(2).transpose(2, 3)).squeeze(-1)  # (batch, heads, slots in use)

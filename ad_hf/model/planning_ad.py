@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from .branch_ad import Branches
-from .cache_ad import ADCache
 from .dynamics_ad import mean_of
 from .heads_ad import action_probabilities, draw, uniform
 from .step_ad import StepDecoder
@@ -99,7 +98,7 @@ class Planner:
         logits: torch.Tensor,
         hidden: torch.Tensor,
         observations: torch.Tensor,
-        cache: ADCache,
+        cache: Any,
         active: torch.Tensor,
         seeds: np.ndarray,
         counters: np.ndarray,
@@ -110,7 +109,7 @@ class Planner:
         Args:
             logits, hidden, observations (`torch.Tensor` of shape `(rows, ...)`):
                 Of the present step, which the cache holds.
-            cache ([`ADCache`]), active (`torch.Tensor` of shape `(rows,)`):
+            cache ([`~cache_ad.ADCache`]), active (`torch.Tensor` of shape `(rows,)`):
                 The context, and a mask of the rows to plan for.
             seeds, counters (`np.ndarray` of shape `(rows,)`):
                 Of the rows' random numbers.
@@ -130,7 +129,7 @@ class Planner:
         logits: torch.Tensor,
         hidden: torch.Tensor,
         observations: torch.Tensor,
-        cache: ADCache,
+        cache: Any,
         rows: torch.Tensor,
         numbers: tuple[np.ndarray, np.ndarray],
     ) -> torch.Tensor:
@@ -147,7 +146,8 @@ class Planner:
         shape = (len(logits), len(first))
         zeros = prior.new_zeros(shape)
         beams = Beams(
-            *(each.unsqueeze(1).expand(*shape, *each.shape[1:]) for each in (hidden, observations)),
+            hidden=hidden.unsqueeze(1).expand(*shape, -1),
+            observations=observations.unsqueeze(1).expand(*shape, *observations.shape[1:]),
             actions=candidates[:, first],
             rewards=zeros,
             returns=zeros,
@@ -219,7 +219,7 @@ class Planner:
         beams = self._act(beams, dice[:, 0, :, 1:])
         for step in range(1, config.planning_horizon):
             beams, logits = self._look(beams, branches)
-            probabilities = action_probabilities(logits.flatten(0, 1), config, config.do_sample)
+            probabilities = action_probabilities(logits.flatten(0, 1), config, do_sample=True)
             actions = draw(probabilities, dice[:, step, :, 0].flatten()).view(rows, count)
             beams = self._act(beams._replace(actions=actions), dice[:, step, :, 1:])
         sums = torch.zeros_like(beams.totals[:, :number]).scatter_add(1, beams.first, beams.totals)
