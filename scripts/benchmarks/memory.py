@@ -158,9 +158,9 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
     """Costs by the length of the memory, a panel for each."""
     figure = new_figure(10.5, 4.2, "models of four layers and a width of 128, on CPUs; two logarithmic scales")
     panels = {
-        "training": "tokens per second of training",
-        "steps_per_second": "steps per second of a rollout",
-        "kilobytes": "kilobytes that an environment's context holds",
+        "training": "training, tokens/s",
+        "steps_per_second": "rollout, steps/s",
+        "kilobytes": "a context, kB",
     }
     lengths = list(figures["training"])
     for place, (name, title) in enumerate(panels.items(), start=1):
@@ -180,9 +180,10 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("steps of memory")
-        write_numbers(axes.xaxis, log=True)
+        axes.set_xticks(list(map(int, lengths)), [f"{int(length):,}" for length in lengths])
+        axes.minorticks_off()
         write_numbers(axes.yaxis, log=True)
-        clean(axes, title, columns=4 if place == 1 else 0)
+        clean(axes, title, beside="layers" if place == len(panels) else None)
     save(figure, path)
 
 
