@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.curves import bootstrap_means, interval
 from ad_hf.evaluation.rollouts import evaluate
-from ad_hf.evaluation.style import BLUE, GREEN, GREY, VERMILLION, clean, new_figure, save
+from ad_hf.evaluation.style import BLUE, GREEN, GREY, SKY, VERMILLION, clean, new_figure, save
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.rollout_ad import RolloutConfig
 from ad_hf.pipeline import collect_recipe, train
@@ -31,7 +32,10 @@ from ad_hf.recipe import load_recipe
 from ad_hf.storage.files import atomic_path, write_text
 
 HEADS = ("--model.dynamics_weight", "0.1")
-AGENTS = {"AD": GREY, "heads, no planning": BLUE, "beam search": VERMILLION, "policy iteration": GREEN}
+AGENTS = {
+    **{"AD": GREY, "heads, no planning": BLUE, "beam search": VERMILLION, "policy iteration": GREEN},
+    "beam search, shuffled heads": SKY,
+}
 # Beams, horizon and weight.
 SWEEP = [(8, 1, 4.0), (8, 2, 4.0), (8, 4, 4.0), (4, 2, 4.0), (16, 2, 4.0), (8, 2, 1.0), (8, 2, 0.3)]
 
@@ -82,6 +86,14 @@ def find_model(folder: Path, world: World, seed: int, has_heads: bool) -> ADMode
     return ADModel.from_pretrained(folder / name / "model").eval()
 
 
+@torch.no_grad()
+def shuffle_heads(model: Any) -> None:
+    """Let the heads say something arbitrary of the same size: a control."""
+    for layer in (model.dynamics.transition, model.dynamics.outcome):
+        order = torch.randperm(layer.outputs.in_features, generator=torch.Generator().manual_seed(0))
+        layer.outputs.weight.copy_(layer.outputs.weight[:, order])
+
+
 def play(
     path: Path,
     model: ADModel | None,
@@ -111,7 +123,7 @@ def play(
 def agents_of(world: World) -> dict[str, tuple[bool, dict[str, Any]]]:
     """Whether each agent has heads, and the settings of its rollouts."""
     iteration = {**world.planning, "planner": "policy_iteration"}
-    settings: list[dict[str, Any]] = [{}, {}, world.planning, iteration]
+    settings: list[dict[str, Any]] = [{}, {}, world.planning, iteration, world.planning]
     return {name: (name != "AD", each) for name, each in zip(AGENTS, settings)}
 
 
@@ -125,6 +137,8 @@ def compare(folder: Path, world: World, seeds: Sequence[int], names: Sequence[st
         for seed in seeds:
             path = folder / "returns" / f"{name.replace(', ', '_').replace(' ', '_')}-{seed}.npz"
             model = None if path.is_file() else find_model(folder, world, seed, has_heads)
+            if model is not None and "shuffled" in name:
+                shuffle_heads(model)
             played.append(play(path, model, family, "test", (world.rollouts, world.episodes), settings))
         curves[name] = np.stack([returns for returns, _ in played])  # (seeds, rollouts, tasks, episodes)
         cost = float(np.median([milliseconds for _, milliseconds in played]))
