@@ -148,6 +148,15 @@ class ADCache(ContextCache, Cache):
             states[self._rows, :, slot] = new[self._rows, :, 0].to(states.dtype)
         return tuple(states[:, :, :used] for states in self.states[layer_idx][:2])
 
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        """Write a step and attend to all that it sees; scaled queries, keys and values are (batch, heads, size)."""
+        keys, values = self.update(key.unsqueeze(2), value.unsqueeze(2), layer_idx)
+        # CPUs are faster at keys times queries than the other way round, if it shows that these are columns.
+        scores = torch.matmul(keys, query.unsqueeze(2).transpose(2, 3)).squeeze(-1)  # (batch, heads, slots in use)
+        if (seen := self.seen(layer_idx)) is not None:
+            scores = scores.masked_fill_(~seen.unsqueeze(1), torch.finfo(scores.dtype).min)
+        return torch.matmul(scores.softmax(-1).to(values.dtype).unsqueeze(2), values).squeeze(2)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Steps before the one that was appended last, in the longest row."""
         return max(0, self.get_mask_sizes(1, layer_idx)[0] - 1)

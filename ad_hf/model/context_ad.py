@@ -16,6 +16,7 @@ from .configuration_ad import ADConfig
 from .embeddings_ad import FLAG, NUMBER, check_elements, check_flags, to_tensor
 from .heads_ad import uniform
 from .loading_ad import check_fits
+from .planning_ad import Planner
 from .prompt_ad import Prompt, Steps, parse_prompts
 from .rollout_config_ad import SEEDS, RolloutConfig
 
@@ -107,6 +108,7 @@ class ADContext:
             f"a context of num_envs={num_envs} and context_length={self.length}",
         )
         self._decode, dtype = model.step_decoder(self.config, num_envs)
+        self._planner = Planner(model, self._decode, self.config) if self.config.num_beams > 1 else None
         self._cache = make_cache(model, num_envs, self.length, dtype)
         self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
         if self._forgets:
@@ -282,7 +284,8 @@ class ADContext:
             self._make_room(rows)
             index = torch.nonzero(rows).squeeze(1)
             self._tokens[index, self.lengths[index]] = tokens[index, 0]
-        self.logits = head(self._decode(tokens, self._cache)[:, 0]).float().cpu()
+        hidden = self._decode(tokens, self._cache)[:, 0]
+        self.logits = head(hidden).float().cpu()
         wrong = ~np.isfinite(self.logits.numpy()).all(axis=1) & active
         if wrong.any():
             raise ValueError(
@@ -291,7 +294,11 @@ class ADContext:
             )
         sample = self.config.do_sample if do_sample is None else bool(do_sample)
         numbers = uniform(self._seeds, self._counters, head.draws)
-        actions, self.log_probs = head.choose(self.logits, numbers, self.config, sample)
+        logits = self.logits
+        if self._planner is not None:
+            streams = self._seeds, self._counters
+            logits = self._planner.improve(logits, hidden, parts[0], self._cache, rows, *streams)
+        actions, self.log_probs = head.choose(logits, numbers, self.config, sample)
         self._last_actions[rows] = actions[rows].to(self._last_actions.dtype)
         self._first &= ~rows
         self._counters += active.astype(np.uint64)
@@ -309,7 +316,9 @@ class ADContext:
 
     def copy(self) -> ADContext:
         """A context of its own that goes on from here, with the same random streams."""
-        shared = {id(part): part for part in (self.model, self.model.backbone, self.config, self._decode)}
+        shared = {
+            id(part): part for part in (self.model, self.model.backbone, self.config, self._decode, self._planner)
+        }
         return copy.deepcopy(self, shared)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -373,6 +382,10 @@ def context_sizes(model: ADConfig, config: RolloutConfig) -> tuple[int, int]:
             else f"at most {most}, the model's"
         )
         raise ValueError(f"context_length must be {allowed}; got {length}")
+    if config.num_beams > 1 and not model.is_unbounded:  # type: ignore[operator]
+        length = min(length, most - config.planning_horizon)  # type: ignore[operator]
+        if length < 1:
+            raise ValueError(f"planning_horizon must be below context_length ({most}), got {config.planning_horizon}")
     dropped = config.context_drop or max(1, length // 4)
     if dropped > length:
         raise ValueError(f"context_drop must be at most context_length ({length}), got {dropped}")

@@ -26,7 +26,7 @@ from .cache_ad import ADCache, Carry
 from .configuration_ad import ADConfig
 
 # Steps of a chunk at most: longer ones cost more in their triangular systems than they save in states.
-CHUNK = 40
+CHUNK = 25
 # Slowest and fastest decay per step of the heads before training, beside the least one of `linear_memory_length`. None
 # is faster than 1 / e per step, so that the powers of a whole chunk are numbers of float32.
 SLOWEST, FASTEST = 1e-3, 0.3
@@ -52,19 +52,16 @@ class UnitTriangularInverse(torch.autograd.Function):
 
 
 def gated_delta_rule(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    log_decay: torch.Tensor,
-    strength: torch.Tensor,
-    state: torch.Tensor,
+    units: torch.Tensor, value: torch.Tensor, log_decay: torch.Tensor, strength: torch.Tensor, state: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The outputs o_t of all steps at once.
 
     Args:
-        query, key, value (`torch.Tensor` of shape `(batch, heads, time, head_dim)`):
-            q, k and v; keys are unit vectors.
+        units (`torch.Tensor` of shape `(batch, heads, 2, time, head_dim)`):
+            q and k, unit vectors.
+        value (`torch.Tensor` of shape `(batch, heads, time, head_dim)`):
+            v.
         log_decay, strength (`torch.Tensor` of shape `(batch, heads, time)`, float32):
             Logarithms of a, in [-1, 0], and b.
         state (`torch.Tensor` of shape `(batch, heads, head_dim, head_dim)`, float32):
@@ -73,7 +70,8 @@ def gated_delta_rule(
     Returns:
         Outputs (batch, heads, time, head_dim) and the state after the steps.
     """
-    time, head_dim, dtype = query.shape[2], query.shape[3], query.dtype
+    query, key = units.unbind(2)
+    time, head_dim, dtype = value.shape[2], value.shape[3], value.dtype
     number = -(-time // CHUNK)
     size = -(-time // number)
     if padding := number * size - time:  # steps that write and forget nothing
@@ -99,22 +97,16 @@ def gated_delta_rule(
 
 
 def delta_step(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    log_decay: torch.Tensor,
-    strength: torch.Tensor,
-    state: torch.Tensor,
+    units: torch.Tensor, value: torch.Tensor, log_decay: torch.Tensor, strength: torch.Tensor, state: torch.Tensor
 ) -> torch.Tensor:
     """As [`gated_delta_rule`], of a single step, with the state updated in place; returns the outputs."""
-    units = torch.cat([key, query], dim=2).float()
+    units, decay, strength = units.squeeze(3).float(), log_decay.exp().unsqueeze(-1), strength.unsqueeze(-1)
+    query, key = units.split(1, dim=2)
     found = state @ units.mT  # (batch, heads, head_dim, 2), before the decay: one pass over the state serves both
-    decay, strength = log_decay.exp().unsqueeze(-1), strength.unsqueeze(-1)
-    recalled, answer = (found * decay).unbind(-1)
-    update = strength * (value.float() - recalled.unsqueeze(2))  # (batch, heads, 1, head_dim)
-    state.mul_(decay).addcmul_(update.mT, units[:, :, :1])
-    match = (units[:, :, :1] * units[:, :, 1:]).sum(-1, keepdim=True)
-    return (answer.unsqueeze(2) + update * match).to(query.dtype)
+    answer, recalled = found.mT.split(1, dim=2)
+    update = torch.addcmul(value * strength, recalled, -strength * decay)  # (batch, heads, 1, head_dim)
+    state.mul_(decay).addcmul_(update.mT, key)
+    return torch.addcmul(update * (query * key).sum(-1, keepdim=True), answer, decay).to(value.dtype)
 
 
 class LinearAttention(nn.Module):
@@ -143,13 +135,13 @@ class LinearAttention(nn.Module):
 
     def arguments(self, qkv: torch.Tensor, gates: torch.Tensor) -> dict[str, torch.Tensor]:
         """The arguments of the gated delta rule, but for the state, of projections (batch, time, ...) of steps."""
-        parts = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        units, value = parts.split([2 * self.num_heads, self.num_heads], dim=1)
-        units = F.layer_norm(units, (self.head_dim,), None, None, self.epsilon) * self.head_dim**-0.5
-        query, key = units.split(self.num_heads, dim=1)
+        parts = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
+        units, value = parts.permute(0, 3, 2, 1, 4).split([2, 1], dim=2)
+        scale = qkv.new_full((self.head_dim,), self.head_dim**-0.5)
+        units = F.layer_norm(units, (self.head_dim,), scale, None, self.epsilon)
         strength, decay = gates.float().sigmoid().transpose(1, 2).split(self.num_heads, dim=1)
         log_decay = -self.least_decay - (1 - self.least_decay) * decay
-        return {"query": query, "key": key, "value": value, "log_decay": log_decay, "strength": strength}
+        return {"units": units, "value": value.squeeze(2), "log_decay": log_decay, "strength": strength}
 
     def empty(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The state before a history, for hidden states (batch, time, width)."""

@@ -22,7 +22,7 @@ from .backbone_cache_ad import BackboneCache, StepCache, library_cache, states_o
 from .blocks_ad import ADBlock
 from .cache_ad import ADCache, Carry, States
 from .configuration_ad import ADConfig
-from .dynamics_ad import DynamicsHead
+from .dynamics_ad import DynamicsHead, DynamicsLayer
 from .embeddings_ad import StepEmbedding, check_inputs
 from .heads_ad import make_head
 from .linear_attention_ad import LinearAttention
@@ -74,7 +74,7 @@ class ADPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=scale)
         elif isinstance(module, LinearAttention):
             module.start()
-        elif isinstance(module, DynamicsHead):
+        elif isinstance(module, DynamicsLayer):
             module.init_weights()
 
 

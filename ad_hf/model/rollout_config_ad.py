@@ -36,6 +36,13 @@ class RolloutConfig:
         top_k: Sample from so many likeliest actions of each dimension only; 0 (default) for all.
         top_p: Sample from the likeliest actions that together have this probability only; 1 (default) for all.
         epsilon: Share of actions that are uniformly random instead, in each dimension (default: 0).
+        num_beams: Paths of imagined steps by which a model with dynamics heads (`dynamics_weight` of [`ADConfig`])
+            plans each action; 1 (default) for none.
+        planner: `"beam_search"` (default) values a first action by the best of the paths that begin with it,
+            `"policy_iteration"` by the mean of paths that the model's own policy takes.
+        planning_horizon: Imagined steps of a path, with its first action; what comes after them is the return that the
+            heads predict (default: 2). The context of a model without a sliding window is shorter by as many steps.
+        planning_weight: How much a return of the model's `reward_scale` adds to the logits (default: 4).
         context_length: Steps that the context holds at most (default: the model's).
         context_drop: Oldest steps that a full context forgets at once, the others being encoded anew; 1 is the paper's
             queue, which encodes the context at every step. Models with full attention forget a quarter by default,
@@ -57,6 +64,10 @@ class RolloutConfig:
     top_k: int | None = unset(0, least=0)
     top_p: float | None = unset(1.0, above=0, most=1)
     epsilon: float | None = unset(0.0, least=0, most=1)
+    num_beams: int | None = unset(1, least=1)
+    planner: Literal["beam_search", "policy_iteration"] | None = unset("beam_search")
+    planning_horizon: int | None = unset(2, least=1)
+    planning_weight: float | None = unset(4.0, least=0)
     context_length: int | None = unset(None, least=1)
     context_drop: int | None = unset(None, least=1)
     mixed_precision: Literal["auto", "no", "bf16"] | None = unset("auto")

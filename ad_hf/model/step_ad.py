@@ -115,13 +115,7 @@ class StepDecoder:
         rotated = F.layer_norm(rotated, (self.head_dim,), norm, None, self.epsilon)
         rotated = torch.addcmul(rotated * rotary[0], rotated.roll(self.head_dim // 2, -1), rotary[1])
         query, key, value = rotated[:, : self.heads], rotated[:, self.heads :], parts[:, 2 * self.heads :]
-        keys, values = cache.update(key.unsqueeze(2), value.unsqueeze(2), index)
-        # CPUs are faster at keys times queries than the other way round, if it shows that these are columns.
-        columns = (query * self.scaling).unsqueeze(2).transpose(2, 3)
-        scores = torch.matmul(keys, columns).squeeze(-1)  # (batch, heads, slots in use)
-        if (seen := cache.seen(index)) is not None:
-            scores = scores.masked_fill_(~seen.unsqueeze(1), torch.finfo(normed.dtype).min)
-        return torch.matmul(scores.softmax(-1).to(self.dtype).unsqueeze(2), values).flatten(1)
+        return cache.attend(query * self.scaling, key, value, index).flatten(1)
 
     def _recur(self, normed: torch.Tensor, layer: Layer, cache: ADCache) -> torch.Tensor:
         """Linear attention (batch, width) of a layer's normalised inputs, before its last map."""

@@ -27,7 +27,7 @@ def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.
         decoder: Any = model.blocks if model.blocks is not None else model.backbone
         muon = [
             weight
-            for weight in decoder.parameters()
+            for weight in chain(decoder.parameters(), [] if model.dynamics is None else model.dynamics.parameters())
             if weight.requires_grad and weight.ndim == 2 and id(weight) not in embeddings
         ]
     by_muon = {id(weight) for weight in muon}

@@ -22,6 +22,10 @@ VALUES = {
     "top_k": st.integers(0, 9),
     "top_p": st.floats(0.1, 1),
     "epsilon": st.floats(0, 1),
+    "num_beams": st.integers(1, 9),
+    "planner": st.sampled_from(["beam_search", "policy_iteration"]),
+    "planning_horizon": st.integers(1, 9),
+    "planning_weight": st.floats(0, 9),
     "context_length": st.integers(4, 16),
     "context_drop": st.integers(1, 4),
     "mixed_precision": st.sampled_from(["auto", "no", "bf16"]),
@@ -44,7 +48,7 @@ def test_every_setting_has_a_default():
 def test_a_keyword_beats_the_argument_which_beats_what_is_saved_which_beats_the_default(
     make_model, keywords, argument, saved
 ):
-    model = make_model()
+    model = make_model(dynamics_weight=1.0)
     model.rollout_config = RolloutConfig(**saved)
     config = model.init_context(1, rollout_config=RolloutConfig(**argument), **keywords).config
 
