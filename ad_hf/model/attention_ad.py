@@ -36,6 +36,40 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+def banded_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    Sliding attention at a cost that grows with time times window: each block of as many steps as the window sees
+    itself and the block before. The mask (blocks, window, 2 window) is of `band_mask`.
+    """
+    blocks, window, _ = attention_mask.shape
+    time, padding = query.shape[2], blocks * window - query.shape[2]
+    query, key, value = (
+        F.pad(part, (0, 0, 0, padding)).unflatten(2, (blocks, window)) for part in (query, key, value)
+    )
+    key, value = (torch.cat([part.roll(1, dims=2), part], dim=3) for part in (key, value))
+    weights = torch.matmul(query * scaling, key.mT).add_(attention_mask)
+    weights = F.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
+    return torch.matmul(weights, value).flatten(2, 3)[:, :, :time].transpose(1, 2), None
+
+
+def band_mask(time: int, window: int, like: torch.Tensor) -> torch.Tensor:
+    """The mask of `banded_attention_forward`, of the type and on the device of another tensor."""
+    steps, seen = torch.arange(window, device=like.device), torch.arange(-window, window, device=like.device)
+    ago = steps.unsqueeze(1) - seen
+    mask = additive_mask((ago < 0) | (ago >= window), like.dtype).repeat(-(-time // window), 1, 1)
+    mask[0, :, :window] = torch.finfo(like.dtype).min  # nothing is before the first block
+    return mask
+
+
 def rotary_tables(
     positions: torch.Tensor,
     head_dim: int,
@@ -101,8 +135,11 @@ class ADAttention(nn.Module):
         earlier: ADCache | Carry | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = self.project(hidden_states, rotary)
-        attend, dropout = eager_attention_forward, self.config.attention_dropout if self.training else 0.0
-        if not isinstance(earlier, ADCache):
+        attend: Any = eager_attention_forward
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if attention_implementation == "banded":
+            attend = banded_attention_forward
+        elif not isinstance(earlier, ADCache):
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation, eager_attention_forward)
         if earlier is not None:
             key, value = earlier.update(key, value, self.layer_idx)
@@ -110,4 +147,4 @@ class ADAttention(nn.Module):
         return self.output(attended.flatten(2)), weights
 
 
-__all__ = ["ADAttention", "ResidualLinear", "additive_mask", "rotary_tables"]
+__all__ = ["ADAttention", "ResidualLinear", "additive_mask", "band_mask", "rotary_tables"]

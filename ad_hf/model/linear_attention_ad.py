@@ -25,10 +25,11 @@ from .attention_ad import ResidualLinear
 from .cache_ad import ADCache, Carry
 from .configuration_ad import ADConfig
 
-# Steps of a chunk at most: longer ones cost more in their triangular systems than they save in states.
-CHUNK = 25
+# Steps of a chunk: longer ones cost more in their triangular systems than they save in states, but for a few long
+# rows, where the many small products of states cost most. With 64, the powers of a chunk are numbers of float32.
+CHUNK, LONGEST_CHUNK, MANY_CHUNKS = 25, 64, 80
 # Slowest and fastest decay per step of the heads before training, beside the least one of `linear_memory_length`. None
-# is faster than 1 / e per step, so that the powers of a whole chunk are numbers of float32.
+# is faster than 1 / e per step.
 SLOWEST, FASTEST = 1e-3, 0.3
 
 
@@ -72,7 +73,7 @@ def gated_delta_rule(
     """
     query, key = units.unbind(2)
     time, head_dim, dtype = value.shape[2], value.shape[3], value.dtype
-    number = -(-time // CHUNK)
+    number = -(-time // min(LONGEST_CHUNK, max(CHUNK, time // MANY_CHUNKS)))
     size = -(-time // number)
     if padding := number * size - time:  # steps that write and forget nothing
         query, key, value = (F.pad(part, (0, 0, 0, padding)) for part in (query, key, value))

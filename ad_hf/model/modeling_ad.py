@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_ad import ADAttention, ResidualLinear, additive_mask, rotary_tables
+from .attention_ad import ADAttention, ResidualLinear, additive_mask, band_mask, rotary_tables
 from .backbone_cache_ad import BackboneCache, StepCache, library_cache, states_of, takes_rows_of_own_length
 from .blocks_ad import ADBlock
 from .cache_ad import ADCache, Carry, States
@@ -411,6 +411,8 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
                 mask: Any = None if unseen is None else additive_mask(~unseen[:, None, None], dtype)
             elif isinstance(past, Carry):
                 mask = additive_mask(past.unseen(time, window).to(device), dtype)
+            elif self.config.automatic_attention and implementation == "sdpa" and window and time >= 3 * window:
+                implementation, mask = "banded", band_mask(time, window, tokens)
             else:
                 mask = self._mask(tokens, window, implementation)
             arguments[kind] = {

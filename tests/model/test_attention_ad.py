@@ -94,3 +94,15 @@ def test_attention_functions_registered_with_transformers_are_used(make_model, m
 
     assert len(calls) == model.config.num_hidden_layers
     torch.testing.assert_close(logits, make_model()(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 7, 200])
+def test_long_windows_of_sliding_attention_are_computed_by_blocks_to_the_same_result(make_model, make_history, window):
+    results = []
+    for attention in ({}, {"attn_implementation": "sdpa"}):
+        model = make_model(context_length=600, sliding_window=window, **attention)
+        inputs, labels = make_history(model.config, batch=2, time=EAGER_CPU_WINDOW + 90)
+        output = model(**inputs, labels=labels)
+        output.loss.backward()
+        results.append((output.logits, [weight.grad for weight in model.parameters()]))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)

@@ -35,7 +35,7 @@ def slowly(units, value, log_decay, strength, state):
     return torch.stack(outputs, 2), state
 
 
-@pytest.mark.parametrize("time", [1, 7, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+@pytest.mark.parametrize("time", [1, 7, CHUNK, CHUNK + 1, 3 * CHUNK + 5, 200 * CHUNK])
 @pytest.mark.parametrize("fastest", [1e-3, 1.0])
 def test_the_delta_rule_by_chunks_is_its_formula(time, fastest):
     torch.manual_seed(time)
