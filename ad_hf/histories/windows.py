@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, count, islice
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,36 +126,35 @@ class HistoryWindows:
         """Windows of an epoch in their order: rows of (first step, number of steps), (num_windows, 2)."""
         return self.tiling(epoch).windows(self.epoch_numbers(epoch))
 
-    def walk(self, rows: int, staggered: bool = True) -> Iterator[np.ndarray]:
-        """
-        Windows (rows, 2) of so many rows, endlessly, in which each row goes through a history from its first step on,
-        a window after the other, and then through the next history that no row has taken.
+    def _walks(self, whole: bool) -> Iterator[np.ndarray]:
+        """First steps and ends (2,) of the parts of histories that rows go through, epoch after epoch."""
+        for epoch in count():
+            generator = np.random.default_rng([self.seed, epoch])
+            firsts, ends = self.offsets[:-1], self.offsets[1:]
+            cuts = firsts + generator.integers(np.maximum(self._lengths - self.context_length, 0) + 1)
+            parts = np.stack([firsts, ends], axis=1)
+            if not whole:
+                parts = np.concatenate([np.stack([firsts, cuts], axis=1), np.stack([cuts, ends], axis=1)])
+            yield from generator.permutation(parts[parts[:, 0] < parts[:, 1]])
 
-        The last window of a history may be shorter. Each epoch has all histories in an order of its own, by (seed,
-        epoch). If `staggered`, each row leaves its first history after a random number of windows, so that the rows
-        are in different parts of their histories from then on. (Were each to begin in the middle of one instead, an
-        empty memory would meet a source that has learnt, which never happens in a rollout.)
+    def walk(self, rows: int, whole: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """
-        orders = (np.random.default_rng([self.seed, epoch]).permutation(self.num_histories) for epoch in count())
-        taken = chain.from_iterable(orders)
-        histories = np.fromiter(taken, np.int64, rows)
-        steps, ends = np.zeros(rows, np.int64), self._lengths[histories]
-        if staggered:
-            windows = -(-ends // self.context_length)
-            drawn = np.random.default_rng([self.seed, 0, 1]).integers(1, windows + 1)
-            ends = np.minimum(ends, drawn * self.context_length)
+        Windows of so many rows, endlessly, in which each row goes through a part of a history, a window after the
+        other, and then through the next part that no row has taken: (rows, 2), and which rows begin a part (rows,).
+
+        Each epoch has all parts in an order of its own, by (seed, epoch). These are histories, if `whole`; else an
+        epoch cuts each history in two, at a random step that leaves a window after it. The last window of a part may
+        be shorter.
+        """
+        walks = self._walks(whole)
+        steps, ends = np.array(list(islice(walks, rows))).T
+        begins = np.ones(rows, dtype=bool)
         while True:
-            yield np.stack([self.offsets[histories] + steps, np.minimum(ends - steps, self.context_length)], axis=1)
-            steps += self.context_length
-            over = np.flatnonzero(steps >= ends)
-            if len(over):
-                histories[over] = np.fromiter(taken, np.int64, len(over))
-                steps[over], ends[over] = 0, self._lengths[histories[over]]
-
-    def begin(self, windows: np.ndarray) -> np.ndarray:
-        """Which of some windows (number, 2) begin a history, (number,)."""
-        first = windows[:, 0]
-        return self.offsets[np.searchsorted(self.offsets, first)] == first
+            yield np.stack([steps, np.minimum(ends - steps, self.context_length)], axis=1), begins
+            steps = steps + self.context_length
+            begins = steps >= ends
+            if begins.any():
+                steps[begins], ends[begins] = np.array(list(islice(walks, int(begins.sum())))).T
 
     def batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
         """
@@ -167,7 +166,7 @@ class HistoryWindows:
         index = first + np.minimum(np.arange(time), lengths - 1)  # padding repeats the last step
         steps, previous = self._steps.take(index), self._steps.take(np.maximum(index - 1, 0))
         previous_actions = previous["actions"].astype(self._previous_dtype)
-        is_first = (index == first) & self.begin(windows)[:, None]  # of a history
+        is_first = (index == first) & (self.offsets[np.searchsorted(self.offsets, first)] == first)  # of a history
         for values, none in ((previous_actions, self._none), (previous["rewards"], 0.0), (previous["ends"], True)):
             values[is_first] = none
         observations = steps["observations"].copy()  # torch takes no fields of records
@@ -242,7 +241,7 @@ class WindowBatches:
         """Go on at a [`~WindowBatches.state_dict`]."""
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def _choices(self) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    def _choices(self) -> Iterator[tuple[Any, tuple[int, int]]]:
         """Windows of this process's batches from here on, each with the epoch and position after it."""
         epoch, position = self.epoch, self.position
         parts: list[np.ndarray] = []
@@ -258,8 +257,8 @@ class WindowBatches:
                     parts, missing = [], self.batch_size
             epoch, position = epoch + 1, 0
 
-    def _batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
-        return self.windows.batch(windows)
+    def _batch(self, choice: Any) -> dict[str, torch.Tensor]:
+        return self.windows.batch(choice)
 
     def __iter__(self) -> Generator[dict[str, torch.Tensor], None, None]:
         choices = self._choices()
@@ -281,9 +280,12 @@ class WindowBatches:
 class WalkedBatches(WindowBatches):
     """
     Endless batches of [`~HistoryWindows.walk`], for training by truncated backpropagation through time: each row's
-    window follows on its last one, and `begins` (batch,) says which rows begin a history instead.
+    window follows on its last one, or `begins` (batch,) says that it does not.
 
-    The order is a pure function of the seed. An epoch is as many windows as all histories have.
+    As histories are cut at random steps, some parts begin with the history, as a rollout does, and others with a
+    source that has learnt already: a model that sees none of these takes as long to learn as the source. The rows are
+    never in step, and the borders of windows differ from epoch to epoch. The order is a pure function of the seed. An
+    epoch counts as many windows as cut histories have on average.
 
     Args:
         windows, batch_size, rank, world_size:
@@ -297,17 +299,20 @@ class WalkedBatches(WindowBatches):
     ) -> None:
         super().__init__(windows, batch_size, rank, world_size)
         self._passes = passes
-        self._windows_of_epoch = sum(-(-np.diff(windows.offsets) // windows.context_length)).item()
+        self._windows_of_epoch = int((np.diff(windows.offsets) // windows.context_length + 1).sum())
 
     def _count(self, epoch: int) -> int:
         return self._windows_of_epoch
 
-    def _choices(self) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    def _choices(self) -> Iterator[tuple[Any, tuple[int, int]]]:
         done = (self.epoch * self._windows_of_epoch + self.position) // self.batch_size
         walk = self.windows.walk(self.batch_size * self._passes)
-        parts = chain.from_iterable(each.reshape(self._passes, -1, 2) for each in walk)
-        for number, part in enumerate(islice(parts, done, None), done + 1):
-            yield part[self._part], divmod(number * self.batch_size, self._windows_of_epoch)
+        shape = self._passes, self.batch_size
+        parts = (pair for tiles, begins in walk for pair in zip(tiles.reshape(*shape, 2), begins.reshape(shape)))
+        for number, (tiles, begins) in enumerate(islice(parts, done, None), done + 1):
+            place = divmod(number * self.batch_size, self._windows_of_epoch)
+            yield (tiles[self._part], begins[self._part]), place
 
-    def _batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
-        return {**super()._batch(windows), "begins": torch.from_numpy(self.windows.begin(windows))}
+    def _batch(self, choice: Any) -> dict[str, torch.Tensor]:
+        windows, begins = choice
+        return {**self.windows.batch(windows), "begins": torch.from_numpy(begins)}

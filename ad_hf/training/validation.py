@@ -61,11 +61,12 @@ class FixedWindows:
             raise ValueError(f"{dataset}: {NO_HISTORY}")
         chosen = self._windows.tiling(0).windows(self._windows.epoch_numbers(0)[:NUM_WINDOWS])
         self._parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-        self._walks = walks
+        self._begins: list[np.ndarray] | None = None
         if walks:
             longest = int(np.diff(self._windows.offsets).max())
             number = max(-(-longest // context_length), -(-NUM_WINDOWS // batch_size))
-            self._parts = list(islice(self._windows.walk(batch_size, staggered=False), number))
+            walk = islice(self._windows.walk(batch_size, whole=True), number)
+            self._parts, self._begins = map(list, zip(*walk))
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The model's arguments, a few windows at a time."""
@@ -79,15 +80,15 @@ class FixedWindows:
         The loss is what training minimises, label smoothing included, but without dropout and masked inputs.
         """
         training, values = model.training, []
-        carry = model.init_carry(len(self._parts[0])) if self._walks else None
+        carry = None if self._begins is None else model.init_carry(len(self._parts[0]))
         model.eval()
         try:
-            for part, batch in zip(self._parts, self.batches()):
+            for begins, batch in zip(self._begins or self._parts, self.batches()):
                 batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
                 labels = batch.pop("labels")
                 real = batch.get("attention_mask", torch.ones(labels.shape[:2], device=model.device)) != 0
                 if carry is not None:
-                    carry = carry.reset(torch.from_numpy(self._windows.begin(part)))
+                    carry = carry.reset(torch.from_numpy(begins))
                 output = model(**batch, past_key_values=carry)
                 logits, carry = output.logits, output.past_key_values
                 values += [

@@ -254,48 +254,41 @@ def test_batch_that_cannot_be_shared_is_refused(batch_size, world_size):
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 20), st.integers(1, 7), st.booleans())
-def test_a_walk_goes_through_each_history_once_a_pass_in_order(lengths, context_length, rows, staggered):
-    """With no step left out, but for the ends of the histories that rows begin with if they are staggered."""
+def test_a_walk_goes_through_each_history_once_an_epoch_in_order(lengths, context_length, rows, whole):
+    """In one part or, at most, in two, of which the later one is at least a window long."""
     windows = make_windows(lengths, context_length)
-    walked = [[] for _ in range(rows)]  # of each row, the steps of each history that it went through
-    finished = 0
-    for tiles in windows.walk(rows, staggered):
-        steps = steps_of(windows.batch(tiles))
-        for row, (begins, window) in enumerate(zip(windows.begin(tiles), steps)):
-            if begins:
-                finished += bool(walked[row])
-                walked[row].append([])
-            walked[row][-1] += window
-        if finished >= rows + 3 * len(lengths):
+    parts, current = [], np.zeros(rows, int)  # in the order in which they begin, and the number of each row's
+    for tiles, begins in windows.walk(rows, whole):
+        for row in np.flatnonzero(begins):
+            current[row] = len(parts)
+            parts.append([])
+        if current.min() >= 2 * len(lengths):  # an epoch at least is over
             break
-    for histories in walked:
-        for place, history in enumerate(histories[:-1]):
-            number = history[0][0]
-            assert history == [(number, step) for step in range(len(history))]
-            if place or not staggered:
-                assert len(history) == lengths[number]
-            else:
-                assert len(history) == lengths[number] or len(history) % context_length == 0
-    counts = np.bincount([history[0][0] for histories in walked for history in histories], minlength=len(lengths))
-    assert counts.max() - counts.min() <= 1
+        for part, window, length in zip(current, steps_of(windows.batch(tiles)), tiles[:, 1]):
+            assert len(window) == length
+            parts[part].append(window)
+    everything = sorted((number, step) for number, length in enumerate(lengths) for step in range(length))
+    epoch = []
+    for part in (list(itertools.chain(*windows)) for windows in parts[: 2 * len(lengths)]):
+        number, first = part[0]
+        assert part == [(number, first + step) for step in range(len(part))]
+        assert first == 0 or (not whole and len(part) >= context_length)
+        epoch += part
+        if len(epoch) == len(everything):
+            break
+    assert sorted(epoch) == everything
 
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_batches_of_a_walk_resume_anywhere_and_are_shared_by_rows(passes):
     windows, rows = make_windows(LENGTHS, 14), 4 * passes
     batches = take(WalkedBatches(windows, 4, passes=passes), 40)
-    walk = list(itertools.islice(windows.walk(rows), 40 // passes))
-    joined = [
-        [window for batch in batches[at : at + passes] for window in steps_of(batch)] for at in range(0, 40, passes)
-    ]
-    assert joined == [steps_of(windows.batch(tiles)) for tiles in walk]
-    assert [batch["begins"].tolist() for batch in batches[-passes:]] == windows.begin(walk[-1]).reshape(
-        passes, 4
-    ).tolist()
-    halves = [take(WalkedBatches(windows, 4, rank, 2, passes), 40) for rank in range(2)]
-    assert [steps_of(first) + steps_of(second) for first, second in zip(*halves)] == [
-        steps_of(each) for each in batches
-    ]
+    for number, (tiles, begins) in enumerate(itertools.islice(windows.walk(rows), 40 // passes)):
+        own = batches[number * passes : (number + 1) * passes]
+        assert [window for batch in own for window in steps_of(batch)] == steps_of(windows.batch(tiles))
+        assert torch.cat([batch["begins"] for batch in own]).tolist() == begins.tolist()
+    halves = zip(*(take(WalkedBatches(windows, 4, rank, 2, passes), 40) for rank in range(2)))
+    assert [steps_of(first) + steps_of(second) for first, second in halves] == [steps_of(batch) for batch in batches]
     for used in (0, passes, 17 * passes):
         interrupted = WalkedBatches(windows, 4, passes=passes)
         take(interrupted, used)

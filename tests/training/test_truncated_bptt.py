@@ -1,5 +1,6 @@
 """Training by truncated backpropagation through time: windows that follow on each other are one long window."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -28,33 +29,34 @@ def recipe(tiny_recipe):
     return tiny_recipe
 
 
-def loss_in_whole_histories(model, windows, tiles):
-    """The mean loss of the steps of some windows (number, 2) in a pass over all of their history before them, too."""
-    starts = windows.offsets[np.searchsorted(windows.offsets, tiles[:, 0], side="right") - 1]
-    before = tiles[:, 0] - starts
-    batch = windows.batch(np.stack([starts, before + tiles[:, 1]], axis=1))
-    batch["labels"] = batch["labels"].long()
-    for row, steps in enumerate(before):
-        batch["labels"][row, :steps] = -100
-    counts = (batch["labels"] != -100) & (batch.get("attention_mask", torch.ones(())) != 0)
-    batch["labels"] = batch["labels"].masked_fill(~counts, -100)
-    with torch.no_grad():
-        return float(model.eval()(**batch, num_items_in_batch=counts.sum()).loss)
+def losses_in_one_window(model, windows, walk):
+    """The mean loss of each batch of a walk, in passes over all steps that a row has gone through since it began."""
+    losses, starts = [], None
+    for tiles, begins in walk:
+        starts = tiles[:, 0] if starts is None else np.where(begins, tiles[:, 0], starts)
+        before = tiles[:, 0] - starts
+        batch = windows.batch(np.stack([starts, before + tiles[:, 1]], axis=1))
+        labels, mask = batch.pop("labels").long(), batch.get("attention_mask")
+        ignored = torch.arange(labels.shape[1]) < torch.from_numpy(before)[:, None]
+        labels = labels.masked_fill(ignored if mask is None else ignored | (mask == 0), -100)
+        with torch.no_grad():
+            losses.append(float(model.eval()(**batch, labels=labels, num_items_in_batch=(labels != -100).sum()).loss))
+    return losses
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_losses_are_those_of_whole_histories(recipe, tiny_histories, tmp_path, passes):
+def test_losses_are_those_of_one_window_over_all_steps_since_a_row_began(recipe, tiny_histories, tmp_path, passes):
     """Of weights that do not move; past the ends of histories, whose last windows are padded."""
     still = {"learning_rate": 1e-12, "max_steps": 30, "eval_steps": 30, "gradient_accumulation_steps": passes}
     recipe.training = replace(recipe.training, **still)
     recipe.model = replace(recipe.model, initializer_range=0.3)
     model = ad_hf.train(recipe, tiny_histories, tmp_path / "run")
     windows = windows_of_folder(tiny_histories, 24)
-    expected = [loss_in_whole_histories(model, windows, tiles) for _, tiles in zip(range(30), windows.walk(8))]
+    walk = list(itertools.islice(windows.walk(8), 30))
+    expected = losses_in_one_window(model, windows, walk)
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
-    with torch.no_grad():
-        alone = [float(model(**windows.batch(tiles)).loss) for _, tiles in zip(range(30), windows.walk(8))]
-    assert (np.abs(np.subtract(alone, expected)) > 1e-3).mean() > 0.9  # all but the first, without a memory
+    alone = losses_in_one_window(model, windows, [(tiles, np.ones(8, bool)) for tiles, _ in walk])
+    assert (np.abs(np.subtract(alone, expected)) > 1e-3).mean() > 0.9  # but for the first, without a memory
 
 
 def test_the_loss_on_validation_histories_is_of_whole_ones(tmp_path):
@@ -63,12 +65,11 @@ def test_the_loss_on_validation_histories_is_of_whole_ones(tmp_path):
     model = ad_hf.ADModel(ad_hf.config_from_dataset(folder, **sizes, **MIXED))
     fixed = FixedWindows(open_dataset(folder), "train", DataConfig(), False, 24, 0, 32, walks=True)
     windows = windows_of_folder(folder, 24)
-    tiles = [each for _, each in zip(range(7), windows.walk(32, staggered=False))]  # as many as the longest has
+    walk = list(itertools.islice(windows.walk(32, whole=True), 7))  # as many as the longest has
     measured = fixed.losses(model).reshape(7, 32, 2)
-    assert np.array_equal(measured[..., 1], np.stack(tiles)[..., 1])
-    for found, part in zip(measured, tiles):
-        loss = np.average(found[:, 0], weights=found[:, 1])
-        assert loss == pytest.approx(loss_in_whole_histories(model, windows, part), abs=1e-5)
+    assert np.array_equal(measured[..., 1], np.stack([tiles[:, 1] for tiles, _ in walk]))
+    means = [np.average(values, weights=counts) for values, counts in measured.transpose(0, 2, 1)]
+    assert means == pytest.approx(losses_in_one_window(model, windows, walk), abs=1e-5)
 
 
 @pytest.fixture
