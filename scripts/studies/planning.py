@@ -68,8 +68,8 @@ WORLDS = {
         "Dark Room", "dark_room", 5, 100, {"num_beams": 8, "planning_horizon": 1, "planning_weight": 0.3}
     ),
     "frozen_lake": World("FrozenLake", "frozen_lake", 3, 100, {"num_beams": 8}),
-    "one_stream": World("Key-to-Door, one stream", "dark_key_to_door", 1, 30, {"num_beams": 8}, ONE_STREAM),
-    "dark_key_to_door": World("Key-to-Door", "dark_key_to_door", 1, 30, {"num_beams": 8}),
+    "one_stream": World("Key-to-Door, one stream", "dark_key_to_door", 1, 20, {"num_beams": 8}, ONE_STREAM),
+    "dark_key_to_door": World("Key-to-Door", "dark_key_to_door", 1, 20, {"num_beams": 8}),
 }
 
 
