@@ -38,10 +38,12 @@ def file_of(page: str, name: str) -> str:
     return content
 
 
-def small_model(observation_space, action_space):
+def small_model(observation_space, action_space, **settings):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "context_length": 200}
-    return ADModel(ADConfig(observation_space=observation_space, action_space=action_space, **sizes)).eval()
+    return ADModel(
+        ADConfig(observation_space=observation_space, action_space=action_space, **sizes, **settings)
+    ).eval()
 
 
 @pytest.fixture
@@ -86,6 +88,16 @@ def test_the_example_of_evaluate_policy_runs_as_written():
     exec(block, names)
 
     assert names["mean"] > 5
+
+
+def test_the_example_of_planning_runs_as_written():
+    (block,) = python_blocks("docs/guides/planning.md", "By example")
+    spaces = {"type": "Discrete", "n": 16}, {"type": "Discrete", "n": 4}
+    names: dict = {"model": small_model(*spaces, dynamics_weight=0.1)}
+
+    exec(block, names)
+
+    assert names["out"].episode_returns.shape == (1, 5)
 
 
 def test_the_step_api_is_as_the_documentation_shows_it(tmp_path, monkeypatch):

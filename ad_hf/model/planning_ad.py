@@ -2,7 +2,7 @@
 Planning in the context: what first actions are worth, by steps that the model imagines.
 
 A model with dynamics heads knows, as far as its context tells, where an action leads and what it pays. The policy is
-improved by these values as in https://huggingface.co/papers/2104.06303 (its regularised policy): the distribution that
+improved by these values as in https://huggingface.co/papers/2007.12509: the distribution that
 is acted with is the softmax of the policy's logits plus `planning_weight` times the values. Where all values are the
 same, this is the policy, which explores as the source did.
 

@@ -14,7 +14,7 @@ from ad_hf.model.modeling_ad import ADModel
 from ad_hf.training.adapters import add_adapters, is_adapter
 from ad_hf.training.config import TrainingConfig
 
-TRUNK = "trunk"
+TRUNK, DYNAMICS = "trunk", "dynamics"
 # Settings that the trunk's weights mean nothing without.
 TRUNK_SETTINGS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rope_theta", "layer_norm_eps"),
@@ -28,6 +28,8 @@ logger = get_logger(__name__)
 def _place(weight: str) -> tuple[str, str, str]:
     """The group and the part of a model that a weight belongs to, by its name, and what is left of the name."""
     module, *inner = weight.split(".")
+    if module == DYNAMICS:
+        return "", DYNAMICS, ".".join(inner)
     if module not in ("embedding", "embeddings", "head", "heads"):
         return "", TRUNK, weight
     group = inner.pop(0) if module in ("embeddings", "heads") else ""
@@ -36,7 +38,7 @@ def _place(weight: str) -> tuple[str, str, str]:
 
 
 def part_of(weight: str) -> str:
-    """The part of a model that a weight belongs to: the trunk, a head, or an embedding of one input."""
+    """The part of a model that a weight belongs to: the trunk, a head, the dynamics heads, or an input's embedding."""
     group, part, _ = _place(weight)
     return f"{group}.{part}" if group else part
 

@@ -158,32 +158,41 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
     """Costs by the length of the memory, a panel for each."""
     figure = new_figure(10.5, 4.2, "models of four layers and a width of 128, on CPUs; two logarithmic scales")
     panels = {
-        "training": "tokens per second of training",
-        "steps_per_second": "steps per second of a rollout",
-        "kilobytes": "kilobytes that an environment's context holds",
+        "training": "training, tokens/s",
+        "steps_per_second": "rollout, steps/s",
+        "kilobytes": "a context, kB",
     }
+    lengths = list(figures["training"])
     for place, (name, title) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, 3, place)
         for kind, colour in zip(KINDS, (GREY, AD_COLOUR, SOURCE_COLOUR, INK)):
             values = [
-                figures["training"][str(length)][kind]
-                if name == "training"
-                else figures["rollout"][str(length)][kind][name]
-                for length in LENGTHS
+                figures["training"][length][kind] if name == "training" else figures["rollout"][length][kind][name]
+                for length in lengths
             ]
-            axes.plot(LENGTHS, values, "o-", color=colour, label=f"{kind} attention" if kind != "mixed" else kind)
+            axes.plot(
+                list(map(int, lengths)),
+                values,
+                "o-",
+                color=colour,
+                label=f"{kind} attention" if kind != "mixed" else kind,
+            )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("steps of memory")
-        write_numbers(axes.xaxis, log=True)
+        axes.set_xticks(list(map(int, lengths)), [f"{int(length):,}" for length in lengths])
+        axes.minorticks_off()
         write_numbers(axes.yaxis, log=True)
-        clean(axes, title, columns=4 if place == 1 else 0)
+        clean(axes, title, beside="layers" if place == len(panels) else None)
     save(figure, path)
 
 
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=LENGTHS, help="steps of memory (default: %(default)s)"
+    )
     parser.add_argument(
         "--num_envs", type=int, default=256, help="environments of long rollouts (default: %(default)s)"
     )
@@ -194,7 +203,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures: dict[str, Any] = {"threads": arguments.threads, "training": {}, "rollout": {}}
-    for length in LENGTHS:
+    for length in arguments.lengths:
         figures["training"][str(length)] = training_rates(length, arguments.repeats)
         print(json.dumps({"part": "training", "length": length, **figures["training"][str(length)]}), flush=True)
         figures["rollout"][str(length)] = rollout_rates(length, num_envs=16, steps=40)

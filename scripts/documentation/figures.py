@@ -193,6 +193,28 @@ def specialists() -> str:
     )
 
 
+def memory_costs() -> str:
+    """What kinds of layers cost by the length of their memory."""
+    costs = read_json(FOLDER / "studies" / "memory_cost.json")
+    columns = [
+        (what, length, part)
+        for part, what in (
+            ("training", "training, tokens/s"),
+            ("steps_per_second", "rollout of 16 environments, steps/s"),
+            ("kilobytes", "kB of an environment's context"),
+        )
+        for length in ("200", "4000")
+    ]
+
+    def cost(kind: str, length: str, part: str) -> str:
+        return number(costs["training"][length][kind] if part == "training" else costs["rollout"][length][kind][part])
+
+    return table(
+        ("layers", *(f"{what}, {int(length):,} steps" for what, length, _ in columns)),
+        [(kind, *(cost(kind, *column[1:]) for column in columns)) for kind in ("full", "sliding", "linear", "mixed")],
+    )
+
+
 def fine_tuning(recipe: str) -> str:
     """Trainings from the generalist and from nothing, after equal numbers of updates, on unseen tasks."""
     rows = read_json(FOLDER / "generalist" / f"fine_tuning_{recipe}.json")["rows"]
@@ -225,6 +247,6 @@ FUNCTIONS = {
     each.__name__: each
     for each in (
         *(value, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
-        *(worlds, paper, bandit, studies, unseen, specialists, fine_tuning),
+        *(worlds, paper, bandit, studies, unseen, specialists, fine_tuning, memory_costs),
     )
 }

@@ -42,11 +42,11 @@ def vectors(tmp_path_factory):
 def start(tiny_recipe_file, tiny_run, tiny_histories, vectors, tmp_path):
     """Train from the weights of the tiny run, on its own histories or on the others; returns the run."""
 
-    def run(name="run", others=False, resume=None, dropout=0.0, split_seed=0, **training):
+    def run(name="run", others=False, resume=None, dropout=0.0, dynamics_weight=0.0, split_seed=0, **training):
         recipe = shortened(
             tiny_recipe_file, **{"init_from": str(tiny_run), "max_steps": 6, "eval_steps": 6, **training}
         )
-        recipe.model = replace(recipe.model, dropout=dropout)
+        recipe.model = replace(recipe.model, dropout=dropout, dynamics_weight=dynamics_weight)
         recipe.family = replace(recipe.family, split_seed=split_seed)
         if others:
             recipe.family = replace(ad_hf.Recipe().family, env_id="test/Histories-v0", tasks=[{}])
@@ -129,6 +129,17 @@ def test_with_the_trunk_frozen_new_parts_move_and_nothing_else(start, tiny_run):
     fresh = start("fresh", others=True, init_from=None, trainable="all")
     assert not same_weights(run / "model", fresh / "model")
     assert losses(run)[-1] < losses(run)[0]
+
+
+def test_heads_that_predict_what_follows_are_added_to_a_model_whose_policy_stays(start, tiny_run):
+    run = start(dynamics_weight=1.0, trainable="new", max_steps=12)
+    assert json.loads((run / "run.json").read_text())["init_from"]["new"] == ["dynamics"]
+    base, trained = weights(tiny_run / "model"), weights(run / "model")
+    assert all(torch.equal(trained[name], base[name]) for name in base)
+    first, last = metrics(run)[0], metrics(run)[-1]
+    for name in ("observation", "reward", "value", "end"):
+        assert 0 < last[f"loss/{name}"] < first[f"loss/{name}"]
+    assert last["loss/actions"] < last["loss"]
 
 
 @pytest.mark.parametrize(("optimizer", "trainable"), [("muon", "all"), ("adamw", "new"), ("muon", "lora")])
