@@ -283,8 +283,8 @@ class WalkedBatches(WindowBatches):
     window follows on its last one, or `begins` (batch,) says that it does not.
 
     As histories are cut at random steps, some parts begin with the history, as a rollout does, and others with a
-    source that has learnt already: a model that sees none of these takes as long to learn as the source. The rows are
-    never in step, and the borders of windows differ from epoch to epoch. The order is a pure function of the seed. An
+    source that has learnt already, as windows in random order do. The rows are never in step, and the borders of
+    windows differ from epoch to epoch. The order is a pure function of the seed. An
     epoch counts as many windows as cut histories have on average.
 
     Args:
