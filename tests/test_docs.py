@@ -46,6 +46,24 @@ SENTENCES = [
         "soak_collect.json",
         ["kills.writing"],
     ),
+    (
+        "docs/guides/planning.md",
+        r"\| FrozenLake, all 100 episodes \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| \+([\d.]+) ",
+        "studies/planning.json",
+        [
+            *(
+                f"frozen_lake.agents.{name}.all episodes.mean"
+                for name in ("AD", "heads, no planning", "beam search", "policy iteration")
+            ),
+            "frozen_lake.agents.beam search.all episodes.minus heads, no planning.mean",
+        ],
+    ),
+    (
+        "docs/guides/planning.md",
+        r"\| Key-to-Door, one stream, last ten \| - \| ([\d.]+) \| ([\d.]+) \|",
+        "studies/planning.json",
+        [f"one_stream.agents.{name}.last ten episodes.mean" for name in ("heads, no planning", "beam search")],
+    ),
     ("README.md", r"`generalist`, gains \*\*([\d.]+)\*\* of", "generalist/specialists.json", ["mean_share"]),
 ]
 

@@ -2,9 +2,9 @@
 Planning in the context: what first actions are worth, by steps that the model imagines.
 
 A model with dynamics heads knows, as far as its context tells, where an action leads and what it pays. The policy is
-improved by these values as in https://huggingface.co/papers/2007.12509: the distribution that
-is acted with is the softmax of the policy's logits plus `planning_weight` times the values. Where all values are the
-same, this is the policy, which explores as the source did.
+improved by such values as in https://huggingface.co/papers/2007.12509: the distribution that is acted with is the
+softmax of the policy's logits plus `planning_weight` times the values. Where all values are the same, this is the
+policy, which explores as the source did.
 
 Values come from beams (https://huggingface.co/papers/2502.19009) or from rollouts of the model's own policy
 (https://huggingface.co/papers/2210.03821). After the last imagined action stands the return that the heads predict.

@@ -179,15 +179,15 @@ def sweep(folder: Path, world: World) -> list[dict[str, Any]]:
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """The mean return of each episode, of all agents in all worlds."""
-    figure = new_figure(4.1 * len(results), 3.7)
+    figure, last = new_figure(3.4 * len(results) + 2.4, 3.4), list(results.values())[-1]
     for axes, result in zip(np.ravel(figure.subplots(1, len(results))), results.values()):
-        for name, agent in result["agents"].items():
-            episodes = range(1, len(agent["curve"]) + 1)
-            axes.plot(episodes, agent["curve"], color=AGENTS[name], label=name, linewidth=1.4)
+        for name, colour in AGENTS.items():
+            curve = result["agents"].get(name, {"curve": []})["curve"]
+            axes.plot(range(1, len(curve) + 1), curve, color=colour, label=name, linewidth=1.4)
         if result["optimum"] is not None:
             axes.axhline(result["optimum"], color=GREY, linewidth=0.8, linestyle=":", label="optimum")
         axes.set(xlabel="episode in the context", ylabel="return on test tasks", ylim=(0, None))
-        clean(axes, result["title"], columns=2, width=36)
+        clean(axes, result["title"], width=36, beside="agent" if result is last else None)
     save(figure, path)
 
 
