@@ -3,9 +3,9 @@ Planning in the context: AD against models with dynamics heads, which act as the
 
     python scripts/studies/planning.py --work_dir WORK --worlds frozen_lake one_stream
 
-In each world, AD and the models with heads are trained on the same histories, in the same updates. What planning is
-set to was chosen on validation tasks (`--sweep`); returns are on test tasks. Histories, models and rollouts are kept
-in the folder, and what is done is not done again. Writes `planning.json` and `planning.png` into `--output_dir`.
+In each world, AD and the models with heads are trained on the same histories, in the same updates. Returns are on test
+tasks. What planning is set to comes from trials of one model of a world on its validation tasks; `--sweep` plays these
+with other settings. Histories, models and rollouts are kept in the folder, and what is done is not done again. Writes `planning.json` and `planning.png` into `--output_dir`.
 """
 
 from __future__ import annotations
