@@ -64,6 +64,18 @@ SENTENCES = [
         "studies/planning.json",
         [f"one_stream.agents.{name}.last ten episodes.mean" for name in ("heads, no planning", "beam search")],
     ),
+    (
+        "docs/guides/planning.md",
+        r"\| Key-to-Door, all 20 episodes, one training \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|",
+        "studies/planning.json",
+        [f"dark_key_to_door.agents.{name}.all episodes.mean" for name in ("AD", "heads, no planning", "beam search")],
+    ),
+    (
+        "README.md",
+        r"it ends at \*\*([\d.]+)\*\* of 2, without planning at ([\d.]+) ",
+        "studies/planning.json",
+        [f"one_stream.agents.{name}.last ten episodes.mean" for name in ("beam search", "heads, no planning")],
+    ),
     ("README.md", r"`generalist`, gains \*\*([\d.]+)\*\* of", "generalist/specialists.json", ["mean_share"]),
 ]
 
