@@ -5,7 +5,8 @@ Planning in the context: AD against models with dynamics heads, which act as the
 
 In each world, AD and the models with heads are trained on the same histories, in the same updates. Returns are on test
 tasks. What planning is set to comes from trials of one model of a world on its validation tasks; `--sweep` plays these
-with other settings. Histories, models and rollouts are kept in the folder, and what is done is not done again. Writes `planning.json` and `planning.png` into `--output_dir`.
+with other settings. Histories, models and rollouts are kept in the folder, and what is done is not done again. Writes
+`planning.json` and `planning.png` into `--output_dir`.
 """
 
 from __future__ import annotations
