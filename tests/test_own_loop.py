@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_readme import file_of
@@ -41,6 +42,7 @@ def run(folder):
         for old, new in changes.items():
             text = text.replace(old, new)
         Path(folder, name).write_text(text)
+        AcceleratorState._reset_state()  # of what ran before in this process, such as a training in bfloat16
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             return runpy.run_path(name)
