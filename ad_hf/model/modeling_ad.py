@@ -87,10 +87,9 @@ class ADOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`, *optional*, returned with `labels`):
             Mean negative log-likelihood of the actions, in nats per action; with dynamics heads, plus
             `dynamics_weight` times the sum of their losses.
-        losses (`dict[str, torch.Tensor]`, *optional*, returned with `labels` by a model of several groups, or with
-            dynamics heads):
-            The loss of each group, or of the heads: `actions`, and `observation`, `reward`, `value` and `end`, each a
-            mean over the steps whose next one tells it.
+        losses (`dict[str, torch.Tensor]`, *optional*, returned with `labels`):
+            Of a model of several groups, the loss of each. Of one with dynamics heads, `actions`, and `observation`,
+            `reward`, `value` and `end`, each a mean over the steps whose next one tells it.
         logits (`torch.Tensor` of shape `(batch, time, n)`):
             Logits of the action at every step; a multi-dimensional action's distributions stand side by side. Of a
             model of several groups, a dict of them.
