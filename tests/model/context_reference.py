@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 from ad_hf.model.context_ad import ADContext
 from ad_hf.model.modeling_ad import ADModel
@@ -28,6 +29,17 @@ BLOOM = {"model_type": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2, "i
 MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 2}
 MAMBA |= {"initializer_range": 0.3, **NO_TOKENS}
 LFM2 = {"model_type": "lfm2", **GROUPED, "layer_types": ["conv", "full_attention"]}
+
+# How rows of a context live, for `assert_agrees`.
+lives = st.fixed_dictionaries(
+    {
+        "num_envs": st.integers(1, 4),
+        "seed": st.integers(0, 1000),
+        "active_probability": st.sampled_from([1.0, 0.7, 0.4]),
+        "reset_probability": st.sampled_from([0.0, 0.05]),
+        "with_prompts": st.booleans(),
+    }
+)
 
 
 def none_action(space: dict) -> torch.Tensor:

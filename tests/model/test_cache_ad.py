@@ -19,6 +19,7 @@ from context_reference import (
     Lives,
     assert_agrees,
     elements,
+    lives,
     random_history,
 )
 from hypothesis import given, settings
@@ -43,15 +44,6 @@ shapes = st.fixed_dictionaries(
         "observation_space": st.sampled_from(OBSERVATION_SPACES),
         "action_space": st.sampled_from(ACTION_SPACES),
         "weights_seed": st.integers(0, 3),
-    }
-)
-lives = st.fixed_dictionaries(
-    {
-        "num_envs": st.integers(1, 4),
-        "seed": st.integers(0, 1000),
-        "active_probability": st.sampled_from([1.0, 0.7, 0.4]),
-        "reset_probability": st.sampled_from([0.0, 0.05]),
-        "with_prompts": st.booleans(),
     }
 )
 

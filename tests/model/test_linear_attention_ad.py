@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from context_reference import BOX, VECTOR, assert_agrees
+from context_reference import BOX, VECTOR, assert_agrees, lives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,15 +65,7 @@ def test_the_delta_rule_by_chunks_is_its_formula(time, fastest):
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3),
     drop=st.sampled_from([None, 1, 4, 9]),
     weights_seed=st.integers(0, 3),
-    life=st.fixed_dictionaries(
-        {
-            "num_envs": st.integers(1, 4),
-            "seed": st.integers(0, 1000),
-            "active_probability": st.sampled_from([1.0, 0.7, 0.4]),
-            "reset_probability": st.sampled_from([0.0, 0.05]),
-            "with_prompts": st.booleans(),
-        }
-    ),
+    life=lives,
 )
 def test_steps_of_layers_of_any_kind_are_the_model_on_the_steps_it_has_seen(
     make_model, kinds, drop, weights_seed, life
