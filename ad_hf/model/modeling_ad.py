@@ -410,7 +410,12 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
                 mask: Any = None if unseen is None else additive_mask(~unseen[:, None, None], dtype)
             elif isinstance(past, Carry):
                 mask = additive_mask(past.unseen(time, window).to(device), dtype)
-            elif self.config.automatic_attention and implementation == "sdpa" and window and time >= 3 * window:
+            elif (
+                self.config.automatic_attention
+                and implementation == "sdpa"
+                and window
+                and time >= max(3 * window, EAGER_CPU_WINDOW + 1)
+            ):  # on a GPU, too, where windows of the usual length stay with the fused kernel
                 implementation, mask = "banded", band_mask(time, window, tokens)
             else:
                 mask = self._mask(tokens, window, implementation)
