@@ -487,8 +487,6 @@ class ADConfig(PreTrainedConfig):
             raise ValueError("layer_types is of this package's own blocks: set that of backbone_config instead")
         if unknown := [kind for kind in types if kind not in KINDS_OF_LAYERS]:
             raise ValueError(f"layer_types must be of {', '.join(KINDS_OF_LAYERS)}, got {unknown[0]!r}")
-        if len(types) != self.num_hidden_layers:
-            raise ValueError(f"layer_types must name num_hidden_layers ({self.num_hidden_layers}) kinds, got {types}")
         if (SLIDING in types) != (window is not None):
             raise ValueError(f"sliding_window is of layers of sliding_attention: got {window} and layer_types {types}")
         if LINEAR in types and self.hidden_size % heads:
