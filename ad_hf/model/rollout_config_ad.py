@@ -14,6 +14,7 @@ from .configuration_ad import check_settings, read_json
 
 ROLLOUT_CONFIG_FILE = "rollout_config.json"
 LIMITS = ("num_episodes", "max_steps")
+PLANNING = ("planner", "planning_horizon", "planning_weight")
 SEEDS = 2**63
 
 
@@ -104,8 +105,12 @@ class RolloutConfig:
 
         The length of a rollout, `num_episodes` or `max_steps`, is one setting: a configuration that sets either sets
         both.
+
+        Raises:
+            ValueError: for settings of planning where no configuration sets `num_beams`.
         """
         settings = {each.name: each.metadata["default"] for each in fields(RolloutConfig)}
+        given: set[str] = set()
         for config in reversed([self, *others]):
             if type(config).__name__ != "RolloutConfig":  # by name, as a model from the Hub brings a class of its own
                 raise ValueError(f"rollout_config must be a RolloutConfig, got {config!r}")
@@ -113,6 +118,9 @@ class RolloutConfig:
             if own.keys() & set(LIMITS):
                 settings.update(dict.fromkeys(LIMITS))
             settings.update(own)
+            given |= own.keys()
+        if "num_beams" not in given and (idle := sorted(given & set(PLANNING))):
+            raise ValueError(f"nothing is planned without num_beams of at least 2, got {', '.join(idle)} alone")
         return RolloutConfig(**settings)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -50,6 +50,11 @@ def test_a_keyword_beats_the_argument_which_beats_what_is_saved_which_beats_the_
 ):
     model = make_model(dynamics_weight=1.0)
     model.rollout_config = RolloutConfig(**saved)
+    given = keywords.keys() | argument.keys() | saved.keys()
+    if "num_beams" not in given and given & {"planner", "planning_horizon", "planning_weight"}:
+        with pytest.raises(ValueError, match="nothing is planned without num_beams of at least 2, got plann"):
+            model.init_context(1, rollout_config=RolloutConfig(**argument), **keywords)
+        return
     config = model.init_context(1, rollout_config=RolloutConfig(**argument), **keywords).config
 
     for name in DEFAULTS.keys() - LIMITS:
