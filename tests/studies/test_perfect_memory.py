@@ -1,7 +1,7 @@
 """What a memory of some steps allows in Dark Key-to-Door."""
 
 import pytest
-from studies.memory import returns_with_memory
+from studies.perfect_memory import returns_with_memory
 
 
 @pytest.mark.parametrize("crosses", [False, True])

@@ -2,7 +2,7 @@
 What a context can hold of Dark Key-to-Door: returns of agents that walk straight to where key and door last paid, as
 long as those steps are in the context, and otherwise search.
 
-    python scripts/studies/memory.py
+    python scripts/studies/perfect_memory.py
 """
 
 from __future__ import annotations
