@@ -11,7 +11,17 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ad_hf.evaluation.headlines import OF_GAIN, SHARES, learns_cell, number, steps_cell
-from ad_hf.evaluation.style import AD_COLOUR, GREY, INK, clean, new_figure, save, write_numbers
+from ad_hf.evaluation.style import (
+    AD_COLOUR,
+    GREY,
+    INK,
+    OTHER_COLOURS,
+    clean,
+    new_figure,
+    save,
+    write_number,
+    write_numbers,
+)
 from ad_hf.evaluation.summary import last_of
 from studies.study import Study
 
@@ -72,6 +82,9 @@ def plot_study(path: str | Path, study: Study, evaluation: Mapping[str, Any]) ->
     series: dict[str | None, list[str]] = {}
     for name, variant in study.variants.items():
         series.setdefault(variant.series, []).append(name)
+    if all(variant.place is not None for variant in study.variants.values()):
+        _plot_lines(path, study, evaluation, series)
+        return
     figure = new_figure(max(6.4, 1.2 + 0.62 * (len(study.variants) + len(series))), 4.0, NOTE_OF_DOTS)
     axes = figure.add_subplot()
     ticks: dict[float, str] = {}
@@ -98,12 +111,45 @@ def plot_study(path: str | Path, study: Study, evaluation: Mapping[str, Any]) ->
     save(figure, path)
 
 
-def _plot_series(axes: Axes, places: np.ndarray, ends: Sequence[Mapping[str, Any]], label: str | None) -> float:
+def _plot_lines(
+    path: str | Path, study: Study, evaluation: Mapping[str, Any], series: Mapping[str | None, Sequence[str]]
+) -> None:
+    """The same of a study whose series run over the same numbers: a line of each."""
+    figure = new_figure(7.6, 4.0, NOTE_OF_DOTS)
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    marks: set[float] = set()
+    for index, ((title, names), colour) in enumerate(zip(series.items(), (INK, *OTHER_COLOURS))):
+        places = np.array([study.variants[name].place for name in names], dtype=float)
+        marks |= set(places.tolist())
+        ends = [last_of(evaluation["agents"][name]) for name in names]
+        aside = 1.02 ** (index - (len(series) - 1) / 2)  # so that intervals do not hide each other
+        _plot_series(axes, places * aside, ends, title, colour, "o-")
+    if evaluation["optimal_return"] is not None:
+        axes.axhline(evaluation["optimal_return"], color=GREY, linestyle="--", linewidth=1.2, label="best possible")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(study.varied or "")
+    axes.set_ylabel("return, last ten episodes")
+    axes.set_xticks(sorted(marks), [write_number(mark) for mark in sorted(marks)])
+    axes.minorticks_off()
+    write_numbers(axes.yaxis)
+    clean(axes, study.title, beside="")
+    save(figure, path)
+
+
+def _plot_series(
+    axes: Axes,
+    places: np.ndarray,
+    ends: Sequence[Mapping[str, Any]],
+    label: str | None,
+    colour: str = AD_COLOUR,
+    style: str = "o",
+) -> float:
     """Draw what variants end at, and tell how low their intervals reach."""
     values = np.array([end["return"] for end in ends])
     bounds = np.array([end["return_interval"] for end in ends])
     errors = np.maximum(0, np.abs(bounds - values[:, None]).T)
-    axes.errorbar(places, values, errors, color=AD_COLOUR, fmt="o", markersize=7, linewidth=2, capsize=3, label=label)
+    axes.errorbar(places, values, errors, color=colour, fmt=style, markersize=7, linewidth=2, capsize=3, label=label)
     return float(bounds.min())
 
 

@@ -70,6 +70,8 @@ class Variant:
             What it is called in tables.
         series (`str`, *optional*):
             In a study that varies several things, which of them: a line of its own in the picture.
+        place (`float`, *optional*):
+            Its place on a logarithmic axis, in a study of several series over the same numbers.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Variant:
     rl2: dict[str, Any] | None = None
     label: str | None = None
     series: str | None = None
+    place: float | None = None
 
 
 @dataclass

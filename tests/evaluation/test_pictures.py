@@ -194,3 +194,20 @@ def test_each_thing_that_a_study_varies_is_a_line_of_its_own(make_summary, tmp_p
     ours = [container.lines[0].get_ydata().tolist() for container in axes.containers]
     assert ours == [[pytest.approx(end * 13 / 22) for end in pair] for pair in ((1.0, 2.0), (1.5, 2.5))]
     assert axes.title.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_series_over_the_same_numbers_are_lines(make_summary, tmp_path, saved_figures):
+    ends = {"full 100": 1.0, "full 400": 2.0, "mixed 100": 1.5, "mixed 400": 2.5}
+    variants = {name: Variant(series=name.split()[0], place=float(name.split()[1])) for name in ends}
+
+    plot_study(tmp_path / "study.png", Study("memory", "Layers", "", variants, varied="steps"), make_summary(ends))
+
+    (axes,) = saved_figures[0].axes
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "steps")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "400"]
+    lines = {container.get_label(): container.lines[0] for container in axes.containers}
+    assert {name: line.get_ydata().tolist() for name, line in lines.items()} == {
+        name: [pytest.approx(ends[f"{name} {steps}"] * 13 / 22) for steps in (100, 400)] for name in ("full", "mixed")
+    }
+    for line in lines.values():
+        assert line.get_xdata().tolist() == pytest.approx([100, 400], rel=0.02)
