@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, LinearAttentionCacheLayerMixin
 
 from .cache_ad import ADCache, ContextCache, States
+from .loading_ad import check_fits
 
 # The library's kinds of layers in which rows can stand at steps of their own. (A sliding layer would count slots as
 # steps.) Of them, those that attend.
@@ -97,6 +98,7 @@ class StepCache(ContextCache):
     """
 
     def __init__(self, tokens: torch.Tensor, batch: int, slots: int, dtype: torch.dtype) -> None:
+        check_fits(batch * slots * tokens.shape[-1] * dtype.itemsize, f"a context of num_envs={batch}")
         self.tokens = tokens.new_zeros((batch, slots, tokens.shape[-1]), dtype=dtype)
         self.lengths = torch.zeros(batch, dtype=torch.long)
 

@@ -7,11 +7,14 @@ begin anew or forget. [`~backbone_cache_ad.make_cache`] chooses the cache that s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from transformers import Cache
+
+from .loading_ad import check_fits
 
 States = list[tuple[torch.Tensor, ...]]  # of each layer, of shape (rows, heads, time, size) each
 
@@ -104,14 +107,19 @@ class ADCache(ContextCache, Cache):
         slides: bool = False,
     ) -> None:
         Cache.__init__(self, layers=[])
-        self.slots, self.slides, self.lengths = list(slots), slides, torch.zeros(batch, dtype=torch.long)
-        self.states: States = []
+        self.slots, self.slides = list(slots), slides
+        self._device = next(part.device for layer in states for part in layer)
+        kept: list[list[tuple[tuple[int, ...], torch.dtype]]] = []  # shapes and types of each layer
         for layer, number in zip(states, self.slots):
             slotted, rest = _divide(layer, number)
             shapes = [(batch, part.shape[1], number or 0, part.shape[3]) for part in slotted]
-            parts = [part.new_zeros(shape, dtype=dtype) for part, shape, dtype in zip(slotted, shapes, dtypes)]
-            self.states.append((*parts, *(part.new_zeros(batch, *part.shape[1:]) for part in rest)))
-        self._device = next(part.device for layer in states for part in layer)
+            kept.append([*zip(shapes, dtypes), *(((batch, *part.shape[1:]), part.dtype) for part in rest)])
+        size = sum(math.prod(shape) * dtype.itemsize for layer in kept for shape, dtype in layer)
+        check_fits(size, f"a context of num_envs={batch}")
+        self.lengths = torch.zeros(batch, dtype=torch.long)
+        self.states: States = [
+            tuple(torch.zeros(shape, dtype=dtype, device=self._device) for shape, dtype in layer) for layer in kept
+        ]
         self._rows: Any = slice(None)  # to which the step is written
         self._places: dict[int, tuple[Any, int, torch.Tensor | None]] = {}  # of layers of so many slots
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,18 +102,13 @@ class ADContext:
         self.length, self.dropped = context_sizes(model.config, self.config)
         self._forgets = not model.config.is_unbounded or self.config.context_drop is not None
         self._device, self._dtype = self._placement()
-        blocks: Any = model.config.backbone_config or model.config
-        width = model.config.hidden_size * (1 + 2 * (getattr(blocks, "num_hidden_layers", None) or 1))  # keys, values
-        check_fits(
-            width * num_envs * self.length * self._dtype.itemsize,
-            f"a context of num_envs={num_envs} and context_length={self.length}",
-        )
         self._decode, dtype = model.step_decoder(self.config, num_envs)
         self._planner = Planner(model, self._decode, self.config) if self.config.num_beams > 1 else None
         self._cache = make_cache(model, num_envs, self.length, dtype)
         self._tokens: torch.Tensor | None = None  # of the steps that are held, to encode them anew
         if self._forgets:
             shape = (num_envs, self.length, model.config.hidden_size)
+            check_fits(math.prod(shape) * self._dtype.itemsize, f"a context of num_envs={num_envs}")
             self._tokens = torch.zeros(shape, device=self._device, dtype=self._dtype)
         self._seeds = np.arange(num_envs, dtype=np.uint64) + np.array(self.config.seed, dtype=np.uint64)
         self._counters = np.zeros(num_envs, dtype=np.uint64)

@@ -248,7 +248,15 @@ def test_what_environments_return_that_do_not_act_may_be_anything(make_model):
         ({}, 1, {"context_drop": 17}, r"context_drop must be at most context_length \(16\), got 17"),
         ({}, 1, {"context_length": 4, "context_drop": 5}, r"context_drop must be at most context_length \(4\), got 5"),
         ({"sliding_window": 4}, 1, {"context_length": 8}, "context_length must be 16, as .* context_drop"),
-        ({}, 10**9, {}, r"num_envs=1000000000 and context_length=16 would take [\d,]+ bytes"),
+        *(
+            (layers, 10**9, {}, r"^a context of num_envs=1000000000 would take [\d,]+ bytes, .*: make it smaller")
+            for layers in (
+                {},
+                {"layer_types": ["linear_attention"] * 2},
+                {"backbone_config": LFM2},
+                {"backbone_config": BLOOM},
+            )
+        ),
         *(({}, number, {}, "num_envs must be a whole number") for number in ("2", 0, -1, True, 2.0, None)),
     ],
 )
