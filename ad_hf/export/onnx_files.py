@@ -16,6 +16,7 @@ from ad_hf.hub.models import load_model, run_recipe
 from ad_hf.model.attention_ad import ADAttention, ResidualLinear
 from ad_hf.model.blocks_ad import ADBlock
 from ad_hf.model.context_ad import context_sizes
+from ad_hf.model.linear_attention_ad import LinearAttention
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.model.step_ad import is_plain
 from ad_hf.own_recipe import recipe_of_model
@@ -66,7 +67,7 @@ def export_onnx(
         OSError: if there is no model, or nobody can write to the folder.
     """
     try:
-        from ad_hf.export.step_graph import INPUTS, OUTPUTS, step_graph
+        from ad_hf.export.step_graph import STEP, cache_of, step_graph
     except ImportError as error:
         raise ImportError('the export needs the package onnx: pip install "ad_hf[onnx]"') from error
     if precision not in ("fp16", "fp32"):
@@ -81,7 +82,10 @@ def export_onnx(
     if precision == "fp16" and not all(weight.isfinite().all() for weight in exported.half().parameters()):
         raise ValueError("the model has weights beyond what half precision holds: export it with precision='fp32'")
     exported.float()
-    description = {**describe_step(exported), "inputs": INPUTS, "outputs": OUTPUTS, **told}
+    description = describe_step(exported)
+    cache = cache_of(exported, description["window"])
+    description["cache"] = {name: {"type": kind, "shape": shape} for name, (kind, shape) in cache.items()}
+    description |= {"inputs": [*STEP, *cache], "outputs": ["logits", *(f"next_{name}" for name in cache)], **told}
     graph = step_graph(exported, description["window"], half=precision == "fp16")
     with atomic_path(folder / ONNX_FILE) as temporary:
         temporary.write_bytes(graph.SerializeToString(deterministic=True))
@@ -94,30 +98,21 @@ def describe_step(model: ADModel) -> dict[str, Any]:
     if model.backbone is not None:
         kind = model.backbone.config.model_type
         raise ValueError(f"only models of this package's own blocks are exported, this one has a {kind} backbone")
-    if len(kinds := set(model.config.kinds_of_layers)) > 1 or "linear_attention" in kinds:
-        raise ValueError(f"only models of full or of sliding attention alone are exported, got {sorted(kinds)}")
-    if not is_plain(model.blocks, {ADBlock, ADAttention, ResidualLinear}):
+    if not is_plain(model.blocks, {ADBlock, ADAttention, LinearAttention, ResidualLinear}):
         raise ValueError("the model has adapters, quantised layers or hooks: merge or remove them before the export")
     config, rollout = model.config, model.rollout_config.resolve()
     length, dropped = context_sizes(config, rollout)
-    slides = config.is_unbounded
-    if slides and rollout.context_drop is not None:
-        raise ValueError(
-            "a model whose attention slides is exported without context_drop: unset it in its rollout_config"
-        )
+    goes_on = config.is_unbounded and rollout.context_drop is None
     return {
         "format": FORMAT,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "observation_space": config.observation_space,
         "action_space": config.action_space,
         "no_action": model.head.no_action().tolist(),
-        "num_layers": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "head_dim": config.hidden_size // config.num_attention_heads,
-        "window": config.sliding_window if slides else length,
+        "window": config.sliding_window if goes_on else length,
         # Steps that are forgotten at once when the window is full, the others being encoded anew; with none, the
-        # window slides.
-        "context_drop": None if slides else dropped,
+        # window slides and states go on.
+        "context_drop": None if goes_on else dropped,
         "sampling": {name: getattr(rollout, name) for name in SAMPLING},
     }
 

@@ -1,13 +1,15 @@
 """
 One step of a model as a graph of ONNX: a step and the cache of the steps before it -> logits and the cache after it.
 
-The cache holds the keys and values of the last `window - 1` steps, the newest in the last slot. Keys are stored as
-they are before rotary positions turn them, and turned by their age when they are read: attention depends on the
-difference of two positions alone, so no position grows, and the angles stay exact however long a history becomes.
+Of layers that attend, the cache holds the keys and values of the last `window - 1` steps, the newest in the last slot.
+Keys are stored as they are before rotary positions turn them, and turned by their age when they are read: attention
+depends on the difference of two positions alone, so no position grows, and the angles stay exact however long a
+history becomes. Of linear attention, it holds the states.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ad_hf.model.attention_ad import rotary_tables
-from ad_hf.model.blocks_ad import ADBlock
 from ad_hf.model.embeddings_ad import (
     OUTLIER,
     CategoricalEmbedding,
@@ -25,12 +26,11 @@ from ad_hf.model.embeddings_ad import (
     VectorEmbedding,
     element_shape,
 )
+from ad_hf.model.linear_attention_ad import LinearAttention
 from ad_hf.model.modeling_ad import ADModel
 
 STEP = ("observations", "previous_actions", "previous_rewards", "episode_starts")
-STATES = ("keys", "values")
-CACHE = (*STATES, "length")  # from one step to the next
-INPUTS, OUTPUTS = (*STEP, *CACHE), ("logits", *(f"next_{name}" for name in CACHE))
+BATCH = "batch"
 OPSET, IR_VERSION = 18, 10
 UNSEEN = np.float32(-1e30)
 
@@ -135,85 +135,163 @@ def _embed(graph: Graph, embedding: StepEmbedding) -> str:
     )
 
 
-def _block(
-    graph: Graph, block: ADBlock, hidden: str, past: tuple[str, str], unseen: str, tables: Any
-) -> tuple[str, str, str]:
-    """Hidden states (batch, width) after a block, and its keys and values of all steps of the window."""
-    attention: Any = block.attention
-    heads, size = attention.num_heads, attention.head_dim
-    qkv = graph.linear(attention.qkv, graph.norm(block.attention_norm, hidden))
-    qkv = graph.node("Reshape", qkv, graph.constant([0, 3 * heads, 1, size]))
-    query, key, value = graph.nodes_of("Split", 3, qkv, axis=1, num_outputs=3)
-    query, key = (graph.norm(attention.query_key_norm, part) for part in (query, key))
-    keys, values = (graph.node("Concat", old, new, axis=2) for old, new in zip(past, (key, value)))
-    query = graph.turn(query, tuple(table[-1:] for table in tables))
-    query = graph.node("Mul", query, graph.constant(attention.scaling, np.float32))
-    turned = graph.node("Transpose", graph.turn(keys, tables), perm=[0, 1, 3, 2])
-    scores = graph.node("Where", unseen, graph.constant(UNSEEN), graph.node("MatMul", query, turned))
-    attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), values)
-    attended = graph.node("Reshape", attended, graph.constant([0, heads * size]))
-    hidden = graph.node("Add", hidden, graph.linear(attention.output, attended))
-    inner = graph.node("Relu", graph.linear(block.up, graph.norm(block.feed_forward_norm, hidden)))
-    return graph.node("Add", hidden, graph.linear(block.down, inner)), keys, values
+def cache_of(model: ADModel, window: int | None) -> dict[str, tuple[str, list[int | str]]]:
+    """What goes from one step to the next, by name: its type, and its shape with the batch by its name."""
+    attending = [block.attention for block in model.blocks if not isinstance(block.attention, LinearAttention)]
+    recurrent = [block.attention for block in model.blocks if isinstance(block.attention, LinearAttention)]
+    cache: dict[str, tuple[str, list[int | str]]] = {}
+    if attending and window is not None:
+        states = [len(attending), BATCH, attending[0].num_heads, window - 1, attending[0].head_dim]
+        cache |= {"keys": ("float32", states), "values": ("float32", states), "length": ("int32", [BATCH])}
+    if recurrent:
+        size = recurrent[0].head_dim
+        cache["memories"] = ("float32", [len(recurrent), BATCH, recurrent[0].num_heads, size, size])
+    return cache
 
 
-def step_graph(model: ADModel, window: int, half: bool) -> onnx.ModelProto:
+class _Attention:
+    """
+    Layers that attend, in a graph.
+
+    Args:
+        graph (`Graph`):
+            The graph.
+        model ([`ADModel`]):
+            The model.
+        window (`int`):
+            Steps that the cache and the present step hold.
+        pasts (`list[list[str]]`):
+            Keys and values before the step, each of all such layers.
+    """
+
+    def __init__(self, graph: Graph, model: ADModel, window: int, pasts: list[list[str]]) -> None:
+        self.graph, self.window, self.pasts = graph, window, list(zip(*pasts))
+        self.after: dict[str, list[str]] = {"keys": [], "values": []}
+        sees: Any = model.config.sliding_window
+        head_dim = model.config.hidden_size // model.config.num_attention_heads
+        rotary = rotary_tables(torch.arange(window), head_dim, model.config.rope_theta, torch.float32, torch.float64)
+        self.tables = tuple(table.squeeze(1).numpy() for table in rotary)  # (window, head_dim)
+        ages = np.arange(window - 1, -1, -1)
+        missing = graph.node("Unsqueeze", "length", graph.constant([1, 2, 3]))
+        missing = graph.node("Greater", graph.constant(ages, np.int32), missing)
+        self.unseen = {"full_attention": missing, "sliding_attention": missing}
+        if sees is not None and sees < window:
+            old = graph.constant(ages >= sees, np.bool_)
+            self.unseen["sliding_attention"] = graph.node("Or", missing, old)
+
+    def step(self, layer: Any, inputs: str, kind: str) -> str:
+        """Outputs (batch, width) of the next such layer, before its last map."""
+        graph, heads, size = self.graph, layer.num_heads, layer.head_dim
+        qkv = graph.node("Reshape", graph.linear(layer.qkv, inputs), graph.constant([0, 3 * heads, 1, size]))
+        query, key, value = graph.nodes_of("Split", 3, qkv, axis=1, num_outputs=3)
+        query, key = (graph.norm(layer.query_key_norm, part) for part in (query, key))
+        past = self.pasts[len(self.after["keys"])]
+        keys, values = (graph.node("Concat", old, new, axis=2) for old, new in zip(past, (key, value)))
+        query = graph.turn(query, tuple(table[-1:] for table in self.tables))
+        query = graph.node("Mul", query, graph.constant(layer.scaling, np.float32))
+        turned = graph.node("Transpose", graph.turn(keys, self.tables), perm=[0, 1, 3, 2])
+        scores = graph.node("MatMul", query, turned)
+        scores = graph.node("Where", self.unseen[kind], graph.constant(UNSEEN), scores)
+        attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), values)
+        kept = [graph.constant([each]) for each in (1, self.window, 2)]
+        for name, part in (("keys", keys), ("values", values)):
+            self.after[name].append(graph.node("Slice", part, *kept))
+        return graph.node("Reshape", attended, graph.constant([0, heads * size]))
+
+
+class _Recurrence:
+    """Layers of linear attention, in a graph: `delta_step`, with the states (batch, heads, size, size) before it."""
+
+    def __init__(self, graph: Graph, states: list[str]) -> None:
+        self.graph, self.states, self.after = graph, states, list[str]()
+
+    def step(self, layer: LinearAttention, inputs: str) -> str:
+        """Outputs (batch, width) of the next such layer, before its last map."""
+        graph, heads, size = self.graph, layer.num_heads, layer.head_dim
+        state = self.states[len(self.after)]
+        qkv = graph.node("Reshape", graph.linear(layer.qkv, inputs), graph.constant([0, 3 * heads, size, 1]))
+        query, key, value = graph.nodes_of("Split", 3, qkv, axis=1, num_outputs=3)
+        rows = [graph.node("Transpose", part, perm=[0, 1, 3, 2]) for part in (query, key)]
+        scale = graph.constant(np.full(size, size**-0.5), np.float32)
+        query, key = (graph.node("LayerNormalization", part, scale, axis=-1, epsilon=layer.epsilon) for part in rows)
+        gates = graph.node("Sigmoid", graph.linear(layer.gates, inputs))
+        gates = graph.node("Reshape", gates, graph.constant([0, 2 * heads, 1, 1]))
+        strength, decay = graph.nodes_of("Split", 2, gates, axis=1, num_outputs=2)
+        decay = graph.node("Mul", decay, graph.constant(layer.least_decay - 1, np.float32))
+        decay = graph.node("Exp", graph.node("Sub", decay, graph.constant(layer.least_decay, np.float32)))
+        state = graph.node("Mul", state, decay)
+        recalled = graph.node("MatMul", state, graph.node("Transpose", key, perm=[0, 1, 3, 2]))
+        update = graph.node("Mul", strength, graph.node("Sub", value, recalled))
+        state = graph.node("Add", state, graph.node("MatMul", update, key))
+        self.after.append(state)
+        answer = graph.node("MatMul", state, graph.node("Transpose", query, perm=[0, 1, 3, 2]))
+        return graph.node("Reshape", answer, graph.constant([0, heads * size]))
+
+
+def step_graph(model: ADModel, window: int | None, half: bool) -> onnx.ModelProto:
     """
     The graph of a step.
 
     Args:
         model ([`ADModel`]):
             A model of this package's own blocks.
-        window (`int`):
-            Steps that a step sees, itself included.
+        window (`int`, *optional*):
+            Steps that a step sees, itself included, in layers that attend to all that are held.
         half (`bool`):
             Whether weights are stored in half precision.
 
     Returns:
         `onnx.ModelProto` with inputs `observations` and `previous_actions` (batch, ...), int32 of discrete spaces;
-        `previous_rewards` (batch,); `episode_starts` (batch,), int32; `keys` and `values` (layers, batch, heads,
-        window - 1, head_dim); and `length` (batch,), int32, the number of steps in these. Its outputs are `logits`
-        (batch, n), and `next_keys`, `next_values` and `next_length` for the next step.
+        `previous_rewards` (batch,); `episode_starts` (batch,), int32; with layers that attend, `keys` and `values`
+        (layers, batch, heads, window - 1, head_dim) and `length` (batch,), int32, the number of steps in these; and
+        with linear attention `memories` (layers, batch, heads, head_dim, head_dim). Its outputs are `logits`
+        (batch, n), and `next_keys` and so on for the next step.
     """
-    graph, blocks = Graph(half), list(model.blocks)
-    head_dim = blocks[0].attention.head_dim
-    rotary = rotary_tables(torch.arange(window), head_dim, model.config.rope_theta, torch.float32, torch.float64)
-    tables = tuple(table.squeeze(1).numpy() for table in rotary)  # (window, head_dim)
-    hidden = _embed(graph, model.embedding)
-    ages = graph.constant(np.arange(window - 1, -1, -1), np.int32)
-    unseen = graph.node("Greater", ages, graph.node("Unsqueeze", CACHE[2], graph.constant([1, 2, 3])))
-    pasts = [graph.nodes_of("Split", len(blocks), name, axis=0, num_outputs=len(blocks)) for name in STATES]
-    first, now = graph.constant([0]), {name: list[str]() for name in STATES}
-    for block, *past in zip(blocks, *pasts):
-        keys, values = (graph.node("Squeeze", part, first) for part in past)
-        hidden, *states = _block(graph, block, hidden, (keys, values), unseen, tables)
-        for name, part in zip(STATES, states):
-            kept = graph.node("Slice", part, graph.constant([1]), graph.constant([window]), graph.constant([2]))
-            now[name].append(graph.node("Unsqueeze", kept, first))
-    one, most = (graph.constant(number, np.int32) for number in (1, window - 1))
-    results = [
-        graph.linear(model.head.linear, graph.norm(model.norm, hidden)),
-        *(graph.node("Concat", *parts, axis=0) for parts in now.values()),
-        graph.node("Min", graph.node("Add", CACHE[2], one), most),
-    ]
-    for result, name in zip(results, OUTPUTS):
+    graph, cache = Graph(half), cache_of(model, window)
+    hidden, parts, first = _embed(graph, model.embedding), dict[str, list[str]](), graph.constant([0])
+    for name in [name for name in cache if name != "length"]:
+        number = int(cache[name][1][0])
+        layers = graph.nodes_of("Split", number, name, axis=0, num_outputs=number)
+        parts[name] = [graph.node("Squeeze", layer, first) for layer in layers]
+    recurrence = _Recurrence(graph, parts.get("memories", []))
+    if "keys" in cache and window is not None:
+        attention = _Attention(graph, model, window, [parts["keys"], parts["values"]])
+    for block, kind in zip(model.blocks, model.config.kinds_of_layers):
+        inputs = graph.norm(block.attention_norm, hidden)
+        if isinstance(block.attention, LinearAttention):
+            attended = recurrence.step(block.attention, inputs)
+        else:
+            attended = attention.step(block.attention, inputs, kind)
+        hidden = graph.node("Add", hidden, graph.linear(block.attention.output, attended))
+        inner = graph.node("Relu", graph.linear(block.up, graph.norm(block.feed_forward_norm, hidden)))
+        hidden = graph.node("Add", hidden, graph.linear(block.down, inner))
+    after = {"memories": recurrence.after} | (attention.after if "keys" in cache else {})
+    results = {"logits": graph.linear(model.head.linear, graph.norm(model.norm, hidden))}
+    for name in cache:
+        if name == "length":
+            one, most = (graph.constant(number, np.int32) for number in (1, window - 1))  # type: ignore[operator]
+            results[f"next_{name}"] = graph.node("Min", graph.node("Add", name, one), most)
+        else:
+            layers = [graph.node("Unsqueeze", part, first) for part in after[name]]
+            results[f"next_{name}"] = graph.node("Concat", *layers, axis=0)
+    for name, result in results.items():
         graph.nodes.append(helper.make_node("Identity", [result], [name]))
-    return _whole(graph, model, window)
+    return _whole(graph, model, cache)
 
 
-def _whole(graph: Graph, model: ADModel, window: int) -> onnx.ModelProto:
+def _whole(graph: Graph, model: ADModel, cache: Mapping[str, tuple[str, list[int | str]]]) -> onnx.ModelProto:
     """The model of a graph, checked."""
     spaces: list[Any] = [model.config.observation_space, model.config.action_space]
-    attention, batch = model.blocks[0].attention, "batch"
-    states = [len(model.blocks), batch, attention.num_heads, window - 1, attention.head_dim]
-    kinds = [TensorProto.FLOAT if space["type"] == "Box" else TensorProto.INT32 for space in spaces]
-    shapes: list[list[Any]] = [[batch, *element_shape(space)] for space in spaces]
-    inputs = [*zip(kinds, shapes), (TensorProto.FLOAT, [batch]), (TensorProto.INT32, [batch])]
-    cache = [*[(TensorProto.FLOAT, states)] * 2, (TensorProto.INT32, [batch])]
-    outputs = [(TensorProto.FLOAT, [batch, model.head.linear.out_features]), *cache]
+    step: list[tuple[str, list[int | str]]]
+    kinds = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+    step = [("float32" if space["type"] == "Box" else "int32", [BATCH, *element_shape(space)]) for space in spaces]
+    step += [("float32", [BATCH]), ("int32", [BATCH])]
+    inputs = {**dict(zip(STEP, step)), **cache}
+    outputs: dict[str, tuple[str, list[int | str]]] = {"logits": ("float32", [BATCH, model.head.linear.out_features])}
+    outputs |= {f"next_{name}": each for name, each in cache.items()}
     declared = [
-        [helper.make_tensor_value_info(name, *kind) for name, kind in zip(names, kinds_and_shapes)]
-        for names, kinds_and_shapes in ((INPUTS, [*inputs, *cache]), (OUTPUTS, outputs))
+        [helper.make_tensor_value_info(name, kinds[kind], shape) for name, (kind, shape) in values.items()]
+        for values in (inputs, outputs)
     ]
     proto = helper.make_graph(graph.nodes, "step", declared[0], declared[1], list(graph.constants.values()))
     opset = helper.make_opsetid("", OPSET)
@@ -222,4 +300,4 @@ def _whole(graph: Graph, model: ADModel, window: int) -> onnx.ModelProto:
     return whole
 
 
-__all__ = ["INPUTS", "OUTPUTS", "step_graph"]
+__all__ = ["BATCH", "STEP", "cache_of", "step_graph"]

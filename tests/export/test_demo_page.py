@@ -89,9 +89,10 @@ def test_the_page_acts_as_python_does_for_the_same_seed(address, browser):
     )
     description = json.loads((COMMITTED / "model.json").read_text())
     session = onnxruntime.InferenceSession(COMMITTED / "model.onnx")
-    shape = [description[name] for name in ("num_layers", "num_heads", "window", "head_dim")]
-    states = np.zeros((shape[0], 1, shape[1], shape[2] - 1, shape[3]), np.float32)
-    cache = {"keys": states, "values": states, "length": np.zeros(1, np.int32)}
+    cache = {
+        name: np.zeros([1 if size == "batch" else size for size in each["shape"]], each["type"])
+        for name, each in description["cache"].items()
+    }
     config = RolloutConfig(**description["sampling"]).resolve()
     envs = DarkRoomVectorEnv(1, goal=[(7, 6)], **description["family"]["env_kwargs"])
     observations, _ = envs.reset()

@@ -34,10 +34,10 @@ class Steps:
         self.clear()
 
     def clear(self):
-        sizes = [self.description[name] for name in ("num_layers", "num_heads", "window", "head_dim")]
-        shape = (sizes[0], self.rows, sizes[1], sizes[2] - 1, sizes[3])
-        self.cache = {name: np.zeros(shape, np.float32) for name in ("keys", "values")}
-        self.cache["length"] = np.zeros(self.rows, np.int32)
+        self.cache = {
+            name: np.zeros([self.rows if size == "batch" else size for size in each["shape"]], each["type"])
+            for name, each in self.description["cache"].items()
+        }
 
     def run(self, step):
         logits, *cache = self.session.run(self.description["outputs"], {**step, **self.cache})
@@ -89,9 +89,13 @@ def test_a_window_that_slides_stays_exact_long_after_it_is_full(sliding):
     assert 1e-5 < rounded.max() < 0.05
 
 
-def test_a_full_context_is_encoded_anew_as_a_rollout_does(tmp_path):
-    model = small_model(sliding_window=None)
-    assert largest_difference(export_onnx(model, tmp_path, precision="fp32"), model, 200).max() < 1e-4
+@pytest.mark.parametrize("context_drop", [None, 5])
+@pytest.mark.parametrize("layers", ["full", "sliding", "linear", "sliding linear", "linear full", "full sliding"])
+def test_every_kind_of_layer_is_the_one_of_a_rollout(tmp_path, layers, context_drop):
+    kinds = [f"{kind}_attention" for kind in (layers.split() * 2)[:2]]
+    model = small_model(layer_types=kinds, sliding_window=7 if "sliding" in layers else None)
+    model.rollout_config.context_drop = context_drop
+    assert largest_difference(export_onnx(model, tmp_path, precision="fp32"), model, 150).max() < 1e-4
 
 
 def test_the_file_tells_nothing_of_the_machine_and_is_the_same_each_time(sliding, tmp_path):

@@ -41,10 +41,11 @@ export class Context {
   }
 
   clear() {
-    const { num_layers, num_heads, window, head_dim } = this.description;
-    const shape = [num_layers, 1, num_heads, window - 1, head_dim];
-    const states = () => new this.ort.Tensor("float32", new Float32Array(shape.reduce((a, b) => a * b)), shape);
-    this.cache = { keys: states(), values: states(), length: this.integers([0]) };
+    const arrays = { float32: Float32Array, int32: Int32Array };
+    this.cache = Object.fromEntries(Object.entries(this.description.cache).map(([name, { type, shape }]) => {
+      const sizes = shape.map((size) => (size === "batch" ? 1 : size));
+      return [name, new this.ort.Tensor(type, new arrays[type](sizes.reduce((a, b) => a * b)), sizes)];
+    }));
   }
 
   integers(values, shape = [1]) {
@@ -59,7 +60,7 @@ export class Context {
       episode_starts: this.integers([step.start ? 1 : 0]),
       ...this.cache,
     });
-    this.cache = { keys: out.next_keys, values: out.next_values, length: out.next_length };
+    this.cache = Object.fromEntries(Object.keys(this.cache).map((name) => [name, out[`next_${name}`]]));
     return out.logits.data;
   }
 
