@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,16 @@ class _Loop:
                 self._finish_step(done, trainer.unvalidated)
                 if self._signal():  # again
                     self._save(done)
+            tokens, seconds = 0, 0.0  # of updates alone, since the last line of metrics
             for step in range(done + 1, self.config.max_steps + 1):
+                start = time.perf_counter()
                 loss = trainer.update(batches, step)
                 bar.update(tokens_per_step)
-                self._finish_step(step, self._numbers(step, loss, bar))
+                numbers = self._numbers(step, loss, bar)
+                tokens, seconds = tokens + tokens_per_step, seconds + time.perf_counter() - start
+                if numbers:
+                    numbers["tokens_per_second"], tokens, seconds = round(tokens / seconds, 1), 0, 0.0
+                self._finish_step(step, numbers)
                 self._save(step)
 
     def _judge(self) -> None:
@@ -143,7 +150,6 @@ class _Loop:
             **{f"loss/{name}": float(total / count) for name, (total, count) in families.items()},
             "epoch": round(epochs, 4),
             "learning_rate": trainer.schedulers[0].get_last_lr()[0],
-            "tokens_per_second": bar.format_dict["rate"] or 0.0,
         }
 
     def _finish_step(self, step: int, numbers: dict[str, Any]) -> None:

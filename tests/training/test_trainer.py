@@ -43,6 +43,8 @@ def test_a_run_leaves_its_recipe_metrics_and_model(tiny_run, tiny_recipe):
     assert ad_hf.load_recipe(tiny_run / "recipe.yaml") == settled
     assert [line["step"] for line in metrics(tiny_run)] == list(range(1, 21))
     assert [line["step"] for line in metrics(tiny_run) if "validation_return" in line] == [10, 20]
+    lines = (tiny_run / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["tokens_per_second"] > 0 for line in lines)
     model = ad_hf.ADModel.from_pretrained(tiny_run / "model")
     assert model.rollout_config.num_episodes == tiny_recipe.rollout.num_episodes
 
