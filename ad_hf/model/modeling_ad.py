@@ -1,23 +1,20 @@
 """The Algorithm Distillation model: a causal transformer over the steps of a learning history."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_ad import ADAttention, ResidualLinear, additive_mask, band_mask, rotary_tables
+from .attention_ad import ADAttention, ResidualLinear
 from .backbone_cache_ad import BackboneCache, StepCache, library_cache, states_of, takes_rows_of_own_length
 from .blocks_ad import ADBlock
 from .cache_ad import ADCache, Carry, States
@@ -26,26 +23,18 @@ from .dynamics_ad import DynamicsHead, DynamicsLayer
 from .embeddings_ad import StepEmbedding, check_inputs
 from .heads_ad import make_head
 from .linear_attention_ad import LinearAttention
-from .loading_ad import check_files, check_loaded, check_memory, check_trusted
+from .loading_ad import check_memory, check_trusted
+from .masks_ad import MaskMixin
 from .rollout_ad import RolloutMixin
 from .rollout_config_ad import RolloutConfig
+from .saving_ad import SavingMixin
 from .step_ad import StepDecoder, choose_products, is_plain
-
-# On CPUs, explicit attention (two batched matmuls and a softmax) trains twice as fast as the fused kernel at windows
-# of some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
-EAGER_CPU_WINDOW = 512
 
 # Arguments that every model's forward pass takes.
 TRANSFORMERS_KWARGS = {*TransformersKwargs.__annotations__, "use_cache"}
 
 # Classes of the blocks beside torch's own.
 OWN_LAYERS = {ADBlock, ADAttention, LinearAttention, ResidualLinear}
-
-# Arguments of from_pretrained that are not settings of the configuration, and those that say where files are.
-NOT_OF_CONFIG = ("state_dict", "dtype", "torch_dtype", "quantization_config", "trust_remote_code")
-# Arguments with which a user takes over the checks of weights.
-LENIENT = ("output_loading_info", "ignore_mismatched_sizes", "state_dict", "gguf_file", "quantization_config")
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class ADPreTrainedModel(PreTrainedModel):
@@ -109,7 +98,7 @@ class ADOutput(ModelOutput):
     losses: dict[str, torch.Tensor] | None = None
 
 
-class ADModel(ADPreTrainedModel, RolloutMixin):
+class ADModel(SavingMixin, MaskMixin, ADPreTrainedModel, RolloutMixin):
     """
     A causal transformer that continues learning histories, one token per step: embed(observation_t) +
     embed(action_{t-1}) + embed(reward_{t-1}) + embed(episode_start_t) -> decoder -> distribution of action_t.
@@ -156,14 +145,6 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         self.config.automatic_attention = False
         if self.backbone is not None:
             self.backbone.set_attn_implementation(attn_implementation, allow_all_kernels)
-
-    def attention_implementation(self, window: int, device: torch.device, output_attentions: bool = False) -> str:
-        """Name of the attention implementation for a window of so many steps on a device."""
-        if output_attentions:  # which no other implementation has
-            return "eager"
-        if not self.config.automatic_attention:
-            return self.config._attn_implementation
-        return "eager" if device.type == "cpu" and window <= EAGER_CPU_WINDOW else "sdpa"
 
     @can_return_tuple
     def forward(
@@ -378,130 +359,6 @@ class ADModel(ADPreTrainedModel, RolloutMixin):
         for kind, block in zip(self.config.kinds_of_layers, self.blocks):
             tokens = block(tokens, **arguments[kind], earlier=past_key_values)
         return self.norm(tokens)
-
-    def _block_arguments(
-        self, tokens: torch.Tensor, past: ADCache | Carry | None, output_attentions: bool = False
-    ) -> dict[str, dict[str, Any]]:
-        """
-        Arguments of the blocks beside hidden states (batch, time, width), by their kind: positions, mask,
-        implementation.
-        """
-        config, time, dtype, device = self.config, tokens.shape[1], tokens.dtype, tokens.device
-        positions = past.append() if isinstance(past, ADCache) else torch.arange(time)
-        if isinstance(past, Carry):
-            positions = past.lengths.unsqueeze(1) + positions
-        kinds = config.kinds_of_layers
-        arguments: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
-        attending = [kind for kind in arguments if kind != "linear_attention"]
-        if not attending:
-            return arguments
-        # Positions grow without bounds where a window slides, beyond float32's resolution of angles.
-        angle_dtype = torch.float32 if config.sliding_window is None else torch.float64
-        positions = positions if angle_dtype == torch.float64 else positions.to(device)
-        head_dim = config.hidden_size // config.num_attention_heads
-        tables = rotary_tables(positions, head_dim, config.rope_theta, dtype, angle_dtype)
-        rotary = tuple(table.to(device) for table in tables)
-        for kind in attending:
-            window: Any = config.sliding_window if kind == "sliding_attention" else None
-            seen = time + (window - 1 if isinstance(past, Carry) else 0)
-            implementation = self.attention_implementation(seen, device, output_attentions)
-            if isinstance(past, ADCache):
-                unseen = past.seen(kinds.index(kind))
-                mask: Any = None if unseen is None else additive_mask(~unseen[:, None, None], dtype)
-            elif isinstance(past, Carry):
-                mask = additive_mask(past.unseen(time, window).to(device), dtype)
-            elif (
-                self.config.automatic_attention
-                and implementation == "sdpa"
-                and window
-                and time >= max(3 * window, EAGER_CPU_WINDOW + 1)
-            ):  # on a GPU, too, where windows of the usual length stay with the fused kernel
-                implementation, mask = "banded", band_mask(time, window, tokens)
-            else:
-                mask = self._mask(tokens, window, implementation)
-            arguments[kind] = {
-                **{"rotary": rotary, "attention_mask": mask},
-                "attention_implementation": implementation,
-            }
-        return arguments
-
-    def _mask(self, tokens: torch.Tensor, window: Any, implementation: str) -> Any:
-        """The mask of whole windows (batch, time, width) for an attention implementation."""
-        time, automatic = tokens.shape[1], self.config.automatic_attention
-        if implementation == "eager" or (automatic and window is not None):
-            steps = torch.arange(time, device=tokens.device)
-            ago = steps.unsqueeze(1) - steps
-            return additive_mask((ago < 0) | (ago >= (window or time)), tokens.dtype)
-        if automatic:
-            return None  # sdpa is causal by itself
-        # Padding stands at the end, where no step sees it: one mask serves the whole batch.
-        make_mask = create_causal_mask if window is None else create_sliding_window_causal_mask
-        return make_mask(self.config, tokens[:1], attention_mask=None, past_key_values=None)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save weights and configuration as every model of transformers, and `rollout_config.json` beside them."""
-        main = kwargs.get("is_main_process", True)
-        if main:  # first, so that push_to_hub=True takes it along
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            self.rollout_config.save_pretrained(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if main:  # safetensors makes files for their owner alone; others may read them as the files beside them
-            mode = Path(save_directory, CONFIG_NAME).stat().st_mode
-            for weights in Path(save_directory).glob("model*.safetensors"):
-                weights.chmod(mode)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """
-        Load a model as every model of transformers, and its `rollout_config.json` if there is one.
-
-        Weights are read from safetensors. They must be whole, finite and those of the configuration, unless
-        `state_dict`, `ignore_mismatched_sizes=True`, `output_loading_info=True` or a quantisation says otherwise.
-
-        Raises:
-            ValueError: for weights that are missing, unexpected, of another shape, or not finite; for unknown
-                settings; and for a configuration that can run other people's code without `trust_remote_code=True`.
-            OSError: for files that are not there, or damaged.
-        """
-        path = pretrained_model_name_or_path
-        check_files(path, kwargs.get("subfolder") or "")
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        kwargs = cls._with_config(path, hub, kwargs)
-        check_trusted(kwargs["config"], path)
-        wants_info = kwargs.get("output_loading_info", False)
-        lenient = any(kwargs.get(name) not in (None, False) for name in LENIENT)
-        lenient |= hasattr(kwargs["config"], "quantization_config")
-        if path is not None and kwargs.get("gguf_file") is None:
-            kwargs.setdefault("use_safetensors", True)  # other files can hold pickles
-        kwargs["output_loading_info"] = True
-        if not lenient:
-            kwargs["ignore_mismatched_sizes"] = True  # so that all of them are told
-        loaded: Any = super().from_pretrained(path, *args, **kwargs)
-        model, info = loaded
-        if not lenient:
-            check_loaded(path, model, info)
-        if path is not None:
-            model.rollout_config = RolloutConfig.from_pretrained(path, **hub)
-        revision = kwargs.get("revision")
-        model.loaded_revision = getattr(revision, "resolved", revision)  # Auto classes resolve it to a commit
-        return (model, info) if wants_info else model
-
-    @classmethod
-    def _with_config(cls, path: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `from_pretrained` with the configuration, once it is clear whether that is trusted."""
-        config = kwargs.pop("config", None)
-        if not isinstance(config, PreTrainedConfig):
-            place = path if config is None else config
-            others = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, *NOT_OF_CONFIG) if name in kwargs}
-            try:
-                config, kwargs = ADConfig.from_pretrained(place, return_unused_kwargs=True, **hub, **kwargs)
-            except ValueError as error:
-                raise ValueError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
-            kwargs |= others
-        config = copy.deepcopy(config)
-        if kwargs.get("trust_remote_code") is True:
-            config.untrusted = []
-        return {**kwargs, "config": config}
 
 
 if __package__ == "ad_hf.model":  # a copy beside a model is registered by the Auto class that loads it

@@ -7,7 +7,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ad_hf.model.attention_ad import rotary_tables
-from ad_hf.model.modeling_ad import EAGER_CPU_WINDOW, ADModel
+from ad_hf.model.masks_ad import EAGER_CPU_WINDOW
+from ad_hf.model.modeling_ad import ADModel
 
 
 @pytest.mark.parametrize("window", [1, 2, 33])
