@@ -12,6 +12,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .cache_ad import ADCache, Carry
 from .configuration_ad import ADConfig
 
+# Steps of a block of sliding attention: longer ones compute more that nobody sees, shorter ones keep CPUs less busy.
+LARGEST_BLOCK = 128
+
 
 def eager_attention_forward(
     module: nn.Module,
@@ -47,27 +50,27 @@ def banded_attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """
-    Sliding attention at a cost that grows with time times window: each block of as many steps as the window sees
-    itself and the block before. The mask (blocks, window, 2 window) is of `band_mask`.
+    Sliding attention at a cost that grows with time times window: each block of steps sees itself and the steps before
+    it that the window of its first one holds. The mask (blocks, size, window - 1 + size) is of `band_mask`.
     """
-    blocks, window, _ = attention_mask.shape
-    time, padding = query.shape[2], blocks * window - query.shape[2]
-    query, key, value = (
-        F.pad(part, (0, 0, 0, padding)).unflatten(2, (blocks, window)) for part in (query, key, value)
-    )
-    key, value = (torch.cat([part.roll(1, dims=2), part], dim=3) for part in (key, value))
-    weights = torch.matmul(query * scaling, key.mT).add_(attention_mask)
+    blocks, size, span = attention_mask.shape
+    time, padding = query.shape[2], blocks * size - query.shape[2]
+    query = F.pad(query, (0, 0, 0, padding)).unflatten(2, (blocks, size))
+    key, value = (F.pad(part, (0, 0, span - size, padding)).unfold(2, span, size) for part in (key, value))
+    weights = torch.matmul(query * scaling, key).add_(attention_mask)
     weights = F.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
-    return torch.matmul(weights, value).flatten(2, 3)[:, :, :time].transpose(1, 2), None
+    return torch.matmul(weights, value.mT).flatten(2, 3)[:, :, :time].transpose(1, 2), None
 
 
 def band_mask(time: int, window: int, like: torch.Tensor) -> torch.Tensor:
     """The mask of `banded_attention_forward`, of the type and on the device of another tensor."""
-    steps, seen = torch.arange(window, device=like.device), torch.arange(-window, window, device=like.device)
+    size = min(window, LARGEST_BLOCK)
+    steps = torch.arange(size, device=like.device)
+    seen = torch.arange(1 - window, size, device=like.device)  # both from a block's first step on
     ago = steps.unsqueeze(1) - seen
-    mask = additive_mask((ago < 0) | (ago >= window), like.dtype).repeat(-(-time // window), 1, 1)
-    mask[0, :, :window] = torch.finfo(like.dtype).min  # nothing is before the first block
-    return mask
+    starts = torch.arange(0, time, size, device=like.device)
+    missing = (starts.unsqueeze(1) + seen < 0).unsqueeze(1)  # nothing is before the first step
+    return additive_mask((ago < 0) | (ago >= window) | missing, like.dtype)
 
 
 def rotary_tables(
