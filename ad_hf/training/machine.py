@@ -22,6 +22,7 @@ from ad_hf.model.loading_ad import check_fits
 from ad_hf.training.config import TrainingConfig
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+SMALL = 128  # rows of matrices whose product takes milliseconds on any machine
 LONGEST_WAIT = timedelta(hours=6)  # of other processes, for the one that validates
 
 logger = get_logger(__name__)
@@ -92,7 +93,9 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
         return ("bf16" if supported else "no"), f"{torch.cuda.get_device_name(device)}, bf16 units: {supported}"
     if device.type != "cpu":
         return "no", f"float32 on {device.type}"
-    half, full = matmul_flops(torch.bfloat16), matmul_flops(torch.float32)
+    half, full = (matmul_flops(dtype, size=SMALL) for dtype in (torch.bfloat16, torch.float32))
+    if 4 * half > full:  # else it is emulated, and large products would take half a minute to tell
+        half, full = matmul_flops(torch.bfloat16), matmul_flops(torch.float32)
     figures = f"matmul {half / 1e9:.0f} GFLOP/s in bfloat16, {full / 1e9:.0f} in float32"
     return ("bf16" if half > 1.3 * full else "no"), figures
 
