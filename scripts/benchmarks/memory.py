@@ -26,6 +26,7 @@ from ad_hf.model.context_ad import ADContext
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.progress import ProgressBar
 from ad_hf.storage.files import write_text
+from ad_hf.training.machine import choose_precision
 
 SPACES: dict[str, Any] = {
     "observation_space": {"type": "MultiDiscrete", "nvec": [9, 9]},
@@ -63,15 +64,15 @@ def random_steps(batch: int, time_: int) -> dict[str, torch.Tensor]:
     }
 
 
-def training_rates(length: int, repeats: int) -> dict[str, float]:
-    """Tokens per second of forward and backward passes in bfloat16, by kind of layers."""
+def training_rates(length: int, repeats: int, precision: str) -> dict[str, float]:
+    """Tokens per second of forward and backward passes, by kind of layers."""
     batch = random_steps(max(1, TOKENS // length), length)
     models = {kind: make_model(kind, length).train() for kind in KINDS}
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for repeat in range(repeats + 1):
         for kind, model in models.items():
             start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss = model(**batch).loss
             loss.backward()
             model.zero_grad()
@@ -202,9 +203,10 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, help="where memory_cost.json and memory_cost.png go")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    figures: dict[str, Any] = {"threads": arguments.threads, "training": {}, "rollout": {}}
+    precision, _ = choose_precision(torch.device("cpu"))
+    figures: dict[str, Any] = {"threads": arguments.threads, "precision": precision, "training": {}, "rollout": {}}
     for length in arguments.lengths:
-        figures["training"][str(length)] = training_rates(length, arguments.repeats)
+        figures["training"][str(length)] = training_rates(length, arguments.repeats, precision)
         print(json.dumps({"part": "training", "length": length, **figures["training"][str(length)]}), flush=True)
         figures["rollout"][str(length)] = rollout_rates(length, num_envs=16, steps=40)
         print(json.dumps({"part": "rollout", "length": length, **figures["rollout"][str(length)]}), flush=True)
