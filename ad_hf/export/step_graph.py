@@ -18,6 +18,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ad_hf.model.attention_ad import rotary_tables
+from ad_hf.model.configuration_ad import FULL, SLIDING
 from ad_hf.model.embeddings_ad import (
     OUTLIER,
     CategoricalEmbedding,
@@ -174,10 +175,10 @@ class _Attention:
         ages = np.arange(window - 1, -1, -1)
         missing = graph.node("Unsqueeze", "length", graph.constant([1, 2, 3]))
         missing = graph.node("Greater", graph.constant(ages, np.int32), missing)
-        self.unseen = {"full_attention": missing, "sliding_attention": missing}
+        self.unseen = {FULL: missing, SLIDING: missing}
         if sees is not None and sees < window:
             old = graph.constant(ages >= sees, np.bool_)
-            self.unseen["sliding_attention"] = graph.node("Or", missing, old)
+            self.unseen[SLIDING] = graph.node("Or", missing, old)
 
     def step(self, layer: Any, inputs: str, kind: str) -> str:
         """Outputs (batch, width) of the next such layer, before its last map."""

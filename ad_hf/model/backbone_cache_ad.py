@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, LinearAttentionCacheLayerMixin
 
 from .cache_ad import ADCache, ContextCache, States
+from .configuration_ad import FULL, LINEAR, SLIDING
 from .loading_ad import check_fits
 
 # The library's kinds of layers in which rows can stand at steps of their own. (A sliding layer would count slots as
@@ -191,7 +192,7 @@ def make_cache(
     slots, token = slots or config.context_length, weight.new_zeros(1, 1, config.hidden_size)
     dtypes = (weight.dtype, value_dtype or weight.dtype)
     if model.backbone is None:
-        sizes = {"full_attention": slots, "sliding_attention": config.sliding_window, "linear_attention": None}
+        sizes = {FULL: slots, SLIDING: config.sliding_window, LINEAR: None}
         each = [sizes[kind] for kind in config.kinds_of_layers]
         return ADCache(model.encode(token), batch, each, dtypes, slides=config.is_unbounded)
     if not takes_rows_of_own_length(model.backbone):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_ad import ADAttention, ResidualLinear
-from .configuration_ad import ADConfig
+from .configuration_ad import LINEAR, ADConfig
 from .linear_attention_ad import LinearAttention
 
 
@@ -21,7 +21,7 @@ class ADBlock(GradientCheckpointingLayer):
         super().__init__()
         self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        is_linear = config.kinds_of_layers[layer_idx] == "linear_attention"
+        is_linear = config.kinds_of_layers[layer_idx] == LINEAR
         self.attention = (LinearAttention if is_linear else ADAttention)(config, layer_idx)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)

@@ -33,7 +33,7 @@ NORMALIZATION = ("reward_scale", "observation_mean", "observation_std")
 # Attention implementations that a model's own configuration may ask for without trust. Other names may make
 # transformers download and run code, as those of repositories on the Hub do.
 ATTENTION = {"eager", "sdpa", "flex_attention"}
-KINDS_OF_LAYERS = ("full_attention", SLIDING := "sliding_attention", LINEAR := "linear_attention")
+KINDS_OF_LAYERS = (FULL := "full_attention", SLIDING := "sliding_attention", LINEAR := "linear_attention")
 # Entries that make transformers load something else than the package's own code and weights.
 OF_OTHERS = {"quantization_config", "fusion_config", "transformers_weights", "distributed_config", "kernel_config"}
 
@@ -370,13 +370,13 @@ class ADConfig(PreTrainedConfig):
     @property
     def kinds_of_layers(self) -> list[str]:
         """`layer_types`, also where it is left to its default."""
-        default = "full_attention" if self.sliding_window is None else SLIDING
+        default = FULL if self.sliding_window is None else SLIDING
         return self.layer_types or [default] * self.num_hidden_layers
 
     @property
     def is_unbounded(self) -> bool:
         """Whether a rollout goes on for as long as one likes without encoding steps anew."""
-        return self.backbone_config is None and "full_attention" not in self.kinds_of_layers
+        return self.backbone_config is None and FULL not in self.kinds_of_layers
 
     def of_group(self, name: str) -> Any:
         """The configuration of a model of one of the groups."""

@@ -13,7 +13,7 @@ import torch
 
 from .backbone_cache_ad import make_cache
 from .cache_ad import as_slice
-from .configuration_ad import ADConfig
+from .configuration_ad import LINEAR, ADConfig
 from .embeddings_ad import FLAG, NUMBER, check_elements, check_flags, to_tensor
 from .heads_ad import uniform
 from .loading_ad import check_fits
@@ -200,7 +200,7 @@ class ADContext:
         config = self.model.config
         window = config.sliding_window
         if not self._forgets:
-            if "linear_attention" in config.kinds_of_layers:
+            if LINEAR in config.kinds_of_layers:
                 return time
             return min(time, window + (config.num_hidden_layers - 1) * (window - 1))
         if time <= self.length:

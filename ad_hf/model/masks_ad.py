@@ -9,6 +9,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from .attention_ad import additive_mask, band_mask, rotary_tables
 from .cache_ad import ADCache, Carry
+from .configuration_ad import LINEAR, SLIDING
 
 # On CPUs, explicit attention (two batched matmuls and a softmax) trains twice as fast as the fused kernel at windows
 # of some hundred steps; above, the (time x time) weights no longer fit the caches and the fused kernel wins.
@@ -41,7 +42,7 @@ class MaskMixin:
             positions = past.lengths.unsqueeze(1) + positions
         kinds = config.kinds_of_layers
         arguments: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
-        attending = [kind for kind in arguments if kind != "linear_attention"]
+        attending = [kind for kind in arguments if kind != LINEAR]
         if not attending:
             return arguments
         # Positions grow without bounds where a window slides, beyond float32's resolution of angles.
@@ -51,7 +52,7 @@ class MaskMixin:
         tables = rotary_tables(positions, head_dim, config.rope_theta, dtype, angle_dtype)
         rotary = tuple(table.to(device) for table in tables)
         for kind in attending:
-            window: Any = config.sliding_window if kind == "sliding_attention" else None
+            window: Any = config.sliding_window if kind == SLIDING else None
             seen = time + (window - 1 if isinstance(past, Carry) else 0)
             implementation = self.attention_implementation(seen, device, output_attentions)
             if isinstance(past, ADCache):

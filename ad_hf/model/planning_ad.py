@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .branch_ad import Branches
+from .configuration_ad import SLIDING
 from .dynamics_ad import mean_of
 from .heads_ad import action_probabilities, draw, uniform
 from .step_ad import StepDecoder
@@ -91,7 +92,7 @@ class Planner:
         self.model, self.config, self.head, self.dynamics = model, config, model.head, model.dynamics
         self.decoder = decoder
         kinds, window = model.config.kinds_of_layers, model.config.sliding_window
-        self.windows = [window if kind == "sliding_attention" else None for kind in kinds]
+        self.windows = [window if kind == SLIDING else None for kind in kinds]
 
     def improve(
         self,

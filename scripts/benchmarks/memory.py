@@ -21,7 +21,7 @@ import torch
 
 from ad_hf.collection.processes import available_cores
 from ad_hf.evaluation.style import AD_COLOUR, GREY, INK, SOURCE_COLOUR, clean, new_figure, save, write_numbers
-from ad_hf.model.configuration_ad import ADConfig
+from ad_hf.model.configuration_ad import LINEAR, SLIDING, ADConfig
 from ad_hf.model.context_ad import ADContext
 from ad_hf.model.modeling_ad import ADModel
 from ad_hf.progress import ProgressBar
@@ -32,7 +32,6 @@ SPACES: dict[str, Any] = {
     "observation_space": {"type": "MultiDiscrete", "nvec": [9, 9]},
     "action_space": {"type": "Discrete", "n": 5},
 }
-LINEAR, SLIDING = "linear_attention", "sliding_attention"
 LENGTHS = (200, 400, 1000, 2000, 4000)
 TOKENS = 6400  # of a batch, but for windows that are longer
 EPISODE = 20
