@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from scipy import stats
 from studies.attention import attention_of, plot_attention, record_episodes
@@ -31,6 +32,7 @@ from tqdm.auto import tqdm
 
 from ad_hf.envs.task_family import TaskFamily
 from ad_hf.evaluation.card import evaluation_card, write_evaluation
+from ad_hf.evaluation.curves import bootstrap_means, interval, mean_of
 from ad_hf.evaluation.episodes import episodes_to_show, see_again, some_of
 from ad_hf.evaluation.headlines import number
 from ad_hf.evaluation.paths import PATHS_FILE, room_size, write_paths
@@ -63,26 +65,55 @@ def study_names() -> list[str]:
 
 
 def paper_table(study: Study, found: dict[str, Any]) -> str:
-    """The paper's values beside ours, as a table of markdown; if their order is the same, and where ours are lower."""
-    lines = [f"| {study.varied or 'variant'} | ours (95% interval) | the paper's | parameters |", "|---|---|---|---|"]
+    """
+    Returns as a table of markdown, beside the paper's, where it has any; if their order is the same, where ours are
+    lower, and how much the variants differ.
+    """
+    paper = {name: variant.paper for name, variant in study.variants.items() if variant.paper is not None}
+    whose = ["ours (95% interval)", "the paper's"] if paper else ["last ten episodes (95% interval)"]
+    head = [study.varied or "variant", *whose]
+    lines = [f"| {' | '.join([*head, 'parameters'])} |", "|---" * (len(head) + 1) + "|"]
     ends = {name: last_of(found["agents"][name]) for name in study.variants}
     for name, variant in study.variants.items():
         low, high = ends[name]["return_interval"]
         cells_of_line = [
             variant.label or name,
             f"{number(ends[name]['return'])} ({number(low)} to {number(high)})",
-            number(variant.paper),
+            *([number(variant.paper)] if paper else []),
             f"{found['parameters'][name]:,}",
         ]
         lines.append(f"| {' | '.join(cells_of_line)} |")
-    paper = {name: variant.paper for name, variant in study.variants.items() if variant.paper is not None}
     if len(paper) > 2:
         order = stats.kendalltau([ends[name]["return"] for name in paper], list(paper.values())).statistic
         lines += ["", f"Kendall's tau between ours and the paper's order: {order:.2f} (1: the same order)."]
     lower = [study.variants[name].label or name for name, value in paper.items() if ends[name]["return"] < value]
     if paper:
         lines += ["", f"Ours is lower than the paper's: {', '.join(lower) or 'none'}."]
+    for name, less in found.get("versus", {}).items():
+        low, high = less["interval"]
+        pair = (
+            f"{study.variants[name].label or name} less {study.variants[study.versus or name].label or study.versus}"
+        )
+        lines += ["", f"{pair}, by training and task: {number(less['mean'])} ({number(low)} to {number(high)})."]
     return "\n".join(lines)
+
+
+def differences(study: Study, rows: pa.Table) -> dict[str, dict[str, Any]]:
+    """How much more variants return in the last ten episodes than `study.versus`, by training and task."""
+    ends: dict[str, dict[tuple[int, int, str], list[float]]] = {}
+    for row in rows.select(["agent", "split_seed", "training_seed", "task_id", "returns"]).to_pylist():
+        run = row["split_seed"], row["training_seed"], row["task_id"]
+        ends.setdefault(row["agent"], {}).setdefault(run, []).append(float(np.mean(row["returns"][-10:])))
+    found = {}
+    for name in [name for name in study.variants if name != study.versus]:
+        blocks: dict[int, dict[int, list[float]]] = {}  # of splits, of trainings
+        for (split, seed, task), own in sorted(ends[name].items()):
+            less = np.mean(own) - np.mean(ends[study.versus or name][split, seed, task])
+            blocks.setdefault(split, {}).setdefault(seed, []).append(float(less))
+        arrays = [np.array(list(block.values()))[:, None] for block in blocks.values()]
+        bounds = [float(bound) for bound in interval(bootstrap_means(arrays))]
+        found[name] = {"mean": float(mean_of(arrays)), "interval": bounds}
+    return found
 
 
 def look_inside(cell: Cell, runner: StudyRunner, folder: Path) -> None:
@@ -119,6 +150,7 @@ def results_of_runs(study: Study, runner: StudyRunner) -> tuple[pa.Table, dict[s
         "cells": f"{len(finished)} of {len(cells(study))}",
         "seconds": round(sum(each["seconds"] for each in told), 1),
         "devices": sorted({each["device"] for each in told}),
+        **({} if study.versus is None else {"versus": differences(study, rows)}),
     }
     return rows, details
 

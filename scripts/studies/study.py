@@ -114,6 +114,8 @@ class Study:
             A variant whose paths and attention are drawn.
         baselines (`bool`, *optional*, defaults to `True`):
             Whether to show the source beside; random actions always are.
+        versus (`str`, *optional*):
+            A variant from which the differences of the others are told, by training and task.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Study:
     notes: str = ""
     look_inside: str | None = None
     baselines: bool = True
+    versus: str | None = None
 
 
 def load_study(path: str | Path, full: bool = False) -> Study:

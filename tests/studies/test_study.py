@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import yaml
@@ -297,3 +298,21 @@ def test_a_table_compares_with_the_papers_order(tiny_study):
 
     assert "order: 0.33 (1: the same order)" in table
     assert table.endswith("Ours is lower than the paper's: third.")
+
+
+def test_differences_are_paired_by_training_and_task(tiny_study):
+    script, tiny_study.versus = reproduce(), "AD"
+    rows = [
+        {"agent": agent, "split_seed": 0, "training_seed": seed, "task_id": str(task), "returns": [9.0, *[end] * 10]}
+        for seed in (0, 1)
+        for task in (1, 2, 30)
+        for agent, end in (("AD", task), ("AD", task + 2.0), ("wide", task + 1.5))
+    ]
+
+    (less,) = script.differences(tiny_study, pa.Table.from_pylist(rows)).values()
+
+    assert less == {"mean": pytest.approx(0.5), "interval": [pytest.approx(0.5)] * 2}  # whatever the tasks are worth
+    end = {"at": {"11": {"return": 1.0, "return_interval": [0.5, 1.5]}}}
+    found = {"agents": {"AD": end, "wide": end}, "parameters": {"AD": 1, "wide": 2}, "versus": {"wide": less}}
+    tiny_study.variants["wide"].label = "128"
+    assert "128 less AD, by training and task: 0.5 (0.5 to 0.5)." in script.paper_table(tiny_study, found)
