@@ -46,7 +46,6 @@ from ad_hf.storage.files import atomic_path, write_text
 STUDIES = Path(__file__).resolve().parent / "studies"
 LOOKS = (PATHS_FILE, "attention.png")
 ALT = {
-    "study.png": "Return at the end of each variant, beside the paper's",
     "learning_curve.png": "Return by environment steps of the context",
     "rooms.png": "Share of the optimum by the goal's place in the room",
     PATHS_FILE: "Paths through the room in the first and in later episodes of a context",
@@ -188,6 +187,9 @@ def report(study: Study, runner: StudyRunner, output_dir: Path) -> None:
         rows, details = results_written(study, output_dir / study.name)
     folder, source = output_dir / study.name, source_settings(study)
     found = write_evaluation(folder, rows, details if source is None else {**details, "source": source})
+    if study.over_numbers:  # curves of all variants would hide each other
+        for picture in PICTURES:
+            (folder / picture).unlink(missing_ok=True)
     write_text(folder / CARD, evaluation_card(folder, folder.name, found))
     if study.varied is not None:
         with atomic_path(folder / "study.png") as path:
@@ -206,6 +208,8 @@ def study_page(study: Study, found: dict[str, Any], output_dir: Path) -> str:
     name = study.name.removesuffix(FULL)
     command = f"python scripts/reproduce.py {name}" + " --full" * (name != study.name)
     pictures = [f"{study.name}/{picture}" for picture in ("study.png", *PICTURES, *LOOKS)]
+    has_papers = any(variant.paper is not None for variant in study.variants.values())
+    alt = {**ALT, "study.png": "Return at the end of each variant" + ", beside the paper's" * has_papers}
     parts = [
         f"# {study.title}",
         f"`{command}`: {found['cells']} cells finished; splits of the tasks: {len(found['splits'])}, "
@@ -214,7 +218,7 @@ def study_page(study: Study, found: dict[str, Any], output_dir: Path) -> str:
         paper_table(study, found),
         agents_table(found),
         study.notes,
-        *(f"![{ALT[Path(each).name]}]({each})" for each in pictures if (output_dir / each).is_file()),
+        *(f"![{alt[Path(each).name]}]({each})" for each in pictures if (output_dir / each).is_file()),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 

@@ -54,6 +54,21 @@ def study(name: str, *who: str, at: int | None = None, of: str = "return", digit
     return _listed([" to ".join(number(each, digits) for each in np.ravel(end[of])) for end in ends])
 
 
+def series(name: str) -> str:
+    """The returns at the end of a study's series over the same numbers, as a table."""
+    variants = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))["variants"]
+    agents = read_json(FOLDER / "studies" / name / "evaluation.json")["agents"]
+    places = sorted({variant["place"] for variant in variants.values()})
+    rows: dict[str, dict[int, str]] = {}
+    for who, variant in variants.items():
+        end = last_of(agents[who])
+        low, high = end["return_interval"]
+        cell = f"{number(end['return'])} ({number(low)} to {number(high)})"
+        rows.setdefault(variant["series"], {})[variant["place"]] = cell
+    head = ("", *(f"{place:,}" for place in places))
+    return table(head, [(title, *(row.get(place, "-") for place in places)) for title, row in rows.items()])
+
+
 def study_steps(name: str, share: str, source: bool = False, who: str = "AD") -> str:
     """Environment steps of a study's agent, or of its source, to a share of the source's gain."""
     return value(
@@ -247,6 +262,6 @@ FUNCTIONS = {
     each.__name__: each
     for each in (
         *(value, study, study_steps, papers, first, last, interval, steps, tasks, episodes),
-        *(worlds, paper, bandit, studies, unseen, specialists, fine_tuning, memory_costs),
+        *(worlds, paper, bandit, studies, series, unseen, specialists, fine_tuning, memory_costs),
     )
 }

@@ -82,7 +82,7 @@ def plot_study(path: str | Path, study: Study, evaluation: Mapping[str, Any]) ->
     series: dict[str | None, list[str]] = {}
     for name, variant in study.variants.items():
         series.setdefault(variant.series, []).append(name)
-    if all(variant.place is not None for variant in study.variants.values()):
+    if study.over_numbers:
         _plot_lines(path, study, evaluation, series)
         return
     figure = new_figure(max(6.4, 1.2 + 0.62 * (len(study.variants) + len(series))), 4.0, NOTE_OF_DOTS)
@@ -115,7 +115,7 @@ def _plot_lines(
     path: str | Path, study: Study, evaluation: Mapping[str, Any], series: Mapping[str | None, Sequence[str]]
 ) -> None:
     """The same of a study whose series run over the same numbers: a line of each."""
-    figure = new_figure(7.6, 4.0, NOTE_OF_DOTS)
+    figure = new_figure(7.6, 4.0, NOTE_OF_DOTS.removeprefix("ours: "))
     axes = figure.add_subplot()
     axes.set_xscale("log")
     marks: set[float] = set()

@@ -134,6 +134,11 @@ class Study:
     baselines: bool = True
     versus: str | None = None
 
+    @property
+    def over_numbers(self) -> bool:
+        """Whether its series run over the same numbers, and are drawn as lines."""
+        return all(variant.place is not None for variant in self.variants.values())
+
 
 def load_study(path: str | Path, full: bool = False) -> Study:
     """
