@@ -13,13 +13,57 @@ from ad_hf.model.modeling_ad import ADModel
 from ad_hf.training.config import TrainingConfig
 
 
-def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+class Float32Muon(torch.optim.Muon):
+    """
+    Muon whose products are in float32. Torch's own are in bfloat16, which takes longer than all else of an update on
+    CPUs that emulate it.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step, as [`torch.optim.Muon`] does with `adjust_lr_fn="match_rms_adamw"` and Nesterov's momentum."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            rate, momentum = float(group["lr"]), group["momentum"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight.grad, memory_format=torch.preserve_format)
+                buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
+                update = weight.grad.lerp(buffer, momentum)
+                update = orthogonalize(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                weight.mul_(1 - rate * group["weight_decay"])
+                weight.add_(update, alpha=-rate * 0.2 * max(weight.shape) ** 0.5)
+        return loss
+
+
+def orthogonalize(
+    matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float
+) -> torch.Tensor:
+    """A matrix with about the same singular vectors and singular values near 1, by steps of Newton and Schulz."""
+    first, second, third = coefficients
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    result = matrix.float().T if is_tall else matrix.float()
+    result = result / result.norm().clamp(min=epsilon)
+    for _ in range(steps):
+        gram = result @ result.T
+        result = torch.addmm(result, torch.addmm(gram, gram, gram, beta=second, alpha=third), result, beta=first)
+    return (result.T if is_tall else result).to(matrix.dtype)
+
+
+def make_optimizers(model: ADModel, config: TrainingConfig, bfloat16: bool = True) -> list[torch.optim.Optimizer]:
     """
     The optimizers of a model's weights, but for those that are frozen: Muon for the matrices of the blocks and AdamW
     for the rest, or AdamW for all.
 
     Weight decay is for the matrices of linear maps alone: embeddings, norms and biases have none. Muon's step is
     scaled to the size of AdamW's, so that one learning rate serves both (https://huggingface.co/papers/2502.16982).
+    Its products are in `bfloat16`, or else in float32.
     """
     embeddings = {id(table.weight) for table in model.modules() if isinstance(table, torch.nn.Embedding)}
     muon: list[torch.nn.Parameter] = []
@@ -44,7 +88,8 @@ def make_optimizers(model: ADModel, config: TrainingConfig) -> list[torch.optim.
         optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True))
     if muon:
         decay, rate = config.weight_decay, config.learning_rate
-        optimizers.append(torch.optim.Muon(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        kind = torch.optim.Muon if bfloat16 else Float32Muon
+        optimizers.append(kind(muon, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

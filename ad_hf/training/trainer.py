@@ -87,7 +87,8 @@ class Trainer:
             self.validation_windows = {
                 member.name: member.find_validation_windows(*self.window_order) for member in self.members
             }
-        optimizers = make_optimizers(plain, training)
+        bfloat16 = self.accelerator.device.type != "cpu" or self.accelerator.mixed_precision == "bf16"
+        optimizers = make_optimizers(plain, training, bfloat16)
         self.schedulers = make_schedulers(optimizers, training)
         self.groups = named_groups(optimizers, plain)
         self.with_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED

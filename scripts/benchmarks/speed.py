@@ -256,9 +256,11 @@ def benchmark_mixture(repeats: int = 8) -> None:
     batches: dict[str, Any] = {name: synthetic_batch(models[name].config, 60) for name in groups}
     parts = {name: {each: values[:20] for each, values in batch.items()} for name, batch in batches.items()}
     batches["mixture"] = {each: {name: part[each] for name, part in parts.items()} for each in parts["room"]}
-    optimizers = {name: make_optimizers(model, TrainingConfig()) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
     precision, _ = choose_precision(torch.device("cpu"))
+    optimizers = {
+        name: make_optimizers(model, TrainingConfig(), precision == "bf16") for name, model in models.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(repeats + 2):
         for name, model in models.items():
             start = time.perf_counter()
@@ -307,7 +309,7 @@ def benchmark_train(repeats: int = 12) -> None:
     model, batch = ADModel(config).train(), synthetic_batch(config, BATCH)
     precision, _ = choose_precision(torch.device("cpu"))
     for optimizer_name in ("adamw", "muon"):
-        optimizers = make_optimizers(model, TrainingConfig(optimizer=optimizer_name))
+        optimizers = make_optimizers(model, TrainingConfig(optimizer=optimizer_name), precision == "bf16")
         seconds, peaks = [], {torch.float32: 0.0, torch.bfloat16: 0.0}
         for repeat in range(repeats + 2):
             for dtype in peaks:

@@ -76,8 +76,8 @@ def measure_train(dataset: str, updates: int) -> None:
     windows = HistoryWindows(opened.histories("train", SELECTION), *opened.metadata.spaces, WINDOW)
     sources = {"streamed": streamed, "map_style": iter(WindowBatches(windows, BATCH))}
     model = ad_hf.ADModel(ad_hf.config_from_dataset(opened)).train()
-    optimizers = make_optimizers(model, TrainingConfig())
     precision, _ = choose_precision(torch.device("cpu"))
+    optimizers = make_optimizers(model, TrainingConfig(), precision == "bf16")
     seconds: dict[str, list[float]] = {name: [] for name in sources}
     for turn in range(2 * (updates // 10) + 2):
         name = list(sources)[turn % 2]

@@ -19,7 +19,7 @@ from ad_hf.pipeline import EvaluatedModel, evaluate_models
 from ad_hf.training.compatibility import check_family, check_tasks
 from ad_hf.training.config import TrainingConfig
 from ad_hf.training.machine import choose_precision
-from ad_hf.training.optimizers import make_optimizers
+from ad_hf.training.optimizers import Float32Muon, make_optimizers
 
 CONFIGS = Path(ad_hf.__file__).parent / "accelerate_configs"
 
@@ -104,6 +104,23 @@ def test_weight_decay_is_for_matrices_alone(tiny_histories):
         assert not decayed & spared
         assert all("norm" in name or "bias" in name or "table" in name or "episode_start" in name for name in spared)
         assert {"blocks.0.attention.qkv.weight", "head.linear.weight"} <= decayed
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_muon_in_float32_takes_the_steps_of_torchs(shape):
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(3, *shape)
+    ends = []
+    for kind in (torch.optim.Muon, Float32Muon):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = kind([weight], lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        ends.append(weight.detach())
+    assert (ends[0] - start).abs().mean() > 0.1
+    torch.testing.assert_close(*ends, atol=0.01, rtol=0.01)  # torch's is of bfloat16
+    assert optimizer.state[weight].keys() == {"momentum_buffer"}
 
 
 def test_the_precision_of_a_cpu_is_measured():
