@@ -13,11 +13,8 @@ from ad_hf.evaluation.summary import SUMMARY_FILE
 from ad_hf.evaluation.upgrades import upgrade
 from ad_hf.hub.model_files import PUSHED_AGAIN, model_folder, own_results, run_files, weights_digest
 from ad_hf.hub.models import load_model, run_recipe
-from ad_hf.model.attention_ad import ADAttention, ResidualLinear
-from ad_hf.model.blocks_ad import ADBlock
 from ad_hf.model.context_ad import context_sizes
-from ad_hf.model.linear_attention_ad import LinearAttention
-from ad_hf.model.modeling_ad import ADModel
+from ad_hf.model.modeling_ad import OWN_LAYERS, ADModel
 from ad_hf.model.step_ad import is_plain
 from ad_hf.own_recipe import recipe_of_model
 from ad_hf.settings import read_json
@@ -98,7 +95,7 @@ def describe_step(model: ADModel) -> dict[str, Any]:
     if model.backbone is not None:
         kind = model.backbone.config.model_type
         raise ValueError(f"only models of this package's own blocks are exported, this one has a {kind} backbone")
-    if not is_plain(model.blocks, {ADBlock, ADAttention, LinearAttention, ResidualLinear}):
+    if not is_plain(model.blocks, OWN_LAYERS):
         raise ValueError("the model has adapters, quantised layers or hooks: merge or remove them before the export")
     config, rollout = model.config, model.rollout_config.resolve()
     length, dropped = context_sizes(config, rollout)

@@ -86,6 +86,16 @@ class Graph:
         weights, padding = (self.weight(layer.weight), self.weight(layer.bias)), list(layer.padding) * 2
         return self.node("Conv", values, *weights, strides=list(layer.stride), pads=padding)
 
+    def project(self, layer: Any, inputs: str) -> list[str]:
+        """Queries, keys and values (batch, heads, 1, size) of a layer's inputs (batch, width)."""
+        shape = self.constant([0, 3 * layer.num_heads, 1, layer.head_dim])
+        qkv = self.node("Reshape", self.linear(layer.qkv, inputs), shape)
+        return self.nodes_of("Split", 3, qkv, axis=1, num_outputs=3)
+
+    def transpose(self, values: str) -> str:
+        """Values (batch, heads, n, m) as (batch, heads, m, n)."""
+        return self.node("Transpose", values, perm=[0, 1, 3, 2])
+
     def turn(self, values: str, tables: tuple[np.ndarray, ...]) -> str:
         """Values (..., head_dim) turned by cosines and signed sines, as `ADAttention.project` does."""
         first, second = self.nodes_of("Split", 2, values, axis=-1, num_outputs=2)
@@ -183,15 +193,13 @@ class _Attention:
     def step(self, layer: Any, inputs: str, kind: str) -> str:
         """Outputs (batch, width) of the next such layer, before its last map."""
         graph, heads, size = self.graph, layer.num_heads, layer.head_dim
-        qkv = graph.node("Reshape", graph.linear(layer.qkv, inputs), graph.constant([0, 3 * heads, 1, size]))
-        query, key, value = graph.nodes_of("Split", 3, qkv, axis=1, num_outputs=3)
+        query, key, value = graph.project(layer, inputs)
         query, key = (graph.norm(layer.query_key_norm, part) for part in (query, key))
         past = self.pasts[len(self.after["keys"])]
         keys, values = (graph.node("Concat", old, new, axis=2) for old, new in zip(past, (key, value)))
         query = graph.turn(query, tuple(table[-1:] for table in self.tables))
         query = graph.node("Mul", query, graph.constant(layer.scaling, np.float32))
-        turned = graph.node("Transpose", graph.turn(keys, self.tables), perm=[0, 1, 3, 2])
-        scores = graph.node("MatMul", query, turned)
+        scores = graph.node("MatMul", query, graph.transpose(graph.turn(keys, self.tables)))
         scores = graph.node("Where", self.unseen[kind], graph.constant(UNSEEN), scores)
         attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), values)
         kept = [graph.constant([each]) for each in (1, self.window, 2)]
@@ -210,22 +218,22 @@ class _Recurrence:
         """Outputs (batch, width) of the next such layer, before its last map."""
         graph, heads, size = self.graph, layer.num_heads, layer.head_dim
         state = self.states[len(self.after)]
-        qkv = graph.node("Reshape", graph.linear(layer.qkv, inputs), graph.constant([0, 3 * heads, size, 1]))
-        query, key, value = graph.nodes_of("Split", 3, qkv, axis=1, num_outputs=3)
-        rows = [graph.node("Transpose", part, perm=[0, 1, 3, 2]) for part in (query, key)]
+        query, key, value = graph.project(layer, inputs)
         scale = graph.constant(np.full(size, size**-0.5), np.float32)
-        query, key = (graph.node("LayerNormalization", part, scale, axis=-1, epsilon=layer.epsilon) for part in rows)
+        query, key = (
+            graph.node("LayerNormalization", part, scale, axis=-1, epsilon=layer.epsilon) for part in (query, key)
+        )
         gates = graph.node("Sigmoid", graph.linear(layer.gates, inputs))
         gates = graph.node("Reshape", gates, graph.constant([0, 2 * heads, 1, 1]))
         strength, decay = graph.nodes_of("Split", 2, gates, axis=1, num_outputs=2)
         decay = graph.node("Mul", decay, graph.constant(layer.least_decay - 1, np.float32))
         decay = graph.node("Exp", graph.node("Sub", decay, graph.constant(layer.least_decay, np.float32)))
         state = graph.node("Mul", state, decay)
-        recalled = graph.node("MatMul", state, graph.node("Transpose", key, perm=[0, 1, 3, 2]))
-        update = graph.node("Mul", strength, graph.node("Sub", value, recalled))
+        recalled = graph.node("MatMul", state, graph.transpose(key))
+        update = graph.node("Mul", strength, graph.node("Sub", graph.transpose(value), recalled))
         state = graph.node("Add", state, graph.node("MatMul", update, key))
         self.after.append(state)
-        answer = graph.node("MatMul", state, graph.node("Transpose", query, perm=[0, 1, 3, 2]))
+        answer = graph.node("MatMul", state, graph.transpose(query))
         return graph.node("Reshape", answer, graph.constant([0, heads * size]))
 
 
